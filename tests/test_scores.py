@@ -239,12 +239,6 @@ def test_batches_keep_the_budget_and_every_input():
     assert len(found) == 4  # 100 and 50 alone, 20 with a 7, the rest
 
 
-@pytest.mark.parametrize("template", ["{prompt}", "chatty", "{prompt} {prompt} {response}"])
-def test_template_without_its_fields_is_refused(template, tmp_path):
-    with pytest.raises(D2OError, match="neither `chat` nor"):
-        scores.score(source(tmp_path, template=template), tmp_path, tmp_path, tmp_path, tmp_path / "out")
-
-
 def test_chat_needs_a_chat_template(tmp_path):
     folder = make_bert(tmp_path / "bert")
     (folder / "manifest.json").write_text("{}")

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from d2o import settings
+from d2o import settings, settings_docs
 from d2o.errors import D2OError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -32,7 +32,7 @@ def main() -> None:
 
 def _command(section: type[settings.Section] | None = None):
     """Register a function as subcommand, with the keys of its settings at the end of its help."""
-    return app.command(epilog=settings.keys(section) if section else None)
+    return app.command(epilog=settings_docs.keys(section) if section else None)
 
 
 def _folder(model: Path) -> Path:
@@ -217,8 +217,8 @@ def show(path: Annotated[Path, typer.Argument(help="an artifact, or its manifest
 @app.command()
 def schema(folder: Annotated[Path, typer.Argument(help="where to write")] = Path("config")) -> None:
     """Write schema.json and README.md, generated from the settings."""
-    folder.joinpath("schema.json").write_text(settings.schema())
-    folder.joinpath("README.md").write_text(settings.reference())
+    folder.joinpath("schema.json").write_text(settings_docs.schema())
+    folder.joinpath("README.md").write_text(settings_docs.reference())
 
 
 if __name__ == "__main__":

@@ -28,17 +28,6 @@ _FIELD = re.compile(r"\{(prompt|response)\}")
 # From a conversation to tokens -------------------------------------------------------------------
 
 
-def check_template(template: str) -> None:
-    """
-    Raises:
-        D2OError: where a template is neither known by name nor a text with {prompt} and {response}.
-    """
-    if template not in ("chat", "pair") and sorted(_FIELD.findall(template)) != ["prompt", "response"]:
-        raise D2OError(
-            f"template: {template!r} is neither `chat` nor `pair`, nor a text with {{prompt}} and {{response}}"
-        )
-
-
 def encode(tokenizer, template: str, messages: Messages, response: str, limit: int) -> tuple[Encoding, bool]:
     """What a reward model reads, and whether it had to be cut: of a long input the last `limit` tokens stay.
 

@@ -38,7 +38,6 @@ def make(reward: Reward, backbone: Path | None, rows: Path | None, negatives: Pa
     Raises:
         D2OError: where the source is no reward model, or the rows hold nothing to learn from.
     """
-    reward_inputs.check_template(reward.template)
     if reward.source:
         with records.artifact(folder, reward) as draft:
             draft.facts["source"] = str(_link(reward, draft.path))

@@ -20,7 +20,6 @@ def score(reward: Reward, model: Path, prompts: Path, responses: Path, output: P
     Raises:
         D2OError: where there is no answer, an answer's prompt is unknown, or the model does not fit `reward`.
     """
-    reward_inputs.check_template(reward.template)
     messages = {row["prompt_id"]: row["messages"] for row in records.read_table(prompts, records.PROMPTS)}
     answers = records.read_table(responses, records.SAMPLES)
     if not answers:

@@ -1,6 +1,6 @@
 """Every setting of an experiment: its type, unit, default and meaning, declared here and nowhere else.
 
-`config/schema.json` and `config/README.md` are generated from this module (`d2o schema`), and so are the
+`config/schema.json` and `config/README.md` are generated from this module (see `settings_docs.py`), and so are the
 messages for a wrong config. Nothing heavy is imported here: a wrong key is reported within a second.
 """
 
@@ -14,12 +14,14 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from d2o.contracts import CONTRACTS
+from d2o.contracts import CONTRACTS, PARAMETERS
 from d2o.errors import D2OError
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
+AtLeast0 = Annotated[float, Field(ge=0)]
+Above0 = Annotated[float, Field(gt=0)]
 
 INSTRUCTIONS = {
     "considerate": "Please answer in a way that is harmless, considerate and helpful.",
@@ -39,11 +41,22 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class Source(Section):
-    """Where a model comes from: exactly one of `hub`, `path` and `package`."""
+class Hub(Section):
+    """Something that may come from the Hugging Face Hub, and then at a revision."""
 
     hub: str | None = Field(None, description="repository id on the Hugging Face Hub")
     revision: str | None = Field(None, description="commit, tag or branch of `hub`; required with it")
+
+    @model_validator(mode="after")
+    def _pinned(self):
+        if self.hub and not self.revision:
+            raise ValueError("`hub` needs a `revision`, so that the result can be reproduced")
+        return self
+
+
+class Source(Hub):
+    """Where a model comes from: exactly one of `hub`, `path` and `package`."""
+
     path: str | None = Field(None, description="local folder with safetensors, tokenizer and chat template")
     package: str | None = Field(None, description="installed Python package that carries a GGUF file")
     file: str | None = Field(None, description="name of the GGUF file inside `package`")
@@ -54,8 +67,6 @@ class Source(Section):
     def _one_origin(self):
         if sum(origin is not None for origin in (self.hub, self.path, self.package)) != 1:
             raise ValueError("give exactly one of hub, path and package")
-        if self.hub and not self.revision:
-            raise ValueError("a hub model needs a revision, so that the result can be reproduced")
         if (self.package is None) != (self.file is None):
             raise ValueError("package and file go together")
         return self
@@ -70,24 +81,17 @@ class Model(Source):
     context: Positive = Field(2048, description="tokens: the longest prompt plus response")
 
 
-class Reading(Section):
+class Reading(Hub):
     """Where preference rows come from, and how they are read."""
 
     format: Literal["pku-saferlhf-beta", "pku-saferlhf", "hh-rlhf", "negatives"] = Field(
         description="schema of the rows; `negatives` is {prompt | messages, response} without any positive"
     )
     hub: str | None = Field(None, description="data set id on the Hub; `train` and `test` then name splits")
-    revision: str | None = Field(None, description="commit or tag of `hub`; required with it")
     name: str | None = Field(None, description="configuration of the Hub data set")
     train: list[str] = Field(min_length=1, description="files (.jsonl, .json, .parquet; .gz, .xz) or splits")
     test: list[str] = Field([], description="as `train`; empty: `test_share` of the prompts is held out")
     max_bad_share: Share = Field(0.01, description="share of unreadable rows above which reading stops")
-
-    @model_validator(mode="after")
-    def _pinned(self):
-        if self.hub and not self.revision:
-            raise ValueError("a hub data set needs a revision, so that the result can be reproduced")
-        return self
 
 
 class Extraction(Section):
@@ -176,7 +180,10 @@ class Train(Section):
 
 
 class Method(Section):
-    """A training method: a loss, and the view of the response group that it sees."""
+    """A training method: a loss with its parameters, and the view of the response group that it sees.
+
+    Which loss reads which parameter, and with which default, stands in the table of the losses.
+    """
 
     extends: Name | None = Field(None, description="method whose keys this one starts from")
     loss: Literal[tuple(CONTRACTS)] = Field(description="loss function")
@@ -191,10 +198,26 @@ class Method(Section):
     )
     k: Positive | None = Field(None, description="positives per group of `self`; null: all of the pool")
     self_correction: bool = Field(True, description="false: positives drawn from the plain prompt")
-    beta: Annotated[float, Field(ge=0)] = Field(0.1, description="strength of the reference on positives")
-    alpha: Annotated[float, Field(ge=0)] = Field(0.1, description="strength of the reference on the negative")
-    gamma: Annotated[float, Field(ge=0)] = Field(0.0, description="target margin (SimPO)")
+    beta: AtLeast0 | None = Field(None, description="β: inverse temperature; of D2O the one on the positives")
+    alpha: AtLeast0 | None = Field(None, description="α: inverse temperature on the negative")
+    gamma: AtLeast0 | None = Field(None, description="γ: margin that the scaled log-probs per token are to differ by")
+    delta: AtLeast0 | None = Field(None, description="δ: nats that the positive's log-prob is to lead by")
+    epsilon: Annotated[float, Field(ge=0, lt=0.5)] | None = Field(None, description="ε: share of flipped labels")
+    tau: Above0 | None = Field(None, description="τ: regularisation; the log-ratios are to differ by 1/(2τ) nats")
+    token_means: bool | None = Field(None, description="true: log-ratios per token, in place of sums")
+    penalty: AtLeast0 | None = Field(None, description="λ: weight of a positive's log-prob below the reference's")
+    weight: AtLeast0 | None = Field(None, description="λ: weight of the loss's second term")
+    desirable: AtLeast0 | None = Field(None, description="λ_D: weight of the positives")
+    undesirable: AtLeast0 | None = Field(None, description="λ_U: weight of the negatives")
     train: dict[str, Any] = Field({}, description="keys of the section `train` that differ for this method")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_the_loss(cls, data):
+        if isinstance(data, dict) and (contract := CONTRACTS.get(str(data.get("loss")))):
+            absent = {key: value for key, value in contract.parameters.items() if data.get(key) is None}
+            return {**data, **absent}
+        return data
 
 
 class RewardTraining(Section):
@@ -230,6 +253,18 @@ class Reward(Section):
     def _one_origin(self):
         if (self.source is None) == (self.train is None):
             raise ValueError("give exactly one of source and train")
+        if self.train and self.better == "lower":
+            raise ValueError("a reward model trained here scores safe answers higher: leave `better` out")
+        return self
+
+    @model_validator(mode="after")
+    def _template_has_its_fields(self):
+        fields = re.findall(r"\{(prompt|response)\}", self.template)
+        if self.template not in ("chat", "pair") and sorted(fields) != ["prompt", "response"]:
+            raise ValueError(
+                f"template: {self.template!r} is neither `chat` nor `pair`, "
+                f"nor a text with {{prompt}} and {{response}}, each once"
+            )
         return self
 
 
@@ -242,12 +277,11 @@ class Judge(Section):
     concurrency: Positive = Field(8, description="requests under way at once")
 
 
-class QuestionSource(Section):
+class QuestionSource(Hub):
     """Where multiple-choice questions come from, and which."""
 
     path: str | None = Field(None, description="folder or .zip with dev/ and test/ CSV files of MMLU")
     hub: str | None = Field(None, description="data set id on the Hub, such as cais/mmlu")
-    revision: str | None = Field(None, description="commit or tag of `hub`; required with it")
     subjects: list[str] = Field([], description="subjects; empty: all")
     limit: Positive | None = Field(None, description="questions per subject; null: all")
 
@@ -255,8 +289,6 @@ class QuestionSource(Section):
     def _one_origin(self):
         if (self.path is None) == (self.hub is None):
             raise ValueError("give exactly one of path and hub")
-        if self.hub and not self.revision:
-            raise ValueError("a hub data set needs a revision, so that the result can be reproduced")
         return self
 
 
@@ -359,9 +391,14 @@ class Settings(Section):
             if fault := _fault(method):
                 raise ValueError(f"methods.{name}: {fault}")
             try:
-                self.train_of(method)
+                train = self.train_of(method)
             except ValidationError as error:
                 raise ValueError("; ".join(_lines(error, Train, f"methods.{name}.train"))) from None
+            if CONTRACTS[method.loss].mismatched and train.groups_per_step < 2:
+                raise ValueError(
+                    f"methods.{name}: the loss {method.loss} compares prompts of a step with one another's answers: "
+                    f"set groups_per_step to 2 or more"
+                )
             if method.k and method.k > self.positives.k:
                 raise ValueError(
                     f"methods.{name}.k: {method.k} positives are asked of a pool of {self.positives.k}; "
@@ -415,22 +452,35 @@ def _extended(methods: dict[str, Any]) -> dict[str, Any]:
         base = resolve(parent, (*chain, name))
         if not isinstance(base, dict):
             return own
-        train = {**(base.get("train") or {}), **(own.get("train") or {})}
-        done[name] = {**base, **own, "train": train}
+        merged = {**base, **own, "train": {**(base.get("train") or {}), **(own.get("train") or {})}}
+        # A parameter of the parent's loss that this one does not read is not inherited.
+        read = _parameters(merged.get("loss"))
+        done[name] = {key: value for key, value in merged.items() if key in own or key not in PARAMETERS - read}
         return done[name]
 
     return {name: resolve(name, ()) for name in methods}
 
 
+def _parameters(loss: Any) -> set[str]:
+    """The parameters that a loss reads; all of them where there is no such loss, which is told elsewhere."""
+    contract = CONTRACTS.get(str(loss))
+    return set(contract.parameters) if contract else PARAMETERS
+
+
 def _fault(method: Method) -> str | None:
-    """Why a method's view of the group does not serve its loss, or None."""
+    """Why a method's parameters or view of the group do not serve its loss, or None."""
     contract = CONTRACTS[method.loss]
+    for key in sorted(PARAMETERS - _parameters(method.loss)):
+        if getattr(method, key) is not None:
+            return f"the loss {method.loss} reads no `{key}`; it reads: {', '.join(contract.parameters) or 'none'}"
+    if method.beta == 0 and not method.alpha:
+        return f"the loss {method.loss} learns nothing with `beta: 0`"
     if contract.negative != method.negatives:
         wanted = "needs `negatives: true`" if contract.negative else "takes no negatives"
         return f"the loss {method.loss} {wanted}"
     if contract.positives == "none" and method.positives != "none":
         return f"the loss {method.loss} takes no positives: leave `positives` out"
-    if contract.positives != "none" and method.positives == "none":
+    if contract.positives in ("one", "many") and method.positives == "none":
         return f"the loss {method.loss} needs `positives`: self, human or safe-human"
     if contract.positives == "one" and method.positives == "self" and method.k != 1:
         return f"the loss {method.loss} takes one positive a group: set `k: 1`"
@@ -489,62 +539,3 @@ def parse(section: type[S], text: str) -> S:
     except json.JSONDecodeError as error:
         raise D2OError(f"--settings: not JSON: {error}") from None
     return validate(section, data, "--settings")
-
-
-def schema() -> str:
-    """The JSON schema of the config, for editors."""
-    return json.dumps(Settings.model_json_schema(), indent=2, ensure_ascii=False) + "\n"
-
-
-def keys(section: type[BaseModel]) -> str:
-    """One line per key of a section: name, type, default, meaning."""
-    return "\n\n".join(f"{key}: {kind}, {default}. {meaning}" for key, kind, default, meaning in _rows(section))
-
-
-def reference() -> str:
-    """`config/README.md`: every section as a table."""
-    text = [
-        "# Settings",
-        "",
-        "Generated from `workflow/d2o/settings.py` by `d2o schema`; a test fails when it drifts.",
-        "`config.yaml` is the demo, `paper.yaml` the paper at full size, `thumbs-down.yaml` a log of negatives.",
-        "An unknown key, a wrong type or a name that does not exist stops Snakemake within seconds.",
-    ]
-    sections = [Settings, Experiment, Model, Dataset, Method, Train, Forward, Positives, Responses, Engine]
-    for section in [*sections, Reward, Source, RewardTraining, Judge, Benchmark, Compute]:
-        text += ["", f"## {section.__name__}", "", section.__doc__ or "", ""]
-        text += ["| key | type | default | meaning |", "|---|---|---|---|"]
-        text += ["| " + " | ".join(cell.replace("|", "\\|") for cell in (f"`{row[0]}`", *row[1:])) + " |"
-                 for row in _rows(section)]  # fmt: skip
-    return "\n".join(text) + "\n"
-
-
-def _rows(section: type[BaseModel]) -> list[tuple[str, str, str, str]]:
-    rows = []
-    for key, node in section.model_json_schema()["properties"].items():
-        field = section.model_fields[key]
-        if field.is_required():
-            default = "required"
-        elif isinstance(field.default, BaseModel):
-            default = "as its section says"
-        else:
-            default = f"default {json.dumps(field.default, ensure_ascii=False)}"
-        rows.append((key, _kind(node), default, field.description or ""))
-    return rows
-
-
-def _kind(node: dict[str, Any]) -> str:
-    if "$ref" in node:
-        return node["$ref"].rsplit("/", 1)[1]
-    if "enum" in node:
-        return " | ".join(json.dumps(value) for value in node["enum"])
-    if "anyOf" in node:
-        return " | ".join(_kind(option) for option in node["anyOf"])
-    if node.get("type") == "array":
-        return f"list of {_kind(node['items'])}"
-    if node.get("type") == "object":
-        inner = node.get("additionalProperties") or next(iter(node.get("patternProperties", {}).values()), True)
-        return f"mapping to {_kind(inner)}" if isinstance(inner, dict) else "mapping"
-    limits = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤"}
-    bounds = " ".join(f"{sign} {node[key]:g}" for key, sign in limits.items() if key in node)
-    return f"{node.get('type', 'any')} {bounds}".strip()

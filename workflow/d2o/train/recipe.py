@@ -193,7 +193,7 @@ def _sides(micro, sums):
             stop = start + len(responses)
             references = torch.tensor([r.reference for r in responses], device=sums.device)
             lengths = torch.tensor([float(len(r.ids)) for r in responses], device=sums.device)
-            pair.append(Side(sums[start:stop], references, lengths))
+            pair.append(Side(sums[start:stop], references, lengths, torch.full_like(lengths, math.nan)))
             start = stop
         sides.append(tuple(pair))
     return sides
