@@ -93,10 +93,12 @@ def digests(package) -> dict[str, str]:
         ("scores.py", {"scores"}),
         ("train/schedule.py", {"train"}),
         ("losses.py", {"train"}),
+        ("contracts.py", {"train"}),
         ("logprobs.py", {"references", "train"}),
         ("generation.py", {"positives", "responses"}),
         ("settings.py", set()),
         ("cli.py", set()),
+        ("settings_docs.py", set()),
     ],
 )
 def test_an_edit_reaches_the_stages_that_run_the_code(package, file, stages):

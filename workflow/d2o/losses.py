@@ -122,7 +122,7 @@ def robust_dpo(positives: Side, negatives: Side, *, beta: float, epsilon: float)
 
 
 def dpop(positives: Side, negatives: Side, *, beta: float, penalty: float) -> Tensor:
-    """DPO-Positive, arXiv 2402.13228: −log σ(β [h − λ max(0, −lr(y_w))]).
+    """DPO-Positive, arXiv 2402.13228, Eq. 3: −log σ(β [h − λ max(0, −lr(y_w))]).
 
     The penalty λ sets in where a positive is less likely than under the reference. The paper's λ is 50.
     """
@@ -149,7 +149,7 @@ def slic_hf(positives: Side, negatives: Side, *, delta: float, weight: float) ->
 
 
 def simpo(positives: Side, negatives: Side, *, beta: float, gamma: float) -> Tensor:
-    """Simple preference optimisation, arXiv 2405.14734: −log σ(β m(y_w) − β m(y_l) − γ).
+    """Simple preference optimisation, arXiv 2405.14734, Eq. 6: −log σ(β m(y_w) − β m(y_l) − γ).
 
     Its authors advise β of 2 to 2.5 and γ/β of 0.5; DPO's β = 0.1 under-tunes it, for m is a few nats at most.
     """
@@ -172,7 +172,7 @@ def kto(
 
 
 def orpo(positives: Side, negatives: Side, *, weight: float) -> Tensor:
-    """Odds ratio preference optimisation, arXiv 2403.07691: −m(y_w) − λ log σ(log odds(y_w)/odds(y_l)).
+    """Odds ratio preference optimisation, arXiv 2403.07691, Eq. 6: −m(y_w) − λ log σ(log odds(y_w)/odds(y_l)).
 
     odds = P/(1 − P) with P = e^m, taken in log space; 1 − P is at least `FLOOR`.
     """

@@ -43,7 +43,7 @@ def reference() -> str:
 _LOSSES = (
     "What each loss takes of a group, and the keys of a method that it reads; another key is refused, or dropped\n"
     "where `extends` would hand it down. lp: log-prob; m: lp per token; lr: log-ratio of policy and reference;\n"
-    "`y_w`: positive; `y_l`: negative; h = lr(`y_w`) − lr(`y_l`). References are log-probs of the initial model."
+    "`y_w`: positive; `y_l`: negative; h = lr(`y_w`) − lr(`y_l`)."
 )
 
 
