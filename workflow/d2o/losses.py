@@ -41,7 +41,7 @@ class Side(NamedTuple):
 
     @classmethod
     def of(cls, tokens: Tensor, lengths: Tensor, references: Tensor) -> Side:
-        """A side out of the log-probs of its tokens.
+        """A side out of the log-probs of its tokens; all arguments on one device.
 
         Args:
             tokens: log π_θ(y_t|x, y_<t), [T], the responses one after the other.
@@ -49,11 +49,11 @@ class Side(NamedTuple):
             references: as the attribute, [n].
         """
         owner = torch.arange(len(lengths), device=tokens.device).repeat_interleave(lengths, output_size=len(tokens))
-        sums = (
-            tokens.new_zeros(len(lengths)).index_add(0, owner, values) for values in (tokens, _complement(tokens))
-        )
-        logprobs, complements = sums
-        return cls(logprobs, references, lengths.to(tokens.dtype), complements)
+
+        def total(values: Tensor) -> Tensor:
+            return values.new_zeros(len(lengths)).index_add(0, owner, values)
+
+        return cls(total(tokens), references, lengths.to(tokens.dtype), total(_complement(tokens)))
 
     @property
     def logratios(self) -> Tensor:
