@@ -1,12 +1,18 @@
-"""Response log-probs against the plain forward pass of transformers, one sequence at a time."""
+"""Response log-probs: every route and architecture against the plain forward pass, sequence by sequence."""
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from conftest import make_tiny_model
 from d2o import logprobs
 from d2o.errors import D2OError
 from d2o.groups import Group, Response
+from d2o.logprobs import Policy, Row, attention
+from d2o.logprobs.head import token_logprobs
+
+ROUTES = ["shared", "dense", "padded"]
+ARCHITECTURES = ["llama", "qwen2", "qwen3", "phi3", "gpt_neox"]
 
 
 def random_groups(shapes, seed=0) -> list[Group]:
@@ -14,7 +20,7 @@ def random_groups(shapes, seed=0) -> list[Group]:
     generator = torch.Generator().manual_seed(seed)
 
     def ids(n):
-        return torch.randint(3, 512, (n,), generator=generator).tolist()
+        return torch.randint(3, 128, (n,), generator=generator).tolist()
 
     return [
         Group("p", ids(p), [Response("r", ids(n)) for n in up], [Response("r", ids(n)) for n in down])
@@ -22,64 +28,170 @@ def random_groups(shapes, seed=0) -> list[Group]:
     ]
 
 
-SHAPES = [(5, (7, 3), (4,)), (1, (1,), (1,)), (12, (2, 2, 2), ()), (3, (), (30,))]
+# A long and a short prompt, a prompt and a response of one token, one response, equal lengths.
+SHAPES = [(5, (7, 3), (4,)), (1, (1,), (1,)), (12, (2, 2, 2), ()), (3, (), (30,)), (40, (1, 17, 9), (3,))]
 
 
-def naive(lm, group: Group) -> list[float]:
+def random_model(architecture: str, dtype=torch.float32, **settings):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes |= {"num_key_value_heads": 2, "vocab_size": 128, "max_position_embeddings": 256, "pad_token_id": 0}
+    config = AutoConfig.for_model(architecture, **sizes | settings)
+    return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+
+
+def plain(lm, groups: list[Group]) -> torch.Tensor:
     """Log-prob of each response from the full logits of one unpadded sequence."""
     sums = []
-    for response in group.responses:
-        ids = torch.tensor([group.prompt + response.ids])
-        logs = lm(ids).logits.double().log_softmax(-1)[0]
-        picked = [logs[len(group.prompt) + i - 1, token] for i, token in enumerate(response.ids)]
-        sums.append(float(sum(picked)))
-    return sums
+    for group in groups:
+        for response in group.responses:
+            ids = torch.tensor([group.prompt + response.ids])
+            logs = lm(ids).logits.log_softmax(-1)[0, len(group.prompt) - 1 : -1]
+            sums.append(logs.gather(1, torch.tensor(response.ids)[:, None]).sum())
+    return torch.stack(sums)
+
+
+def sums(policy: Policy, groups: list[Group]) -> torch.Tensor:
+    row = Row.of(groups)
+    return torch.stack([tokens.sum() for tokens in policy(row).split(row.lengths.tolist())])
+
+
+def with_gradient(model, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Values, and the gradient of their sum with weights of both signs."""
+    model.zero_grad()
+    (values * torch.linspace(-1, 2, len(values))).sum().backward()
+    return values.detach(), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+def assert_same(found, expected):
+    torch.testing.assert_close(found[0], expected[0], rtol=1e-6, atol=1e-5)
+    assert (found[1] - expected[1]).norm() / expected[1].norm() < 2e-5
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("route", ROUTES)
+def test_every_route_and_architecture_equals_the_plain_forward(route, architecture):
+    lm, groups = random_model(architecture), random_groups(SHAPES)
+    expected = with_gradient(lm, plain(lm, groups))
+    policy = Policy(lm, route)
+    assert policy.route == route
+    assert_same(with_gradient(policy, sums(policy, groups)), expected)
 
 
 @pytest.mark.parametrize("tie", [True, False])
-def test_equals_the_plain_forward(tmp_path, tie):
-    policy = logprobs.load(make_tiny_model(tmp_path, tie=tie), "fp32")
-    found = random_groups(SHAPES)
-    with torch.no_grad():
-        expected = [value for group in found for value in naive(policy.lm, group)]
-        together = policy(found)
-        apart = torch.cat([policy([group]) for group in found])
-    assert together.dtype == torch.float32
-    torch.testing.assert_close(together.double(), torch.tensor(expected, dtype=torch.float64), rtol=1e-6, atol=1e-5)
-    torch.testing.assert_close(together, apart, rtol=1e-6, atol=1e-5)
+def test_tied_and_untied_embeddings(tmp_path, tie):
+    folder, groups = make_tiny_model(tmp_path, tie=tie), random_groups(SHAPES)
+    lm = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    policy = logprobs.load(folder, "fp32")
+    assert_same(with_gradient(policy, sums(policy, groups)), with_gradient(lm, plain(lm, groups)))
 
 
-def test_gradients_equal_the_plain_forward(tiny_model):
-    policy = logprobs.load(tiny_model, "fp32")
-    (group,) = random_groups([(5, (7, 3), (4,))])
-    weights = torch.tensor([1.0, -2.0, 0.5])
+def test_gradient_checkpointing_gives_the_same_and_recomputes():
+    groups, calls = random_groups(SHAPES), []
+    policy = Policy(random_model("llama"))
+    expected = with_gradient(policy, sums(policy, groups))
+    policy.train()
+    policy.lm.gradient_checkpointing_enable({"use_reentrant": False})
+    policy.lm.model.layers[0].mlp.register_forward_pre_hook(lambda *_: calls.append(1))
+    assert_same(with_gradient(policy, sums(policy, groups)), expected)
+    assert len(calls) == 2
 
-    (policy([group]) * weights).sum().backward()
-    ours = torch.cat([p.grad.flatten() for p in policy.parameters()])
-    policy.zero_grad()
-    for weight, response in zip(weights, group.responses, strict=True):
-        ids = torch.tensor([group.prompt + response.ids])
-        logs = policy.lm(ids).logits.log_softmax(-1)[0, len(group.prompt) - 1 : -1]
-        (weight * logs.gather(1, torch.tensor(response.ids)[:, None]).sum()).backward()
-    theirs = torch.cat([p.grad.flatten() for p in policy.parameters()])
-    assert (ours - theirs).norm() / theirs.norm() < 2e-5
+
+def test_groups_in_one_row_do_not_see_each_other():
+    policy, groups = Policy(random_model("llama")), random_groups(SHAPES)
+    apart = torch.cat([sums(policy, [group]) for group in groups])
+    torch.testing.assert_close(sums(policy, groups), apart, rtol=1e-6, atol=1e-5)
+
+
+def test_bf16_is_as_near_to_the_truth_as_the_padded_route():
+    groups = random_groups(SHAPES * 4)
+    truth = sums(Policy(random_model("llama", torch.bfloat16).float()), groups).detach()
+    errors = {}
+    for route in ROUTES:
+        found = sums(Policy(random_model("llama", torch.bfloat16), route), groups).detach()
+        errors[route] = float((found - truth).norm() / truth.norm())
+    assert max(errors.values()) <= 1.3 * errors["padded"], errors
+
+
+@pytest.mark.parametrize("architecture", ["mistral", "phi3"])
+def test_a_sliding_window_shorter_than_a_sequence_is_kept(architecture, capsys):
+    """Only plain rows know a window: a row that reaches beyond it is padded, a shorter one need not be."""
+    lm, short = random_model(architecture, sliding_window=20), random_groups([(5, (7, 3), (4,))])
+    batches = [random_groups(SHAPES), short]
+    expected = [with_gradient(lm, plain(lm, groups)) for groups in batches]
+    policy = Policy(lm)
+    for groups, values in zip(batches, expected, strict=True):
+        assert_same(with_gradient(policy, sums(policy, groups)), values)
+    assert ("mistral is not known to share prompts" in capsys.readouterr().err) == (architecture == "mistral")
+
+
+def test_dropout_is_off_in_training_mode_too():
+    lm = random_model("gpt_neox", hidden_dropout=0.5, attention_dropout=0.5)
+    policy, groups = Policy(lm, "padded").train(), random_groups(SHAPES)
+    torch.testing.assert_close(sums(policy, groups), sums(policy, groups), rtol=0, atol=0)
+
+
+def test_a_route_that_differs_from_the_padded_one_is_left(capsys, monkeypatch):
+    policy, row = Policy(random_model("llama")), Row.of(random_groups(SHAPES))
+    policy.check(row)
+    assert policy.route == "shared"
+    assert not capsys.readouterr().err
+
+    def blind(q, k, v, spans, scale):
+        return attention._Cascade.forward(torch.autograd.function.FunctionCtx(), q, k, v.flip(2), spans, scale)
+
+    monkeypatch.setattr(attention._Cascade, "apply", blind)
+    policy.check(row)
+    assert policy.route == "padded"
+    assert "the shared forward differs from the padded one by" in capsys.readouterr().err
+
+
+def test_the_variable_length_plan_is_the_dense_mask():
+    """The GPU's kernel cannot run here; what it is asked to do can: causal from the bottom right, per sequence."""
+    row = Row.of(random_groups(SHAPES))
+    plan = attention.sequences(row.spans, torch.device("cpu"))
+    seen = torch.zeros(row.ids.shape[1], row.ids.shape[1], dtype=torch.bool)
+    starts = zip(plan.query_starts, plan.query_starts[1:], plan.key_starts, plan.key_starts[1:], strict=False)
+    for first, stop, first_key, stop_key in starts:
+        queries, keys = stop - first, stop_key - first_key
+        assert queries <= plan.longest_query
+        assert keys <= plan.longest_key
+        for i in range(queries):
+            seen[first + i, plan.keys[first_key : first_key + keys - queries + i + 1]] = True
+    assert plan.query_starts[-1] == row.ids.shape[1]
+    assert torch.equal(seen, row.mask()[0, 0])
+
+
+def test_the_head_in_pieces_equals_the_whole(monkeypatch):
+    torch.manual_seed(0)
+    states, weight = torch.randn(50, 16, dtype=torch.float64), torch.randn(32, 16, dtype=torch.float64)
+    targets = torch.randint(0, 32, (50,))
+    monkeypatch.setattr("d2o.logprobs.head._BUDGET", 4 * 32 * 7)
+    inputs = [x.clone().requires_grad_() for x in (states, weight)]
+    found = token_logprobs(*inputs, targets)
+    found.pow(2).sum().backward()
+    twins = [x.clone().requires_grad_() for x in (states, weight)]
+    expected = (twins[0] @ twins[1].T).log_softmax(1).gather(1, targets[:, None])[:, 0]
+    expected.pow(2).sum().backward()
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+    for ours, theirs in zip(inputs, twins, strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-5, atol=1e-4)
 
 
 def test_packs_hold_every_group_once_within_the_budget():
-    found = random_groups([(p % 7 + 1, (p % 11 + 1, 3), (p % 5 + 1,)) for p in range(50)])
-    packs = list(logprobs.packs(found, tokens=100))
-    assert sorted(map(id, (g for pack in packs for g in pack))) == sorted(map(id, found))
-    for pack in packs:
-        width = max(len(g.prompt) + len(r.ids) for g in pack for r in g.responses)
-        assert sum(len(g.responses) for g in pack) * width <= 100
+    groups = random_groups([(p % 7 + 1, (p % 11 + 1, 3), (p % 5 + 1,)) for p in range(50)])
+    packs = list(logprobs.packs(groups, tokens=60))
+    assert [id(g) for pack in packs for g in pack] == list(map(id, groups))
+    assert all(sum(g.tokens for g in pack) <= 60 for pack in packs)
+    assert len(packs) < 25
 
 
 def test_a_group_larger_than_the_budget_stands_alone():
     assert [len(pack) for pack in logprobs.packs(random_groups([(50, (9,), ())] * 3), tokens=10)] == [1, 1, 1]
 
 
-def test_a_model_that_changes_logits_after_the_head_is_refused(tiny_model):
-    lm = logprobs.load(tiny_model, "fp32").lm
+def test_a_model_that_changes_logits_after_the_head_is_refused():
+    lm = random_model("llama")
     lm.config.final_logit_softcapping = 30.0
     with pytest.raises(D2OError, match="llama: final_logit_softcapping is not supported"):
-        logprobs.ResponseLogprobs(lm)
+        Policy(lm)

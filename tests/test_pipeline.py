@@ -207,17 +207,6 @@ def test_snakemake_report(project):
     assert (project.folder / "report.zip").stat().st_size > 10_000
 
 
-def test_an_unbuilt_loss_is_planned_and_refused_only_when_run(restored):
-    methods = CONFIG["methods"] | {"simpo": {"loss": "simpo", "positives": "human", "negatives": True}}
-    tiny = CONFIG["experiments"]["tiny"]
-    config = restored.config | {"methods": methods}
-    config["experiments"] = {"tiny": tiny | {"methods": ["initial", "simpo"]}}
-    restored.configure(config)
-    assert restored.would_run("train") == {"train_method": 1}
-    printed = restored.snakemake("train", check=False)
-    assert "error: the loss simpo is not built yet" in printed
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -94,7 +94,7 @@ def digests(package) -> dict[str, str]:
         ("train/schedule.py", {"train"}),
         ("losses.py", {"train"}),
         ("contracts.py", {"train"}),
-        ("logprobs.py", {"references", "train"}),
+        ("logprobs/head.py", {"references", "train"}),
         ("generation.py", {"positives", "responses"}),
         ("settings.py", set()),
         ("cli.py", set()),

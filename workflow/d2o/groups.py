@@ -54,6 +54,11 @@ class Group:
         """All branches, the positives first."""
         return self.positives + self.negatives
 
+    @property
+    def tokens(self) -> int:
+        """Tokens of the group, its prompt counted once: the work that cannot be avoided."""
+        return len(self.prompt) + sum(len(response.ids) for response in self.responses)
+
 
 def view(
     method: Method, comparisons: Iterable[Mapping[str, Any]], samples: Iterable[Mapping[str, Any]]

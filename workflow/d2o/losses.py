@@ -55,6 +55,10 @@ class Side(NamedTuple):
 
         return cls(total(tokens), references, lengths.to(tokens.dtype), total(_complement(tokens)))
 
+    def part(self, start: int, stop: int) -> Side:
+        """Some of the responses."""
+        return Side(*(values[start:stop] for values in self))
+
     @property
     def logratios(self) -> Tensor:
         """log π_θ(y|x) / π_ref(y|x), shape [n]."""

@@ -122,7 +122,7 @@ class Plan:
     def reference_tables(self, method: str) -> list[str]:
         """The tables whose responses a method needs under the reference model."""
         entry = self.settings.methods[method]
-        if not CONTRACTS[entry.loss].reference:
+        if not CONTRACTS[entry.loss].reference or entry.ema:
             return []
         human = entry.negatives or entry.positives in ("human", "safe-human")
         return self.pools(method) + ([self.comparisons(method)] if human else [])

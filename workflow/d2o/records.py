@@ -220,11 +220,11 @@ def artifact(
         }
         folder = draft.path.is_dir()
         if folder:
-            _write_json(draft.path / "manifest.json", record)
+            write_json(draft.path / "manifest.json", record)
             if target.exists():
                 shutil.rmtree(target)
         else:
-            _write_json(manifest_path(target), record)
+            write_json(manifest_path(target), record)
         _sync(draft.path)
         draft.path.replace(target)
     finally:
@@ -265,7 +265,8 @@ def file_digest(path: str | os.PathLike) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _write_json(path: Path, data: Any) -> None:
+def write_json(path: Path, data: Any) -> None:
+    """Write a small JSON file whole or not at all."""
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(json.dumps(data, indent=2, ensure_ascii=False, default=str) + "\n")
     temporary.replace(path)

@@ -158,25 +158,72 @@ class Forward(Section):
     precision: Literal["bf16", "fp32"] = Field("bf16", description="arithmetic of the forward pass")
     max_prompt_tokens: Positive = Field(512, description="tokens: groups with longer prompts are left out")
     max_response_tokens: Positive = Field(512, description="tokens: longer responses are cut here")
-    tokens: Positive = Field(8192, description="tokens, padding included, in one forward pass of references")
+    tokens: Positive = Field(8192, description="tokens in one forward pass of references, a prompt counted once")
+
+
+class Lora(Section):
+    """Low-rank adapters on every linear layer but the head (peft); merged into the weights on export."""
+
+    rank: Positive = Field(16, description="rank of the adapters")
+    alpha: Above0 = Field(32.0, description="scale of the adapters, times 1/rank")
+
+
+class Alarms(Section):
+    """When a training is reported to go wrong: each over the last ten steps."""
+
+    displacement: Above0 = Field(
+        1.0, description="nats per token that the positives' log-prob may fall below its first ten steps"
+    )
+    length_drift: Above0 = Field(
+        0.5, description="share by which the policy may prefer longer positives than the reference does"
+    )
+    stop: list[Literal["displacement", "length_drift", "not_finite"]] = Field(
+        ["not_finite"], description="alarms that end the training; the others print a line"
+    )
 
 
 class Train(Section):
     """Optimisation. A method may override any of it under `train`."""
 
-    epochs: Annotated[float, Field(gt=0)] = Field(1.0, description="passes over the groups")
+    epochs: Above0 = Field(1.0, description="passes over the groups")
     steps: Positive | None = Field(None, description="optimizer steps; null: as `epochs` says")
     groups_per_step: Positive = Field(32, description="groups in one optimizer step, over all ranks")
-    groups_per_pass: Positive = Field(1, description="groups in one forward pass of one rank")
-    learning_rate: Annotated[float, Field(gt=0)] = Field(1e-6, description="peak learning rate of AdamW")
+    tokens_per_pass: Positive = Field(
+        4096,
+        description="tokens in one forward and backward pass of a rank, a prompt counted once; a group that is "
+        "larger makes a pass of its own",
+    )
+    learning_rate: Above0 = Field(1e-6, description="peak learning rate of AdamW")
     warmup: Share = Field(0.1, description="share of the steps with a rising learning rate")
     decay: Literal["cosine", "linear", "constant"] = Field("cosine", description="course after the warm-up")
-    weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="AdamW's decoupled weight decay")
-    clip: Annotated[float, Field(gt=0)] = Field(1.0, description="largest L2 norm of the gradient")
+    weight_decay: AtLeast0 = Field(0.0, description="AdamW's decoupled weight decay")
+    clip: Above0 = Field(1.0, description="largest L2 norm of the gradient")
     zero_stage: Literal[0, 1, 2, 3] = Field(2, description="DeepSpeed ZeRO stage")
+    offload: bool = Field(False, description="optimizer in CPU memory; with ZeRO 3 the weights too")
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, slower")
+    lora: Lora | None = Field(None, description="train low-rank adapters; null: all weights")
     checkpoint_every: Positive = Field(50, description="steps between checkpoints, for resuming")
+    keep_checkpoints: Positive = Field(1, description="newest checkpoints that are kept")
     ranks: Positive = Field(1, description="processes on this machine: one a GPU, or gloo ranks on a CPU")
+    snapshots: list[Positive] = Field([], description="steps after which the weights are kept (Figures 3, 4)")
+    alarms: Alarms = Field(Alarms(), description="when to warn or stop")
+    trackers: list[Literal["wandb", "mlflow"]] = Field(
+        [], description="services that get the step log too; each configured by its own environment variables"
+    )
+
+
+class Average(Section):
+    """A moving average of the policy: θ_r ← m·θ_r + (1−m)·θ every N steps."""
+
+    decay: Share = Field(description="m: share of the old reference that stays")
+    every: Positive = Field(description="N: steps between updates")
+
+
+class References(Section):
+    """Moving references, one for each side; both start as the initial model."""
+
+    positives: Average = Field(description="r−, the more harmful reference: scores the positives")
+    negatives: Average = Field(description="r+, the more helpful one: scores the negatives")
 
 
 class Method(Section):
@@ -209,6 +256,7 @@ class Method(Section):
     weight: AtLeast0 | None = Field(None, description="λ: weight of the loss's second term")
     desirable: AtLeast0 | None = Field(None, description="λ_D: weight of the positives")
     undesirable: AtLeast0 | None = Field(None, description="λ_U: weight of the negatives")
+    ema: References | None = Field(None, description="moving references; null: the initial model throughout")
     train: dict[str, Any] = Field({}, description="keys of the section `train` that differ for this method")
 
     @model_validator(mode="before")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
 from d2o import records
+from d2o.groups import Group
+from d2o.logprobs import packs
 from d2o.settings import Train
 
 
@@ -47,3 +50,31 @@ def rate(step: int, total: int, train: Train) -> float:
             return 1 - progress
         case "constant":
             return 1.0
+
+
+def passes(batch: Sequence[Group], ranks: int, tokens: int) -> list[list[list[Group]]]:
+    """The groups of a step, by rank and by forward pass: [rank][pass].
+
+    Ranks get about the same work. All make the same number of passes, for under ZeRO 2 and 3 each is a collective
+    act; a rank with fewer groups than passes has empty ones.
+
+    Args:
+        tokens: the most in one pass, unless a single group is larger.
+    """
+    shares = _spread(batch, ranks)
+    filled = [list(packs(share, tokens)) for share in shares]
+    needed = max(map(len, filled))
+    return [
+        rows if len(rows) == needed else _spread(share, needed) for share, rows in zip(shares, filled, strict=True)
+    ]
+
+
+def _spread(groups: Sequence[Group], bins: int) -> list[list[Group]]:
+    """Groups in so many bins of about the same work: the largest first, each into the lightest bin."""
+    found: list[list[Group]] = [[] for _ in range(bins)]
+    loads = [0] * bins
+    for group in sorted(groups, key=lambda group: group.tokens, reverse=True):
+        lightest = loads.index(min(loads))
+        found[lightest].append(group)
+        loads[lightest] += group.tokens
+    return found

@@ -1,29 +1,37 @@
-"""What one sees of a training: a progress bar, a JSON line a step, TensorBoard."""
+"""What one sees of a training: a progress bar, a JSON line a step, TensorBoard and other trackers, alarms."""
 
 from __future__ import annotations
 
 import json
 import math
+import resource
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from transformers import PreTrainedModel
 
+from d2o.errors import D2OError
 from d2o.groups import Group
 from d2o.losses import Side
+from d2o.settings import Alarms, TrainStage
 
+# Steps that an alarm looks back over.
+_WINDOW = 10
+_SIDE = ("logprob", "reference", "logratio", "logprob_per_token", "reference_per_token")
 # Means over the groups that have the value; NaN where a group has no such side or the loss no reference.
 MEANS = (
     "loss",
     "margin",
     "accuracy",
-    "positive_logprob",
-    "negative_logprob",
-    "positive_logprob_per_token",
-    "negative_logprob_per_token",
-    "positive_logratio",
-    "negative_logratio",
+    "length_drift",
+    *(f"{side}_{x}" for side in ("positive", "negative") for x in _SIDE),
 )
 
 
@@ -31,62 +39,253 @@ def observe(loss: Tensor, positives: Side, negatives: Side) -> Tensor:
     """The values of `MEANS` for one group, shape [len(MEANS)], float64.
 
     The margin is the mean log-ratio of the positives less that of the negatives, in nats and without β; the
-    accuracy is whether it is above 0.
+    accuracy is whether it is above 0. The length drift is by how much the positives' mean length grows when each
+    counts as the policy prefers it to the reference (weights softmax of the log-ratios): importance sampling from
+    answers of the reference, so an estimate; NaN for a single positive.
     """
     with torch.no_grad():
-        up, down = positives.logratios.mean(), negatives.logratios.mean()
-        margin = up - down
-        accuracy = torch.where(margin.isnan(), margin, (margin > 0).to(margin.dtype))
-        values = [loss.detach(), margin, accuracy]
-        values += [positives.logprobs.mean(), negatives.logprobs.mean()]
-        values += [positives.means.mean(), negatives.means.mean(), up, down]
-        return torch.stack(values).double()
+        values = [loss.detach(), *_differences(positives, negatives)]
+        for side in (positives, negatives):
+            values += [side.logprobs.mean(), side.references.mean(), side.logratios.mean()]
+            values += [side.means.mean(), (side.references / side.lengths).mean()]
+        return torch.stack([value.double() for value in values])
 
 
-def tokens_of(groups: list[Group]) -> int:
-    """Tokens of the groups, each prompt counted once: the work that cannot be avoided."""
-    return sum(len(group.prompt) + sum(len(r.ids) for r in group.responses) for group in groups)
+def _differences(positives: Side, negatives: Side) -> tuple[Tensor, Tensor, Tensor]:
+    margin = positives.logratios.mean() - negatives.logratios.mean()
+    accuracy = torch.where(margin.isnan(), margin, (margin > 0).to(margin.dtype))
+    preferred = positives.logratios.softmax(0) @ positives.lengths
+    drift = preferred / positives.lengths.mean() - 1
+    return margin, accuracy, drift if len(positives.lengths) > 1 else torch.full_like(drift, math.nan)
+
+
+class Means:
+    """The means of `MEANS` over the groups of a step."""
+
+    def __init__(self):
+        self._sums = torch.zeros(2, len(MEANS), dtype=torch.float64)
+
+    def add(self, losses: Sequence[Tensor], sides: Sequence[tuple[Side, Side]]) -> None:
+        """Take in the groups of one pass."""
+        for loss, pair in zip(losses, sides, strict=True):
+            values = observe(loss, *pair).cpu()
+            self._sums += torch.stack([values.nan_to_num(0.0, math.inf, -math.inf), (~values.isnan()).double()])
+            if not loss.isfinite():
+                self._sums[:, 0] = math.nan
+
+    def over_ranks(self, device: torch.device) -> dict[str, float]:
+        """The means over all ranks; NaN where no group has the value."""
+        sums = self._sums.to(device)
+        dist.all_reduce(sums)
+        return dict(zip(MEANS, (sums[0] / sums[1]).tolist(), strict=True))
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the work of a model depends on.
+
+    Attributes:
+        linear: weights of the linear layers below the head.
+        head: weights of the head.
+        attention: layers × width of the queries.
+        trained: whether these weights get gradients; adapters alone leave a third of the work out.
+    """
+
+    linear: int
+    head: int
+    attention: int
+    trained: bool
+
+    @classmethod
+    def of(cls, lm: PreTrainedModel) -> Shape:
+        """The shape of a model, before ZeRO partitions it."""
+        config, head = lm.config, lm.get_output_embeddings().weight
+        layers = [p for p in lm.get_decoder().layers.parameters() if p.ndim == 2]
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        attention = config.num_hidden_layers * config.num_attention_heads * width
+        return cls(sum(p.numel() for p in layers), head.numel(), attention, head.requires_grad)
+
+    def flops(self, groups: Sequence[Group]) -> float:
+        """Floating-point operations of a forward and backward pass that cannot be avoided: each prompt once, the
+        head on response tokens only, nothing computed again."""
+        total = 0.0
+        for group in groups:
+            prompt, lengths = len(group.prompt), [len(r.ids) for r in group.responses]
+            seen = prompt**2 / 2 + sum(prompt * n + n**2 / 2 for n in lengths)
+            total += 2 * self.linear * group.tokens + 2 * self.head * sum(lengths) + 4 * self.attention * seen
+        return total * (3 if self.trained else 2)
+
+
+def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of the best of some large matrix products on this rank: what a step's utilisation is a share of."""
+    size = 8192 if device.type == "cuda" else 1024
+    a, b = torch.randn(2, size, size, device=device).to(dtype)
+    best = math.inf
+    for _ in range(8):
+        start = time.perf_counter()
+        product = a @ b
+        product[0, 0].item()  # waits for a GPU
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+def alarms(history: Sequence[Mapping[str, Any]], limits: Alarms) -> dict[str, str]:
+    """What goes wrong in a training, by the alarm's name.
+
+    Args:
+        history: the step records so far.
+    """
+    last, found = history[-1], {}
+    for key in ("loss", "grad_norm"):
+        if last[key] is None or not math.isfinite(last[key]):
+            found["not_finite"] = f"{key} is {last[key]}; lower the learning rate, or try fp32"
+    fall = _mean(history[:_WINDOW], "positive_logprob_per_token") - _mean(
+        history[-_WINDOW:], "positive_logprob_per_token"
+    )
+    if len(history) >= 2 * _WINDOW and fall > limits.displacement:
+        found["displacement"] = (
+            f"positives have lost {fall:.2f} nats per token since the first {_WINDOW} steps, more than "
+            f"{limits.displacement}; lower the learning rate, or raise β"
+        )
+    drift = _mean(history[-_WINDOW:], "length_drift")
+    if len(history) >= _WINDOW and drift > limits.length_drift:
+        found["length_drift"] = (
+            f"the policy prefers positives that are {drift:.0%} longer than the reference does, more than "
+            f"{limits.length_drift:.0%}"
+        )
+    return found
+
+
+def _mean(history: Sequence[Mapping[str, Any]], key: str) -> float:
+    values = [row[key] for row in history if row[key] is not None]
+    return sum(values) / len(values) if values else math.nan
 
 
 class Watch:
-    """Writes the log of a training; on ranks other than 0 it does nothing."""
+    """Writes the log of a training; on ranks other than 0 it writes nothing."""
 
-    def __init__(self, folder: Path, total: int, first: int, name: str, active: bool):
+    def __init__(self, folder: Path, stage: TrainStage, shape: Shape, peak: float, total: int, first: int):
         """
         Args:
             folder: gets `train.jsonl` and `tensorboard/`.
+            shape: of the model.
+            peak: FLOP/s of all ranks together.
             total: steps of the whole training.
-            first: step to go on from; later lines of an interrupted run are dropped, they come again.
-            name: shown beside the progress bar.
+            first: steps done; later lines of an interrupted run are dropped, they come again.
+        Raises:
+            D2OError: where a tracker is not installed.
         """
-        self._active = active
-        if not active:
-            return
-        from torch.utils.tensorboard import SummaryWriter
         from tqdm import tqdm
 
-        folder.mkdir(parents=True, exist_ok=True)
+        self._limits, self._shape, self._peak, self._total = stage.train.alarms, shape, peak, total
+        self._active = dist.get_rank() == 0
         self._path = folder / "train.jsonl"
-        kept = self._path.read_text().splitlines(keepends=True)[:first] if first else []
-        self._path.write_text("".join(kept))
-        self._board = SummaryWriter(folder / "tensorboard", purge_step=first)
-        self._bar = tqdm(total=total, initial=first, desc=name, unit="step", mininterval=2)
+        lines = self._path.read_text().splitlines()[:first] if first else []
+        self._history = [json.loads(line) for line in lines]
+        self._raised: set[str] = set()
+        self._began = time.monotonic()
+        dist.barrier()
+        if self._active:
+            self._path.write_text("".join(f"{line}\n" for line in lines))
+            self._trackers = [_TensorBoard(folder / "tensorboard", first)]
+            self._trackers += [_TRACKERS[name](stage) for name in stage.train.trackers]
+        self._bar = tqdm(
+            total=total, initial=first, desc=stage.method.loss, unit="step", mininterval=2, disable=not self._active
+        )
 
-    def step(self, record: dict[str, Any]) -> None:
-        """Log one step. NaN becomes null: there is no such value for this method."""
-        if not self._active:
-            return
-        record = {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in record.items()}
-        with self._path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
-        for key, value in record.items():
-            if key != "step" and value is not None:
-                self._board.add_scalar(key, value, record["step"])
-        self._bar.set_postfix_str(f"loss {record['loss']:.4f}", refresh=False)
-        self._bar.update()
+    def step(self, record: dict[str, Any], members: Sequence[Group]) -> None:
+        """Log one step; called on all ranks with the same values.
+
+        Args:
+            record: what is to be logged beside speed and memory. NaN becomes null: there is no such value.
+            members: the groups of the step.
+        Raises:
+            D2OError: where an alarm is set to stop the training.
+        """
+        now = time.monotonic()
+        seconds, self._began = now - self._began, now
+        record = {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in record.items()} | {
+            "seconds": round(seconds, 3),
+            "tokens_per_second": round(sum(group.tokens for group in members) / seconds, 1),
+            "utilisation": round(self._shape.flops(members) / seconds / self._peak, 4),
+            "memory_gb": round(peak_memory() / 1e9, 3),
+        }
+        self._history.append(record)
+        found = alarms(self._history, self._limits)
+        if self._active:
+            with self._path.open("a") as file:
+                file.write(json.dumps(record) + "\n")
+            numbers = {k: v for k, v in record.items() if k != "step" and v is not None}
+            for tracker in self._trackers:
+                tracker.log(numbers, record["step"])
+            self._bar.set_postfix_str(f"loss {record['loss'] or math.nan:.4f}", refresh=False)
+            self._bar.update()
+        for name, message in found.items():
+            if name in self._limits.stop:
+                raise D2OError(f"train: step {record['step']}: {message}. The log is {self._path}")
+            if name not in self._raised and self._active:
+                print(f"train: alarm at step {record['step']}: {message}", file=sys.stderr, flush=True)
+        self._raised = set(found)
 
     def close(self) -> None:
         """Flush everything."""
-        if self._active:
-            self._bar.close()
-            self._board.close()
+        self._bar.close()
+        for tracker in self._trackers if self._active else ():
+            tracker.close()
+
+
+class _TensorBoard:
+    def __init__(self, folder: Path, first: int):
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._board = SummaryWriter(folder, purge_step=first)
+
+    def log(self, numbers: Mapping[str, float], step: int) -> None:
+        for key, value in numbers.items():
+            self._board.add_scalar(key, value, step)
+
+    def close(self) -> None:
+        self._board.close()
+
+
+class _WandB:
+    def __init__(self, stage: TrainStage):
+        self._run = _installed("wandb").init(config=stage.model_dump())
+
+    def log(self, numbers: Mapping[str, float], step: int) -> None:
+        self._run.log(dict(numbers), step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class _MLflow:
+    def __init__(self, stage: TrainStage):
+        self._mlflow = _installed("mlflow")
+        self._mlflow.start_run()
+        self._mlflow.log_dict(stage.model_dump(), "settings.json")
+
+    def log(self, numbers: Mapping[str, float], step: int) -> None:
+        self._mlflow.log_metrics(dict(numbers), step=step)
+
+    def close(self) -> None:
+        self._mlflow.end_run()
+
+
+_TRACKERS = {"wandb": _WandB, "mlflow": _MLflow}
+
+
+def _installed(name: str):
+    import importlib
+
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise D2OError(f"train.trackers: {name} is not installed; install it, or take it out of the list") from None
+
+
+def peak_memory() -> int:
+    """Bytes: the most that this process, or its GPU, has held."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,165 @@
+"""Attention over a row of groups that computes each prompt once and nothing that is masked.
+
+Registered with transformers as `d2o_shared`; the row's spans reach it as a keyword of the model's call.
+
+On a CPU the part of a response that looks at its prompt and the part that looks at itself are two flash calls,
+merged by their log-sum-exp (a cascade). Backward, flash gets the merged output and log-sum-exp with each part,
+which makes it exact: the softmax over a part then is that part of the whole softmax.
+On a GPU one variable-length call does both: every response brings the keys of its prompt along.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention.varlen import varlen_attn
+from transformers import AttentionInterface
+
+from d2o.logprobs.rows import Span
+
+NAME = "d2o_shared"
+
+_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+def shared_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: None,
+    *,
+    scaling: float,
+    spans: tuple[Span, ...],
+    **unused,
+) -> tuple[Tensor, None]:
+    """Attention in the form that transformers calls.
+
+    Args:
+        query: [1, H, L, D].
+        key: [1, H_kv, L, D], each head serving H / H_kv heads of the query; so `value`.
+        attention_mask: always None: what sees what follows from `spans`.
+        scaling: factor of the scores.
+        spans: where the groups of the row lie; they cover it.
+    Returns:
+        [1, L, H, D] and, in place of the weights, None.
+    """
+    if query.is_cuda:
+        return _variable_length(query, key, value, spans, scaling), None
+    return _Cascade.apply(query, key, value, spans, scaling).transpose(1, 2), None
+
+
+AttentionInterface.register(NAME, torch.compiler.disable(shared_attention))
+
+
+class _Cascade(torch.autograd.Function):
+    """Two flash calls merged; shapes as in `shared_attention`, the result [1, H, L, D]."""
+
+    @staticmethod
+    def forward(ctx, q: Tensor, k: Tensor, v: Tensor, spans: tuple[Span, ...], scale: float) -> Tensor:
+        out = torch.empty_like(q.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
+        lse = torch.empty(q.shape[:-1], dtype=torch.float32)
+        for segment in _segments(spans):
+            out[:, :, segment], lse[:, :, segment] = _flash(
+                q[:, :, segment], k[:, :, segment], v[:, :, segment], is_causal=True, scale=scale
+            )
+        for responses, prompt in _branches(spans):
+            part, part_lse = _flash(q[:, :, responses], k[:, :, prompt], v[:, :, prompt], scale=scale)
+            own, own_lse = out[:, :, responses], lse[:, :, responses]
+            share = torch.sigmoid(part_lse - own_lse).unsqueeze(-1)
+            own.copy_(torch.lerp(own.float(), part.float(), share))
+            own_lse.copy_(torch.logaddexp(own_lse, part_lse))
+        ctx.save_for_backward(q, k, v, out, lse)
+        ctx.spans, ctx.scale = spans, scale
+        return out
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        q, k, v, out, lse = ctx.saved_tensors
+
+        def part(queries: slice, keys: slice, causal: bool):
+            of_queries = (x[:, :, queries] for x in (grad, q))
+            of_keys = (x[:, :, keys] for x in (k, v))
+            merged = (x[:, :, queries] for x in (out, lse))
+            return _flash_backward(*of_queries, *of_keys, *merged, 0.0, causal, scale=ctx.scale)
+
+        dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+        for segment in _segments(ctx.spans):
+            dq[:, :, segment], dk[:, :, segment], dv[:, :, segment] = part(segment, segment, True)
+        for responses, prompt in _branches(ctx.spans):
+            more_q, more_k, more_v = part(responses, prompt, False)
+            dq[:, :, responses] += more_q
+            dk[:, :, prompt] += more_k
+            dv[:, :, prompt] += more_v
+        return dq, dk, dv, None, None
+
+
+class Sequences(NamedTuple):
+    """Queries and keys of a row as sequences for a variable-length kernel, causal from the bottom right.
+
+    Attributes:
+        keys: int64 [T_k], the row's token behind each key; a prompt comes again with each of its responses.
+        query_starts: int32 [N+1], where each sequence's queries begin; the queries are the row as it is.
+        key_starts: int32 [N+1], likewise for the keys.
+        longest_query: tokens.
+        longest_key: tokens.
+    """
+
+    keys: Tensor
+    query_starts: Tensor
+    key_starts: Tensor
+    longest_query: int
+    longest_key: int
+
+
+@lru_cache(maxsize=4)  # all layers ask for the same
+def sequences(spans: tuple[Span, ...], device: torch.device) -> Sequences:
+    """Every prompt as a sequence of its own, and every response as queries whose keys begin with its prompt's."""
+    keys, queries = [], []
+    for span in spans:
+        start, length = span.prompt
+        prompt = torch.arange(start, start + length)
+        queries += [length, *(n for _, n in span.responses)]
+        keys += [prompt, *(torch.cat([prompt, torch.arange(first, first + n)]) for first, n in span.responses)]
+    lengths = torch.tensor([queries, [len(k) for k in keys]])
+    starts = torch.nn.functional.pad(lengths.cumsum(1), (1, 0)).int().to(device)
+    longest = lengths.amax(1).tolist()
+    return Sequences(torch.cat(keys).to(device), starts[0], starts[1], *longest)
+
+
+def _variable_length(q: Tensor, k: Tensor, v: Tensor, spans: tuple[Span, ...], scale: float) -> Tensor:
+    """One call of a variable-length kernel, for bf16 and fp16 on a GPU: [1, L, H, D]."""
+    plan = sequences(spans, q.device)
+    queries, keys, values = (x[0].transpose(0, 1) for x in (q, k, v))
+    return varlen_attn(
+        queries.contiguous(),
+        keys[plan.keys],
+        values[plan.keys],
+        plan.query_starts,
+        plan.key_starts,
+        plan.longest_query,
+        plan.longest_key,
+        scale=scale,
+        window_size=(-1, 0),
+        enable_gqa=True,
+    )[None]
+
+
+def _segments(spans: tuple[Span, ...]) -> Iterator[slice]:
+    """Every prompt and every response: the tokens that see each other causally."""
+    for span in spans:
+        for start, length in (span.prompt, *span.responses):
+            yield slice(start, start + length)
+
+
+def _branches(spans: tuple[Span, ...]) -> Iterator[tuple[slice, slice]]:
+    """The responses of each group, which lie side by side, and the prompt that all of them see."""
+    for span in spans:
+        start, length = span.prompt
+        stop, last = span.responses[-1]
+        yield slice(start + length, stop + last), slice(start, start + length)

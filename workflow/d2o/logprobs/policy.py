@@ -1,0 +1,137 @@
+"""A causal language model that answers with the log-probs of response tokens."""
+
+from __future__ import annotations
+
+import sys
+import types
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from d2o import records
+from d2o.errors import D2OError
+from d2o.logprobs import attention
+from d2o.logprobs.head import token_logprobs
+from d2o.logprobs.rows import Row
+
+Route = Literal["shared", "dense", "padded"]
+
+# Architectures whose only look at other tokens is the attention that is replaced, tested one by one.
+_SHARING = ("llama", "qwen2", "qwen3", "phi3", "gpt_neox")
+# Keys of a model's configuration that change logits after the head, or scores inside attention.
+_ON_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+# Relative difference of a response's log-prob between two routes above which it is not rounding.
+_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 1e-2}
+
+
+class Policy(nn.Module):
+    """A causal language model that answers with the log-probs of response tokens.
+
+    Three routes to the same numbers. `shared` computes each prompt once and nothing that is masked; `dense` has the
+    same row under a dense mask and is there to test it; `padded` gives each response its own row with its prompt,
+    and serves what `shared` does not know.
+
+    Attributes:
+        lm: the wrapped model.
+        route: which of the three is taken.
+    """
+
+    def __init__(self, lm: PreTrainedModel, route: Route = "shared"):
+        """
+        Args:
+            lm: loses its dropout, also in training mode: policy and reference are to agree at the first step.
+        Raises:
+            D2OError: for a model that scales or caps its logits after the head, or adds a bias there.
+        """
+        super().__init__()
+        config, head = lm.config, lm.get_output_embeddings()
+        for key in _ON_LOGITS:
+            if getattr(config, key, None):
+                raise D2OError(f"{config.model_type}: {key} is not supported; choose a model without it")
+        if head.bias is not None:
+            raise D2OError(f"{config.model_type}: a bias in the head is not supported; choose a model without it")
+        if route == "shared" and config.model_type not in _SHARING:
+            _say_padded(f"{config.model_type} is not known to share prompts ({', '.join(_SHARING)} are)")
+            route = "padded"
+        _without_dropout(lm)
+        # Called as the module that it is, so that ZeRO 3 gathers its weight.
+        head.forward = types.MethodType(lambda self, states, ids: token_logprobs(states, self.weight, ids), head)
+        self.lm, self.route = lm, route
+
+    def forward(self, row: Row) -> Tensor:
+        """Log-probs of all response tokens of a row, in order.
+
+        Returns:
+            float32 [T], nats.
+        """
+        window = getattr(self.lm.config, "sliding_window", None)
+        plain = self.route == "padded" or (window and row.reach > window)  # only plain rows know a window
+        states = self._padded(row) if plain else self._as_one(row)
+        return self.lm.get_output_embeddings()(states, row.targets)
+
+    def _as_one(self, row: Row) -> Tensor:
+        """States [T, d] that predict the response tokens, from the row as it is."""
+        if self.route == "shared":
+            states = self._states(attention.NAME, row.ids, position_ids=row.positions, spans=row.spans)
+        else:
+            states = self._states("sdpa", row.ids, position_ids=row.positions, attention_mask=row.mask())
+        return states[0, row.sources]
+
+    def _padded(self, row: Row) -> Tensor:
+        """The same states, from one sequence a response, padded on the right; group by group, to hold less."""
+        found = []
+        for span in row.spans:
+            start, length = span.prompt
+            prompt = row.ids[0, start : start + length]
+            rows = [torch.cat([prompt, row.ids[0, first : first + n]]) for first, n in span.responses]
+            mask = pad_sequence([torch.ones_like(r) for r in rows], batch_first=True)
+            states = self._states("sdpa", pad_sequence(rows, batch_first=True), attention_mask=mask)
+            found += [states[i, length - 1 : length - 1 + n] for i, (_, n) in enumerate(span.responses)]
+        return torch.cat(found)
+
+    def _states(self, kernel: str, ids: Tensor, **layout) -> Tensor:
+        if self.lm.config._attn_implementation != kernel:
+            self.lm.set_attn_implementation(kernel)
+        return self.lm.get_decoder()(input_ids=ids, use_cache=False, **layout).last_hidden_state
+
+    @torch.no_grad()
+    def check(self, row: Row) -> None:
+        """Compare this route with `padded` on a row; if more than rounding is between them, take `padded` and say so.
+
+        Every start does it: a new release of a library, or a model with an attention of its own, would otherwise
+        train on wrong numbers without a word.
+        """
+        route, ours = self.route, self._sums(row)
+        self.route = "padded"
+        theirs = self._sums(row)
+        worst = float(((ours - theirs).abs() / (1 + theirs.abs())).max())
+        if worst <= _TOLERANCE[self.lm.dtype]:
+            self.route = route
+        else:
+            _say_padded(f"the {route} forward differs from the padded one by {worst:.1e} of a log-prob")
+
+    def _sums(self, row: Row) -> Tensor:
+        return torch.stack([tokens.sum() for tokens in self(row).split(row.lengths.tolist())])
+
+
+def _without_dropout(lm: PreTrainedModel) -> None:
+    for module in lm.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.0
+
+
+def _say_padded(fault: str) -> None:
+    print(f"logprobs: {fault}; each response runs in a padded row of its own, several times slower", file=sys.stderr)
+
+
+def load(folder: Path, precision: str, route: Route = "shared") -> Policy:
+    """The model of a folder, with weights in `bf16` or `fp32`."""
+    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
+    trust = records.trusts_code(folder)
+    return Policy(AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=trust), route)

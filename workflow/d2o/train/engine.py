@@ -1,0 +1,166 @@
+"""DeepSpeed: its configuration, and this rank's part of the float32 weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
+from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
+from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
+from torch import Tensor
+
+from d2o.groups import Group
+from d2o.logprobs import Policy, Row
+from d2o.losses import Side
+from d2o.settings import TrainStage
+from d2o.train import schedule
+
+
+class Engine:
+    """A policy under DeepSpeed: forward, backward and step, over all ranks.
+
+    How many passes a step takes may differ from step to step, since passes are filled by tokens; so DeepSpeed is
+    told not to count them (`managed_gradient_accumulation`).
+
+    Attributes:
+        deepspeed: the engine underneath.
+        device: where its inputs go.
+        norm: L2 norm of the last step's gradient, before clipping.
+    """
+
+    def __init__(self, policy: Policy, stage: TrainStage, total: int):
+        """
+        Args:
+            total: optimizer steps of the whole training.
+        """
+        train = stage.train
+        weights = [p for p in policy.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(weights, lr=train.learning_rate, weight_decay=train.weight_decay)
+        decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule.rate(step, total, train))
+        self.deepspeed, *_ = deepspeed.initialize(
+            model=policy, optimizer=optimizer, lr_scheduler=decay, config=_config(stage)
+        )
+        self.device = self.deepspeed.device
+        self._clip = train.clip
+        self._weights = weights
+        self.norm = float("nan")
+        if self.deepspeed.optimizer is optimizer:  # ZeRO 0 in fp32: DeepSpeed clips, and does not say how much
+            optimizer.register_step_pre_hook(self._clip_gradient)
+
+    def sides(self, groups: Sequence[Group]) -> list[tuple[Side, Side]]:
+        """One forward pass: the positives and the negatives of each group."""
+        row = Row.of(groups).to(self.device)
+        responses = [response for group in groups for response in group.responses]
+        references = torch.tensor([response.reference for response in responses], device=self.device)
+        whole = Side.of(self.deepspeed(row), row.lengths, references)
+        pairs, start = [], 0
+        for group in groups:
+            middle, stop = start + len(group.positives), start + len(group.responses)
+            pairs.append((whole.part(start, middle), whole.part(middle, stop)))
+            start = stop
+        return pairs
+
+    @torch.no_grad()
+    def sums(self, groups: Sequence[Group]) -> Tensor:
+        """One forward pass without gradient: the log-prob of each response, float32 [R], nats."""
+        row = Row.of(groups).to(self.device)
+        return Side.of(self.deepspeed(row), row.lengths, row.lengths).logprobs
+
+    def backward(self, loss: Tensor) -> None:
+        """Add a loss's gradient; it is averaged over the ranks."""
+        self.deepspeed.backward(loss)
+
+    def step(self) -> None:
+        """Clip, move the weights, advance the learning rate."""
+        self.deepspeed.step()
+        if (norm := self.deepspeed.get_global_grad_norm()) is not None:
+            self.norm = float(norm)
+
+    def _clip_gradient(self, *_) -> None:
+        self.norm = float(torch.nn.utils.clip_grad_norm_(self._weights, self._clip))
+
+    # The float32 weights ---------------------------------------------------------------------------
+
+    def shards(self) -> list[Tensor]:
+        """This rank's part of the float32 weights that are trained, as DeepSpeed keeps them; to be read or written.
+
+        All of them under ZeRO 0; flat slices under ZeRO 1 to 3.
+        """
+        match self.deepspeed.optimizer:
+            case DeepSpeedZeroOptimizer_Stage3() as optimizer:
+                return list(optimizer.fp32_partitioned_groups_flat)
+            case DeepSpeedZeroOptimizer() as optimizer:
+                return list(optimizer.single_partition_of_fp32_groups)
+            case BF16_Optimizer() as optimizer:
+                return list(optimizer.fp32_groups_flat_partition)
+        return self._weights
+
+    def _publish(self) -> None:
+        """Bring what stands in `shards` to the weights that the forward pass uses."""
+        match self.deepspeed.optimizer:
+            case DeepSpeedZeroOptimizer_Stage3() as optimizer:
+                for group in range(len(optimizer.fp32_partitioned_groups_flat)):
+                    optimizer._reassign_or_swap_out_partitioned_parameters(group)
+                if optimizer.persistent_parameters:
+                    optimizer.persistent_parameters[0].all_gather(optimizer.persistent_parameters)
+            case DeepSpeedZeroOptimizer() | BF16_Optimizer() as optimizer:
+                optimizer.update_lp_params()
+
+    @contextmanager
+    def weights(self, others: Sequence[Tensor]) -> Iterator[None]:
+        """Inside, the policy has the weights of `others`, shaped as `shards`; no second model is held."""
+        self._exchange(others)
+        try:
+            yield
+        finally:
+            self._exchange(others)
+
+    @torch.no_grad()
+    def _exchange(self, others: Sequence[Tensor]) -> None:
+        for mine, other in zip(self.shards(), others, strict=True):
+            kept = mine.clone()
+            mine.copy_(other)
+            other.copy_(kept)
+        self._publish()
+
+    def state_dict(self) -> dict[str, Tensor] | None:
+        """The weights that are trained, by their names in the model, on rank 0; to be called on all ranks."""
+        if self.deepspeed.zero_optimization_stage() == 3:
+            weights = self.deepspeed._zero3_consolidated_16bit_state_dict(exclude_frozen_parameters=True)
+        else:
+            module = self.deepspeed.module
+            trained = {name for name, p in module.named_parameters(remove_duplicate=False) if p.requires_grad}
+            weights = {name: weight for name, weight in module.state_dict().items() if name in trained}
+        return weights and {name.removeprefix("lm."): weight for name, weight in weights.items()}
+
+
+def start() -> tuple[int, int]:
+    """Join the other ranks: this one's number, and how many there are."""
+    deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo", verbose=False)
+    return dist.get_rank(), dist.get_world_size()
+
+
+def _config(stage: TrainStage) -> dict:
+    train, half = stage.train, stage.forward.precision == "bf16"
+    zero: dict = {"stage": train.zero_stage}
+    if train.offload:
+        zero["offload_optimizer"] = {"device": "cpu"}
+        if train.zero_stage == 3:
+            zero["offload_param"] = {"device": "cpu"}
+    plain = train.zero_stage == 0 and not half
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "managed_gradient_accumulation": False,
+        "gradient_clipping": 0.0 if plain else train.clip,
+        "bf16": {"enabled": half},
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 1 << 30,
+    }

@@ -1,0 +1,133 @@
+"""References that no table can hold: moving ones, and those of mismatched pairs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from d2o import records
+from d2o.errors import D2OError
+from d2o.groups import Group, Response
+from d2o.logprobs import packs
+from d2o.settings import References
+from d2o.train.engine import Engine
+
+
+class MovingReferences:
+    """r− for the positives and r+ for the negatives, each a moving average of the policy (arXiv 2403.03419).
+
+    Each is kept in float32 on the shards of the weights that DeepSpeed gives this rank, so an update is local. To
+    score with one, its shards change places with the policy's for a while: no second model is held. (In bf16 an
+    average of steps smaller than its rounding would stand still.)
+
+    A window is the steps between two updates, in which a reference stands still. The order of the data is known,
+    so one sweep at the window's start scores the responses of all its steps, and no others.
+    """
+
+    def __init__(
+        self, engine: Engine, settings: References, batch: Callable[[int], list[Group]], total: int, tokens: int
+    ):
+        """
+        Args:
+            batch: the groups of a step.
+            total: steps of the training.
+            tokens: tokens in one forward pass.
+        """
+        self._engine, self._batch, self._total, self._tokens = engine, batch, total, tokens
+        self._averages = {"positives": settings.positives, "negatives": settings.negatives}
+        self._shards = {side: [shard.detach().clone() for shard in engine.shards()] for side in self._averages}
+        self._scored: dict[str, int] = {}
+
+    def state(self) -> dict[str, list[Tensor]]:
+        """Both references' shards, for a checkpoint."""
+        return self._shards
+
+    def restore(self, state: dict[str, list[Tensor]]) -> None:
+        """Take the shards out of a checkpoint."""
+        self._shards = state
+
+    def refresh(self, step: int) -> None:
+        """Before a step: update the references whose window begins here, and score that window's responses.
+
+        After a resume in the middle of a window, the whole window is scored again, so that it gets the same numbers.
+
+        Args:
+            step: steps done.
+        """
+        for side, average in self._averages.items():
+            start = step - step % average.every
+            if step == start and step > 0:
+                for mine, theirs in zip(self._shards[side], self._engine.shards(), strict=True):
+                    mine.lerp_(theirs.detach(), 1 - average.decay)
+            if self._scored.get(side) != start:
+                self._scored[side] = start
+                self._score(side, range(start, min(start + average.every, self._total)))
+
+    def _score(self, side: str, steps: range) -> None:
+        found = {id(group): group for step in steps for group in self._batch(step)}.values()
+        halves = [Group(g.prompt_id, g.prompt, getattr(g, side)) for g in found if getattr(g, side)]
+        with self._engine.weights(self._shards[side]):
+            scores = score(self._engine, halves, self._tokens)
+        responses = [response for group in halves for response in group.responses]
+        for response, logprob in zip(responses, scores, strict=True):
+            response.reference = logprob
+
+
+class MismatchedPairs:
+    """KTO's zero point: the log-ratio of answers under prompts that they do not belong to (arXiv 2402.01306).
+
+    Each group's pair is its prompt with the first answer of the next group of another prompt. All pairs are scored
+    under the initial model before the first step.
+    """
+
+    def __init__(self, engine: Engine, found: Sequence[Group], folder: Path, tokens: int):
+        """
+        Args:
+            found: all groups, in the order of the data.
+            folder: keeps the scores for a resume.
+            tokens: tokens in one forward pass.
+        Raises:
+            D2OError: where all groups have the same prompt.
+        """
+        self._engine, self._tokens = engine, tokens
+        pairs = [Group(group.prompt_id, group.prompt, [_stranger(found, i)]) for i, group in enumerate(found)]
+        kept = folder / "mismatched.json"
+        scores = json.loads(kept.read_text()) if kept.exists() else score(engine, pairs, tokens)
+        dist.barrier()
+        if dist.get_rank() == 0:
+            records.write_json(kept, scores)
+        self._pairs = {id(group): pair for group, pair in zip(found, pairs, strict=True)}
+        self._references = {id(group): logprob for group, logprob in zip(found, scores, strict=True)}
+
+    def zero_point(self, members: Sequence[Group]) -> Tensor:
+        """z0 = max(0, mean log-ratio of the mismatched pairs of a step's groups), nats, a scalar without gradient."""
+        sums = score(self._engine, [self._pairs[id(group)] for group in members], self._tokens)
+        ratios = [logprob - self._references[id(group)] for group, logprob in zip(members, sums, strict=True)]
+        return torch.tensor(ratios, device=self._engine.device).mean().clamp(min=0)
+
+
+def _stranger(found: Sequence[Group], index: int) -> Response:
+    for other in (*found[index + 1 :], *found[:index]):
+        if other.prompt_id != found[index].prompt_id:
+            answer = other.responses[0]
+            return Response(answer.response_id, answer.ids)
+    raise D2OError("kto: all groups have the same prompt; it compares answers of different prompts, so give it more")
+
+
+@torch.no_grad()
+def score(engine: Engine, groups: Sequence[Group], tokens: int) -> list[float]:
+    """The log-prob of every response under the engine's weights, nats; the work shared by all ranks."""
+    rows = list(packs(groups, tokens))
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+    found: list[list[float]] = []
+    # Every rank makes as many passes, for under ZeRO 3 all must gather together.
+    for first in range(0, len(rows), ranks):
+        together: list = [None] * ranks
+        dist.all_gather_object(together, engine.sums(rows[min(first + rank, len(rows) - 1)]).tolist())
+        found += together
+    return [logprob for sums in found[: len(rows)] for logprob in sums]
