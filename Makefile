@@ -1,8 +1,9 @@
 # make demo       the whole chain on SmolLM2, about ten minutes on two cores after the install
 # make test       linters, unit, contract and pipeline tests
 # make test-quick those that take under two minutes
+# make bench      time and memory of a training step beside others' code, about forty minutes on one core
 # make env        .venv from the locked list (LOCK=gpu on a machine with NVIDIA GPUs)
-.PHONY: env demo test test-quick lint lock settings
+.PHONY: env demo test test-quick bench lint lock settings
 
 PYTHON ?= python3
 LOCK ?= cpu
@@ -25,6 +26,9 @@ test: lint
 
 test-quick: env
 	pytest -n 2 --dist loadfile -m "not slow"
+
+bench: env
+	OMP_NUM_THREADS=1 python benchmarks/train_step.py results/benchmarks
 
 lint: env
 	ruff check .

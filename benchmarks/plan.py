@@ -1,0 +1,81 @@
+"""What a run of the benchmark measures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from workload import LENGTHS, SMOLLM2, Lengths, Shape
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A square of the grid: precision, lengths, positives of the group, and in how many rounds each peer runs."""
+
+    precision: str
+    lengths: str
+    k: int
+    rounds: Mapping[str, int]
+
+    @property
+    def turns(self) -> int:
+        """Rounds of the cell."""
+        return max(self.rounds.values())
+
+    def ways(self, turn: int) -> list[str]:
+        """What runs in a round."""
+        return ["ours", *(peer for peer, rounds in self.rounds.items() if turn < rounds)]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The model and where it runs, the lengths by name, the grid, and for memory the peers at K = 11 and our K."""
+
+    shape: Shape
+    lengths: Mapping[str, Lengths]
+    grid: Sequence[Cell]
+    memory_peers: Sequence[str]
+    memory_ks: Sequence[int]
+    device: str = "cpu"
+
+    def peers(self, precision: str) -> list[str]:
+        """Ours and every peer that runs in a precision."""
+        return list(dict.fromkeys(way for cell in self.grid if cell.precision == precision for way in cell.ways(0)))
+
+
+def _rounds(count: int, *peers: str) -> dict[str, int]:
+    return dict.fromkeys(peers, count)
+
+
+_BEST = ("packed_chunked", "padded_chunked")
+_FULL = "padded_full_logits"
+_PAIRS = "same_head_pairs"  # with K = 1 they are what padded_chunked is
+_TRL = "trl"
+_TRL_OPTIONS = ("trl_cached", "trl_checkpointing")
+
+# Five rounds where a figure is due. TRL takes most of the time: with other options it has one round, and in the other
+# cells none. Of the dear ways the other cells have one or two rounds, and in fp32 nothing but the best of the others.
+_GRID = (
+    Cell("bf16", "brief", 11, _rounds(5, *_BEST, _FULL, _PAIRS, _TRL) | _rounds(1, *_TRL_OPTIONS)),
+    Cell("bf16", "pku_like", 11, _rounds(5, *_BEST) | _rounds(1, _FULL, _PAIRS)),
+    Cell("bf16", "brief", 4, _rounds(5, *_BEST) | _rounds(2, _FULL, _PAIRS)),
+    Cell("bf16", "pku_like", 4, _rounds(5, *_BEST) | _rounds(2, _FULL, _PAIRS)),
+    Cell("bf16", "brief", 1, _rounds(5, *_BEST, _FULL)),
+    Cell("bf16", "pku_like", 1, _rounds(5, *_BEST, _FULL)),
+    Cell("fp32", "brief", 11, {"packed_chunked": 5, "padded_chunked": 2} | _rounds(1, _FULL, _PAIRS)),
+    Cell("fp32", "pku_like", 11, _rounds(2, *_BEST)),
+    Cell("fp32", "brief", 4, _rounds(2, *_BEST)),
+    Cell("fp32", "pku_like", 4, _rounds(2, *_BEST)),
+    Cell("fp32", "brief", 1, _rounds(2, *_BEST)),
+    Cell("fp32", "pku_like", 1, _rounds(2, *_BEST)),
+)
+
+FULL = Plan(SMOLLM2, LENGTHS, _GRID, (*_BEST, _FULL, _PAIRS, _TRL, "trl_checkpointing"), (1, 2, 4, 8, 16, 32))
+
+QUICK = Plan(
+    Shape(layers=2, vocabulary=2048),
+    {name: lengths.over(8) for name, lengths in LENGTHS.items()},
+    [replace(cell, rounds=dict.fromkeys(cell.rounds, 1)) for cell in _GRID if cell.k == 11],
+    (_PAIRS, _TRL),
+    (1,),
+)

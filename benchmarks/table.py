@@ -1,0 +1,136 @@
+"""The benchmark's figures and its table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+# What is asked of each figure, in bf16 with K = 11: at least, aim, and the lengths and the peer it is measured with.
+SPEED = {
+    "speedup_vs_trl": (8, 14, "brief", "trl"),
+    "speedup_vs_same_head_pairs": (3.5, 5, "brief", "same_head_pairs"),
+    "speedup_vs_padded_full_logits": (2.6, 4, "brief", "padded_full_logits"),
+    "speedup_vs_packed_chunked": (1.5, 2.2, "brief", "packed_chunked"),
+    "pku_like_speedup_vs_padded_chunked": (1.5, 2, "pku_like", "padded_chunked"),
+    "pku_like_speedup_vs_packed_chunked": (1.0, 1.2, "pku_like", "packed_chunked"),
+}
+MEMORY = {"memory_ratio_vs_trl": (5, 8, "trl"), "memory_ratio_vs_same_head_pairs": (3.5, 5, "same_head_pairs")}
+UTILISATION = {"bf16": (0.35, 0.55), "fp32": (0.60, 0.80)}
+# What exactness must stay within.
+LIMITS = {
+    "fp32_logprob_max_relative": 1e-6,
+    "fp32_gradient_relative_l2": 2e-5,
+    "bf16_logprob_error_ratio": 1.3,
+    "bf16_gradient_error_ratio": 1.3,
+}
+
+WAYS = {
+    "packed_chunked": "each response with its own copy of the prompt, all in one row, one flash call a sequence; our "
+    "head, reference cached",
+    "padded_chunked": "K+1 padded rows; our head, reference cached",
+    "padded_full_logits": "K+1 padded rows; log-softmax of all logits in float32; reference cached",
+    "same_head_pairs": "the K pairs as 2K padded rows; our head, reference cached: what the pairs alone cost",
+    "trl": "TRL's DPOTrainer on the K pairs, reference model in each step, no gradient checkpointing. On a CPU its "
+    "head falls back to plain PyTorch, scores every position, prompt and padding too, and makes its gradients in "
+    "float32",
+    "trl_cached": "the same with `precompute_ref_log_probs`",
+    "trl_checkpointing": "the same as `trl` with gradient checkpointing, TRL's default",
+}
+
+
+def figures(result: dict) -> dict:
+    """The figures under the names that are asked for, from grid and memory."""
+    peaks = result["memory"]["peers"]
+    speed = {name: _cell(result, "bf16", lengths, peer)["speedup"] for name, (*_, lengths, peer) in SPEED.items()}
+    return {
+        **{name: spread["median"] for name, spread in speed.items()},
+        **{name: round(peaks[peer] / peaks["ours"], 2) for name, (*_, peer) in MEMORY.items()},
+        "flop_utilisation": {precision: _utilisation(result, precision)["median"] for precision in UTILISATION},
+    }
+
+
+def markdown(result: dict) -> str:
+    """The table, with what it needs to be understood."""
+    return "\n".join(_lines(result)) + "\n"
+
+
+def _lines(result: dict) -> Iterator[str]:
+    machine = result["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    yield "# One training step: ours and others'\n"
+    yield f"{machine['model']}. {machine['cpu']}, one thread, {versions}; {machine['date']}.\n"
+    yield "Times are CPU seconds; ratios are medians over rounds of peer ÷ ours, with lowest–highest. The FLOP ratio"
+    yield "is what the peer's way asks for over ours; ▲: measured above it, so the peer has handicaps beside its way."
+    bf16, fp32 = (_agreed(result, precision) for precision in ("bf16", "fp32"))
+    yield f"Log-probs of all ways agreed in every step, in bf16 to {bf16} of their size, in fp32 to {fp32}. On a CPU,"
+    yield f"TRL with its own head takes about {_head_cost(result):.1f} times as long as the same pairs with ours"
+    yield "(`trl_cached` over `same_head_pairs`), which does not carry over to a GPU.\n"
+    yield from _rows(("bf16, K = 11", "measured", "FLOP ratio", "at least", "aim", ""), _figure_rows(result))
+    yield "\n## Grid\n"
+    header = ("precision", "lengths", "K", "tokens", "peer", "rounds", "peer s", "ours s", "speed-up", "FLOP ratio")
+    yield from _rows(header, map(_grid_row, result["grid"]))
+    yield "\n| peer | what it does |\n|---|---|"
+    yield from (f"| {peer} | {what} |" for peer, what in WAYS.items())
+    yield "\n## Memory of a step over weights and gradients, bf16\n"
+    peaks = result["memory"]["peers"]
+    peers = ((peer, f"{peak:.0f}", f"{peak / peaks['ours']:.2f}") for peer, peak in peaks.items())
+    yield from _rows(("K = 11", "MB", "÷ ours"), peers)
+    yield ""
+    yield from _rows(("K", "ours, MB"), ((k, f"{peak:.0f}") for k, peak in result["memory"]["by_k"].items()))
+    yield "\n## Exactness against padded rows with full logits\n"
+    yield from _rows(("", "measured", "at most"), ((n, v, LIMITS.get(n, "")) for n, v in result["exactness"].items()))
+
+
+def _figure_rows(result: dict) -> Iterator[tuple]:
+    for name, (least, aim, lengths, peer) in SPEED.items():
+        row = _cell(result, "bf16", lengths, peer)
+        yield name, _speedup(row), row["flop_ratio"], least, aim, _mark(row["speedup"]["median"], least, aim)
+    for name, (least, aim, _) in MEMORY.items():
+        yield name, result[name], "", least, aim, _mark(result[name], least, aim)
+    for precision, (least, aim) in UTILISATION.items():
+        spread = _utilisation(result, precision)
+        yield f"flop_utilisation {precision}", _show(spread), "", least, aim, _mark(spread["median"], least, aim)
+
+
+def _grid_row(row: dict) -> tuple:
+    times = (f"{row[key]['median']:.2f}" for key in ("seconds", "our_seconds"))
+    where = (row["precision"], row["lengths"], row["k"], f"{row['tokens']:.0f}", row["peer"], row["rounds"])
+    return (*where, *times, _speedup(row), row["flop_ratio"])
+
+
+def _speedup(row: dict) -> str:
+    return _show(row["speedup"]) + (" ▲" if row["speedup"]["median"] > row["flop_ratio"] else "")
+
+
+def _show(spread: dict[str, float]) -> str:
+    return f"{spread['median']:.2f} ({spread['low']:.2f}–{spread['high']:.2f})"
+
+
+def _mark(value: float, least: float, aim: float) -> str:
+    return "aim" if value >= aim else "met" if value >= least else "**missed**"
+
+
+def _rows(header: Sequence, rows) -> Iterator[str]:
+    yield f"| {' | '.join(header)} |"
+    yield "|" + "---|" * len(header)
+    for row in rows:
+        yield f"| {' | '.join(map(str, row))} |"
+
+
+def _cell(result: dict, precision: str, lengths: str, peer: str, k: int = 11) -> dict:
+    wanted = {"precision": precision, "lengths": lengths, "peer": peer, "k": k}
+    return next(row for row in result["grid"] if wanted.items() <= row.items())
+
+
+def _agreed(result: dict, precision: str) -> str:
+    differences = (row["largest_logprob_difference"] for row in result["grid"] if row["precision"] == precision)
+    return f"{max(differences):.0e}"
+
+
+def _head_cost(result: dict) -> float:
+    """TRL's step with cached references over the same pairs through our head."""
+    theirs, same = (_cell(result, "bf16", "brief", peer)["speedup"] for peer in ("trl_cached", "same_head_pairs"))
+    return theirs["median"] / same["median"]
+
+
+def _utilisation(result: dict, precision: str) -> dict[str, float]:
+    return _cell(result, precision, "brief", "packed_chunked")["our_flop_utilisation"]

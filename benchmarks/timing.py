@@ -1,0 +1,172 @@
+"""Step times of all ways on the same groups, in one process; how is said in train_step.py."""
+
+from __future__ import annotations
+
+import gc
+import random
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import median
+
+from torch import Tensor
+from tqdm import tqdm
+
+from d2o.groups import Group
+from peers import PEERS, Peer
+from plan import Cell, Plan
+from workload import Shape, matmul_peak, seconds, shared_work
+
+# Largest relative difference of a response's log-prob between two ways that is rounding.
+TOLERANCE = {"bf16": 1e-2, "fp32": 1e-5}
+# A step in fp32 takes about so many times one in bf16; for the time left only.
+_COST = {"bf16": 1, "fp32": 3}
+
+
+@dataclass(frozen=True)
+class Round:
+    """Readings of one round.
+
+    Attributes:
+        tokens: of the group, its prompt counted once.
+        seconds: of a step, by way.
+        flops: of a step, by way.
+        useful: those of our step, without what it computes twice.
+        peak: FLOP/s of the fastest matrix product.
+        difference: largest between a log-prob of ours and of another way, relative.
+    """
+
+    tokens: int
+    seconds: Mapping[str, float]
+    flops: Mapping[str, float]
+    useful: float
+    peak: float
+    difference: float
+
+
+def time_grid(plan: Plan) -> list[dict]:
+    """Rows of the grid, one a cell and peer.
+
+    Raises:
+        RuntimeError: where a way computes other log-probs than ours.
+    """
+    ways = {precision: _ways(plan, precision) for precision in TOLERANCE}
+    groups = [[_group(plan, cell, turn) for turn in range(cell.turns)] for cell in plan.grid]
+    total = sum(
+        _COST[cell.precision] * _flops(ways[cell.precision][way], group, plan.shape)
+        for cell, of_cell in zip(plan.grid, groups, strict=True)
+        for turn, group in enumerate(of_cell)
+        for way in cell.ways(turn)
+    )
+    rows = []
+    with tqdm(total=total, bar_format="{desc}{percentage:.0f} % in {elapsed}, {remaining} left") as progress:
+        for cell, of_cell in zip(plan.grid, groups, strict=True):
+            progress.set_description(f"{cell.precision}, {cell.lengths}, K = {cell.k}")
+            here = ways[cell.precision]
+            rounds = [_round(plan, cell, turn, here, group, progress) for turn, group in enumerate(of_cell)]
+            rows += [_row(cell, peer, rounds) for peer in cell.rounds]
+    return rows
+
+
+def _group(plan: Plan, cell: Cell, turn: int) -> Group:
+    return plan.lengths[cell.lengths].draw(cell.k, plan.shape.vocabulary, cell.lengths, turn)
+
+
+def _ways(plan: Plan, precision: str) -> dict[str, Peer]:
+    """Ours and the peers, warmed up on two small groups and checked there."""
+    lm = plan.shape.model(precision, plan.device)
+    ways = {name: PEERS[name](lm) for name in plan.peers(precision)}
+    for k in (2, 3):
+        group = plan.lengths["brief"].over(4).draw(k, plan.shape.vocabulary, "warm-up")
+        difference({name: _step(way, group, plan.device)[1] for name, way in ways.items()}, precision)
+    return ways
+
+
+def _round(plan: Plan, cell: Cell, turn: int, ways: Mapping[str, Peer], group: Group, progress: tqdm) -> Round:
+    names = cell.ways(turn)
+    random.Random(repr((cell, turn))).shuffle(names)
+    taken, found, flops = {}, {}, {}
+    peak = matmul_peak(cell.precision, plan.device)
+    for name in names:
+        taken[name], found[name] = _step(ways[name], group, plan.device)
+        flops[name] = _flops(ways[name], group, plan.shape)
+        progress.update(_COST[cell.precision] * flops[name])
+    peak = max(peak, matmul_peak(cell.precision, plan.device))
+    return Round(
+        group.tokens,
+        taken,
+        flops,
+        shared_work([group], head_passes=3).flops(plan.shape),
+        peak,
+        difference(found, cell.precision),
+    )
+
+
+def _step(way: Peer, group: Group, device: str) -> tuple[float, dict[str, list[float]]]:
+    """Seconds of one step, and the log-probs that it found for each response; a negative has one for each pair."""
+    groups = way.groups([group])
+    sums: list[Tensor] = []
+
+    def run() -> None:
+        way.model.zero_grad()
+        sums.append(way.step(groups))
+
+    gc.collect()
+    duration = seconds(run, device)
+    found = defaultdict(list)
+    responses = [response for part in groups for response in part.responses]
+    for response, value in zip(responses, sums[0].tolist(), strict=True):
+        found[response.response_id].append(value)
+    return duration, found
+
+
+def _flops(way: Peer, group: Group, shape: Shape) -> float:
+    return way.work(way.groups([group])).flops(shape)
+
+
+def difference(found: Mapping[str, Mapping[str, list[float]]], precision: str) -> float:
+    """Largest relative difference of any way's log-probs from ours.
+
+    Args:
+        found: by way and response, its log-prob as often as the way computed it; ours once.
+    Raises:
+        RuntimeError: where it is more than rounding.
+    """
+    worst = 0.0
+    for way, responses in found.items():
+        for response, (expected,) in found["ours"].items():
+            for value in responses[response]:
+                relative = abs(value / expected - 1)
+                if not relative <= TOLERANCE[precision]:  # also where it is NaN
+                    raise RuntimeError(f"{way}, {precision}: a log-prob of {value:.6g} where ours is {expected:.6g}")
+                worst = max(worst, relative)
+    return worst
+
+
+def _row(cell: Cell, peer: str, rounds: list[Round]) -> dict:
+    rounds = rounds[: cell.rounds[peer]]
+    return {
+        "precision": cell.precision,
+        "lengths": cell.lengths,
+        "k": cell.k,
+        "peer": peer,
+        "rounds": len(rounds),
+        "tokens": median(r.tokens for r in rounds),
+        "speedup": _spread(r.seconds[peer] / r.seconds["ours"] for r in rounds),
+        "flop_ratio": round(median(r.flops[peer] / r.flops["ours"] for r in rounds), 2),
+        "seconds": _spread(r.seconds[peer] for r in rounds),
+        "our_seconds": _spread(r.seconds["ours"] for r in rounds),
+        "our_flop_utilisation": _spread(r.useful / r.seconds["ours"] / r.peak for r in rounds),
+        "matmul_peak_gflops": _spread(r.peak / 1e9 for r in rounds),
+        "largest_logprob_difference": max(r.difference for r in rounds),
+    }
+
+
+def _spread(values) -> dict[str, float]:
+    """Median, lowest and highest, to four digits."""
+    values = sorted(values)
+    return {"median": _short(median(values)), "low": _short(values[0]), "high": _short(values[-1])}
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.4g}")

@@ -1,0 +1,74 @@
+"""The benchmark of the training step runs through, and its peers do the work that they are said to do."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from conftest import ROOT
+from d2o.logprobs import Row
+
+sys.path.append(str(ROOT / "benchmarks"))
+
+import peers
+import table
+import timing
+from workload import LENGTHS, Shape, packed_work, shared_work
+
+SHAPE = Shape(layers=2, vocabulary=2048)
+WAYS = [pytest.param(way, marks=[pytest.mark.slow] if way.startswith("trl") else []) for way in peers.PEERS]
+
+
+def group(k: int):
+    return LENGTHS["brief"].over(4).draw(k, SHAPE.vocabulary)
+
+
+def in_place_flops(total, a, b, **unused) -> int:
+    """Of `total += a @ b`, from shapes: the one product that the counter does not know."""
+    return 2 * a[0] * a[1] * b[1]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_way_multiplies_as_much_as_it_is_said_to(way):
+    peer = peers.PEERS[way](SHAPE.model("fp32"))
+    groups = peer.groups([group(3)])
+    with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: in_place_flops}) as counter:
+        peer.step(groups)
+    expected = replace(peer.work(groups), attended=0).flops(SHAPE)  # the counter does not know flash on a CPU
+    assert counter.get_total_flops() == pytest.approx(expected, rel=0.005)
+
+
+def test_pairs_attended_to_are_those_of_the_mask():
+    groups = [group(3), group(1)]
+    assert shared_work(groups).attended == pytest.approx(int(Row.of(groups).mask().sum()), rel=0.03)
+    alone = [replace(g, positives=[r], negatives=[]) for g in groups for r in g.responses]
+    assert packed_work(groups).attended == pytest.approx(sum(int(Row.of([g]).mask().sum()) for g in alone), rel=0.03)
+
+
+@pytest.mark.parametrize("wrong", [-10.01, float("nan")])
+def test_a_peer_with_other_logprobs_ends_the_run(wrong):
+    found = {"ours": {"a": [-10.0], "b": [-20.0]}, "peer": {"a": [-10.000001], "b": [-20.0, -20.0]}}
+    assert timing.difference(found, "fp32") == pytest.approx(1e-7)
+    found["peer"]["b"][1] = 2 * wrong
+    with pytest.raises(RuntimeError, match="peer, fp32: a log-prob of"):
+        timing.difference(found, "fp32")
+
+
+@pytest.mark.slow
+def test_quick_run_writes_every_figure(tmp_path):
+    command = [sys.executable, ROOT / "benchmarks" / "train_step.py", "--quick", tmp_path]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    result = json.loads((tmp_path / "train_step.json").read_text())
+    assert printed.strip().endswith((tmp_path / "train_step.md").read_text().strip())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["train_step.json", "train_step.md"]
+    for name in (*table.SPEED, *table.MEMORY):
+        assert result[name] > 0
+        assert f"| {name} |" in printed
+    assert result["flop_utilisation"].keys() == table.UTILISATION.keys()
+    assert {row["peer"] for row in result["grid"]} | {"ours"} == peers.PEERS.keys()
+    assert all(row["largest_logprob_difference"] <= timing.TOLERANCE[row["precision"]] for row in result["grid"])
+    assert all(result["exactness"][name] <= limit for name, limit in table.LIMITS.items())
