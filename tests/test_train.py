@@ -228,6 +228,8 @@ def run_all(folder, script: str) -> None:
 def script(tables, model, stages: dict[str, TrainStage], folder) -> str:
     """Python that runs stages one after the other, each into a folder of its own."""
     lines = ["from pathlib import Path", "from d2o.settings import TrainStage", "from d2o.train import run"]
+    # DeepSpeed joins its ranks once in a process.
+    lines += ["import torch.distributed as dist", "dist.destroy_process_group = lambda: None"]
     for name, stage in stages.items():
         contract, method = CONTRACTS[stage.method.loss], stage.method
         samples = [str(tables / "pool.parquet")] if method.positives == "self" else []

@@ -198,7 +198,7 @@ class Train(Section):
     decay: Literal["cosine", "linear", "constant"] = Field("cosine", description="course after the warm-up")
     weight_decay: AtLeast0 = Field(0.0, description="AdamW's decoupled weight decay")
     clip: Above0 = Field(1.0, description="largest L2 norm of the gradient")
-    zero_stage: Literal[0, 1, 2, 3] = Field(2, description="DeepSpeed ZeRO stage")
+    zero_stage: Literal[0, 1, 2, 3] = Field(2, description="DeepSpeed ZeRO stage; 0 counts as 1 in bf16")
     offload: bool = Field(False, description="optimizer in CPU memory; with ZeRO 3 the weights too")
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, slower")
     lora: Lora | None = Field(None, description="train low-rank adapters; null: all weights")

@@ -80,7 +80,9 @@ class _Cascade(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        q, k, v, out, lse = ctx.saved_tensors
+        # In float32: flash's backward in bf16 takes 1.2 to 3 times as long on short sequences.
+        *saved, lse = ctx.saved_tensors
+        q, k, v, out, grad = (x.float() for x in (*saved, grad))
 
         def part(queries: slice, keys: slice, causal: bool):
             of_queries = (x[:, :, queries] for x in (grad, q))
@@ -96,7 +98,7 @@ class _Cascade(torch.autograd.Function):
             dq[:, :, responses] += more_q
             dk[:, :, prompt] += more_k
             dv[:, :, prompt] += more_v
-        return dq, dk, dv, None, None
+        return *(x.to(saved[0].dtype) for x in (dq, dk, dv)), None, None
 
 
 class Sequences(NamedTuple):

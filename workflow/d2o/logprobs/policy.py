@@ -16,6 +16,7 @@ from d2o import records
 from d2o.errors import D2OError
 from d2o.logprobs import attention
 from d2o.logprobs.head import token_logprobs
+from d2o.logprobs.memory import keep_freed_memory
 from d2o.logprobs.rows import Row
 
 Route = Literal["shared", "dense", "padded"]
@@ -132,6 +133,7 @@ def _say_padded(fault: str) -> None:
 
 def load(folder: Path, precision: str, route: Route = "shared") -> Policy:
     """The model of a folder, with weights in `bf16` or `fp32`."""
+    keep_freed_memory()
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
     trust = records.trusts_code(folder)
     return Policy(AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=trust), route)

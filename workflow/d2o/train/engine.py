@@ -146,17 +146,17 @@ def start() -> tuple[int, int]:
 
 def _config(stage: TrainStage) -> dict:
     train, half = stage.train, stage.forward.precision == "bf16"
-    zero: dict = {"stage": train.zero_stage}
+    # Gradients of bf16 weights are added up in float32 from stage 1 on.
+    zero: dict = {"stage": max(train.zero_stage, 1) if half else train.zero_stage}
     if train.offload:
         zero["offload_optimizer"] = {"device": "cpu"}
         if train.zero_stage == 3:
             zero["offload_param"] = {"device": "cpu"}
-    plain = train.zero_stage == 0 and not half
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "managed_gradient_accumulation": False,
-        "gradient_clipping": 0.0 if plain else train.clip,
+        "gradient_clipping": train.clip if zero["stage"] else 0.0,
         "bf16": {"enabled": half},
         "data_types": {"grad_accum_dtype": "fp32"},
         "zero_optimization": zero,
