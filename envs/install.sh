@@ -15,5 +15,6 @@ if grep -q '^torch==.*+cpu' "$lock"; then
     fi
 fi
 # A lock is complete: resolving it again would pull what it leaves out on purpose.
-.venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps "$@" -r "$lock"
+# Compiled here, or the first job to import a package would do it.
+.venv/bin/uv pip install --quiet --compile-bytecode --python .venv/bin/python --no-deps "$@" -r "$lock"
 .venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation --editable .

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from d2o import records
 from d2o.contracts import CONTRACTS
+from d2o.errors import D2OError
 from d2o.groups import Group, Response
 from d2o.losses import Side
 from d2o.settings import Alarms, Average, Forward, Lora, Method, References, Train, TrainStage
@@ -346,6 +347,29 @@ def test_snapshots(tables, tiny_model, tmp_path):
     final = result(tmp_path)[0]
     assert all(torch.equal(final[key], weights[4][key]) for key in final)
     assert not all(torch.equal(final[key], weights[2][key]) for key in final)
+
+
+@pytest.mark.slow
+def test_a_reference_table_of_another_model_is_refused(tables, tiny_model, tmp_path):
+    other = shutil.copytree(tiny_model, tmp_path / "other")
+    (other / "manifest.json").write_text('{"another": true}')
+    done = subprocess.run(command(tables, other, tmp_path, DPO), env=environment(), capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "references-human.parquet: made by another model than" in done.stderr.splitlines()[-1]
+
+
+def test_running_out_of_memory_says_what_to_lower():
+    from d2o.train.engine import enough_memory
+
+    with pytest.raises(D2OError, match=r"a pass of 77 tokens; lower train\.tokens_per_pass"), enough_memory(77):
+        torch.empty(1 << 60)
+    with pytest.raises(RuntimeError, match="size mismatch"), enough_memory(77):
+        torch.zeros(3, 3) @ torch.zeros(2)
+
+
+def test_a_tracker_that_is_not_installed_is_refused():
+    with pytest.raises(D2OError, match=r"train\.trackers: no_such_tracker is not installed"):
+        watch._installed("no_such_tracker")
 
 
 # Resume ------------------------------------------------------------------------------------------

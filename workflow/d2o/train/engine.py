@@ -13,6 +13,7 @@ from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from torch import Tensor
 
+from d2o.errors import D2OError
 from d2o.groups import Group
 from d2o.logprobs import Policy, Row
 from d2o.losses import Side
@@ -142,6 +143,27 @@ def start() -> tuple[int, int]:
     """Join the other ranks: this one's number, and how many there are."""
     deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo", verbose=False)
     return dist.get_rank(), dist.get_world_size()
+
+
+@contextmanager
+def enough_memory(tokens: int) -> Iterator[None]:
+    """Inside, running out of memory becomes one line that says what to lower.
+
+    Args:
+        tokens: of the pass.
+    Raises:
+        D2OError: where memory runs out.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        known = isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)
+        if not known:
+            raise
+        raise D2OError(
+            f"train: no memory left in a pass of {tokens} tokens; lower train.tokens_per_pass, or set "
+            f"train.gradient_checkpointing, train.offload, a higher train.zero_stage or train.lora"
+        ) from None
 
 
 def _config(stage: TrainStage) -> dict:

@@ -48,7 +48,7 @@ def run(
     from d2o import logprobs, losses
     from d2o.train import adapters, schedule, watch
     from d2o.train.checkpoints import Checkpoints
-    from d2o.train.engine import Engine, start
+    from d2o.train.engine import Engine, enough_memory, start
     from d2o.train.references import MismatchedPairs, MovingReferences
 
     train, method = stage.train, stage.method
@@ -91,10 +91,11 @@ def run(
         means = watch.Means()
         for micro in schedule.passes(members, ranks, train.tokens_per_pass)[rank]:
             # An empty pass keeps step with the other ranks: any group, and no gradient from it.
-            sides = engine.sides(micro or members[:1])
-            each = [loss_of(*pair, **zero) for pair in sides]
-            # The mean over the groups of all passes and ranks; DeepSpeed averages over the ranks.
-            engine.backward(torch.stack(each).sum() * (ranks / len(members) if micro else 0.0))
+            with enough_memory(sum(group.tokens for group in micro)):
+                sides = engine.sides(micro or members[:1])
+                each = [loss_of(*pair, **zero) for pair in sides]
+                # The mean over the groups of all passes and ranks; DeepSpeed averages over the ranks.
+                engine.backward(torch.stack(each).sum() * (ranks / len(members) if micro else 0.0))
             if micro:
                 means.add(each, sides)
         engine.step()
@@ -148,6 +149,9 @@ def _groups(
             f"{comparisons}: nothing to train on: {counts['long_prompts']} of {len(texts)} groups have prompts "
             f"longer than forward.max_prompt_tokens ({stage.forward.max_prompt_tokens})"
         )
+    for table in references:
+        if records.file_digest(model / "manifest.json") not in records.read_manifest(table)["inputs"].values():
+            raise D2OError(f"{table}: made by another model than {model}; delete it and run again")
     if references:
         rows = [row for path in references for row in records.read_table(path, records.LOGPROBS)]
         groups.attach_references(found, rows)
