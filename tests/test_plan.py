@@ -50,14 +50,20 @@ def test_a_number_written_otherwise_is_the_same_setting():
 
 
 def test_methods_take_the_tables_that_their_loss_needs():
+    average = {"decay": 0.9, "every": 5}
     methods = CONFIG["methods"] | {
         "full": {"extends": "dpo", "pairs": "all"},
         "uncorrected": {"extends": "d2o", "self_correction": False},
+        "moving": {
+            "extends": "d2o",
+            "ema": {side: {"decay": 0.9, "every": 5} for side in ("positives", "negatives")},
+        },
     }
     plan = Plan(CONFIG | {"methods": methods}, "c")
     tables = {name: (plan.pools(name), plan.comparisons(name), plan.reference_tables(name)) for name in methods}
     assert tables == {
         "d2o": (["corrected"], "negatives", ["corrected", "negatives"]),
+        "moving": (["corrected"], "negatives", []),
         "uncorrected": (["plain"], "negatives", ["plain", "negatives"]),
         "dpo": ([], "negatives", ["negatives"]),
         "full": ([], "pairs", ["pairs"]),

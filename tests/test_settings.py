@@ -13,6 +13,7 @@ from d2o.contracts import CONTRACTS
 from d2o.errors import D2OError
 from d2o.plan import Plan
 
+EMA = {side: {"decay": 0.9, "every": 10} for side in ("positives", "negatives")}
 CDPO = {"loss": "cdpo", "positives": "human", "negatives": True}
 DEMO = yaml.safe_load((ROOT / "config" / "config.yaml").read_text())
 
@@ -54,7 +55,7 @@ def changed(path: str, value) -> dict:
         ("methods.x", CDPO | {"epsilon": 0.5}, "methods.x.epsilon: Input should be less than 0.5, not 0.5"),
         ("methods.x", CDPO | {"loss": "npo"}, "methods.x: the loss npo takes no positives"),
         ("methods.x", CDPO | {"loss": "unlikelihood", "negatives": False}, "unlikelihood needs `negatives: true`"),
-        ("methods.x", CDPO | {"loss": "kto", "train": {"groups_per_step": 1}}, "set groups_per_step to 2 or more"),
+        ("methods.x", {"loss": "sft", "positives": "self", "ema": EMA}, "takes no moving references"),
         ("models.smollm2.path", "x", "models.smollm2: give exactly one of hub, path and package"),
         ("models.smollm2.package", None, "models.smollm2: give exactly one of hub, path and package"),
         ("datasets.demo.hub", "a/b", "datasets.demo: `hub` needs a `revision`"),

@@ -439,14 +439,9 @@ class Settings(Section):
             if fault := _fault(method):
                 raise ValueError(f"methods.{name}: {fault}")
             try:
-                train = self.train_of(method)
+                self.train_of(method)
             except ValidationError as error:
                 raise ValueError("; ".join(_lines(error, Train, f"methods.{name}.train"))) from None
-            if CONTRACTS[method.loss].mismatched and train.groups_per_step < 2:
-                raise ValueError(
-                    f"methods.{name}: the loss {method.loss} compares prompts of a step with one another's answers: "
-                    f"set groups_per_step to 2 or more"
-                )
             if method.k and method.k > self.positives.k:
                 raise ValueError(
                     f"methods.{name}.k: {method.k} positives are asked of a pool of {self.positives.k}; "
@@ -530,6 +525,8 @@ def _fault(method: Method) -> str | None:
         return f"the loss {method.loss} takes no positives: leave `positives` out"
     if contract.positives in ("one", "many") and method.positives == "none":
         return f"the loss {method.loss} needs `positives`: self, human or safe-human"
+    if method.ema and (contract.mismatched or not contract.reference):
+        return f"the loss {method.loss} takes no moving references: leave `ema` out"
     if contract.positives == "one" and method.positives == "self" and method.k != 1:
         return f"the loss {method.loss} takes one positive a group: set `k: 1`"
     return None
