@@ -54,10 +54,7 @@ def test_methods_take_the_tables_that_their_loss_needs():
     methods = CONFIG["methods"] | {
         "full": {"extends": "dpo", "pairs": "all"},
         "uncorrected": {"extends": "d2o", "self_correction": False},
-        "moving": {
-            "extends": "d2o",
-            "ema": {side: {"decay": 0.9, "every": 5} for side in ("positives", "negatives")},
-        },
+        "moving": {"extends": "d2o", "ema": {"positives": average, "negatives": average}},
     }
     plan = Plan(CONFIG | {"methods": methods}, "c")
     tables = {name: (plan.pools(name), plan.comparisons(name), plan.reference_tables(name)) for name in methods}
