@@ -2,10 +2,10 @@
 
 How it measures. A step is zero_grad, forward, loss and backward on one response group, from token ids on, with no
 optimizer. All ways run in one process on one thread and are timed in CPU seconds of the process, so that what else
-the machine does counts little; the C allocator keeps what is freed, as in our trainings, for all ways alike. In each
-round all ways get the same new random group, in random order; a figure is the median over the rounds of the ratio
-within a round, and its spread is the lowest and the highest of these ratios. Two small rounds go before to warm up.
-Every step's log-probs are compared with ours of the same round, and a difference ends the run.
+the machine does counts little; freed memory goes back to the system, though our trainings keep it. In each round all
+ways get the same new random group, in random order; a figure is the median over the rounds of the ratio within a
+round, and its spread is the lowest and the highest of these ratios. Two small rounds go before to warm up. Every
+step's log-probs are compared with ours of the same round, and a difference ends the run.
 
 Beside each ratio stands the ratio of floating-point operations of the two ways, of matrix products alone and with
 what is computed twice. Where the measured one is larger, the peer has handicaps beside the work that it chose to do.
@@ -33,7 +33,6 @@ import torch
 import transformers
 
 import table
-from d2o.logprobs import keep_freed_memory
 from exactness import exactness
 from memory import over_floor
 from plan import FULL, QUICK, Plan
@@ -48,7 +47,6 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a tiny model and one round: does it run?")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    keep_freed_memory()
     transformers.logging.set_verbosity_error()
     result = measure(QUICK if options.quick else FULL)
     text = table.markdown(result)

@@ -112,6 +112,23 @@ def test_what_is_observed_of_a_group():
     assert math.isnan(alone["length_drift"])
 
 
+def test_means_leave_out_what_a_group_lacks_but_never_a_loss(monkeypatch):
+    monkeypatch.setattr(watch.dist, "all_reduce", lambda sums: None)
+    up = Side(*(torch.tensor([x]) for x in (-4.0, -5.0, 2.0, 0.0)))
+    down = Side(*(torch.tensor([x]) for x in (-6.0, -5.0, 2.0, 0.0)))
+    means = watch.Means(torch.device("cpu"))
+    means.add([torch.tensor(1.0), torch.tensor(3.0)], [(up, down), (up.part(0, 0), down)])
+    seen = means.over_ranks()
+    assert (seen["loss"], seen["margin"], seen["positive_logprob"], seen["negative_logprob"]) == (
+        2.0,
+        2.0,
+        -4.0,
+        -6.0,
+    )
+    means.add([torch.tensor(math.nan)], [(up, down)])
+    assert math.isnan(means.over_ranks()["loss"])
+
+
 def test_useful_work_counts_a_prompt_once():
     """2 FLOPs a weight and token forward, twice that backward; attention with it."""
     shape = watch.Shape(linear=100, head=10, attention=8, trained=True)

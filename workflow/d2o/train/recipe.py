@@ -88,7 +88,7 @@ def run(
         if moving:
             moving.refresh(step)
         zero = {"z0": mismatched.zero_point(members)} if mismatched else {}
-        means = watch.Means()
+        means = watch.Means(engine.device)
         for micro in schedule.passes(members, ranks, train.tokens_per_pass)[rank]:
             # An empty pass keeps step with the other ranks: any group, and no gradient from it.
             with enough_memory(sum(group.tokens for group in micro)):
@@ -100,7 +100,7 @@ def run(
                 means.add(each, sides)
         engine.step()
         record = {"step": step + 1, "epoch": round((step + 1) * len(members) / len(found), 4)}
-        record |= means.over_ranks(engine.device)
+        record |= means.over_ranks()
         record |= {"grad_norm": engine.norm, "learning_rate": train.learning_rate * schedule.rate(step, total, train)}
         log.step(record, members)
         if (step + 1) % train.checkpoint_every == 0 and step + 1 < total:

@@ -62,22 +62,20 @@ def _differences(positives: Side, negatives: Side) -> tuple[Tensor, Tensor, Tens
 class Means:
     """The means of `MEANS` over the groups of a step."""
 
-    def __init__(self):
-        self._sums = torch.zeros(2, len(MEANS), dtype=torch.float64)
+    def __init__(self, device: torch.device):
+        self._sums = torch.zeros(2, len(MEANS), dtype=torch.float64, device=device)
 
     def add(self, losses: Sequence[Tensor], sides: Sequence[tuple[Side, Side]]) -> None:
         """Take in the groups of one pass."""
-        for loss, pair in zip(losses, sides, strict=True):
-            values = observe(loss, *pair).cpu()
-            self._sums += torch.stack([values.nan_to_num(0.0, math.inf, -math.inf), (~values.isnan()).double()])
-            if not loss.isfinite():
-                self._sums[:, 0] = math.nan
+        values = torch.stack([observe(loss, *pair) for loss, pair in zip(losses, sides, strict=True)])
+        there = ~values.isnan()
+        there[:, 0] = True  # a loss that is not a number is to be seen
+        self._sums += torch.stack([values.where(there, 0).sum(0), there.double().sum(0)])
 
-    def over_ranks(self, device: torch.device) -> dict[str, float]:
+    def over_ranks(self) -> dict[str, float]:
         """The means over all ranks; NaN where no group has the value."""
-        sums = self._sums.to(device)
-        dist.all_reduce(sums)
-        return dict(zip(MEANS, (sums[0] / sums[1]).tolist(), strict=True))
+        dist.all_reduce(self._sums)
+        return dict(zip(MEANS, (self._sums[0] / self._sums[1]).tolist(), strict=True))
 
 
 @dataclass(frozen=True)
