@@ -180,7 +180,7 @@ def test_the_head_in_pieces_equals_the_whole(monkeypatch):
 
 def test_packs_hold_every_group_once_within_the_budget():
     groups = random_groups([(p % 7 + 1, (p % 11 + 1, 3), (p % 5 + 1,)) for p in range(50)])
-    packs = list(logprobs.packs(groups, tokens=60))
+    packs = logprobs.packs(groups, tokens=60)
     assert [id(g) for pack in packs for g in pack] == list(map(id, groups))
     assert all(sum(g.tokens for g in pack) <= 60 for pack in packs)
     assert len(packs) < 25

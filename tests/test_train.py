@@ -165,16 +165,27 @@ def tables(tiny_model, tmp_path_factory):
     return folder
 
 
-def command(tables, model, folder, method, precision="fp32", **train) -> list[str]:
+def stage(method: Method, precision="fp32", **train) -> TrainStage:
     settings = {"groups_per_step": 4, "tokens_per_pass": 1, "learning_rate": 1e-3, "zero_stage": 0, "epochs": 2}
-    stage = TrainStage(method=method, train=Train(**settings | train), forward=Forward(precision=precision))
-    options = ["--settings", stage.model_dump_json(), "--model", model, "--comparisons", tables / "human.parquet"]
+    return TrainStage(method=method, train=Train(**settings | train), forward=Forward(precision=precision))
+
+
+def inputs(tables, method: Method) -> dict[str, list]:
+    """The tables that a method is trained on beside the human answers."""
+    own = method.positives == "self"
+    kinds = ("human", "pool") if own else ("human",)
+    scored = CONTRACTS[method.loss].reference and not method.ema
+    return {
+        "samples": [tables / "pool.parquet"] if own else [],
+        "references": [tables / f"references-{kind}.parquet" for kind in kinds] if scored else [],
+    }
+
+
+def command(tables, model, folder, method, precision="fp32", **train) -> list[str]:
+    settings = stage(method, precision, **train).model_dump_json()
+    options = ["--settings", settings, "--model", model, "--comparisons", tables / "human.parquet"]
     options += ["--checkpoints", folder / "checkpoints", "--output", folder / "model" / "manifest.json"]
-    if method.positives == "self":
-        options += ["--samples", tables / "pool.parquet"]
-    if CONTRACTS[method.loss].reference and not method.ema:
-        for kind in ("human", "pool") if method.positives == "self" else ("human",):
-            options += ["--references", tables / f"references-{kind}.parquet"]
+    options += [x for name, paths in inputs(tables, method).items() for path in paths for x in (f"--{name}", path)]
     return [sys.executable, "-m", "d2o", "train", *map(str, options)]
 
 
@@ -182,12 +193,24 @@ def environment() -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": "1"}
 
 
+def finished(line: list[str], **variables: str) -> str:
+    """Run a command to its good end; what it said on the way."""
+    done = subprocess.run(line, env=environment() | variables, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stderr
+
+
+def refused(line: list[str]) -> str:
+    """Run a command that gives up; its last line."""
+    done = subprocess.run(line, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 1
+    return done.stderr.splitlines()[-1]
+
+
 def train(*args, **kwargs) -> tuple[dict[str, torch.Tensor], list[dict]]:
     """Run a training; returns its weights and its log."""
-    folder = args[2]
-    done = subprocess.run(command(*args, **kwargs), env=environment(), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return result(folder)
+    finished(command(*args, **kwargs))
+    return result(args[2])
 
 
 def result(folder):
@@ -235,49 +258,47 @@ def test_ranks_accumulation_and_zero_stages_give_the_same_weights(tables, tiny_m
             assert (value - weights[key].float()).norm() / value.norm() < 2e-3, (name, key)
 
 
-def run_all(folder, script: str) -> None:
-    """Trainings in one process: starting one costs more than they do."""
-    environment_of_one = environment() | {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
-    environment_of_one |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511"}
-    done = subprocess.run([sys.executable, "-c", script], env=environment_of_one, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+def train_all(tables, model, stages: dict[str, TrainStage], folder) -> None:
+    """Run stages in one process, each into a folder of its own: starting one costs more than they do."""
+    runs = [
+        {
+            "stage": stage.model_dump_json(),
+            "model": model,
+            "comparisons": tables / "human.parquet",
+            "checkpoints": folder / name / "checkpoints",
+            "output": folder / name / "model",
+        }
+        | inputs(tables, stage.method)
+        for name, stage in stages.items()
+    ]
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+    alone |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511"}
+    finished([sys.executable, "-c", _TRAIN_ALL, json.dumps(runs, default=str)], **alone)
 
 
-def script(tables, model, stages: dict[str, TrainStage], folder) -> str:
-    """Python that runs stages one after the other, each into a folder of its own."""
-    lines = ["from pathlib import Path", "from d2o.settings import TrainStage", "from d2o.train import run"]
-    # DeepSpeed joins its ranks once in a process.
-    lines += ["import torch.distributed as dist", "dist.destroy_process_group = lambda: None"]
-    for name, stage in stages.items():
-        contract, method = CONTRACTS[stage.method.loss], stage.method
-        samples = [str(tables / "pool.parquet")] if method.positives == "self" else []
-        references = [str(tables / f"references-{kind}.parquet") for kind in ("human", "pool")]
-        if not contract.reference or method.ema:
-            references = []
-        out = str(folder / name)
-        lines.append(
-            f"run(TrainStage.model_validate_json({stage.model_dump_json()!r}), model=Path({str(model)!r}), "
-            f"comparisons=Path({str(tables / 'human.parquet')!r}), samples=[Path(x) for x in {samples!r}], "
-            f"references=[Path(x) for x in {references!r}], checkpoints=Path({out!r}) / 'checkpoints', "
-            f"output=Path({out!r}) / 'model')"
-        )
-    return "\n".join(lines)
+_TRAIN_ALL = """
+import json, sys
+from pathlib import Path
+import torch.distributed as dist
+from d2o.settings import TrainStage
+from d2o.train import run
 
-
-def stage(method: Method, precision="fp32", **train) -> TrainStage:
-    settings = {"groups_per_step": 4, "tokens_per_pass": 1, "learning_rate": 1e-3, "zero_stage": 0, "steps": 6}
-    return TrainStage(method=method, train=Train(**settings | train), forward=Forward(precision=precision))
+dist.destroy_process_group = lambda: None  # DeepSpeed joins its ranks once in a process
+for found in json.loads(sys.argv[1]):
+    stage = TrainStage.model_validate_json(found.pop("stage"))
+    run(stage, **{k: [*map(Path, v)] if isinstance(v, list) else Path(v) for k, v in found.items()})
+"""
 
 
 @pytest.mark.slow
 def test_every_loss_trains(tables, tiny_model, tmp_path):
-    """Each on a view that serves it; all but GA, which has no floor, and KTO and IPO from their own levels, fall."""
+    """Each on a view that serves it, and each loss falls."""
     stages = {}
     for loss, contract in CONTRACTS.items():
         positives = {"none": "none", "one": "human", "many": "self", "any": "self"}[contract.positives]
         method = Method(loss=loss, positives=positives, negatives=contract.negative)
         stages[loss] = stage(method, steps=8)
-    run_all(tmp_path, script(tables, tiny_model, stages, tmp_path))
+    train_all(tables, tiny_model, stages, tmp_path)
     for loss in stages:
         _, log = result(tmp_path / loss)
         assert len(log) == 8
@@ -298,7 +319,7 @@ def test_moving_references(tables, tiny_model, tmp_path):
     for zero in (1, 2, 3):
         stages[f"ema, ZeRO {zero}"] = stage(D2O.model_copy(update={"ema": EMA}), zero_stage=zero)
     stages["ema"] = stage(D2O.model_copy(update={"ema": EMA}))
-    run_all(tmp_path, script(tables, tiny_model, stages, tmp_path))
+    train_all(tables, tiny_model, stages, tmp_path)
     losses = {name: [row["loss"] for row in result(tmp_path / name)[1]] for name in stages}
     assert losses["still"] == pytest.approx(losses["fixed"], rel=1e-5)
     assert losses["follow"][::2] == pytest.approx([math.log(2)] * 3, rel=1e-5)
@@ -317,7 +338,7 @@ def test_the_matrix_of_deepspeed(tables, tiny_model, tmp_path):
         stages[f"ZeRO {zero}, offload"] = stage(D2O, zero_stage=zero, offload=True)
         stages[f"ZeRO {zero}, bf16"] = stage(D2O, "bf16", zero_stage=zero)
     stages["bf16"] = stage(D2O, "bf16")
-    run_all(tmp_path, script(tables, tiny_model, stages, tmp_path))
+    train_all(tables, tiny_model, stages, tmp_path)
     plain = result(tmp_path / "plain")[1]
     for name in stages:
         log = result(tmp_path / name)[1]
@@ -331,7 +352,7 @@ def test_the_matrix_of_deepspeed(tables, tiny_model, tmp_path):
 def test_adapters_are_trained_alone_and_merged(tables, tiny_model, tmp_path):
     lora = {"lora": Lora(rank=4, alpha=8), "learning_rate": 1e-2}
     stages = {f"ZeRO {zero}": stage(D2O, zero_stage=zero, **lora) for zero in (0, 2, 3)}
-    run_all(tmp_path, script(tables, tiny_model, stages, tmp_path))
+    train_all(tables, tiny_model, stages, tmp_path)
     before = load_file(tiny_model / "model.safetensors")
     for name in stages:
         weights, log = result(tmp_path / name)
@@ -351,9 +372,7 @@ def test_a_stopping_alarm_ends_the_training_with_one_line(tables, tiny_model, tm
     """Without a pull on the positives, they fall with the negatives."""
     alarms = Alarms(displacement=0.01, stop=["displacement"])
     line = command(tables, tiny_model, tmp_path, D2O.model_copy(update={"beta": 0.0}), steps=60, alarms=alarms)
-    done = subprocess.run(line, env=environment(), capture_output=True, text=True)
-    assert done.returncode == 1
-    assert "positives have lost" in done.stderr.splitlines()[-1]
+    assert "positives have lost" in refused(line)
     assert not (tmp_path / "model").exists()
 
 
@@ -370,9 +389,8 @@ def test_snapshots(tables, tiny_model, tmp_path):
 def test_a_reference_table_of_another_model_is_refused(tables, tiny_model, tmp_path):
     other = shutil.copytree(tiny_model, tmp_path / "other")
     (other / "manifest.json").write_text('{"another": true}')
-    done = subprocess.run(command(tables, other, tmp_path, DPO), env=environment(), capture_output=True, text=True)
-    assert done.returncode == 1
-    assert "references-human.parquet: made by another model than" in done.stderr.splitlines()[-1]
+    message = refused(command(tables, other, tmp_path, DPO))
+    assert "references-human.parquet: made by another model than" in message
 
 
 def test_running_out_of_memory_says_what_to_lower():
@@ -434,9 +452,8 @@ def test_a_run_killed_at_ten_random_points_ends_bit_for_bit_the_same(tables, tin
         else:
             killed(line, lambda point=point: steps_logged(folder) >= point)
         assert not (folder / "model" / "manifest.json").exists()
-    done = subprocess.run(line, env=environment(), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "train: going on after step" in done.stderr
+    said = finished(line)
+    assert "train: going on after step" in said
     assert_equal_runs(folder, tmp_path / "whole")
 
 
@@ -455,13 +472,10 @@ def test_a_killed_rank_takes_the_run_down_and_it_goes_on(tables, tiny_model, tmp
     assert child.wait(120) != 0
 
     fewer = command(tables, tiny_model, folder, MOVING, **settings | {"ranks": 1})
-    done = subprocess.run(fewer, env=environment(), capture_output=True, text=True)
-    assert done.returncode == 1
-    assert "were written by 2 ranks and cannot go on with 1; set train.ranks: 2" in done.stderr.splitlines()[-1]
+    assert "were written by 2 ranks and cannot go on with 1; set train.ranks: 2" in refused(fewer)
 
-    done = subprocess.run(line, env=environment(), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "train: going on after step 6" in done.stderr
+    said = finished(line)
+    assert "train: going on after step 6" in said
     losses = [[row["loss"] for row in result(tmp_path / name)[1]] for name in ("whole", "killed")]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
@@ -479,10 +493,9 @@ def test_a_broken_checkpoint_is_skipped_with_a_line(tables, tiny_model, tmp_path
     state.write_bytes(state.read_bytes()[:-100])
     for later in (folder / "checkpoints").glob("step20"):
         shutil.rmtree(later)
-    done = subprocess.run(line, env=environment(), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert f"step16 is broken ({state.name} is not whole); it is skipped" in done.stderr
-    assert "train: going on after step 12" in done.stderr
+    said = finished(line)
+    assert f"step16 is broken ({state.name} is not whole); it is skipped" in said
+    assert "train: going on after step 12" in said
     assert_equal_runs(folder, tmp_path / "whole")
 
 
@@ -492,7 +505,6 @@ def test_checkpoints_of_other_settings_are_not_resumed(tables, tiny_model, tmp_p
     killed(line, lambda: (tmp_path / "checkpoints" / "step2" / "whole.json").exists())
     other = DPO.model_copy(update={"beta": 0.5})
     line = command(tables, tiny_model, tmp_path, other, steps=3, checkpoint_every=2)
-    done = subprocess.run(line, env=environment(), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "is of other settings or inputs; starting anew" in done.stderr
+    said = finished(line)
+    assert "is of other settings or inputs; starting anew" in said
     assert [row["step"] for row in result(tmp_path)[1]] == [1, 2, 3]

@@ -39,13 +39,11 @@ def _logprobs(forward: Forward, model: Path, found: list[groups.Group], descript
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     policy = logprobs.load(model, forward.precision).to(device)
     # Rows of groups of similar size take similar time and memory; the largest first show early what they need.
-    packs = list(logprobs.packs(sorted(found, key=lambda group: group.tokens, reverse=True), forward.tokens))
+    packs = logprobs.packs(sorted(found, key=lambda group: group.tokens, reverse=True), forward.tokens)
     policy.check(logprobs.Row.of(packs[-1][-1:]).to(device))
     with tqdm(total=sum(len(g.responses) for g in found), desc=description, unit="resp", mininterval=2) as bar:
         for pack in packs:
-            row = logprobs.Row.of(pack).to(device)
-            with torch.no_grad():
-                sums = [float(tokens.sum()) for tokens in policy(row).split(row.lengths.tolist())]
+            sums = policy.sums(logprobs.Row.of(pack).to(device)).tolist()
             responses = [(group, response) for group in pack for response in group.responses]
             for (group, response), logprob in zip(responses, sums, strict=True):
                 yield {

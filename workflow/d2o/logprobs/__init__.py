@@ -1,7 +1,6 @@
 """Log-probs of the responses of groups: the forward pass that references and training share."""
 
-from d2o.logprobs.memory import keep_freed_memory
 from d2o.logprobs.policy import Policy, load
 from d2o.logprobs.rows import Row, packs
 
-__all__ = ["Policy", "Row", "keep_freed_memory", "load", "packs"]
+__all__ = ["Policy", "Row", "load", "packs"]

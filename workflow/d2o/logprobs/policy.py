@@ -99,23 +99,24 @@ class Policy(nn.Module):
             self.lm.set_attn_implementation(kernel)
         return self.lm.get_decoder()(input_ids=ids, use_cache=False, **layout).last_hidden_state
 
-    @torch.no_grad()
     def check(self, row: Row) -> None:
         """Compare this route with `padded` on a row; if more than rounding is between them, take `padded` and say so.
 
         Every start does it: a new release of a library, or a model with an attention of its own, would otherwise
         train on wrong numbers without a word.
         """
-        route, ours = self.route, self._sums(row)
+        route, ours = self.route, self.sums(row)
         self.route = "padded"
-        theirs = self._sums(row)
+        theirs = self.sums(row)
         worst = float(((ours - theirs).abs() / (1 + theirs.abs())).max())
         if worst <= _TOLERANCE[self.lm.dtype]:
             self.route = route
         else:
             _say_padded(f"the {route} forward differs from the padded one by {worst:.1e} of a log-prob")
 
-    def _sums(self, row: Row) -> Tensor:
+    @torch.no_grad()
+    def sums(self, row: Row) -> Tensor:
+        """Log-prob of each response of a row, without gradient: float32 [R], nats."""
         return torch.stack([tokens.sum() for tokens in self(row).split(row.lengths.tolist())])
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -97,18 +97,17 @@ class Row:
         return sees[None, None].to(self.ids.device)
 
 
-def packs(groups: Sequence[Group], tokens: int) -> Iterator[list[Group]]:
+def packs(groups: Sequence[Group], tokens: int) -> list[list[Group]]:
     """Groups in order, as many to a row as fit in `tokens` tokens; a group is never split.
 
     One that is larger than the budget makes a row of its own.
     """
-    pack: list[Group] = []
-    length = 0
+    found: list[list[Group]] = []
+    room = 0
     for group in groups:
-        if pack and length + group.tokens > tokens:
-            yield pack
-            pack, length = [], 0
-        pack.append(group)
-        length += group.tokens
-    if pack:
-        yield pack
+        if not found or group.tokens > room:
+            found.append([])
+            room = tokens
+        found[-1].append(group)
+        room -= group.tokens
+    return found

@@ -65,11 +65,9 @@ class Engine:
             start = stop
         return pairs
 
-    @torch.no_grad()
     def sums(self, groups: Sequence[Group]) -> Tensor:
-        """One forward pass without gradient: the log-prob of each response, float32 [R], nats."""
-        row = Row.of(groups).to(self.device)
-        return Side.of(self.deepspeed(row), row.lengths, row.lengths).logprobs
+        """As `Policy.sums`, of groups."""
+        return self.deepspeed.module.sums(Row.of(groups).to(self.device))
 
     def backward(self, loss: Tensor) -> None:
         """Add a loss's gradient; it is averaged over the ranks."""

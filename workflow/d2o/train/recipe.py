@@ -149,9 +149,9 @@ def _groups(
             f"{comparisons}: nothing to train on: {counts['long_prompts']} of {len(texts)} groups have prompts "
             f"longer than forward.max_prompt_tokens ({stage.forward.max_prompt_tokens})"
         )
-    for table in references:
-        if records.file_digest(model / "manifest.json") not in records.read_manifest(table)["inputs"].values():
-            raise D2OError(f"{table}: made by another model than {model}; delete it and run again")
+    for path in references:
+        if records.file_digest(model / "manifest.json") not in records.read_manifest(path)["inputs"].values():
+            raise D2OError(f"{path}: made by another model than {model}; delete it and run again")
     if references:
         rows = [row for path in references for row in records.read_table(path, records.LOGPROBS)]
         groups.attach_references(found, rows)

@@ -119,10 +119,9 @@ def _stranger(found: Sequence[Group], index: int) -> Response:
     raise D2OError("kto: all groups have the same prompt; it compares answers of different prompts, so give it more")
 
 
-@torch.no_grad()
 def score(engine: Engine, groups: Sequence[Group], tokens: int) -> list[float]:
     """The log-prob of every response under the engine's weights, nats; the work shared by all ranks."""
-    rows = list(packs(groups, tokens))
+    rows = packs(groups, tokens)
     rank, ranks = dist.get_rank(), dist.get_world_size()
     found: list[list[float]] = []
     # Every rank makes as many passes, for under ZeRO 3 all must gather together.

@@ -62,7 +62,7 @@ def passes(batch: Sequence[Group], ranks: int, tokens: int) -> list[list[list[Gr
         tokens: the most in one pass, unless a single group is larger.
     """
     shares = _spread(batch, ranks)
-    filled = [list(packs(share, tokens)) for share in shares]
+    filled = [packs(share, tokens) for share in shares]
     needed = max(map(len, filled))
     return [
         rows if len(rows) == needed else _spread(share, needed) for share, rows in zip(shares, filled, strict=True)

@@ -137,9 +137,8 @@ def alarms(history: Sequence[Mapping[str, Any]], limits: Alarms) -> dict[str, st
     for key in ("loss", "grad_norm"):
         if last[key] is None or not math.isfinite(last[key]):
             found["not_finite"] = f"{key} is {last[key]}; lower the learning rate, or try fp32"
-    fall = _mean(history[:_WINDOW], "positive_logprob_per_token") - _mean(
-        history[-_WINDOW:], "positive_logprob_per_token"
-    )
+    likelihood = "positive_logprob_per_token"
+    fall = _mean(history[:_WINDOW], likelihood) - _mean(history[-_WINDOW:], likelihood)
     if len(history) >= 2 * _WINDOW and fall > limits.displacement:
         found["displacement"] = (
             f"positives have lost {fall:.2f} nats per token since the first {_WINDOW} steps, more than "
@@ -175,7 +174,7 @@ class Watch:
         """
         from tqdm import tqdm
 
-        self._limits, self._shape, self._peak, self._total = stage.train.alarms, shape, peak, total
+        self._limits, self._shape, self._peak = stage.train.alarms, shape, peak
         self._active = dist.get_rank() == 0
         self._path = folder / "train.jsonl"
         lines = self._path.read_text().splitlines()[:first] if first else []
