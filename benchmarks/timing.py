@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+import json
 import random
+import sys
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -19,8 +21,6 @@ from workload import Shape, matmul_peak, seconds, shared_work
 
 # Largest relative difference of a response's log-prob between two ways that is rounding.
 TOLERANCE = {"bf16": 1e-2, "fp32": 1e-5}
-# A step in fp32 takes about so many times one in bf16; for the time left only.
-_COST = {"bf16": 1, "fp32": 3}
 
 
 @dataclass(frozen=True)
@@ -45,26 +45,33 @@ class Round:
 
 
 def time_grid(plan: Plan) -> list[dict]:
-    """Rows of the grid, one a cell and peer.
+    """Rows of the grid, one a cell and peer; each is also printed once it is measured.
 
     Raises:
         RuntimeError: where a way computes other log-probs than ours.
     """
-    ways = {precision: _ways(plan, precision) for precision in TOLERANCE}
-    groups = [[_group(plan, cell, turn) for turn in range(cell.turns)] for cell in plan.grid]
+    by_precision = {precision: [c for c in plan.grid if c.precision == precision] for precision in TOLERANCE}
+    return [row for precision, cells in by_precision.items() if cells for row in _time(plan, precision, cells)]
+
+
+def _time(plan: Plan, precision: str, cells: Sequence[Cell]) -> list[dict]:
+    """Cells of one precision, whose ways are in memory meanwhile."""
+    ways = _ways(plan, precision)
+    groups = [[_group(plan, cell, turn) for turn in range(cell.turns)] for cell in cells]
     total = sum(
-        _COST[cell.precision] * _flops(ways[cell.precision][way], group, plan.shape)
-        for cell, of_cell in zip(plan.grid, groups, strict=True)
+        _flops(ways[way], group, plan.shape)
+        for cell, of_cell in zip(cells, groups, strict=True)
         for turn, group in enumerate(of_cell)
         for way in cell.ways(turn)
     )
     rows = []
     with tqdm(total=total, bar_format="{desc}{percentage:.0f} % in {elapsed}, {remaining} left") as progress:
-        for cell, of_cell in zip(plan.grid, groups, strict=True):
+        for cell, of_cell in zip(cells, groups, strict=True):
             progress.set_description(f"{cell.precision}, {cell.lengths}, K = {cell.k}")
-            here = ways[cell.precision]
-            rounds = [_round(plan, cell, turn, here, group, progress) for turn, group in enumerate(of_cell)]
-            rows += [_row(cell, peer, rounds) for peer in cell.rounds]
+            rounds = [_round(plan, cell, turn, ways, group, progress) for turn, group in enumerate(of_cell)]
+            found = [_row(cell, peer, rounds) for peer in cell.rounds]
+            progress.write("\n".join(map(json.dumps, found)), file=sys.stderr)
+            rows += found
     return rows
 
 
@@ -90,7 +97,7 @@ def _round(plan: Plan, cell: Cell, turn: int, ways: Mapping[str, Peer], group: G
     for name in names:
         taken[name], found[name] = _step(ways[name], group, plan.device)
         flops[name] = _flops(ways[name], group, plan.shape)
-        progress.update(_COST[cell.precision] * flops[name])
+        progress.update(flops[name])
     peak = max(peak, matmul_peak(cell.precision, plan.device))
     return Round(
         group.tokens,

@@ -58,7 +58,7 @@ def main() -> None:
 
 def measure(plan: Plan) -> dict:
     """All that the table shows; the figures first."""
-    # The grid last: its process keeps the memory of all ways.
+    # The grid last: its process keeps some of the memory of all ways.
     result = {
         "machine": _machine(plan.shape),
         "exactness": exactness(plan.shape, plan.lengths["brief"]),
