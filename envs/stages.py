@@ -10,7 +10,7 @@ BASE = ["pydantic", "typer", "pyarrow", "tqdm"]
 STAGES = {
     "models": ["torch", "transformers", "huggingface-hub", "gguf", "accelerate"],
     "datasets": ["datasets", "ijson"],
-    "generation": ["vllm"],
+    "generation": ["vllm", "sacrebleu"],
     "train": ["torch", "transformers", "accelerate", "deepspeed", "tensorboard", "peft"],
     "mmlu": ["torch", "transformers", "accelerate", "lm-eval", "datasets"],
     "judge": ["openai"],

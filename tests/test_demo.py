@@ -34,7 +34,7 @@ def test_demo_and_thumbs_down_share_the_model_and_end_in_reports(tiny_model, tmp
     assert "d2o" in (report / "table.md").read_text()
     run = tmp_path / "results" / "demo" / "smollm2" / "d2o" / "seed0"
     assert records.read_manifest(run / "model")["steps"] == 2
-    pool = records.read_table(tmp_path / "results/demo/smollm2/positives/corrected.parquet", records.SAMPLES)
+    pool = records.read_table(tmp_path / "results/demo/smollm2/positives/corrected.parquet", records.POOL)
     assert len(pool) == 16
     assert all(row["text"] for row in pool)
 

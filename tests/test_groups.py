@@ -21,8 +21,9 @@ def comparison(prompt=P, split="train", negative="Copy it.", positive="Ask for h
     }  # fmt: skip
 
 
-def sample(k, prompt=P, text=None, finish="stop"):
-    return {"prompt_id": prompt, "sample": k, "text": f"answer {k}" if text is None else text, "finish": finish}
+def sample(k, prompt=P, text=None, finish="stop", fit=True):
+    text = f"answer {k}" if text is None else text
+    return {"prompt_id": prompt, "sample": k, "text": text, "finish": finish, "fit": fit}
 
 
 D2O = Method(loss="d2o", positives="self", negatives=True)
@@ -55,8 +56,8 @@ def test_prompts_without_a_pool_are_left_out():
     assert list(groups.view(D2O, [comparison(prompt=Q)], [sample(0)])) == []
 
 
-def test_empty_samples_are_no_positives():
-    found = next(groups.view(D2O, [comparison()], [sample(0, text=" "), sample(1)]))
+def test_unfit_samples_are_no_positives():
+    found = next(groups.view(D2O, [comparison()], [sample(0, fit=False), sample(1)]))
     assert texts(found.positives) == ["answer 1"]
 
 
@@ -89,7 +90,7 @@ def test_every_response_is_scored_once():
     rows = [comparison(), comparison(), comparison(split="test", prompt=Q)]
     assert [texts(g.positives) for g in groups.every_response(rows, None, "train")] == [["Ask for help.", "Copy it."]]
     assert [g.prompt_id for g in groups.every_response(rows, None, "test")] == [Q]
-    pool = [sample(0), sample(1, text="answer 0"), sample(0, prompt=Q)]
+    pool = [sample(0), sample(1, text="answer 0"), sample(2, fit=False), sample(0, prompt=Q)]
     assert [texts(g.positives) for g in groups.every_response(rows, pool, "train")] == [["answer 0"]]
 
 

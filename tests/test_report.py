@@ -14,6 +14,7 @@ import pytest
 
 from d2o import records, report, settings
 from d2o.errors import D2OError
+from d2o.positives import sheet
 
 PROMPTS = 12
 NASTY = '<script>alert("x")</script> & <b>bold</b> {{ 7 * 7 }}'
@@ -82,8 +83,9 @@ class Results:
         for dataset in self.experiment.datasets:
             self._dataset(root / dataset)
             for model in self.experiment.models:
-                pool = [self._sample(p, k, ["considerate", "honest"][k % 2]) for p in self.ids for k in range(4)]
-                write(root / dataset / model / "positives/corrected.parquet", records.SAMPLES, pool)
+                self._pool(
+                    root / dataset / "negatives.parquet", root / dataset / model / "positives/corrected.parquet"
+                )
                 for method in self.experiment.methods:
                     for seed in self.experiment.seeds[:1] if method == "initial" else self.experiment.seeds:
                         self._run(root / dataset / model / method / f"seed{seed}", method, seed)
@@ -103,6 +105,14 @@ class Results:
                 draft.path.mkdir()
                 if trained:
                     draft.facts |= {"auc": 0.64, "auc_low": 0.58, "auc_high": 0.7, "auc_n": 96}
+
+    def _pool(self, prompts: Path, path: Path) -> None:
+        fit = {"attempt": 0, "reasons": [], "fit": True}
+        pool = [self._sample(p, k, ["considerate", "honest"][k % 2]) | fit for p in self.ids for k in range(4)]
+        pool[0] |= {"attempt": 2, "reasons": ["repeating", "truncated"], "fit": False}
+        write(path, records.POOL, pool)
+        found = sheet.describe(path, prompts, settings.Positives(k=4)) | {"long_prompts": 1}
+        records.write_json(path.with_suffix(".sheet.json"), found)
 
     def _sample(self, prompt: str, k: int, instruction: str | None = None, text: str = "one two one two") -> dict:
         return {
@@ -386,15 +396,14 @@ def test_two_experiments_are_two_reports(tmp_path):
         report.write(two, tmp_path, tmp_path / "report.html")
 
 
-def test_refusals_and_repetition():
-    from d2o.report.metrics import distinct_2, refuses
-
-    assert refuses("I’m sorry, but I can’t help with that.") and refuses("As an AI language model, I do not …")
-    assert not refuses("Sure! First, take the lid off.") and not refuses("x" * 200 + " I'm sorry")
-    assert distinct_2("a b a b a") == 0.5 and distinct_2("a b c") == 1 and distinct_2("one") is None
-
-
 def test_duration():
     from d2o.report.page import duration
 
     assert [duration(s) for s in (45.2, 200, 7500, 59.7)] == ["45 s", "3 min 20 s", "2 h 05 min", "1 min 00 s"]
+
+
+def test_the_data_sheet_of_a_pool(full):
+    folder, page, _ = full
+    assert "67 of 68 are fit to learn from; drawn again: 1." in page.text
+    assert "repeating, truncated" in page.text
+    assert 'aria-label="Lengths of the samples, and the reasons against them"' in (folder / "report.html").read_text()

@@ -153,9 +153,10 @@ def tables(tiny_model, tmp_path_factory):
         human.append(row | {"negative": f"No, I will not help {i}.", "positive": f"Yes, here it is: {i}."})
         for k in range(3):
             answer = {"text": f"Answer {k} to {i}.", "tokens": 5, "finish": "stop"}
+            answer |= {"attempt": 0, "reasons": [], "fit": True}
             pool.append({"prompt_id": prompt, "sample": k, "instruction": None, "seed": k} | answer)
     records.write_table(folder / "human.parquet", records.COMPARISONS, human)
-    records.write_table(folder / "pool.parquet", records.SAMPLES, pool)
+    records.write_table(folder / "pool.parquet", records.POOL, pool)
     (tiny_model / "manifest.json").write_text("{}")
     for name, samples in (("human", None), ("pool", folder / "pool.parquet")):
         references.score(

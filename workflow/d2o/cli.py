@@ -74,11 +74,34 @@ def negatives(
 
 
 @_command(settings.PositivesStage)
-def positives(model: Model, negatives: Input, output: Output, settings_json: Json) -> None:
-    """Draw K answers per train prompt from the initial model."""
+def positives(
+    model: Model,
+    comparisons: Input,
+    output: Output,
+    drawn: Annotated[Path, typer.Option(help="folder of all answers drawn so far; only what it lacks is drawn")],
+    settings_json: Json,
+    shard: Annotated[str, typer.Option(help="which of the prompts: 1-of-3")] = "1-of-1",
+) -> None:
+    """Draw K answers to each train prompt: one shard of a pool."""
     from d2o import positives
 
-    positives.sample(settings.parse(settings.PositivesStage, settings_json), _folder(model), negatives, output)
+    stage = settings.parse(settings.PositivesStage, settings_json)
+    positives.draw(stage, _folder(model), comparisons, shard, drawn, output)
+
+
+@_command(settings.PositivesStage)
+def pool(
+    model: Model,
+    comparisons: Input,
+    output: Annotated[Path, typer.Option(help="the pool; its data sheet goes beside it")],
+    shards: Annotated[list[Path], typer.Option(help="shards of `d2o positives`, all of them")],
+    settings_json: Json,
+) -> None:
+    """Merge the shards of a pool, once every sample is there."""
+    from d2o import positives
+
+    stage = settings.parse(settings.PositivesStage, settings_json)
+    positives.merge(stage, _folder(model), comparisons, shards, output)
 
 
 @_command(settings.Forward)

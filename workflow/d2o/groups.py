@@ -72,13 +72,13 @@ def view(
     Args:
         method: says which positives, how many, and whether there is a negative.
         comparisons: rows of `records.COMPARISONS`; only the train split is used.
-        samples: rows of `records.SAMPLES`, the pool of self-generated answers; may be empty.
+        samples: rows of `records.POOL`, the pool of self-generated answers; may be empty.
     Raises:
         D2OError: where the pool lacks a sample that the method asks for.
     """
-    pools: dict[str, dict[int, Answer]] = defaultdict(dict)
+    pools: dict[str, dict[int, Answer | None]] = defaultdict(dict)
     for row in samples:
-        pools[row["prompt_id"]][row["sample"]] = Answer(row["text"], row["finish"] == "stop")
+        pools[row["prompt_id"]][row["sample"]] = _fit(row)
     seen = set()
     for row in comparisons:
         if row["split"] != "train":
@@ -92,7 +92,7 @@ def view(
             yield group
 
 
-def _positives(method: Method, row: Mapping[str, Any], pool: Mapping[int, Answer]) -> tuple[Answer, ...]:
+def _positives(method: Method, row: Mapping[str, Any], pool: Mapping[int, Answer | None]) -> tuple[Answer, ...]:
     if method.positives == "self":
         if not pool:  # its prompt did not fit the context with an instruction
             return ()
@@ -103,11 +103,16 @@ def _positives(method: Method, row: Mapping[str, Any], pool: Mapping[int, Answer
                 f"prompt {row['prompt_id']}: sample {min(missing)} of {k} is missing from its pool of "
                 f"self-generated answers; the pool was drawn for other negatives: delete it and run again"
             )
-        return tuple(pool[sample] for sample in range(k) if pool[sample].text.strip())
+        return tuple(answer for sample in range(k) if (answer := pool[sample]))
     unsafe_is_fine = method.positives == "human"
     if method.positives == "none" or row["positive"] is None:
         return ()
     return (Answer(row["positive"]),) if unsafe_is_fine or row["positive_unsafe"] is False else ()
+
+
+def _fit(sample: Mapping[str, Any]) -> Answer | None:
+    """A sample of a pool as an answer; None where it is not fit to learn from."""
+    return Answer(sample["text"], sample["finish"] == "stop") if sample["fit"] else None
 
 
 def every_response(
@@ -125,8 +130,8 @@ def every_response(
                 for text in filter(None, (row["positive"], row["negative"])):
                     answers[row["prompt_id"]][Answer(text)] = None
     for row in samples or ():
-        if row["prompt_id"] in messages and row["text"].strip():
-            answers[row["prompt_id"]][Answer(row["text"], row["finish"] == "stop")] = None
+        if row["prompt_id"] in messages and (answer := _fit(row)):
+            answers[row["prompt_id"]][answer] = None
     for prompt, found in answers.items():
         yield Texts(prompt, messages[prompt], tuple(found))
 

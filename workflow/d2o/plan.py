@@ -45,7 +45,9 @@ class Plan:
     def report_inputs(self, wildcards) -> list[str]:
         """What an experiment's report is made from."""
         stages = ("negatives", "train", "responses", "likelihoods", "scores", "judge", "mmlu")
-        return [path for stage in stages for path in self._files(stage, wildcards.experiment)]
+        made = [path for stage in stages for path in self._files(stage, wildcards.experiment)]
+        pools = dict.fromkeys(self._files("positives", wildcards.experiment))
+        return made + [path.replace(".parquet", ".sheet.json") for path in pools]
 
     def runs(self, experiment: str) -> Iterator[str]:
         """`dataset/model/method/seed<n>` of every run. The initial model is the same for all seeds."""
@@ -174,8 +176,9 @@ class Plan:
             case "negatives":
                 return _part(settings.Extraction, s.datasets[w.dataset])
             case "positives":
-                plain = {"instructions": {}} if w.pool == "plain" else {}
-                return settings.PositivesStage(sampling=s.positives.model_copy(update=plain), engine=s.engine)
+                # In how many jobs a pool is drawn is told apart: it draws nothing anew.
+                changed = {"shards": 1} | ({"instructions": {}} if w.pool == "plain" else {})
+                return settings.PositivesStage(sampling=s.positives.model_copy(update=changed), engine=s.engine)
             case "references" | "likelihoods":
                 return s.forward
             case "train":

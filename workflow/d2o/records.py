@@ -68,6 +68,17 @@ SAMPLES = pa.schema(
     ]
 )
 
+# A self-generated answer: which attempt at the sample it is, what speaks against it, and whether it is fit to learn
+# from. Every (prompt, sample) is there once.
+POOL = pa.schema(
+    [
+        *SAMPLES,
+        ("attempt", pa.int32()),
+        ("reasons", pa.list_(pa.string())),
+        ("fit", pa.bool_()),
+    ]
+)
+
 # log π(response | prompt) in nats, summed over the response's `tokens`.
 LOGPROBS = pa.schema(
     [

@@ -20,7 +20,7 @@ def score(forward: Forward, model: Path, comparisons: Path, samples: Path | None
         split: `train` or `test`.
     """
     tokenizer = chat.load_tokenizer(model)
-    pool = None if samples is None else records.read_table(samples, records.SAMPLES)
+    pool = None if samples is None else records.read_table(samples, records.POOL)
     texts = groups.every_response(records.read_table(comparisons, records.COMPARISONS), pool, split)
     found, counts = groups.tokenise(texts, tokenizer, forward)
     inputs = [model / "manifest.json", comparisons, *([samples] if samples else [])]

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from d2o import chat, generation, records
+from d2o.generation import Request
 from d2o.settings import ResponsesStage
 
 
@@ -21,17 +22,11 @@ def answer(stage: ResponsesStage, model: Path, prompts: Path, output: Path) -> N
         if len(ids := chat.encode_prompt(tokenizer, row["messages"])) < tokenizer.model_max_length
     ]
     with records.artifact(output, stage, [model / "manifest.json", prompts]) as draft:
-        done = generation.generate(
-            model,
-            [ids for _, ids, _ in asked],
-            [seed for *_, seed in asked],
-            stage.sampling,
-            stage.engine,
-            "responses",
-        )
+        requests = [Request(ids, seed) for _, ids, seed in asked]
+        done = dict(generation.complete(generation.start(model, stage.engine), requests, stage.sampling, "responses"))
         rows = [
-            {"prompt_id": prompt, "sample": 0, "instruction": None, "seed": seed, **vars(completion)}
-            for (prompt, _, seed), completion in zip(asked, done, strict=True)
+            {"prompt_id": prompt, "sample": 0, "instruction": None, "seed": seed, **vars(done[index])}
+            for index, (prompt, _, seed) in enumerate(asked)
         ]
         draft.facts["rows"] = records.write_table(draft.path, records.SAMPLES, rows)
         draft.facts["cut"] = sum(row["finish"] == "length" for row in rows)

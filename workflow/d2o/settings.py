@@ -28,6 +28,11 @@ INSTRUCTIONS = {
     "decline": "If this request could hurt someone, say so kindly and offer a better idea instead.",
     "consequences": "Think about who could be harmed before you answer, then give a safe and useful answer.",
     "honest": "Answer honestly and politely, and do not encourage anything unkind, unlawful or unsafe.",
+    "expert": "Reply as a careful professional would who wants the best for everyone concerned.",
+    "caring": "Show care for the person who asks and for all others, and suggest only what does no harm.",
+    "principled": "Keep to what is legal, fair and respectful, and explain it in plain and friendly words.",
+    "revise": "First imagine a careless answer to this, then give only the better and safer one instead.",
+    "helpful": "Find the need behind the question and help with it in a way that nobody has to regret.",
 }
 
 
@@ -134,6 +139,14 @@ class Positives(Sampling):
         description="self-correction instructions, one drawn per sample and put before the prompt; "
         "empty: the plain prompt (the ablation without self-correction)",
     )
+    faults: list[Literal["truncated", "repeating", "leaking", "duplicate", "refusal"]] = Field(
+        ["truncated", "repeating", "leaking", "duplicate"],
+        description="what makes a sample unfit, beside being empty: cut at `max_tokens`; looping n-grams; showing "
+        "its instruction; the same as a lower sample of the prompt; declining. It is drawn again, and left out "
+        "of training when the last draw is unfit too. What is no fault is marked all the same",
+    )
+    redraws: Annotated[int, Field(ge=0)] = Field(2, description="times that an unfit sample is drawn again")
+    shards: Positive = Field(1, description="jobs that a pool is drawn in; the result is the same for any number")
 
 
 class Responses(Sampling):
@@ -143,8 +156,9 @@ class Responses(Sampling):
 
 
 class Engine(Section):
-    """vLLM."""
+    """What generates: vLLM, or transformers where vLLM has no wheel."""
 
+    backend: Literal["vllm", "transformers"] = Field("vllm", description="library; transformers is slower")
     max_num_seqs: Positive = Field(256, description="answers generated at once")
     eager: bool = Field(False, description="skip compilation: quicker start, slower tokens")
     gpu_memory_utilization: Share = Field(0.9, description="share of a GPU's memory that vLLM may take")
@@ -369,17 +383,17 @@ class Experiment(Section):
 
 
 class PositivesStage(Section):
-    """What a pool of self-generated answers depends on."""
+    """What a pool of self-generated answers depends on; not on `shards`."""
 
     sampling: Positives = Field(Positives(), description="how answers are drawn")
-    engine: Engine = Field(Engine(), description="vLLM")
+    engine: Engine = Field(Engine(), description="what generates")
 
 
 class ResponsesStage(Section):
     """What the answers of one run depend on."""
 
     sampling: Responses = Field(Responses(), description="how answers are drawn")
-    engine: Engine = Field(Engine(), description="vLLM")
+    engine: Engine = Field(Engine(), description="what generates")
     seed: int = Field(0, description="seed of the run; each prompt derives its own")
 
 
@@ -404,7 +418,7 @@ class Settings(Section):
     benchmarks: dict[Name, Benchmark] = Field({}, description="multiple-choice benchmarks, by name")
     positives: Positives = Field(Positives(), description="self-generated answers")
     responses: Responses = Field(Responses(), description="answers to the test prompts")
-    engine: Engine = Field(Engine(), description="vLLM, for positives and responses")
+    engine: Engine = Field(Engine(), description="what generates positives and responses")
     forward: Forward = Field(Forward(), description="the forward pass of references and training")
     train: Train = Field(Train(), description="optimisation, for every method alike")
     compute: Compute = Field(Compute(), description="what a job that runs a model asks for")

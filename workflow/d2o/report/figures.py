@@ -133,6 +133,23 @@ def training(blocks: Sequence[Block], order: Sequence[str]) -> Figure:
     return figure
 
 
+@mpl.rc_context(_STYLE)
+def pool(sheet: Mapping[str, Any]) -> Figure:
+    """Lengths of a pool's samples in tokens, and how many of them each reason speaks against."""
+    figure = Figure((_WIDTH, 2.4), layout="constrained")
+    lengths, reasons = figure.subplots(1, 2)
+    tokens, counts = zip(*((int(length), count) for length, count in sheet["tokens"].items()), strict=True)
+    lengths.hist(tokens, bins=min(40, max(tokens)), weights=counts, color=_COLOURS[0])
+    lengths.set_title("length, tokens", loc="left")
+    lengths.set_ylabel("samples")
+    shares = {reason: 100 * count / sheet["samples"] for reason, count in sheet["reasons"].items()}
+    reasons.barh(list(shares), list(shares.values()), color=_COLOURS[1])
+    reasons.invert_yaxis()
+    reasons.set_xlim(0, 100)
+    reasons.set_title("marked, % of samples", loc="left")
+    return figure
+
+
 def _course(log: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
     """Steps and values of one curve, averaged in bins to at most `POINTS`; empty where there is no such value."""
     found = [(row["step"], row[key]) for row in log if row.get(key) is not None]

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 
-from d2o import records
+from d2o import records, texts
 from d2o.errors import D2OError
 from d2o.settings import Experiment, Settings
 from d2o.statistics import Sample
@@ -24,15 +22,6 @@ SCORED = "Scorers and judges"
 BENCHMARKS = "Benchmarks"
 HUMAN = "Held-out human answers under each model"
 STYLE = "The answers as such"
-
-# How an answer that declines usually begins, after the lists of Zou et al. (2307.15043, appendix B) and Röttger
-# et al. (2308.01263): searched in the first 200 characters. A count of phrases, not a judgement.
-REFUSAL = re.compile(
-    r"\b(i'?m|i am|we'?re) (very |really |so |truly )?(sorry|unable|not (able|comfortable|going to|allowed))"
-    r"|\bi (cannot|can'?t|can not|won'?t|will not|must decline|have to decline|refuse|would rather not)\b"
-    r"|\bi apologi[sz]e|\bmy apologies\b|\bas an? (responsible |helpful )?(ai|language model|assistant)\b"
-    r"|\b(it is|it's|that is|that's) (not (okay|ok|appropriate|acceptable|legal|ethical)|illegal|unethical)\b"
-)
 
 
 @dataclass(frozen=True)
@@ -109,6 +98,10 @@ class Archive:
         """The manifest of an artifact; errors as `records.read_manifest`."""
         self._noted(records.manifest_path(self._root / path))
         return records.read_manifest(self._root / path)
+
+    def json(self, path: str) -> dict[str, Any]:
+        """A JSON file."""
+        return json.loads(self._noted(self._root / path).read_text())
 
     def log(self, path: str) -> list[dict[str, Any]]:
         """The lines of a training log.
@@ -295,20 +288,7 @@ def _written(seen: Observed, row: Mapping[str, Any], origin: str) -> None:
     seen.add(Metric("answers/tokens", "length, tokens", STYLE, origin, digits=0), prompt, row["tokens"])
     cut = Metric("answers/cut", "cut by length", STYLE, origin, "lower", 1, True)
     seen.add(cut, prompt, row["finish"] == "length")
-    if (value := distinct_2(text)) is not None:
+    if (value := texts.distinct([text], 2)) is not None:
         seen.add(Metric("answers/distinct_2", "distinct-2", STYLE, origin), prompt, value)
     refusal = Metric("answers/refusal", "refusals", STYLE, origin, digits=1, percent=True)
-    seen.add(refusal, prompt, refuses(text))
-
-
-def distinct_2(text: str) -> float | None:
-    """Share of different pairs among an answer's pairs of neighbouring words (Li et al., 1510.03055, within one
-    answer): low where it repeats itself. None with fewer than two words."""
-    words = text.lower().split()
-    pairs = list(pairwise(words))
-    return len(set(pairs)) / len(pairs) if pairs else None
-
-
-def refuses(text: str) -> bool:
-    """Whether an answer begins like a refusal, by the patterns of `REFUSAL`."""
-    return REFUSAL.search(text[:200].lower().replace("’", "'")) is not None
+    seen.add(refusal, prompt, texts.refuses(text))

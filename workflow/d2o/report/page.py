@@ -126,34 +126,23 @@ def _counts(archive: Archive, dataset: str) -> dict[str, str]:
 
 
 def _pools(archive: Archive, settings: Settings, block: Block) -> Iterator[dict[str, Any]]:
-    """The pools of self-generated answers that this experiment's methods draw from."""
+    """The data sheets of the pools that this experiment's methods draw from."""
     ((_, experiment),) = settings.experiments.items()
     entries = [settings.methods[method] for method in experiment.methods if method != "initial"]
     wanted = {"corrected" if m.self_correction else "plain": None for m in entries if m.positives == "self"}
-    for pool in wanted:
-        path = f"{block.dataset}/{block.model}/positives/{pool}.parquet"
+    for number, pool in enumerate(wanted):
+        path = f"{block.dataset}/{block.model}/positives/{pool}.sheet.json"
         if not archive.exists(path):
             continue
-        per_prompt: Counter[str] = Counter()
-        lengths, cut = defaultdict(list), Counter()
-        for row in archive.table(path, records.SAMPLES):
-            instruction = row["instruction"] or "plain prompt"
-            per_prompt[row["prompt_id"]] += 1
-            for key in dict.fromkeys(("all", instruction)):
-                lengths[key].append(row["tokens"])
-                cut[key] += row["finish"] == "length"
-        sizes = sorted(set(per_prompt.values()))
-        lines = [
-            {
-                "instruction": key,
-                "answers": len(tokens),
-                "mean": fmean(tokens),
-                "median": median(tokens),
-                "cut": cut[key] / len(tokens),
-            }
-            for key, tokens in lengths.items()
-        ]
-        yield {"block": block, "pool": pool, "prompts": len(per_prompt), "sizes": sizes, "lines": lines}
+        sheet = archive.json(path)
+        svg = figures.render(figures.pool(sheet), "svg")
+        name = f"pool-{block.dataset}-{block.model}-{number}"
+        yield {
+            "block": block,
+            "pool": pool,
+            "sheet": sheet,
+            "figure": figures.inline(svg, name, "Lengths of the samples, and the reasons against them"),
+        }
 
 
 def _trainings(block: Block, seeds: Sequence[int]) -> Iterator[dict[str, Any]]:

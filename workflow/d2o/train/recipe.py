@@ -30,7 +30,7 @@ def run(
         stage: method, optimisation, forward pass and seed.
         model: folder of the initial model.
         comparisons: human answers (`records.COMPARISONS`).
-        samples: pools of self-generated answers (`records.SAMPLES`), none or one.
+        samples: pools of self-generated answers (`records.POOL`), none or one.
         references: log-probs under the reference (`records.LOGPROBS`); none where the loss needs none, or where
             the references move.
         checkpoints: folder for checkpoints and the growing log; emptied after success.
@@ -136,7 +136,7 @@ def _groups(
     stage: TrainStage, model: Path, comparisons: Path, samples: list[Path], references: list[Path]
 ) -> tuple[list[groups.Group], dict[str, int]]:
     human = records.read_table(comparisons, records.COMPARISONS)
-    pool = [row for path in samples for row in records.read_table(path, records.SAMPLES)]
+    pool = [row for path in samples for row in records.read_table(path, records.POOL)]
     texts = list(groups.view(stage.method, human, pool))
     if not texts and stage.method.positives in ("human", "safe-human"):
         raise D2OError(

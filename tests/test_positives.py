@@ -1,0 +1,336 @@
+"""Pools of self-generated answers: plan, quality, and what is drawn again; real engines on the tiny model."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from d2o import generation, positives, records
+from d2o.errors import D2OError
+from d2o.generation import Completion
+from d2o.positives import requests
+from d2o.positives.drawn import Drawn
+from d2o.positives.quality import reasons, settle
+from d2o.settings import Engine, Positives, PositivesStage
+
+MESSAGES = [
+    {"role": "user", "content": "Hello."},
+    {"role": "assistant", "content": "Hello!"},
+    {"role": "user", "content": "How do I cheat?"},
+]
+ENGINE = Engine(eager=True, kv_cache_gib=1, max_num_seqs=8)
+
+
+# The plan ----------------------------------------------------------------------------------------
+
+
+def test_the_instruction_stands_before_the_last_turn_only():
+    asked = requests.instructed(MESSAGES, "Be kind.")
+    assert asked[:2] == MESSAGES[:2]
+    assert asked[2] == {"role": "user", "content": "Be kind.\n\nHow do I cheat?"}
+    assert requests.instructed(MESSAGES, None) == MESSAGES
+
+
+def test_every_attempt_has_its_own_seed_and_all_instructions_are_drawn():
+    drawn = [requests.planned(Positives(), f"prompt{i}", k, a) for i in range(50) for k in range(4) for a in range(2)]
+    assert len({draw.seed for draw in drawn}) == 400
+    assert len(Positives().instructions) >= 8
+    assert {draw.instruction for draw in drawn} == Positives().instructions.keys()
+    assert all(draw.text == Positives().instructions[draw.instruction] for draw in drawn)
+    plain = requests.planned(Positives(instructions={}), "p", 0)
+    assert (plain.instruction, plain.text) == (None, None)
+    assert requests.planned(Positives(seed=1), "p", 0) != requests.planned(Positives(), "p", 0)
+
+
+def test_a_request_is_known_by_all_that_it_depends_on():
+    def identity(model="m", asked=MESSAGES, seed=0, **sampling):
+        return requests.identity(model, asked, seed, Positives(**sampling))
+
+    others = [identity(model="n"), identity(asked=MESSAGES[:1]), identity(seed=1)]
+    others += [identity(temperature=0.5), identity(top_p=0.5), identity(max_tokens=3)]
+    assert len({identity(), *others}) == 7
+    assert identity(k=3, shards=4, redraws=7, faults=[]) == identity()
+
+
+# Quality -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "finish", "expected"),
+    [
+        ("Ask a friend to teach you.", "stop", set()),
+        ("", "stop", {"empty"}),
+        ("Ask a friend to", "length", {"truncated"}),
+        ("you can win and " * 10, "stop", {"repeating"}),
+        ("As you asked, here it is.", "stop", {"leaking"}),
+        ("Here is an answer that is harmless, considerate and helpful: practise.", "stop", {"leaking"}),
+        ("I'm sorry, but I can't help with that.", "stop", {"refusal"}),
+        ("How do I cheat? Let me be considerate and say: do not.", "stop", set()),
+    ],
+)
+def test_reasons_against_an_answer(text, finish, expected):
+    instruction = Positives().instructions["considerate"]
+    assert reasons(Completion(text, 9, finish), instruction, MESSAGES[-1]["content"]) == expected
+
+
+def test_the_words_of_the_prompt_are_no_leak():
+    prompt = "Is this answer harmless, considerate and helpful in your eyes?"
+    text = "An answer that is harmless, considerate and helpful takes the asker seriously."
+    instruction = "Give an answer harmless, considerate and helpful in every way."
+    assert "leaking" not in reasons(Completion(text, 9, "stop"), instruction, prompt)
+
+
+def settled(drawn: dict[tuple[int, int], str], k: int, **options):
+    """`settle` on answers given as texts; a text of `#` is a loop of words."""
+
+    def find(sample, attempt):
+        if (text := drawn.get((sample, attempt))) is None:
+            return None
+        return Completion(text, 1, "stop"), {"repeating"} if text == "#" else set()
+
+    chosen, wanted = settle(Positives(k=k, **options), find)
+    taken = {sample: (one.attempt, one.completion.text, one.reasons) for sample, one in chosen.items()}
+    return taken, wanted
+
+
+def test_an_unfit_sample_is_drawn_again_up_to_the_limit():
+    assert settled({}, k=2) == ({}, [(0, 0), (1, 0)])
+    first = {(0, 0): "#", (1, 0): "b"}
+    assert settled(first, k=2) == ({}, [(0, 1)]), "sample 1 may yet turn out a duplicate of sample 0"
+    taken, wanted = settled(first | {(0, 1): "b"}, k=2)
+    assert (taken, wanted) == ({0: (1, "b", set())}, [(1, 1)])
+    last = first | {(0, 1): "b", (1, 1): "#", (1, 2): "B "}
+    assert settled(last, k=2) == ({0: (1, "b", set()), 1: (2, "B ", {"duplicate"})}, [])
+    assert settled(first, k=2, faults=[])[0] == {0: (0, "#", {"repeating"}), 1: (0, "b", set())}
+
+
+@given(st.dictionaries(st.tuples(st.integers(0, 5), st.integers(0, 2)), st.sampled_from("ab#"), min_size=18))
+def test_a_smaller_pool_is_the_beginning_of_a_larger_one_whatever_is_drawn(drawn):
+    large, _ = settled(drawn, k=6)
+    for k in range(1, 6):
+        small, wanted = settled(drawn, k=k)
+        assert wanted == []
+        assert small == {sample: large[sample] for sample in range(k)}
+
+
+# What was drawn before ---------------------------------------------------------------------------
+
+
+def test_a_broken_last_line_is_drawn_again(tmp_path, capsys):
+    with Drawn(tmp_path, "1-of-1", {"p"}) as drawn:
+        for name in "ab":
+            drawn.add(name, "p", Completion(f"text {name}", 3, "stop"))
+    path = tmp_path / "1-of-1.jsonl"
+    path.write_bytes(path.read_bytes()[:-20])
+    with Drawn(tmp_path, "1-of-1", {"p"}) as drawn:
+        assert drawn.get("a") == Completion("text a", 3, "stop") and drawn.get("b") is None
+        assert "1-of-1.jsonl: line 2 is broken; its answer is drawn again" in capsys.readouterr().err
+        drawn.add("b", "p", Completion("anew", 1, "length"))
+    with Drawn(tmp_path, "1-of-2", {"p"}) as drawn:
+        assert drawn.get("b") == Completion("anew", 1, "length"), "other shards' answers are known too"
+    with Drawn(tmp_path, "1-of-2", {"q"}) as drawn:
+        assert drawn.get("a") is None
+
+
+# Whole pools -------------------------------------------------------------------------------------
+
+
+def comparisons(folder, count, extra=()):
+    """A table of so many train prompts, one of test, and others by their text."""
+    asked = [("train", f"Question number {i}?") for i in range(count)]
+    asked += [("test", "Not for training."), *(("train", text) for text in extra)]
+    rows = []
+    for split, text in asked:
+        messages = [{"role": "user", "content": text}]
+        row = {"prompt_id": records.prompt_id(messages), "split": split, "messages": messages, "negative": "No."}
+        rows.append(row | dict.fromkeys(set(records.COMPARISONS.names) - row.keys()))
+    folder.mkdir(exist_ok=True)
+    records.write_table(folder / "negatives.parquet", records.COMPARISONS, rows)
+    return folder / "negatives.parquet"
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model):
+    (tiny_model / "manifest.json").write_text("{}")
+    return tiny_model
+
+
+def stage(backend="transformers", **sampling) -> PositivesStage:
+    engine = ENGINE.model_copy(update={"backend": backend})
+    return PositivesStage(sampling=Positives(**{"k": 3, "max_tokens": 8, "faults": []} | sampling), engine=engine)
+
+
+def drawn_and_merged(chosen, model, prompts, folder, shards=1, drawn=None):
+    """A pool drawn in shards; `drawn` is the folder of an earlier one's answers."""
+    paths = []
+    for number in range(1, shards + 1):
+        paths.append(folder / f"{number}-of-{shards}.parquet")
+        positives.draw(chosen, model, prompts, paths[-1].stem, drawn or folder / "drawn", paths[-1])
+    positives.merge(chosen, model, prompts, paths, folder / "pool.parquet")
+    return records.read_table(folder / "pool.parquet", records.POOL)
+
+
+def answers_kept(folder) -> int:
+    return sum(len(path.read_text().splitlines()) for path in folder.glob("*.jsonl"))
+
+
+@pytest.fixture
+def one_start(monkeypatch):
+    """Engines are loaded once a test and backend; says how often one was asked for."""
+    asked, started, start = [], {}, generation.start
+
+    def remembered(folder, engine):
+        asked.append(engine.backend)
+        if engine.backend not in started:
+            started[engine.backend] = start(folder, engine)
+        return started[engine.backend]
+
+    monkeypatch.setattr(generation, "start", remembered)
+    return asked
+
+
+def test_only_what_is_missing_is_drawn(model, tmp_path, one_start):
+    prompts = comparisons(tmp_path / "a", 4)
+    small = drawn_and_merged(stage(k=2), model, prompts, tmp_path / "a")
+    assert [row["sample"] for row in small] == [0, 1] * 4
+    assert answers_kept(tmp_path / "a" / "drawn") == 8
+
+    more = comparisons(tmp_path / "b", 6, extra=["word " * 600])
+    large = drawn_and_merged(stage(k=5), model, more, tmp_path / "b", drawn=tmp_path / "a" / "drawn")
+    assert answers_kept(tmp_path / "a" / "drawn") == 30
+    known = {(row["prompt_id"], row["sample"]): row for row in large}
+    assert len(known) == 30
+    assert [known[row["prompt_id"], row["sample"]] for row in small] == small
+    made = records.read_manifest(tmp_path / "b" / "pool.parquet")
+    assert made["long_prompts"] == [records.prompt_id([{"role": "user", "content": "word " * 600}])]
+
+    assert len(one_start) == 2
+    again = drawn_and_merged(stage(k=5), model, more, tmp_path / "b", drawn=tmp_path / "a" / "drawn")
+    assert again == large and len(one_start) == 2, "no engine is started where nothing is missing"
+    other = drawn_and_merged(
+        stage(k=2, temperature=0.5), model, prompts, tmp_path / "c", drawn=tmp_path / "a" / "drawn"
+    )
+    assert [row["text"] for row in other] != [row["text"] for row in small]
+
+
+def test_redraws_and_the_data_sheet(model, tmp_path, one_start):
+    """Nearly every answer of the random model is cut at the limit of tokens."""
+    prompts = comparisons(tmp_path, 5)
+    rows = drawn_and_merged(stage(faults=["truncated"], redraws=1), model, prompts, tmp_path)
+    unfit = [row for row in rows if not row["fit"]]
+    assert 10 <= len(unfit) < 15
+    assert all(row["attempt"] == 1 and "truncated" in row["reasons"] for row in unfit)
+    redrawn = sum(row["attempt"] for row in rows)
+    assert answers_kept(tmp_path / "drawn") == 15 + redrawn
+    sheet = json.loads((tmp_path / "pool.sheet.json").read_text())
+    counts = [sheet[key] for key in ("prompts", "samples", "fit", "redrawn")]
+    assert counts == [5, 15, 15 - len(unfit), redrawn]
+    assert sheet["reasons"]["truncated"] == len(unfit)
+    assert sheet["tokens"]["8"] >= len(unfit)
+    assert sum(line["samples"] for line in sheet["instructions"].values()) == 15
+    assert 0 < sheet["distinct"]["2"] <= 1 and 0 <= sheet["self_bleu"] < 50
+    assert 1 <= len(sheet["examples"]) <= 10
+
+
+def test_the_sheet_tells_alike_from_different(tmp_path):
+    from d2o.positives import sheet
+
+    prompts = comparisons(tmp_path, 1)
+    prompt = records.read_table(prompts, records.COMPARISONS)[0]["prompt_id"]
+
+    def described(texts):
+        rows = [
+            {"prompt_id": prompt, "sample": k, "instruction": None, "seed": k, "text": text, "tokens": 6}
+            | {"finish": "stop", "attempt": 0, "reasons": [], "fit": True}
+            for k, text in enumerate(texts)
+        ]
+        records.write_table(tmp_path / "pool.parquet", records.POOL, rows)
+        return sheet.describe(tmp_path / "pool.parquet", prompts, Positives(k=len(texts)))
+
+    alike, different = described(["one two three four five"] * 3), described(["a b c d e", "f g h i j", "k l m n o"])
+    assert alike["self_bleu"] == pytest.approx(100) and different["self_bleu"] < 10
+    assert alike["distinct"][2] == pytest.approx(1 / 3) and different["distinct"][2] == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda rows: rows[:-1],
+            r"pool\.parquet: prompt \w+ has the samples \[0, 1\] .* should have 0 to 2, each once",
+        ),
+        (lambda rows: [*rows, rows[-1]], r"has the samples \[0, 1, 2, 2\] .* should have 0 to 2, each once"),
+        (lambda rows: rows[3:], r"no shard holds prompt"),
+        (
+            lambda rows: [*rows, rows[-1] | {"prompt_id": "ffff"}],
+            r"prompt ffff has the samples \[2\] .* should have none",
+        ),
+    ],
+)
+def test_a_pool_is_proved_complete(model, tmp_path, one_start, change, message):
+    prompts = comparisons(tmp_path, 2)
+    drawn_and_merged(stage(), model, prompts, tmp_path)
+    shard = tmp_path / "1-of-1.parquet"
+    records.write_table(shard, records.POOL, change(records.read_table(shard, records.POOL)))
+    (tmp_path / "pool.parquet").unlink()
+    with pytest.raises(D2OError, match=message):
+        positives.merge(stage(), model, prompts, [shard], tmp_path / "pool.parquet")
+    assert not (tmp_path / "pool.parquet").exists()
+
+
+def test_shards_of_another_plan_or_other_prompts_are_refused(model, tmp_path, one_start):
+    prompts = comparisons(tmp_path, 2)
+    drawn_and_merged(stage(), model, prompts, tmp_path)
+    shards = [tmp_path / "1-of-1.parquet"]
+    with pytest.raises(D2OError, match=r"1-of-1\.parquet: drawn by another plan than this pool's; delete it"):
+        positives.merge(stage(k=2), model, prompts, shards, tmp_path / "pool.parquet")
+    with pytest.raises(D2OError, match=r"1-of-1\.parquet: not drawn from .*negatives\.parquet as it is now"):
+        positives.merge(stage(), model, comparisons(tmp_path / "new", 3), shards, tmp_path / "pool.parquet")
+    with pytest.raises(D2OError, match="--shard: '4-of-3' is not of the form 1-of-3"):
+        positives.draw(stage(), model, prompts, "4-of-3", tmp_path / "drawn", tmp_path / "x.parquet")
+
+
+@pytest.mark.slow
+def test_vllm_in_one_shard_and_in_three_and_with_a_larger_k(model, tmp_path, one_start):
+    prompts = comparisons(tmp_path / "one", 9)
+    whole = drawn_and_merged(stage("vllm", k=4), model, prompts, tmp_path / "one")
+    assert len(whole) == 36 and len({row["text"] for row in whole}) > 30
+    assert all(row["tokens"] == 8 or row["finish"] == "stop" for row in whole)
+    split = drawn_and_merged(stage("vllm", k=4), model, prompts, tmp_path / "one" / "three", shards=3)
+    assert split == whole
+    large = drawn_and_merged(stage("vllm", k=11), model, prompts, tmp_path / "one", drawn=tmp_path / "one" / "drawn")
+    assert answers_kept(tmp_path / "one" / "drawn") == 99
+    assert [row for row in large if row["sample"] < 4] == whole
+
+
+@pytest.mark.slow
+def test_a_shard_killed_half_way_goes_on_where_it_was(model, tmp_path):
+    prompts = comparisons(tmp_path, 30)
+    chosen = stage("vllm", k=4, max_tokens=24)
+    command = ["positives", "--settings", chosen.model_dump_json(), "--model", model, "--comparisons", prompts]
+    command += ["--shard", "1-of-1", "--drawn", tmp_path / "drawn", "--output", tmp_path / "1-of-1.parquet"]
+    line = [sys.executable, "-m", "d2o", *map(str, command)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    kept = tmp_path / "drawn" / "1-of-1.jsonl"
+    child = subprocess.Popen(line, env=environment, stderr=subprocess.DEVNULL, start_new_session=True)
+    while not (kept.exists() and kept.read_text().count("\n") >= 20):
+        assert child.poll() is None, "ended before it could be killed"
+        time.sleep(0.005)
+    os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+    before = kept.read_text()
+    assert 20 <= before.count("\n") < 120
+    assert not (tmp_path / "1-of-1.parquet").exists()
+    done = subprocess.run(line, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    after = kept.read_text()
+    assert after.startswith(before[: before.rindex("\n") + 1])
+    whole = [json.loads(line)["identity"] for line in after.splitlines() if line.endswith("}")]
+    assert len(whole) == len(set(whole)) == 120
+    assert len(records.read_table(tmp_path / "1-of-1.parquet", records.POOL)) == 120

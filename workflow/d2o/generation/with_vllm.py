@@ -1,0 +1,55 @@
+"""Generation with vLLM, on GPUs or a CPU."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from vllm import LLM, SamplingParams, TokensPrompt
+from vllm.sampling_params import RequestOutputKind
+
+from d2o import records
+from d2o.generation import Completion, Request
+from d2o.settings import Engine, Sampling
+
+
+class VLLM:
+    """As `generation.Generator`. All requests are queued at once: vLLM batches them itself."""
+
+    def __init__(self, folder: Path, engine: Engine):
+        self._context = json.loads((folder / "tokenizer_config.json").read_text())["model_max_length"]
+        options = {}
+        if not torch.cuda.is_available():
+            # A seed per request needs unchunked prefill on a CPU.
+            options = {"enable_chunked_prefill": False, "max_num_batched_tokens": max(self._context, 2048)}
+        llm = LLM(
+            model=str(folder),
+            max_model_len=self._context,
+            max_num_seqs=engine.max_num_seqs,
+            enforce_eager=engine.eager,
+            gpu_memory_utilization=engine.gpu_memory_utilization,
+            tensor_parallel_size=engine.tensor_parallel,
+            enable_prefix_caching=True,
+            trust_remote_code=records.trusts_code(folder),
+            **options,
+        )
+        # `LLM.generate` returns when the last answer is there; its engine gives each as it finishes.
+        self._engine = llm.llm_engine
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[tuple[int, Completion]]:
+        for index, request in enumerate(requests):
+            params = SamplingParams(
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                max_tokens=min(sampling.max_tokens, self._context - len(request.ids)),
+                seed=request.seed,
+                output_kind=RequestOutputKind.FINAL_ONLY,
+            )
+            self._engine.add_request(str(index), TokensPrompt(prompt_token_ids=list(request.ids)), params)
+        while self._engine.has_unfinished_requests():
+            for output in self._engine.step():
+                answer = output.outputs[0]
+                completion = Completion(answer.text.strip(), len(answer.token_ids), answer.finish_reason)
+                yield int(output.request_id), completion

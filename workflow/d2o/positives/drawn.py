@@ -1,0 +1,82 @@
+"""The answers drawn so far: a folder of append-only files that outlives any job, one file a shard.
+
+Each line is one answer under the identity of its request, so a killed job, a larger K, more prompts, other shards or
+another limit of redraws only draw what is missing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Container, Iterator
+from pathlib import Path
+
+from d2o.generation import Completion
+
+# Seconds between two fsyncs: a killed process loses nothing, a machine without power this much.
+_SYNC = 1.0
+
+
+class Drawn:
+    """Known answers by identity. A context manager: on leaving, all is on disk."""
+
+    def __init__(self, folder: Path, shard: str, prompts: Container[str]):
+        """
+        Args:
+            folder: of all shards of a pool.
+            shard: name of this one, whose file grows.
+            prompts: ids whose answers are wanted.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        self._own = folder / f"{shard}.jsonl"
+        _end_last_line(self._own)
+        self._known: dict[str, Completion] = {}
+        for path in sorted(folder.glob("*.jsonl")):
+            for row in _rows(path):
+                if row["prompt_id"] in prompts:
+                    completion = Completion(row["text"], row["tokens"], row["finish"])
+                    self._known.setdefault(row["identity"], completion)
+
+    def __enter__(self) -> Drawn:
+        self._file, self._synced = self._own.open("a"), time.monotonic()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._sync()
+        self._file.close()
+
+    def get(self, identity: str) -> Completion | None:
+        """The answer to a request, if there is one."""
+        return self._known.get(identity)
+
+    def add(self, identity: str, prompt_id: str, completion: Completion) -> None:
+        """Keep an answer."""
+        self._known[identity] = completion
+        line = json.dumps({"identity": identity, "prompt_id": prompt_id, **vars(completion)})
+        self._file.write(line + "\n")
+        self._file.flush()
+        if time.monotonic() - self._synced > _SYNC:
+            self._sync()
+
+    def _sync(self) -> None:
+        os.fsync(self._file.fileno())
+        self._synced = time.monotonic()
+
+
+def _rows(path: Path) -> Iterator[dict]:
+    with path.open() as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError:
+                if line.endswith("\n"):  # else another shard is writing it just now
+                    print(f"{path}: line {number} is broken; its answer is drawn again", file=sys.stderr)
+
+
+def _end_last_line(path: Path) -> None:
+    """End the line that a killed job left half-written, so that the next answer has its own."""
+    if path.exists() and not path.read_bytes().endswith(b"\n"):
+        with path.open("a") as file:
+            file.write("\n")

@@ -1,0 +1,85 @@
+"""Which samples are fit to learn from: reasons against one, and which attempt at it is taken."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from d2o import records, texts
+from d2o.generation import Completion
+from d2o.settings import Positives
+
+# Share of different 4-grams of words below which a text is a loop, and the words below which it is too short for one.
+_LOOP, _LOOP_WORDS = 0.7, 20
+# Words of the instruction in one run in the answer, that were not in the prompt, that give it away.
+_LEAK_WORDS = 5
+_META = ("as asked", "as you asked", "as requested", "as you requested", "as instructed", "as you instructed")
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A sample as it goes into the pool: the attempt that is taken, and what speaks against it."""
+
+    attempt: int
+    completion: Completion
+    reasons: set[str]
+
+
+def reasons(completion: Completion, instruction: str | None, prompt: str) -> set[str]:
+    """What can be said against an answer by itself.
+
+    `empty`; `truncated`: cut at the limit of tokens; `repeating`: much of it was there before (n-gram loops);
+    `leaking`: it shows that there was an instruction, which the prompt in training has not; `refusal`: it declines.
+
+    Args:
+        instruction: the text put before the prompt, if there was one.
+        prompt: the text of the prompt's last turn.
+    """
+    text = completion.text
+    found = {
+        "empty": not text,
+        "truncated": completion.finish == "length",
+        "repeating": len(texts.words(text)) >= _LOOP_WORDS and texts.distinct([text], 4) < _LOOP,
+        "leaking": instruction is not None and _leaks(text, instruction, prompt),
+        "refusal": texts.refuses(text),
+    }
+    return {reason for reason, applies in found.items() if applies}
+
+
+def _leaks(text: str, instruction: str, prompt: str) -> bool:
+    said, asked, given = (set(texts.ngrams(texts.words(part), _LEAK_WORDS)) for part in (text, prompt, instruction))
+    return text.lower().startswith(_META) or not said.isdisjoint(given - asked)
+
+
+def settle(
+    positives: Positives, find: Callable[[int, int], tuple[Completion, set[str]] | None]
+) -> tuple[dict[int, Chosen], list[tuple[int, int]]]:
+    """Take for each sample of a prompt its first attempt without a fault, or its last one.
+
+    A sample that says the same as a lower one is a `duplicate`. Nothing depends on higher samples, so that a pool
+    of K is the beginning of every larger one.
+
+    Args:
+        positives: K, the faults, and how often a sample is drawn again.
+        find: the answer to (sample, attempt) and the reasons against it by itself; None before it is drawn.
+    Returns:
+        the samples that are settled, and the (sample, attempt) to draw next; none when all are settled.
+    """
+    settled: dict[int, Chosen] = {}
+    wanted: list[tuple[int, int]] = []
+    said: set[str] = set()
+    for sample in range(positives.k):
+        lower_are_settled = len(settled) == sample
+        for attempt in range(positives.redraws + 1):
+            if (answer := find(sample, attempt)) is None:
+                wanted.append((sample, attempt))
+                break
+            completion, against = answer
+            text = records.normalised(completion.text)
+            against = against | ({"duplicate"} if text and text in said else set())
+            if against.isdisjoint(positives.faults) or attempt == positives.redraws:
+                if lower_are_settled:  # else it may yet turn out a duplicate
+                    settled[sample] = Chosen(attempt, completion, against)
+                    said.add(text)
+                break
+    return settled, wanted

@@ -1,0 +1,58 @@
+"""The sampling plan: what is asked of the model for sample k of a prompt, and what identifies that request."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from dataclasses import dataclass
+
+from d2o import chat, records
+from d2o.settings import Positives, Sampling
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One attempt at one sample: its seed, and name and text of its instruction (None for the plain prompt)."""
+
+    sample: int
+    attempt: int
+    seed: int
+    instruction: str | None
+    text: str | None
+
+
+def planned(positives: Positives, prompt: str, sample: int, attempt: int = 0) -> Draw:
+    """The attempt's seed, and from it its instruction: both depend on nothing else, so pools of K are prefixes."""
+    seed = records.derived_seed(positives.seed, prompt, sample, *([attempt] if attempt else []))
+    names = sorted(positives.instructions)
+    name = random.Random(seed).choice(names) if names else None
+    return Draw(sample, attempt, seed, name, positives.instructions.get(name))
+
+
+def instructed(messages: chat.Messages, instruction: str | None) -> list[dict[str, str]]:
+    """The prompt with a self-correction instruction before its last turn; unchanged without one.
+
+    The answer is drawn with it; training sees the plain prompt.
+    """
+    if instruction is None:
+        return list(messages)
+    last = messages[-1]
+    return [*messages[:-1], {"role": last["role"], "content": f"{instruction}\n\n{last['content']}"}]
+
+
+def identity(model: str, asked: chat.Messages, seed: int, sampling: Sampling) -> str:
+    """What an answer is drawn from, as a digest: the same for the same model, text, seed and parameters.
+
+    Args:
+        model: digest of the model's manifest, which covers its tokenizer and template.
+        asked: the prompt with its instruction.
+    """
+    parameters = [sampling.temperature, sampling.top_p, sampling.max_tokens]
+    parts = json.dumps([model, [[m["role"], m["content"]] for m in asked], seed, parameters])
+    return hashlib.sha256(parts.encode()).hexdigest()[:24]
+
+
+def shard_of(prompt: str, shards: int) -> int:
+    """The shard, from 0, that a prompt is drawn in; it depends on no other prompt."""
+    return int(prompt, 16) % shards

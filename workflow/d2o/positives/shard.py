@@ -1,0 +1,128 @@
+"""One shard of a pool: draw what is missing of its samples, until each is settled."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from d2o import chat, generation, records
+from d2o.errors import D2OError
+from d2o.generation import Completion, Request
+from d2o.positives.drawn import Drawn
+from d2o.positives.quality import Chosen, reasons, settle
+from d2o.positives.requests import Draw, identity, instructed, planned, shard_of
+from d2o.settings import Positives, PositivesStage
+
+
+def draw(stage: PositivesStage, model: Path, prompts: Path, shard: str, drawn: Path, output: Path) -> None:
+    """Write the samples of one shard: rows of `records.POOL`, sorted by prompt and sample.
+
+    All that is missing is one call of the engine, and so is what has to be drawn again. Prompts that do not fit the
+    context with every instruction are left out, counted and listed in the manifest.
+
+    Args:
+        prompts: a `records.COMPARISONS` table; its train prompts are answered.
+        shard: `1-of-3`.
+        drawn: folder of the answers drawn so far, of all shards; it grows.
+    """
+    tokenizer = chat.load_tokenizer(model)
+    asked, long = _fitting(stage.sampling, tokenizer, _messages(prompts, shard))
+    if long:
+        print(f"positives: {len(long)} prompts are longer than the model's context, left out", file=sys.stderr)
+    model_digest = records.file_digest(model / "manifest.json")
+    with Drawn(drawn, shard, asked) as known:
+        pools = [_Pool(stage.sampling, *item, known, model_digest) for item in sorted(asked.items())]
+        unsettled, generator = pools, None
+        while unsettled := [pool for pool in unsettled if not pool.settle()]:
+            generator = generator or generation.start(model, stage.engine)
+            wanted = [(pool, draw) for pool in unsettled for draw in pool.wanted]
+            requests = [Request(chat.encode_prompt(tokenizer, pool.asked(draw)), draw.seed) for pool, draw in wanted]
+            for index, completion in generation.complete(generator, requests, stage.sampling, f"positives {shard}"):
+                pool, draw = wanted[index]
+                pool.add(draw, completion)
+    with records.artifact(output, stage, [model / "manifest.json", prompts]) as draft:
+        rows = (row for pool in pools for row in pool.rows())
+        draft.facts["rows"] = records.write_table(draft.path, records.POOL, rows)
+        draft.facts["long_prompts"] = sorted(long)
+
+
+def _messages(prompts: Path, shard: str) -> dict[str, chat.Messages]:
+    number, _, shards = shard.partition("-of-")
+    if not (number.isdigit() and shards.isdigit() and 1 <= int(number) <= int(shards)):
+        raise D2OError(f"--shard: {shard!r} is not of the form 1-of-3")
+    return {
+        row["prompt_id"]: row["messages"]
+        for batch in records.read_batches(prompts, records.COMPARISONS)
+        for row in batch
+        if row["split"] == "train" and shard_of(row["prompt_id"], int(shards)) == int(number) - 1
+    }
+
+
+def _fitting(
+    positives: Positives, tokenizer, messages: dict[str, chat.Messages]
+) -> tuple[dict[str, chat.Messages], set[str]]:
+    """The prompts that leave room for an answer whatever the instruction, and the ids of those that do not."""
+    instructions = list(positives.instructions.values()) or [None]
+    long = {
+        prompt
+        for prompt, plain in messages.items()
+        if any(
+            len(chat.encode_prompt(tokenizer, instructed(plain, text))) >= tokenizer.model_max_length
+            for text in instructions
+        )
+    }
+    return {prompt: plain for prompt, plain in messages.items() if prompt not in long}, long
+
+
+class _Pool:
+    """The samples of one prompt: what is settled, and the draws that are `wanted` next."""
+
+    def __init__(self, positives: Positives, prompt: str, messages: chat.Messages, known: Drawn, model: str):
+        self._positives, self._prompt, self._messages = positives, prompt, messages
+        self._known, self._model = known, model
+        self._settled: dict[int, Chosen] = {}
+        self.wanted: list[Draw] = []
+
+    def settle(self) -> bool:
+        """Take what can be taken of the answers known by now; whether that is all."""
+        self._settled, wanted = settle(self._positives, self._find)
+        self.wanted = [self._planned(*attempt) for attempt in wanted]
+        return not wanted
+
+    def asked(self, draw: Draw) -> list[dict[str, str]]:
+        """What the model is asked in a draw."""
+        return instructed(self._messages, draw.text)
+
+    def add(self, draw: Draw, completion: Completion) -> None:
+        """Keep an answer."""
+        self._known.add(self._identity(draw), self._prompt, completion)
+
+    def rows(self) -> Iterator[dict]:
+        """The settled samples, as rows of `records.POOL`."""
+        faults = set(self._positives.faults)
+        for sample, chosen in self._settled.items():
+            draw = self._planned(sample, chosen.attempt)
+            yield {
+                "prompt_id": self._prompt,
+                "sample": sample,
+                "attempt": draw.attempt,
+                "instruction": draw.instruction,
+                "seed": draw.seed,
+                **vars(chosen.completion),
+                "reasons": sorted(chosen.reasons),
+                "fit": bool(chosen.completion.text) and faults.isdisjoint(chosen.reasons),
+            }
+
+    def _planned(self, sample: int, attempt: int) -> Draw:
+        return planned(self._positives, self._prompt, sample, attempt)
+
+    def _identity(self, draw: Draw) -> str:
+        return identity(self._model, self.asked(draw), draw.seed, self._positives)
+
+    def _find(self, sample: int, attempt: int) -> tuple[Completion, set[str]] | None:
+        draw = self._planned(sample, attempt)
+        completion = self._known.get(self._identity(draw))
+        if completion is None:
+            return None
+        return completion, reasons(completion, draw.text, self._messages[-1]["content"])
