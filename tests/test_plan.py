@@ -98,7 +98,7 @@ def digests(package) -> dict[str, str]:
         ("losses.py", {"train"}),
         ("contracts.py", {"train"}),
         ("logprobs/head.py", {"references", "train"}),
-        ("generation.py", {"positives", "responses"}),
+        ("generation/with_vllm.py", {"positives", "responses"}),
         ("settings.py", set()),
         ("cli.py", set()),
         ("settings_docs.py", set()),

@@ -109,7 +109,7 @@ class Results:
     def _pool(self, prompts: Path, path: Path) -> None:
         fit = {"attempt": 0, "reasons": [], "fit": True}
         pool = [self._sample(p, k, ["considerate", "honest"][k % 2]) | fit for p in self.ids for k in range(4)]
-        pool[0] |= {"attempt": 2, "reasons": ["repeating", "truncated"], "fit": False}
+        pool[1] |= {"attempt": 2, "reasons": ["repeating", "truncated"], "fit": False}
         write(path, records.POOL, pool)
         found = sheet.describe(path, prompts, settings.Positives(k=4)) | {"long_prompts": 1}
         records.write_json(path.with_suffix(".sheet.json"), found)
