@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from d2o import chat, records
@@ -90,6 +90,21 @@ def view(
         if (positives or method.positives == "none") and identity not in seen:
             seen.add(identity)
             yield group
+
+
+def refreshed(texts: Texts, fresh: Sequence[Answer], share: float) -> Texts:
+    """The group with a share of its positives, the last ones, replaced by as many fresh answers as there are."""
+    count = min(round(share * len(texts.positives)), len(fresh))
+    return replace(texts, positives=texts.positives[: len(texts.positives) - count] + tuple(fresh[:count]))
+
+
+def fit_answers(samples: Iterable[Mapping[str, Any]]) -> dict[str, list[Answer]]:
+    """The samples of a pool that are fit to learn from, by prompt, in order."""
+    found: dict[str, list[Answer]] = defaultdict(list)
+    for row in samples:
+        if answer := _fit(row):
+            found[row["prompt_id"]].append(answer)
+    return found
 
 
 def _positives(method: Method, row: Mapping[str, Any], pool: Mapping[int, Answer | None]) -> tuple[Answer, ...]:

@@ -240,6 +240,18 @@ class References(Section):
     negatives: Average = Field(description="r+, the more helpful one: scores the negatives")
 
 
+class Online(Section):
+    """Rounds of fresh positives, drawn from the policy while it trains; each lasts until the next one."""
+
+    start: Positive = Field(description="steps before the first round")
+    every: Positive = Field(description="steps between rounds")
+    share: Share = Field(description="share of a group's positives that the fresh ones replace")
+
+    def boundaries(self, steps: int) -> range:
+        """The steps before which a round is drawn, in a training of so many steps."""
+        return range(self.start, steps, self.every)
+
+
 class Method(Section):
     """A training method: a loss with its parameters, and the view of the response group that it sees.
 
@@ -271,6 +283,9 @@ class Method(Section):
     desirable: AtLeast0 | None = Field(None, description="λ_D: weight of the positives")
     undesirable: AtLeast0 | None = Field(None, description="λ_U: weight of the negatives")
     ema: References | None = Field(None, description="moving references; null: the initial model throughout")
+    online: Online | None = Field(
+        None, description="fresh positives from the policy, in rounds; needs `train.steps`; null: the pool throughout"
+    )
     train: dict[str, Any] = Field({}, description="keys of the section `train` that differ for this method")
 
     @model_validator(mode="before")
@@ -453,9 +468,14 @@ class Settings(Section):
             if fault := _fault(method):
                 raise ValueError(f"methods.{name}: {fault}")
             try:
-                self.train_of(method)
+                steps = self.train_of(method).steps
             except ValidationError as error:
                 raise ValueError("; ".join(_lines(error, Train, f"methods.{name}.train"))) from None
+            if method.online and (steps is None or method.online.start >= steps):
+                raise ValueError(
+                    f"methods.{name}.online: the first round lies after step {method.online.start}; "
+                    f"set methods.{name}.train.steps to more than that, not {steps or 'null'}"
+                )
             if method.k and method.k > self.positives.k:
                 raise ValueError(
                     f"methods.{name}.k: {method.k} positives are asked of a pool of {self.positives.k}; "
@@ -541,6 +561,9 @@ def _fault(method: Method) -> str | None:
         return f"the loss {method.loss} needs `positives`: self, human or safe-human"
     if method.ema and (contract.mismatched or not contract.reference):
         return f"the loss {method.loss} takes no moving references: leave `ema` out"
+    if method.online and (contract.mismatched or method.positives != "self"):
+        wanted = "takes no online rounds" if contract.mismatched else "takes them with `positives: self` alone"
+        return f"online: the loss {method.loss} {wanted}"
     if contract.positives == "one" and method.positives == "self" and method.k != 1:
         return f"the loss {method.loss} takes one positive a group: set `k: 1`"
     return None

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 from vllm import LLM, SamplingParams, TokensPrompt
-from vllm.sampling_params import RequestOutputKind
 
 from d2o import records
 from d2o.generation import Completion, Request
@@ -16,7 +15,11 @@ from d2o.settings import Engine, Sampling
 
 
 class VLLM:
-    """As `generation.Generator`. All requests are queued at once: vLLM batches them itself."""
+    """As `generation.Generator`. All requests are queued at once: vLLM batches them itself.
+
+    Attributes:
+        llm: vLLM's own object.
+    """
 
     def __init__(self, folder: Path, engine: Engine):
         self._context = json.loads((folder / "tokenizer_config.json").read_text())["model_max_length"]
@@ -24,7 +27,7 @@ class VLLM:
         if not torch.cuda.is_available():
             # A seed per request needs unchunked prefill on a CPU.
             options = {"enable_chunked_prefill": False, "max_num_batched_tokens": max(self._context, 2048)}
-        llm = LLM(
+        self.llm = LLM(
             model=str(folder),
             max_model_len=self._context,
             max_num_seqs=engine.max_num_seqs,
@@ -35,21 +38,23 @@ class VLLM:
             trust_remote_code=records.trusts_code(folder),
             **options,
         )
-        # `LLM.generate` returns when the last answer is there; its engine gives each as it finishes.
-        self._engine = llm.llm_engine
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[tuple[int, Completion]]:
-        for index, request in enumerate(requests):
-            params = SamplingParams(
+        params = [
+            SamplingParams(
                 temperature=sampling.temperature,
                 top_p=sampling.top_p,
                 max_tokens=min(sampling.max_tokens, self._context - len(request.ids)),
                 seed=request.seed,
-                output_kind=RequestOutputKind.FINAL_ONLY,
             )
-            self._engine.add_request(str(index), TokensPrompt(prompt_token_ids=list(request.ids)), params)
-        while self._engine.has_unfinished_requests():
-            for output in self._engine.step():
+            for request in requests
+        ]
+        prompts = [TokensPrompt(prompt_token_ids=list(request.ids)) for request in requests]
+        # `LLM.generate` returns when the last answer is there; its engine gives each as it finishes.
+        places = {name: place for place, name in enumerate(self.llm.enqueue(prompts, params, use_tqdm=False))}
+        engine = self.llm.llm_engine
+        while engine.has_unfinished_requests():
+            for output in engine.step():
                 answer = output.outputs[0]
                 completion = Completion(answer.text.strip(), len(answer.token_ids), answer.finish_reason)
-                yield int(output.request_id), completion
+                yield places[output.request_id], completion
