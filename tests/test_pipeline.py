@@ -150,6 +150,15 @@ def test_beta_of_one_method_reruns_that_method_only(restored):
     assert restored.would_run() == {"train_method": 1, "write_report": 1} | per_run
 
 
+def test_upkeep_of_a_training_retrains_nothing_and_reaches_the_next_one(restored):
+    upkeep = {"checkpoint_every": 7, "keep_checkpoints": 3, "alarms": {"stop": []}, "trackers": []}
+    restored.configure(restored.config | {"train": CONFIG["train"] | upkeep})
+    assert restored.would_run("train") == {}
+    model = "results/demo/tiny/dpo/seed0/model/manifest.json"
+    command = restored.snakemake("-n", "-p", "--forcerun", "train_method", "--", model)
+    assert re.search(r"""--upkeep '?\{"checkpoint_every":7,"keep_checkpoints":3,""", command)
+
+
 def test_editing_scores_reruns_scoring_only(restored):
     path = restored.folder / "workflow" / "d2o" / "scores.py"
     text = path.read_text()

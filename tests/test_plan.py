@@ -33,6 +33,8 @@ def test_a_key_reaches_only_the_stages_that_depend_on_it():
     assert stages_changed_by(positives=CONFIG["positives"] | {"top_p": 0.5}) == {"positives"}
     assert stages_changed_by(responses=CONFIG["responses"] | {"temperature": 1.0}) == {"responses"}
     assert stages_changed_by(train=CONFIG["train"] | {"epochs": 2}) == {"train"}
+    upkeep = {"checkpoint_every": 7, "keep_checkpoints": 3, "trackers": ["wandb"], "alarms": {"stop": []}}
+    assert stages_changed_by(train=CONFIG["train"] | upkeep) == set()
     assert stages_changed_by(forward=CONFIG["forward"] | {"precision": "fp32"}) == {"references", "train"}
     assert stages_changed_by(compute=CONFIG["compute"] | {"threads": 2}) == set()
     demo = CONFIG["datasets"]["demo"]

@@ -20,7 +20,7 @@ from d2o.contracts import CONTRACTS
 from d2o.errors import D2OError
 from d2o.groups import Group, Response
 from d2o.losses import Side
-from d2o.settings import Alarms, Average, Forward, Lora, Method, References, Train, TrainStage
+from d2o.settings import Alarms, Average, Forward, Lora, Method, Optimisation, References, TrainStage, Upkeep
 from d2o.train import schedule, watch
 
 DPO = Method(loss="dpo", positives="human", negatives=True)
@@ -31,7 +31,7 @@ D2O = Method(loss="d2o", positives="self", negatives=True)
 
 
 def test_every_group_is_seen_once_an_epoch_and_every_step_is_full():
-    train = Train(groups_per_step=4, epochs=3)
+    train = Optimisation(groups_per_step=4, epochs=3)
     total = schedule.total_steps(train, 10)
     steps = [schedule.step_groups(step, 10, train, seed=1) for step in range(total)]
     assert total == 8
@@ -45,7 +45,7 @@ def test_every_group_is_seen_once_an_epoch_and_every_step_is_full():
 
 @pytest.mark.parametrize("decay", ["cosine", "linear", "constant"])
 def test_learning_rate_rises_then_falls(decay):
-    train = Train(warmup=0.2, decay=decay)
+    train = Optimisation(warmup=0.2, decay=decay)
     rates = [schedule.rate(step, 50, train) for step in range(50)]
     assert rates[:10] == sorted(rates[:10])
     assert rates[9] == 1 == max(rates)
@@ -168,7 +168,7 @@ def tables(tiny_model, tmp_path_factory):
 
 def stage(method: Method, precision="fp32", **train) -> TrainStage:
     settings = {"groups_per_step": 4, "tokens_per_pass": 1, "learning_rate": 1e-3, "zero_stage": 0, "epochs": 2}
-    return TrainStage(method=method, train=Train(**settings | train), forward=Forward(precision=precision))
+    return TrainStage(method=method, train=Optimisation(**settings | train), forward=Forward(precision=precision))
 
 
 def inputs(tables, method: Method) -> dict[str, list]:
@@ -183,8 +183,10 @@ def inputs(tables, method: Method) -> dict[str, list]:
 
 
 def command(tables, model, folder, method, precision="fp32", **train) -> list[str]:
+    upkeep = Upkeep(**{key: train.pop(key) for key in Upkeep.model_fields if key in train})
     settings = stage(method, precision, **train).model_dump_json()
-    options = ["--settings", settings, "--model", model, "--comparisons", tables / "human.parquet"]
+    options = ["--settings", settings, "--upkeep", upkeep.model_dump_json()]
+    options += ["--model", model, "--comparisons", tables / "human.parquet"]
     options += ["--checkpoints", folder / "checkpoints", "--output", folder / "model" / "manifest.json"]
     options += [x for name, paths in inputs(tables, method).items() for path in paths for x in (f"--{name}", path)]
     return [sys.executable, "-m", "d2o", "train", *map(str, options)]
@@ -281,13 +283,13 @@ _TRAIN_ALL = """
 import json, sys
 from pathlib import Path
 import torch.distributed as dist
-from d2o.settings import TrainStage
+from d2o.settings import TrainStage, Upkeep
 from d2o.train import run
 
 dist.destroy_process_group = lambda: None  # DeepSpeed joins its ranks once in a process
 for found in json.loads(sys.argv[1]):
     stage = TrainStage.model_validate_json(found.pop("stage"))
-    run(stage, **{k: [*map(Path, v)] if isinstance(v, list) else Path(v) for k, v in found.items()})
+    run(stage, Upkeep(), **{k: [*map(Path, v)] if isinstance(v, list) else Path(v) for k, v in found.items()})
 """
 
 
@@ -509,3 +511,17 @@ def test_checkpoints_of_other_settings_are_not_resumed(tables, tiny_model, tmp_p
     said = finished(line)
     assert "is of other settings or inputs; starting anew" in said
     assert [row["step"] for row in result(tmp_path)[1]] == [1, 2, 3]
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_under_another_upkeep(tables, tiny_model, tmp_path):
+    train(tables, tiny_model, tmp_path / "whole", DPO, steps=30)
+    folder = tmp_path / "killed"
+    line = command(tables, tiny_model, folder, DPO, steps=30, checkpoint_every=2)
+    killed(line, lambda: (folder / "checkpoints" / "step6" / "whole.json").exists())
+    alarms = Alarms(displacement=5.0, stop=[])
+    said = finished(
+        command(tables, tiny_model, folder, DPO, steps=30, checkpoint_every=20, keep_checkpoints=3, alarms=alarms)
+    )
+    assert "train: going on after step" in said
+    assert_equal_runs(folder, tmp_path / "whole")

@@ -130,12 +130,14 @@ def train(
     settings_json: Json,
     samples: Annotated[list[Path], typer.Option(help="pool of self-generated answers")] = [],  # noqa: B006
     references: Annotated[list[Path], typer.Option(help="log-probs under the reference")] = [],  # noqa: B006
+    upkeep: Annotated[str, typer.Option(help="JSON of the keys of `train` that change no weight")] = "{}",
 ) -> None:
     """Align a model with one method. OUTPUT is the manifest.json of the aligned model's folder."""
     from d2o import train
 
     train.run(
         settings.parse(settings.TrainStage, settings_json),
+        settings.parse(settings.Upkeep, upkeep, "--upkeep"),
         model=_folder(model),
         comparisons=comparisons,
         samples=samples,

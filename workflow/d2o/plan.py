@@ -185,7 +185,7 @@ class Plan:
                 method = s.methods[w.method]
                 return settings.TrainStage(
                     method=method.model_copy(update={"extends": None, "train": {}}),
-                    train=s.train_of(method),
+                    train=_part(settings.Optimisation, s.train_of(method)),
                     forward=s.forward,
                     seed=int(w.seed),
                 )
@@ -232,6 +232,11 @@ class Plan:
     def concurrency(self, wildcards) -> int:
         """Requests that a judge answers at once."""
         return self.settings.judges[wildcards.judge].concurrency
+
+    def upkeep(self, wildcards) -> str:
+        """What is kept and watched of a training, as JSON: a resource of the rule, for no weight depends on it."""
+        train = self.settings.train_of(self.settings.methods[wildcards.method])
+        return _part(settings.Upkeep, train).model_dump_json()
 
     def training_gpus(self, wildcards) -> int:
         """GPUs of one training: one a rank, none on a CPU."""

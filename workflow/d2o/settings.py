@@ -196,8 +196,19 @@ class Alarms(Section):
     )
 
 
-class Train(Section):
-    """Optimisation. A method may override any of it under `train`."""
+class Upkeep(Section):
+    """What is kept and watched while a training runs: it changes no weight, so changing it retrains nothing."""
+
+    checkpoint_every: Positive = Field(50, description="steps between checkpoints, for resuming")
+    keep_checkpoints: Positive = Field(1, description="newest checkpoints that are kept")
+    alarms: Alarms = Field(Alarms(), description="when to warn or stop")
+    trackers: list[Literal["wandb", "mlflow"]] = Field(
+        [], description="services that get the step log too; each configured by its own environment variables"
+    )
+
+
+class Optimisation(Section):
+    """What the weights of a training depend on."""
 
     epochs: Above0 = Field(1.0, description="passes over the groups")
     steps: Positive | None = Field(None, description="optimizer steps; null: as `epochs` says")
@@ -216,14 +227,15 @@ class Train(Section):
     offload: bool = Field(False, description="optimizer in CPU memory; with ZeRO 3 the weights too")
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, slower")
     lora: Lora | None = Field(None, description="train low-rank adapters; null: all weights")
-    checkpoint_every: Positive = Field(50, description="steps between checkpoints, for resuming")
-    keep_checkpoints: Positive = Field(1, description="newest checkpoints that are kept")
     ranks: Positive = Field(1, description="processes on this machine: one a GPU, or gloo ranks on a CPU")
     snapshots: list[Positive] = Field([], description="steps after which the weights are kept (Figures 3, 4)")
-    alarms: Alarms = Field(Alarms(), description="when to warn or stop")
-    trackers: list[Literal["wandb", "mlflow"]] = Field(
-        [], description="services that get the step log too; each configured by its own environment variables"
-    )
+
+
+class Train(Upkeep, Optimisation):
+    """Optimisation, and what is kept and watched meanwhile. A method may override any of it under `train`.
+
+    `checkpoint_every`, `keep_checkpoints`, `alarms` and `trackers` change no weight: changing them retrains nothing.
+    """
 
 
 class Average(Section):
@@ -416,7 +428,7 @@ class TrainStage(Section):
     """What one training depends on."""
 
     method: Method = Field(description="loss, and view of the group")
-    train: Train = Field(Train(), description="optimisation, the method's own keys filled in")
+    train: Optimisation = Field(Optimisation(), description="the method's own keys filled in")
     forward: Forward = Field(Forward(), description="the forward pass")
     seed: int = Field(0, description="seed of the data order")
 
@@ -614,10 +626,10 @@ def _keys_at(section: type[BaseModel], location: tuple) -> list[str]:
     return list(node.get("properties", {}))
 
 
-def parse(section: type[S], text: str) -> S:
-    """A stage's settings from the JSON of its `--settings`; errors as in `load`."""
+def parse(section: type[S], text: str, option: str = "--settings") -> S:
+    """A section from the JSON of a command-line option; errors as in `load`."""
     try:
         data = json.loads(text)
     except json.JSONDecodeError as error:
-        raise D2OError(f"--settings: not JSON: {error}") from None
-    return validate(section, data, "--settings")
+        raise D2OError(f"{option}: not JSON: {error}") from None
+    return validate(section, data, option)

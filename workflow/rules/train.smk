@@ -30,9 +30,10 @@ rule train_method:
         mem_mb=plan.settings.compute.memory_gb * 1000,
         runtime=plan.settings.compute.minutes,
         gpu=plan.training_gpus,
+        upkeep=plan.upkeep,
     conda:
         "../../envs/train.yaml"
     shell:
         "python -m d2o train --settings {params.settings:q} --model {input.model} "
         "--comparisons {input.comparisons} {params.samples} {params.references} "
-        "--checkpoints {params.checkpoints} --output {output.model} 2>&1 | tee {log}"
+        "--checkpoints {params.checkpoints} --upkeep {resources.upkeep:q} --output {output.model} 2>&1 | tee {log}"

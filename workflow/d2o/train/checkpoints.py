@@ -27,15 +27,16 @@ class Checkpoints:
         folder: holds `step<n>/` and what else the run keeps until its end.
     """
 
-    def __init__(self, folder: Path, stage: TrainStage, inputs: list[Path]):
+    def __init__(self, folder: Path, stage: TrainStage, inputs: list[Path], keep: int):
         """Bind the folder to a run; what lies there of another run is removed with a line that says so.
 
         Args:
             inputs: files that the run reads.
+            keep: newest checkpoints that stay.
         Raises:
             D2OError: where the folder is of this very run on another number of ranks.
         """
-        self.folder, self._keep = folder, stage.train.keep_checkpoints
+        self.folder, self._keep = folder, keep
         run = {
             "stage": stage.model_dump(mode="json", exclude={"train": {"ranks"}}),
             "inputs": {str(path): records.file_digest(path) for path in inputs},

@@ -11,11 +11,12 @@ from pathlib import Path
 from d2o import chat, groups, records
 from d2o.contracts import CONTRACTS
 from d2o.errors import D2OError
-from d2o.settings import TrainStage
+from d2o.settings import TrainStage, Upkeep
 
 
 def run(
     stage: TrainStage,
+    upkeep: Upkeep,
     *,
     model: Path,
     comparisons: Path,
@@ -28,6 +29,7 @@ def run(
 
     Args:
         stage: method, optimisation, forward pass and seed.
+        upkeep: what is kept and watched on the way; a run goes on under another one.
         model: folder of the initial model.
         comparisons: human answers (`records.COMPARISONS`).
         samples: pools of self-generated answers (`records.POOL`), none or one.
@@ -55,7 +57,7 @@ def run(
     rank, ranks = start()
     torch.manual_seed(stage.seed)
     inputs = [model / "manifest.json", comparisons, *samples, *references]
-    kept = Checkpoints(checkpoints, stage, inputs)
+    kept = Checkpoints(checkpoints, stage, inputs, upkeep.keep_checkpoints)
     total = schedule.total_steps(train, len(found))
 
     def batch(step: int) -> list[groups.Group]:
@@ -81,7 +83,7 @@ def run(
         moving.restore(state)
     loss_of = losses.of(method)
     peak = watch.matmul_peak(engine.device, policy.lm.dtype) * ranks
-    log = watch.Watch(checkpoints, stage, shape, peak, total, first)
+    log = watch.Watch(checkpoints, stage, upkeep, shape, peak, total, first)
 
     for step in range(first, total):
         members = batch(step)
@@ -103,7 +105,7 @@ def run(
         record |= means.over_ranks()
         record |= {"grad_norm": engine.norm, "learning_rate": train.learning_rate * schedule.rate(step, total, train)}
         log.step(record, members)
-        if (step + 1) % train.checkpoint_every == 0 and step + 1 < total:
+        if (step + 1) % upkeep.checkpoint_every == 0 and step + 1 < total:
             kept.save(engine, step + 1, moving.state() if moving else {})
         if step + 1 in train.snapshots:
             folder = output.with_name("snapshots") / f"step{step + 1}"
