@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from vllm import LLM, SamplingParams, TokensPrompt
+from vllm.sampling_params import RequestOutputKind
 
 from d2o import records
 from d2o.generation import Completion, Request
@@ -40,21 +41,20 @@ class VLLM:
         )
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[tuple[int, Completion]]:
-        params = [
-            SamplingParams(
+        # `LLM.generate` returns when the last answer is there; its engine gives each as it finishes.
+        engine = self.llm.llm_engine
+        prompts = engine.renderer.render_cmpl([TokensPrompt(prompt_token_ids=list(r.ids)) for r in requests])
+        for place, (prompt, request) in enumerate(zip(prompts, requests, strict=True)):
+            params = SamplingParams(
                 temperature=sampling.temperature,
                 top_p=sampling.top_p,
                 max_tokens=min(sampling.max_tokens, self._context - len(request.ids)),
                 seed=request.seed,
+                output_kind=RequestOutputKind.FINAL_ONLY,
             )
-            for request in requests
-        ]
-        prompts = [TokensPrompt(prompt_token_ids=list(request.ids)) for request in requests]
-        # `LLM.generate` returns when the last answer is there; its engine gives each as it finishes.
-        places = {name: place for place, name in enumerate(self.llm.enqueue(prompts, params, use_tqdm=False))}
-        engine = self.llm.llm_engine
+            engine.add_request(str(place), prompt, params)
         while engine.has_unfinished_requests():
             for output in engine.step():
                 answer = output.outputs[0]
                 completion = Completion(answer.text.strip(), len(answer.token_ids), answer.finish_reason)
-                yield places[output.request_id], completion
+                yield int(output.request_id), completion
