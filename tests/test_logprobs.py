@@ -7,7 +7,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from conftest import make_tiny_model
 from d2o import logprobs
 from d2o.errors import D2OError
-from d2o.groups import Group, Response
+from d2o.groups import Group, Response, packs
 from d2o.logprobs import Policy, Row, attention
 from d2o.logprobs.head import token_logprobs
 
@@ -180,14 +180,14 @@ def test_the_head_in_pieces_equals_the_whole(monkeypatch):
 
 def test_packs_hold_every_group_once_within_the_budget():
     groups = random_groups([(p % 7 + 1, (p % 11 + 1, 3), (p % 5 + 1,)) for p in range(50)])
-    packs = logprobs.packs(groups, tokens=60)
-    assert [id(g) for pack in packs for g in pack] == list(map(id, groups))
-    assert all(sum(g.tokens for g in pack) <= 60 for pack in packs)
-    assert len(packs) < 25
+    rows = packs(groups, tokens=60)
+    assert [id(g) for row in rows for g in row] == list(map(id, groups))
+    assert all(sum(g.tokens for g in row) <= 60 for row in rows)
+    assert len(rows) < 25
 
 
 def test_a_group_larger_than_the_budget_stands_alone():
-    assert [len(pack) for pack in logprobs.packs(random_groups([(50, (9,), ())] * 3), tokens=10)] == [1, 1, 1]
+    assert [len(pack) for pack in packs(random_groups([(50, (9,), ())] * 3), tokens=10)] == [1, 1, 1]
 
 
 def test_a_model_that_changes_logits_after_the_head_is_refused():

@@ -20,7 +20,7 @@ from d2o.contracts import CONTRACTS
 from d2o.errors import D2OError
 from d2o.groups import Group, Response
 from d2o.losses import Side
-from d2o.settings import Alarms, Average, Forward, Lora, Method, Optimisation, References, TrainStage, Upkeep
+from d2o.settings import Alarms, Average, Forward, Lora, Method, Online, Optimisation, References, TrainStage, Upkeep
 from d2o.train import schedule, watch
 
 DPO = Method(loss="dpo", positives="human", negatives=True)
@@ -156,8 +156,9 @@ def tables(tiny_model, tmp_path_factory):
             answer |= {"attempt": 0, "reasons": [], "fit": True}
             pool.append({"prompt_id": prompt, "sample": k, "instruction": None, "seed": k} | answer)
     records.write_table(folder / "human.parquet", records.COMPARISONS, human)
-    records.write_table(folder / "pool.parquet", records.POOL, pool)
     (tiny_model / "manifest.json").write_text("{}")
+    with records.artifact(folder / "pool.parquet", None, [tiny_model / "manifest.json"]) as draft:
+        records.write_table(draft.path, records.POOL, pool)
     for name, samples in (("human", None), ("pool", folder / "pool.parquet")):
         references.score(
             Forward(precision="fp32"), tiny_model, folder / "human.parquet", samples, "train",
@@ -263,17 +264,17 @@ def test_ranks_accumulation_and_zero_stages_give_the_same_weights(tables, tiny_m
 
 def train_all(tables, model, stages: dict[str, TrainStage], folder) -> None:
     """Run stages in one process, each into a folder of its own: starting one costs more than they do."""
-    runs = [
-        {
-            "stage": stage.model_dump_json(),
-            "model": model,
-            "comparisons": tables / "human.parquet",
-            "checkpoints": folder / name / "checkpoints",
-            "output": folder / name / "model",
-        }
-        | inputs(tables, stage.method)
-        for name, stage in stages.items()
-    ]
+    run_all([one_run(tables, model, stage, folder / name) for name, stage in stages.items()])
+
+
+def one_run(tables, model, stage: TrainStage, folder, output="model", **fresh) -> dict:
+    """What `_TRAIN_ALL` needs of a run."""
+    read = {"model": model, "comparisons": tables / "human.parquet"} | inputs(tables, stage.method) | fresh
+    paths = {"checkpoints": folder / "checkpoints", "output": folder / output}
+    return {"stage": stage.model_dump_json(), "inputs": read} | paths
+
+
+def run_all(runs: list[dict]) -> None:
     alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
     alone |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511"}
     finished([sys.executable, "-c", _TRAIN_ALL, json.dumps(runs, default=str)], **alone)
@@ -284,12 +285,13 @@ import json, sys
 from pathlib import Path
 import torch.distributed as dist
 from d2o.settings import TrainStage, Upkeep
-from d2o.train import run
+from d2o.train import Inputs, run
 
 dist.destroy_process_group = lambda: None  # DeepSpeed joins its ranks once in a process
 for found in json.loads(sys.argv[1]):
-    stage = TrainStage.model_validate_json(found.pop("stage"))
-    run(stage, Upkeep(), **{k: [*map(Path, v)] if isinstance(v, list) else Path(v) for k, v in found.items()})
+    stage = TrainStage.model_validate_json(found["stage"])
+    read = {k: [*map(Path, v)] if isinstance(v, list) else Path(v) for k, v in found["inputs"].items()}
+    run(stage, Upkeep(), Inputs(**read), Path(found["checkpoints"]), Path(found["output"]))
 """
 
 
@@ -330,6 +332,74 @@ def test_moving_references(tables, tiny_model, tmp_path):
     assert losses["ema"] != pytest.approx(losses["fixed"], rel=1e-3)
     for zero in (1, 2, 3):
         assert losses[f"ema, ZeRO {zero}"] == pytest.approx(losses["ema"], rel=1e-4)
+
+
+ONLINE = Online(start=3, every=2, share=0.5)  # of eight steps: rounds after 3, 5 and 7
+
+
+def segments(tables, model, stage: TrainStage, folder, fresh=()) -> list[dict]:
+    """The runs of a training with rounds: each sees one round more than the one before."""
+    count = len(stage.method.online.boundaries(8))
+    names = [f"rounds/{n + 1}/policy" for n in range(count)] + ["model"]
+    tables_of = [{name: paths[:n] for name, paths in dict(fresh).items()} for n in range(count + 1)]
+    return [one_run(tables, model, stage, folder, name, **t) for name, t in zip(names, tables_of, strict=True)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ema", [None, EMA])
+def test_rounds_with_nothing_fresh_change_nothing(tables, tiny_model, tmp_path, ema):
+    """Neither does drawing nothing (a share of 0) nor answers for other prompts; and the segments join without a seam."""
+    method = D2O.model_copy(update={"ema": ema})
+    plain = stage(method, steps=8)
+    unused, foreign = tmp_path / "unused.parquet", tmp_path / "foreign.parquet"
+    known = records.read_table(tables / "pool.parquet", records.POOL)
+    records.write_table(unused, records.POOL, [row | {"text": "Never seen."} for row in known])
+    records.write_table(foreign, records.POOL, [row | {"prompt_id": "ffff"} for row in known])
+    runs = [one_run(tables, tiny_model, plain, tmp_path / "plain")]
+    for name, share, pool in (("share 0", 0.0, unused), ("foreign", 1.0, foreign)):
+        online = method.model_copy(update={"online": ONLINE.model_copy(update={"share": share})})
+        references = {} if ema else {"fresh_references": [tables / "references-pool.parquet"] * 3}
+        fresh = {"fresh": [pool] * 3} | references
+        runs += segments(tables, tiny_model, stage(online, steps=8), tmp_path / name, fresh)
+    run_all(runs)
+    for name in ("share 0", "foreign"):
+        assert_equal_runs(tmp_path / name, tmp_path / "plain")
+        log = result(tmp_path / name)[1]
+        assert [row["fresh_share"] for row in log] == [0.0] * 8
+        assert [row["fresh_age"] for row in log] == [0, 0, 0, 0, 1, 0, 1, 0]
+
+
+@pytest.mark.slow
+def test_rounds_replace_a_share_of_the_positives_from_their_step_on(tables, tiny_model, tmp_path):
+    online = D2O.model_copy(update={"online": ONLINE, "ema": EMA})
+    chosen = stage(online, steps=8)
+    rows = records.read_table(tables / "pool.parquet", records.POOL)
+    fresh = []
+    for number in range(1, 4):
+        fresh.append(tmp_path / f"fresh{number}.parquet")
+        records.write_table(
+            fresh[-1], records.POOL, [row | {"text": f"Fresh {number}, {row['text']}"} for row in rows]
+        )
+    runs = segments(tables, tiny_model, chosen, tmp_path / "online", {"fresh": fresh})
+    # The last two again from nothing: what a lost folder of checkpoints costs is time.
+    runs += [one_run(tables, tiny_model, chosen, tmp_path / "again", fresh=fresh)]
+    runs += [one_run(tables, tiny_model, stage(D2O.model_copy(update={"ema": EMA}), steps=8), tmp_path / "plain")]
+    run_all(runs)
+    log, plain = result(tmp_path / "online")[1], result(tmp_path / "plain")[1]
+    positives = len({row["sample"] for row in rows})
+    assert [row["fresh_share"] for row in log] == [0.0] * 3 + [round(positives / 2) / positives] * 5
+    same = [row["loss"] == other["loss"] for row, other in zip(log, plain, strict=True)]
+    assert same == [True] * 3 + [False] * 5
+    assert result(tmp_path / "again")[1][-1]["loss"] == pytest.approx(log[-1]["loss"], rel=1e-5)
+    for number, steps in ((1, (3, 4)), (2, (5, 6)), (3, (7,))):
+        asked = records.read_table(tmp_path / f"online/rounds/{number}/comparisons.parquet", records.COMPARISONS)
+        human = records.read_table(tables / "human.parquet", records.COMPARISONS)
+        train_prompts = [row["prompt_id"] for row in human if row["split"] == "train"]
+        expected = {
+            train_prompts[i] for s in steps for i in schedule.step_groups(s, len(train_prompts), chosen.train, 0)
+        }
+        assert {row["prompt_id"] for row in asked} == expected
+        assert records.read_manifest(tmp_path / f"online/rounds/{number}/policy")["steps"] == steps[0]
 
 
 @pytest.mark.slow
@@ -431,10 +501,11 @@ def steps_logged(folder) -> int:
 
 
 def assert_equal_runs(folder, twin):
+    """Equal but for what is timed, and for what is said of rounds."""
     (weights, log), (others, other_log) = result(folder), result(twin)
-    timed = {"seconds", "tokens_per_second", "memory_gb", "utilisation"}
-    assert [{k: v for k, v in row.items() if k not in timed} for row in log] == [
-        {k: v for k, v in row.items() if k not in timed} for row in other_log
+    differ = {"seconds", "tokens_per_second", "memory_gb", "utilisation", "fresh_share", "fresh_age"}
+    assert [{k: v for k, v in row.items() if k not in differ} for row in log] == [
+        {k: v for k, v in row.items() if k not in differ} for row in other_log
     ]
     assert all(torch.equal(weights[key], others[key]) for key in weights)
 

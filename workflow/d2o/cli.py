@@ -130,6 +130,8 @@ def train(
     settings_json: Json,
     samples: Annotated[list[Path], typer.Option(help="pool of self-generated answers")] = [],  # noqa: B006
     references: Annotated[list[Path], typer.Option(help="log-probs under the reference")] = [],  # noqa: B006
+    fresh: Annotated[list[Path], typer.Option(help="pool of an online round, in order")] = [],  # noqa: B006
+    fresh_references: Annotated[list[Path], typer.Option(help="log-probs of such a pool")] = [],  # noqa: B006
     upkeep: Annotated[str, typer.Option(help="JSON of the keys of `train` that change no weight")] = "{}",
 ) -> None:
     """Align a model with one method. OUTPUT is the manifest.json of the aligned model's folder."""
@@ -138,12 +140,9 @@ def train(
     train.run(
         settings.parse(settings.TrainStage, settings_json),
         settings.parse(settings.Upkeep, upkeep, "--upkeep"),
-        model=_folder(model),
-        comparisons=comparisons,
-        samples=samples,
-        references=references,
-        checkpoints=checkpoints,
-        output=output.parent,
+        train.Inputs(_folder(model), comparisons, samples, references, fresh, fresh_references),
+        checkpoints,
+        output.parent,
     )
 
 

@@ -200,3 +200,19 @@ def attach_references(groups: Iterable[Group], table: Iterable[Mapping[str, Any]
                 f"references: response {response.response_id} of prompt {group.prompt_id} {fault}; "
                 f"the table was made from other responses, another tokenizer or template: delete it and run again"
             )
+
+
+def packs(groups: Sequence[Group], tokens: int) -> list[list[Group]]:
+    """Groups in order, as many to a row as fit in `tokens` tokens; a group is never split.
+
+    One that is larger than the budget makes a row of its own.
+    """
+    found: list[list[Group]] = []
+    room = 0
+    for group in groups:
+        if not found or group.tokens > room:
+            found.append([])
+            room = tokens
+        found[-1].append(group)
+        room -= group.tokens
+    return found

@@ -95,19 +95,3 @@ class Row:
             for start, m in span.responses:
                 sees[start : start + m, first : first + n] = True
         return sees[None, None].to(self.ids.device)
-
-
-def packs(groups: Sequence[Group], tokens: int) -> list[list[Group]]:
-    """Groups in order, as many to a row as fit in `tokens` tokens; a group is never split.
-
-    One that is larger than the budget makes a row of its own.
-    """
-    found: list[list[Group]] = []
-    room = 0
-    for group in groups:
-        if not found or group.tokens > room:
-            found.append([])
-            room = tokens
-        found[-1].append(group)
-        room -= group.tokens
-    return found

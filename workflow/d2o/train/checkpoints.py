@@ -14,6 +14,7 @@ from torch import Tensor
 from d2o import records
 from d2o.errors import D2OError
 from d2o.settings import TrainStage
+from d2o.train.data import Inputs
 from d2o.train.engine import Engine
 
 # Last file of a checkpoint: the sizes of all others. Without it, or with other sizes, the checkpoint is not whole.
@@ -27,11 +28,11 @@ class Checkpoints:
         folder: holds `step<n>/` and what else the run keeps until its end.
     """
 
-    def __init__(self, folder: Path, stage: TrainStage, inputs: list[Path], keep: int):
+    def __init__(self, folder: Path, stage: TrainStage, inputs: Inputs, keep: int):
         """Bind the folder to a run; what lies there of another run is removed with a line that says so.
 
         Args:
-            inputs: files that the run reads.
+            inputs: files that the run reads; how many of its online rounds are drawn may differ.
             keep: newest checkpoints that stay.
         Raises:
             D2OError: where the folder is of this very run on another number of ranks.
@@ -39,11 +40,14 @@ class Checkpoints:
         self.folder, self._keep = folder, keep
         run = {
             "stage": stage.model_dump(mode="json", exclude={"train": {"ranks"}}),
-            "inputs": {str(path): records.file_digest(path) for path in inputs},
+            "inputs": {str(path): records.file_digest(path) for path in inputs.lasting},
         }
+        drawn = [records.file_digest(path) for path in inputs.rounds]
         mark, ranks = folder / "run.json", dist.get_world_size()
         found = json.loads(mark.read_text()) if mark.exists() else {}
-        there = found.pop("ranks", ranks)
+        there, known = found.pop("ranks", ranks), found.pop("rounds", [])
+        if known[: len(drawn)] != drawn[: len(known)]:
+            found = {}
         if found == run and there != ranks and self._newest_first():
             raise D2OError(
                 f"{folder}: these checkpoints were written by {there} ranks and cannot go on with {ranks}; "
@@ -56,7 +60,9 @@ class Checkpoints:
                     print(f"train: {folder} is of other settings or inputs; starting anew", file=sys.stderr)
                 shutil.rmtree(folder)
             folder.mkdir(parents=True)
-            records.write_json(mark, run | {"ranks": ranks})
+            known = []
+        if dist.get_rank() == 0:
+            records.write_json(mark, run | {"ranks": ranks, "rounds": max(known, drawn, key=len)})
         dist.barrier()
 
     def save(self, engine: Engine, step: int, state: dict[str, list[Tensor]]) -> None:
@@ -79,9 +85,15 @@ class Checkpoints:
                 shutil.rmtree(old)
         dist.barrier()
 
-    def load(self, engine: Engine) -> tuple[int, dict[str, list[Tensor]]]:
-        """Take up the newest whole checkpoint: steps done, and the state given to `save`; (0, {}) without one."""
+    def load(self, engine: Engine, until: int) -> tuple[int, dict[str, list[Tensor]]]:
+        """Take up the newest whole checkpoint: steps done, and the state given to `save`; (0, {}) without one.
+
+        Args:
+            until: steps that may be done; a later checkpoint knows rounds that this run does not.
+        """
         for folder in self._newest_first():
+            if _step(folder) > until:
+                continue
             if fault := _fault(folder):
                 if dist.get_rank() == 0:
                     print(f"train: {folder} is broken ({fault}); it is skipped", file=sys.stderr, flush=True)
@@ -94,11 +106,10 @@ class Checkpoints:
         return 0, {}
 
     def remove(self) -> None:
-        """Delete all checkpoints: the run is over. Called on all ranks, which part here."""
+        """Delete all checkpoints: the run is over. Called on all ranks."""
         dist.barrier()
         if dist.get_rank() == 0:
             shutil.rmtree(self.folder)
-        dist.destroy_process_group()
 
     def _newest_first(self) -> list[Path]:
         return sorted(self.folder.glob("step*"), key=_step, reverse=True)

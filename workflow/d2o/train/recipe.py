@@ -8,44 +8,32 @@ import socket
 import sys
 from pathlib import Path
 
-from d2o import chat, groups, records
+from d2o import chat, records
 from d2o.contracts import CONTRACTS
-from d2o.errors import D2OError
 from d2o.settings import TrainStage, Upkeep
+from d2o.train.data import Inputs, read, write_prompts
 
 
-def run(
-    stage: TrainStage,
-    upkeep: Upkeep,
-    *,
-    model: Path,
-    comparisons: Path,
-    samples: list[Path],
-    references: list[Path],
-    checkpoints: Path,
-    output: Path,
-) -> None:
+def run(stage: TrainStage, upkeep: Upkeep, inputs: Inputs, checkpoints: Path, output: Path) -> None:
     """Align a model with one method; a killed run goes on from its newest whole checkpoint.
+
+    With online rounds, a run ends where the next round has to be drawn: `output` is then the policy so far, and
+    `comparisons.parquet` beside it says which prompts come next. Called again with that round, it goes on.
 
     Args:
         stage: method, optimisation, forward pass and seed.
         upkeep: what is kept and watched on the way; a run goes on under another one.
-        model: folder of the initial model.
-        comparisons: human answers (`records.COMPARISONS`).
-        samples: pools of self-generated answers (`records.POOL`), none or one.
-        references: log-probs under the reference (`records.LOGPROBS`); none where the loss needs none, or where
-            the references move.
-        checkpoints: folder for checkpoints and the growing log; emptied after success.
+        checkpoints: folder for checkpoints and the growing log; removed after the last step.
         output: folder of the aligned model; `train.jsonl`, `tensorboard/` and `snapshots/` go beside it.
     Raises:
-        D2OError: before the model loads, where there is no group to train on, or a response lacks its reference;
-            later, where an alarm stops the training.
+        D2OError: before the model loads, as `data.read`; later, where an alarm stops the training.
     """
     if "RANK" not in os.environ:
         _launch(stage.train.ranks)
-    found, counts = _groups(stage, model, comparisons, samples, references)
+    data, counts = read(stage, inputs)
 
     import torch
+    import torch.distributed as dist
 
     from d2o import logprobs, losses
     from d2o.train import adapters, schedule, watch
@@ -53,17 +41,12 @@ def run(
     from d2o.train.engine import Engine, enough_memory, start
     from d2o.train.references import MismatchedPairs, MovingReferences
 
-    train, method = stage.train, stage.method
+    train, method, total = stage.train, stage.method, data.total
     rank, ranks = start()
     torch.manual_seed(stage.seed)
-    inputs = [model / "manifest.json", comparisons, *samples, *references]
     kept = Checkpoints(checkpoints, stage, inputs, upkeep.keep_checkpoints)
-    total = schedule.total_steps(train, len(found))
 
-    def batch(step: int) -> list[groups.Group]:
-        return [found[i] for i in schedule.step_groups(step, len(found), train, stage.seed)]
-
-    policy = logprobs.load(model, stage.forward.precision)
+    policy = logprobs.load(inputs.model, stage.forward.precision)
     if train.lora:
         adapters.attach(policy, train.lora)
     if train.gradient_checkpointing:
@@ -71,22 +54,22 @@ def run(
     shape = watch.Shape.of(policy.lm)
     policy.train()  # or gradient checkpointing does nothing; there is no dropout
     engine = Engine(policy, stage, total)
-    policy.check(logprobs.Row.of(batch(0)[:1]).to(engine.device))
+    policy.check(logprobs.Row.of(data.batch(0)[:1]).to(engine.device))
 
     mismatched = moving = None
     if CONTRACTS[method.loss].mismatched:
-        mismatched = MismatchedPairs(engine, found, checkpoints, stage.forward.tokens)
+        mismatched = MismatchedPairs(engine, data.groups, checkpoints, stage.forward.tokens)
     if method.ema:
-        moving = MovingReferences(engine, method.ema, batch, total, stage.forward.tokens)
-    first, state = kept.load(engine)
+        moving = MovingReferences(engine, method.ema, data.batch, total, stage.forward.tokens)
+    first, state = kept.load(engine, data.until)
     if moving and state:
         moving.restore(state)
     loss_of = losses.of(method)
     peak = watch.matmul_peak(engine.device, policy.lm.dtype) * ranks
     log = watch.Watch(checkpoints, stage, upkeep, shape, peak, total, first)
 
-    for step in range(first, total):
-        members = batch(step)
+    for step in range(first, data.until):
+        members = data.batch(step)
         if moving:
             moving.refresh(step)
         zero = {"z0": mismatched.zero_point(members)} if mismatched else {}
@@ -101,25 +84,31 @@ def run(
             if micro:
                 means.add(each, sides)
         engine.step()
-        record = {"step": step + 1, "epoch": round((step + 1) * len(members) / len(found), 4)}
+        record = {"step": step + 1, "epoch": round((step + 1) * len(members) / len(data.groups), 4)}
         record |= means.over_ranks()
         record |= {"grad_norm": engine.norm, "learning_rate": train.learning_rate * schedule.rate(step, total, train)}
+        if method.online:
+            record |= data.freshness(step)
         log.step(record, members)
-        if (step + 1) % upkeep.checkpoint_every == 0 and step + 1 < total:
+        if step + 1 < total and ((step + 1) % upkeep.checkpoint_every == 0 or step + 1 == data.until):
             kept.save(engine, step + 1, moving.state() if moving else {})
         if step + 1 in train.snapshots:
             folder = output.with_name("snapshots") / f"step{step + 1}"
-            _export(engine, stage, model, folder, {"step": step + 1}, inputs)
+            _export(engine, stage, inputs, folder, {"step": step + 1})
     log.close()
 
-    if rank == 0:
+    memory = round(watch.peak_memory() / 1e9, 3)
+    facts = counts | {"steps": data.until, "ranks": ranks, "resumed_at": first, "peak_memory_gb": memory}
+    if rank == 0 and data.next:
+        write_prompts(data, stage, inputs.comparisons, output.with_name("comparisons.parquet"))
+    elif rank == 0:
         shutil.copy(checkpoints / "train.jsonl", output.with_name("train.jsonl"))
         shutil.rmtree(output.with_name("tensorboard"), ignore_errors=True)
         shutil.copytree(checkpoints / "tensorboard", output.with_name("tensorboard"))
-    memory = round(watch.peak_memory() / 1e9, 3)
-    facts = counts | {"steps": total, "ranks": ranks, "resumed_at": first, "peak_memory_gb": memory}
-    _export(engine, stage, model, output, facts, inputs)
-    kept.remove()
+    _export(engine, stage, inputs, output, facts)
+    if not data.next:
+        kept.remove()
+    dist.destroy_process_group()
 
 
 def _launch(ranks: int) -> None:
@@ -134,33 +123,7 @@ def _launch(ranks: int) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
 
 
-def _groups(
-    stage: TrainStage, model: Path, comparisons: Path, samples: list[Path], references: list[Path]
-) -> tuple[list[groups.Group], dict[str, int]]:
-    human = records.read_table(comparisons, records.COMPARISONS)
-    pool = [row for path in samples for row in records.read_table(path, records.POOL)]
-    texts = list(groups.view(stage.method, human, pool))
-    if not texts and stage.method.positives in ("human", "safe-human"):
-        raise D2OError(
-            f"{comparisons}: {stage.method.loss} needs pairs, and no negative here has a human positive; "
-            f"take a method with `positives: self`, such as d2o"
-        )
-    found, counts = groups.tokenise(texts, chat.load_tokenizer(model), stage.forward)
-    if not found:
-        raise D2OError(
-            f"{comparisons}: nothing to train on: {counts['long_prompts']} of {len(texts)} groups have prompts "
-            f"longer than forward.max_prompt_tokens ({stage.forward.max_prompt_tokens})"
-        )
-    for path in references:
-        if records.file_digest(model / "manifest.json") not in records.read_manifest(path)["inputs"].values():
-            raise D2OError(f"{path}: made by another model than {model}; delete it and run again")
-    if references:
-        rows = [row for path in references for row in records.read_table(path, records.LOGPROBS)]
-        groups.attach_references(found, rows)
-    return found, counts
-
-
-def _export(engine, stage: TrainStage, model: Path, folder: Path, facts: dict, inputs: list[Path]) -> None:
+def _export(engine, stage: TrainStage, inputs: Inputs, folder: Path, facts: dict) -> None:
     """Write the policy as a model folder; called on all ranks."""
     import torch.distributed as dist
 
@@ -168,15 +131,15 @@ def _export(engine, stage: TrainStage, model: Path, folder: Path, facts: dict, i
 
     weights = engine.state_dict()
     if dist.get_rank() == 0:
-        with records.artifact(folder, stage, inputs) as draft:
+        with records.artifact(folder, stage, [*inputs.lasting, *inputs.rounds]) as draft:
             if stage.train.lora:
-                lm = adapters.merged(model, stage.forward.precision, stage.train.lora, weights)
+                lm = adapters.merged(inputs.model, stage.forward.precision, stage.train.lora, weights)
                 lm.save_pretrained(draft.path)
             else:
                 engine.deepspeed.module.lm.save_pretrained(draft.path, state_dict=weights)
-            chat.load_tokenizer(model).save_pretrained(draft.path)
+            chat.load_tokenizer(inputs.model).save_pretrained(draft.path)
             draft.facts |= facts
-            draft.facts["trust_remote_code"] = records.trusts_code(model)
+            draft.facts["trust_remote_code"] = records.trusts_code(inputs.model)
             draft.facts["weights"] = {
                 file.name: records.file_digest(file) for file in sorted(draft.path.glob("*.safetensors"))
             }

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from d2o import records
 from d2o.errors import D2OError
-from d2o.groups import Group, Response
-from d2o.logprobs import packs
+from d2o.groups import Group, Response, packs
 from d2o.settings import References
 from d2o.train.engine import Engine
 

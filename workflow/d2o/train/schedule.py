@@ -8,8 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from d2o import records
-from d2o.groups import Group
-from d2o.logprobs import packs
+from d2o.groups import Group, packs
 from d2o.settings import Optimisation
 
 

@@ -1,0 +1,153 @@
+"""The data of a training: what it is read from, and which groups each step sees."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from d2o import chat, groups, records
+from d2o.errors import D2OError
+from d2o.groups import Group
+from d2o.settings import Online, TrainStage
+from d2o.train import schedule
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The files that a training reads.
+
+    Attributes:
+        model: folder of the initial model.
+        comparisons: human answers (`records.COMPARISONS`).
+        samples: pools of self-generated answers (`records.POOL`), none or one.
+        references: log-probs under the reference (`records.LOGPROBS`); none where the loss needs none, or where
+            the references move.
+        fresh: the pools of the online rounds drawn by now, in order.
+        fresh_references: their log-probs under the reference, in order; none as above.
+    """
+
+    model: Path
+    comparisons: Path
+    samples: Sequence[Path] = ()
+    references: Sequence[Path] = ()
+    fresh: Sequence[Path] = ()
+    fresh_references: Sequence[Path] = ()
+
+    @property
+    def lasting(self) -> list[Path]:
+        """The files that are there from the first step on."""
+        return [self.model / "manifest.json", self.comparisons, *self.samples, *self.references]
+
+    @property
+    def rounds(self) -> list[Path]:
+        """The files of the online rounds, in order."""
+        if not self.fresh_references:
+            return list(self.fresh)
+        return [path for both in zip(self.fresh, self.fresh_references, strict=True) for path in both]
+
+
+class Data:
+    """The groups of every step, as online rounds renew them.
+
+    Attributes:
+        groups: those of the pool, in the order that `schedule` permutes.
+        total: steps of the whole training.
+        until: the step before which the next round has to be drawn, or `total`.
+        next: the steps of that round; empty after the last.
+    """
+
+    def __init__(self, found: Sequence[Sequence[Group]], stage: TrainStage):
+        """
+        Args:
+            found: the groups of the pool, and for each round drawn by now the same ones, some with fresh positives.
+        """
+        self.groups, self._rounds, self._train, self._seed = found[0], found, stage.train, stage.seed
+        self.total = schedule.total_steps(stage.train, len(self.groups))
+        boundaries = stage.method.online.boundaries(self.total) if stage.method.online else ()
+        self._starts = [0, *boundaries]
+        ends = [*boundaries, self.total, self.total]
+        self.until = ends[len(found) - 1]
+        self.next = range(self.until, ends[len(found)])
+
+    def batch(self, step: int) -> list[Group]:
+        """The groups of a step; beyond the rounds drawn by now those of the last one."""
+        return self._batch(step, self._round(step))
+
+    def freshness(self, step: int) -> dict[str, float]:
+        """What to log of a step: the share of its positives that is fresh, and how many steps ago they were drawn."""
+        now = self._round(step)
+        pool, fresh = (
+            [response.response_id for group in self._batch(step, which) for response in group.positives]
+            for which in (0, now)
+        )
+        share = sum(old != new for old, new in zip(pool, fresh, strict=True)) / len(fresh)
+        return {"fresh_share": share, "fresh_age": step - self._starts[now] if now else 0}
+
+    def _batch(self, step: int, which: int) -> list[Group]:
+        order = schedule.step_groups(step, len(self.groups), self._train, self._seed)
+        return [self._rounds[which][place] for place in order]
+
+    def _round(self, step: int) -> int:
+        begun = sum(start <= step for start in self._starts) - 1
+        return min(begun, len(self._rounds) - 1)
+
+
+def read(stage: TrainStage, inputs: Inputs) -> tuple[Data, dict[str, int]]:
+    """The groups with their references, and counts of those of the pool as `groups.tokenise` gives them.
+
+    Raises:
+        D2OError: where there is no group to train on, a response lacks its reference, or a table was made by another
+            model.
+    """
+    tokenizer = chat.load_tokenizer(inputs.model)
+    human = records.read_table(inputs.comparisons, records.COMPARISONS)
+    pool = [row for path in inputs.samples for row in records.read_table(path, records.POOL)]
+    texts = list(groups.view(stage.method, human, pool))
+    if not texts and stage.method.positives in ("human", "safe-human"):
+        raise D2OError(
+            f"{inputs.comparisons}: {stage.method.loss} needs pairs, and no negative here has a human positive; "
+            f"take a method with `positives: self`, such as d2o"
+        )
+    base, counts = groups.tokenise(texts, tokenizer, stage.forward)
+    if not base:
+        raise D2OError(
+            f"{inputs.comparisons}: nothing to train on: {counts['long_prompts']} of {len(texts)} groups have prompts "
+            f"longer than forward.max_prompt_tokens ({stage.forward.max_prompt_tokens})"
+        )
+    fitting = {group.prompt_id for group in base}
+    texts = [text for text in texts if text.prompt_id in fitting]
+    found = [base]
+    for path in inputs.fresh:
+        renewed = _renewed(stage.method.online, texts, path)
+        tokenised, _ = groups.tokenise(renewed.values(), tokenizer, stage.forward)
+        in_place = dict(zip(renewed, tokenised, strict=True))
+        found.append([in_place.get(place, group) for place, group in enumerate(base)])
+
+    for path in (*inputs.samples, *inputs.references, *inputs.fresh_references):
+        if records.file_digest(inputs.model / "manifest.json") not in records.read_manifest(path)["inputs"].values():
+            raise D2OError(f"{path}: made by another model than {inputs.model}; delete it and run again")
+    if inputs.references:
+        tables = (*inputs.references, *inputs.fresh_references)
+        rows = [row for path in tables for row in records.read_table(path, records.LOGPROBS)]
+        groups.attach_references((group for part in found for group in part), rows)
+    return Data(found, stage), counts
+
+
+def _renewed(online: Online, texts: Sequence[groups.Texts], pool: Path) -> dict[int, groups.Texts]:
+    """The groups that a round changes, by their places."""
+    answers = groups.fit_answers(records.read_table(pool, records.POOL))
+    return {
+        place: groups.refreshed(text, answers[text.prompt_id], online.share)
+        for place, text in enumerate(texts)
+        if text.prompt_id in answers
+    }
+
+
+def write_prompts(data: Data, stage: TrainStage, comparisons: Path, output: Path) -> None:
+    """The rows of `comparisons` whose prompts the next round asks: what it is drawn for."""
+    prompts = {group.prompt_id for step in data.next for group in data.batch(step)}
+    rows = records.read_table(comparisons, records.COMPARISONS)
+    with records.artifact(output, stage, [comparisons]) as draft:
+        chosen = [row for row in rows if row["split"] == "train" and row["prompt_id"] in prompts]
+        draft.facts["rows"] = records.write_table(draft.path, records.COMPARISONS, chosen)
