@@ -28,6 +28,7 @@ wildcard_constraints:
     model=r"[A-Za-z0-9._-]+",
     method=r"[A-Za-z0-9._-]+",
     seed=r"\d+",
+    snapshot=r"(/step\d+)?",
     pool="corrected|plain",
     table="negatives|pairs|corrected|plain",
 

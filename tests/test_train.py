@@ -381,10 +381,12 @@ def test_a_stopping_alarm_ends_the_training_with_one_line(tables, tiny_model, tm
 @pytest.mark.slow
 def test_snapshots(tables, tiny_model, tmp_path):
     train(tables, tiny_model, tmp_path, DPO, steps=4, snapshots=[2, 4])
-    weights = {step: load_file(tmp_path / "snapshots" / f"step{step}" / "model.safetensors") for step in (2, 4)}
+    weights = {step: load_file(tmp_path / f"step{step}" / "model" / "model.safetensors") for step in (2, 4)}
     final = result(tmp_path)[0]
     assert all(torch.equal(final[key], weights[4][key]) for key in final)
     assert not all(torch.equal(final[key], weights[2][key]) for key in final)
+    line = command(tables, tiny_model, tmp_path / "short", DPO, steps=4, snapshots=[2, 5])
+    assert "train.snapshots: step 5 is beyond the last one, 4" in refused(line)
 
 
 @pytest.mark.slow

@@ -214,7 +214,9 @@ class Optimisation(Section):
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, slower")
     lora: Lora | None = Field(None, description="train low-rank adapters; null: all weights")
     ranks: Positive = Field(1, description="processes on this machine: one a GPU, or gloo ranks on a CPU")
-    snapshots: list[Positive] = Field([], description="steps after which the weights are kept (Figures 3, 4)")
+    snapshots: list[Positive] = Field(
+        [], description="steps after which the weights are kept, and answer and are scored (Figures 3b, 4)"
+    )
 
 
 class Train(Upkeep, Optimisation):

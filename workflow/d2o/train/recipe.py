@@ -36,10 +36,11 @@ def run(
         references: log-probs under the reference (`records.LOGPROBS`); none where the loss needs none, or where
             the references move.
         checkpoints: folder for checkpoints and the growing log; emptied after success.
-        output: folder of the aligned model; `train.jsonl`, `tensorboard/` and `snapshots/` go beside it.
+        output: folder of the aligned model; `train.jsonl`, `tensorboard/` and, of a snapshot,
+            `step<n>/model/` go beside it.
     Raises:
-        D2OError: before the model loads, where there is no group to train on, or a response lacks its reference;
-            later, where an alarm stops the training.
+        D2OError: before the model loads, where there is no group to train on, a response lacks its reference, or a
+            snapshot lies beyond the last step; later, where an alarm stops the training.
     """
     if "RANK" not in os.environ:
         _launch(stage.train.ranks)
@@ -59,6 +60,8 @@ def run(
     inputs = [model / "manifest.json", comparisons, *samples, *references]
     kept = Checkpoints(checkpoints, stage, inputs, upkeep.keep_checkpoints)
     total = schedule.total_steps(train, len(found))
+    if max(train.snapshots, default=0) > total:
+        raise D2OError(f"train.snapshots: step {max(train.snapshots)} is beyond the last one, {total}; leave it out")
 
     def batch(step: int) -> list[groups.Group]:
         return [found[i] for i in schedule.step_groups(step, len(found), train, stage.seed)]
@@ -105,11 +108,12 @@ def run(
         record |= means.over_ranks()
         record |= {"grad_norm": engine.norm, "learning_rate": train.learning_rate * schedule.rate(step, total, train)}
         log.step(record, members)
+        # The snapshot first: what goes on after a checkpoint does not come back to its step.
+        if step + 1 in train.snapshots:
+            folder = output.with_name(f"step{step + 1}") / output.name
+            _export(engine, stage, model, folder, {"step": step + 1}, inputs)
         if (step + 1) % upkeep.checkpoint_every == 0 and step + 1 < total:
             kept.save(engine, step + 1, moving.state() if moving else {})
-        if step + 1 in train.snapshots:
-            folder = output.with_name("snapshots") / f"step{step + 1}"
-            _export(engine, stage, model, folder, {"step": step + 1}, inputs)
     log.close()
 
     if rank == 0:
