@@ -212,7 +212,7 @@ def test_the_printed_command_does_the_same_work_in_a_shell(project):
     path = project.folder / "results" / "demo" / "tiny" / "references" / "negatives.parquet"
     before = records.read_table(path, records.LOGPROBS)
     printed = project.snakemake("-n", "-p", "--force", str(path.relative_to(project.folder)))
-    command = next(line for line in printed.splitlines() if "d2o references" in line).removeprefix("Shell command: ")
+    command = next(line for line in printed.splitlines() if "python -m d2o" in line).removeprefix("Shell command: ")
     path.unlink()
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     subprocess.run(["bash", "-c", command], cwd=project.folder, check=True, capture_output=True, env=environment)

@@ -368,6 +368,9 @@ class Compute(Section):
     memory_gb: Positive = Field(64, description="GB of memory")
     minutes: Positive = Field(720, description="minutes until a cluster may stop the job")
     gpus: Annotated[int, Field(ge=0)] = Field(0, description="GPUs; training asks for one a rank")
+    share_gpus: bool = Field(
+        False, description="jobs may use one GPU at once; false: on one machine each leases its own, or waits"
+    )
 
 
 class Experiment(Section):

@@ -30,5 +30,5 @@ rule score_likelihoods:
     conda:
         "../../envs/train.yaml"
     shell:
-        "python -m d2o references --settings {params.settings:q} --model {params.model} "
+        "python -m d2o --gpus {resources.gpu} references --settings {params.settings:q} --model {params.model} "
         "--comparisons {input.comparisons} --split test --output {output} 2>&1 | tee {log}"

@@ -29,5 +29,5 @@ rule sample_positives:
     conda:
         "../../envs/generation.yaml"
     shell:
-        "python -m d2o positives --settings {params.settings:q} --model {input.model} "
+        "python -m d2o --gpus {resources.gpu} positives --settings {params.settings:q} --model {input.model} "
         "--negatives {input.negatives} --output {output} 2>&1 | tee {log}"

@@ -30,5 +30,5 @@ rule answer_prompts:
     conda:
         "../../envs/generation.yaml"
     shell:
-        "python -m d2o responses --settings {params.settings:q} --model {params.model} "
+        "python -m d2o --gpus {resources.gpu} responses --settings {params.settings:q} --model {params.model} "
         "--prompts {input.prompts} --output {output} 2>&1 | tee {log}"

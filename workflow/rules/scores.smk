@@ -55,7 +55,7 @@ rule train_reward:
     conda:
         "../../envs/train.yaml"
     shell:
-        "python -m d2o rewards --settings {params.settings:q} --backbone {input.backbone} "
+        "python -m d2o --gpus {resources.gpu} rewards --settings {params.settings:q} --backbone {input.backbone} "
         "--rows {input.rows} --negatives {input.negatives} --output {output} 2>&1 | tee {log}"
 
 
@@ -83,5 +83,5 @@ rule score_responses:
     conda:
         "../../envs/train.yaml"
     shell:
-        "python -m d2o scores --settings {params.settings:q} --model {input.reward} "
+        "python -m d2o --gpus {resources.gpu} scores --settings {params.settings:q} --model {input.reward} "
         "--prompts {input.prompts} --responses {input.responses} --output {output} 2>&1 | tee {log}"
