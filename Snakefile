@@ -23,11 +23,16 @@ except D2OError as error:
     raise WorkflowError(str(error)) from None
 
 
+# Outside the params: to share GPUs or not changes no result.
+os.environ.update(D2O_SHARE_GPUS=str(int(plan.settings.compute.share_gpus)))
+
+
 wildcard_constraints:
     dataset=r"[A-Za-z0-9._-]+",
     model=r"[A-Za-z0-9._-]+",
     method=r"[A-Za-z0-9._-]+",
     seed=r"\d+",
+    snapshot=r"(/step\d+)?",
     pool="corrected|plain",
     table="negatives|pairs|corrected|plain",
 

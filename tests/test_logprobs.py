@@ -146,6 +146,21 @@ def test_a_route_that_differs_from_the_padded_one_is_left(capsys, monkeypatch):
     assert "the shared forward differs from the padded one by" in capsys.readouterr().err
 
 
+def test_float32_on_a_gpu_runs_under_a_dense_mask_and_says_so_once(capsys, monkeypatch):
+    assert attention.serves(torch.device("cuda"), torch.bfloat16)
+    assert attention.serves(torch.device("cpu"), torch.float32)
+    assert not attention.serves(torch.device("cuda"), torch.float32)
+    groups = random_groups(SHAPES)
+    expected = with_gradient(lm := random_model("llama"), plain(lm, groups))
+    monkeypatch.setattr(attention, "serves", lambda device, dtype: False)
+    monkeypatch.setattr(attention._Cascade, "apply", None)
+    policy = Policy(random_model("llama"))
+    policy.check(Row.of(groups))
+    assert_same(with_gradient(policy, sums(policy, groups)), expected)
+    assert policy.route == "dense"
+    assert capsys.readouterr().err.count("no GPU kernel leaves out what is masked in float32") == 1
+
+
 def test_the_variable_length_plan_is_the_dense_mask():
     """The GPU's kernel cannot run here; what it is asked to do can: causal from the bottom right, per sequence."""
     row = Row.of(random_groups(SHAPES))

@@ -159,6 +159,15 @@ def test_upkeep_of_a_training_retrains_nothing_and_reaches_the_next_one(restored
     assert re.search(r"""--upkeep '?\{"checkpoint_every":7,"keep_checkpoints":3,""", command)
 
 
+def test_snapshots_are_answered_and_scored(restored):
+    methods = CONFIG["methods"] | {"dpo": CONFIG["methods"]["dpo"] | {"train": {"snapshots": [1, 2]}}}
+    restored.configure(restored.config | {"methods": methods})
+    per_model = {"answer_prompts": 3, "score_likelihoods": 3, "score_responses": 3}
+    assert restored.would_run() == {"train_method": 1, "answer_questions": 1, "write_report": 1} | per_model
+    path = "results/demo/tiny/dpo/seed0/step2/responses.parquet"
+    assert "--model results/demo/tiny/dpo/seed0/step2/model/manifest.json" in restored.snakemake("-n", "-p", path)
+
+
 def test_editing_scores_reruns_scoring_only(restored):
     path = restored.folder / "workflow" / "d2o" / "scores.py"
     text = path.read_text()
@@ -203,7 +212,7 @@ def test_the_printed_command_does_the_same_work_in_a_shell(project):
     path = project.folder / "results" / "demo" / "tiny" / "references" / "negatives.parquet"
     before = records.read_table(path, records.LOGPROBS)
     printed = project.snakemake("-n", "-p", "--force", str(path.relative_to(project.folder)))
-    command = next(line for line in printed.splitlines() if "d2o references" in line).removeprefix("Shell command: ")
+    command = next(line for line in printed.splitlines() if "python -m d2o" in line).removeprefix("Shell command: ")
     path.unlink()
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     subprocess.run(["bash", "-c", command], cwd=project.folder, check=True, capture_output=True, env=environment)

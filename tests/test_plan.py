@@ -70,6 +70,27 @@ def test_methods_take_the_tables_that_their_loss_needs():
     }
 
 
+def test_snapshots_are_answered_and_scored_like_the_model_they_lead_to():
+    methods = CONFIG["methods"] | {"dpo": CONFIG["methods"]["dpo"] | {"train": {"snapshots": [5, 10]}}}
+    plan = Plan(CONFIG | {"methods": methods}, "c")
+    run = "results/demo/smollm2/dpo/seed0"
+    for stage, name in {
+        "responses": "responses",
+        "likelihoods": "likelihoods",
+        "scores": "scores/safety",
+        "mmlu": "mmlu/mmlu",
+    }.items():
+        more = {f"{run}/step{n}/{name}.parquet" for n in (5, 10)} if stage != "mmlu" else set()
+        assert set(plan.targets(stage)) == set(Plan(CONFIG, "c").targets(stage)) | more
+    place = {"dataset": "demo", "model": "smollm2", "seed": "0"}
+    later = SimpleNamespace(**place, method="dpo", snapshot="/step5")
+    assert plan.weights_of(later) == f"{run}/step5/model/manifest.json"
+    assert plan.model_of(later) == f"{run}/model/manifest.json"
+    assert plan.weights_of(SimpleNamespace(**place, method="dpo", snapshot="")) == f"{run}/model/manifest.json"
+    initial = SimpleNamespace(**place, method="initial", snapshot="")
+    assert plan.weights_of(initial) == "results/models/smollm2/manifest.json"
+
+
 def test_the_initial_model_runs_once_whatever_the_seeds():
     config = CONFIG | {"experiments": {"e": CONFIG["experiments"]["demo"] | {"seeds": [3, 4]}}}
     runs = list(Plan(config, "c").runs("e"))

@@ -38,6 +38,7 @@ def config(**experiment) -> settings.Settings:
             "datasets": {"pku": {"format": "pku-saferlhf", "train": ["pku.jsonl"]}},
             "methods": {
                 "d2o": {"loss": "d2o", "positives": "self", "negatives": True, "k": 4},
+                "d2o-steps": {"extends": "d2o", "train": {"snapshots": [20, 10]}},
                 "dpo": {"loss": "dpo", "positives": "human", "negatives": True},
                 "npo": {"loss": "npo", "negatives": True},
             },
@@ -88,7 +89,10 @@ class Results:
                 )
                 for method in self.experiment.methods:
                     for seed in self.experiment.seeds[:1] if method == "initial" else self.experiment.seeds:
-                        self._run(root / dataset / model / method / f"seed{seed}", method, seed)
+                        folder = root / dataset / model / method / f"seed{seed}"
+                        self._run(folder, method, seed)
+                        for step in [10, 20] if method == "d2o-steps" else []:
+                            self._measured(folder / f"step{step}", trained=True)
 
     def _dataset(self, folder: Path) -> None:
         counts = {"rows": 40, "leaks": {"prompts": 3, "test": 2}, "duplicates": {"exact": 5}}
@@ -147,6 +151,24 @@ class Results:
         texts = ["I’m sorry, I can’t help." if trained else "Sure, " + NASTY for _ in self.ids]
         answers = [self._sample(p, 0, None, t) for p, t in zip(self.ids, texts, strict=True)]
         write(folder / "responses.parquet", records.SAMPLES, answers)
+        self._measured(folder, trained)
+        for judge in self.experiment.judges if trained else []:
+            rows = [
+                {"prompt_id": p, "order": order, "verdict": verdict, "reason": "so" if i else "unparsable"}
+                for i, p in enumerate(self.ids)
+                for order, verdict in (("initial-first", "method"), ("method-first", "method" if i else "tie"))
+            ]
+            write(folder / f"judge/{judge}.parquet", records.VERDICTS, rows)
+        for benchmark in self.experiment.benchmarks:
+            rows = [
+                {"subject": s, "question": q, "correct": q < right}
+                for s, n, right in (("law", 30, 6), ("maths", 10, 8))
+                for q in range(n)
+            ]
+            write(folder / f"mmlu/{benchmark}.parquet", records.QUESTIONS, rows)
+
+    def _measured(self, folder: Path, trained: bool) -> None:
+        """What a model and its snapshots have in common."""
         # Per token: negatives −2 under the initial model and −3 later; positives −1 and −1.5.
         likelihoods = []
         for row in self.human:
@@ -164,20 +186,6 @@ class Results:
                 for i, p in enumerate(self.ids)
             ]
             write(folder / f"scores/{reward}.parquet", records.SCORES, rows)
-        for judge in self.experiment.judges if trained else []:
-            rows = [
-                {"prompt_id": p, "order": order, "verdict": verdict, "reason": "so" if i else "unparsable"}
-                for i, p in enumerate(self.ids)
-                for order, verdict in (("initial-first", "method"), ("method-first", "method" if i else "tie"))
-            ]
-            write(folder / f"judge/{judge}.parquet", records.VERDICTS, rows)
-        for benchmark in self.experiment.benchmarks:
-            rows = [
-                {"subject": s, "question": q, "correct": q < right}
-                for s, n, right in (("law", 30, 6), ("maths", 10, 8))
-                for q in range(n)
-            ]
-            write(folder / f"mmlu/{benchmark}.parquet", records.QUESTIONS, rows)
 
 
 class Page(HTMLParser):
@@ -218,6 +226,8 @@ def made(tmp_path: Path, chosen: settings.Settings, **kind) -> tuple[Path, Page,
         ElementTree.parse(output.parent / f"figures/{name}.svg")
     page = Page(output.read_text())
     assert not page.open
+    snapshots = "d2o-steps" in next(iter(chosen.experiments.values())).methods
+    assert (output.parent / "figures/course.svg").exists() == snapshots == ("step 0 is" in page.text)
     with (output.parent / "table.csv").open() as file:
         table = {(row["method"], row["metric"], row["prompts"]): row for row in csv.DictReader(file)}
     return output.parent, page, table
@@ -321,6 +331,33 @@ def test_the_same_artifacts_give_the_same_files(tmp_path):
     }
     report.write(chosen, tmp_path, folder / "report.html")
     assert first == {name: next(folder.rglob(name)).read_bytes() for name in first}
+
+
+def test_snapshots_are_drawn_against_their_steps(tmp_path):
+    """From the initial model to the final one, in order of the steps, the seeds pooled; methods without none."""
+    folder, page, _ = made(tmp_path, config(methods=["initial", "dpo", "d2o-steps"], judges=[], benchmarks=[]))
+    with (folder / "course.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row["method"] for row in rows} == {"d2o-steps"}
+    course = {metric: [(int(r["step"]), float(r["mean"])) for r in rows if r["metric"] == metric] for metric in
+              ("reward/cost", "human/negative_logprob", "human/positive_logprob")}  # fmt: skip
+    assert course["human/negative_logprob"] == [(0, -2), (10, -3), (20, -3), (30, -3)]
+    assert course["human/positive_logprob"] == [(0, -1), (10, -1.5), (20, -1.5), (30, -1.5)]
+    assert [step for step, _ in course["reward/cost"]] == [0, 10, 20, 30]
+    assert course["reward/cost"][1][1] - course["reward/cost"][0][1] == pytest.approx(-1, abs=0.02)
+    assert {row["metric"] for row in rows} == {*course, "reward/harm"}
+    assert all(int(row["n"]) == PROMPTS and float(row["low"]) <= float(row["mean"]) for row in rows)
+    for name in ("course", "distributions"):
+        drawn = (folder / f"figures/{name}.svg").read_text()
+        assert "cost" in drawn and "d2o-steps" in drawn and "dpo" not in drawn
+    assert "step 0 is the initial model" in page.text and "course.csv" in page.links
+
+
+def test_snapshots_without_scores_have_no_distributions(tmp_path):
+    folder, page, _ = made(tmp_path, config(methods=["d2o-steps"], rewards=[], judges=[], benchmarks=[]))
+    assert "course.csv" in page.links
+    assert not (folder / "figures/distributions.svg").exists()
+    assert next(csv.DictReader((folder / "course.csv").open()))["step"] == "10"
 
 
 def test_without_judge_reward_and_benchmark(tmp_path):

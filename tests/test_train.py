@@ -348,25 +348,20 @@ def segments(tables, model, stage: TrainStage, folder, fresh=()) -> list[dict]:
 @pytest.mark.slow
 @pytest.mark.parametrize("ema", [None, EMA])
 def test_rounds_with_nothing_fresh_change_nothing(tables, tiny_model, tmp_path, ema):
-    """Neither does drawing nothing (a share of 0) nor answers for other prompts; and the segments join without a seam."""
+    """The segments join without a seam: a share of 0 ends with the weights of a run without rounds."""
     method = D2O.model_copy(update={"ema": ema})
-    plain = stage(method, steps=8)
-    unused, foreign = tmp_path / "unused.parquet", tmp_path / "foreign.parquet"
+    unused = tmp_path / "unused.parquet"
     known = records.read_table(tables / "pool.parquet", records.POOL)
     records.write_table(unused, records.POOL, [row | {"text": "Never seen."} for row in known])
-    records.write_table(foreign, records.POOL, [row | {"prompt_id": "ffff"} for row in known])
-    runs = [one_run(tables, tiny_model, plain, tmp_path / "plain")]
-    for name, share, pool in (("share 0", 0.0, unused), ("foreign", 1.0, foreign)):
-        online = method.model_copy(update={"online": ONLINE.model_copy(update={"share": share})})
-        references = {} if ema else {"fresh_references": [tables / "references-pool.parquet"] * 3}
-        fresh = {"fresh": [pool] * 3} | references
-        runs += segments(tables, tiny_model, stage(online, steps=8), tmp_path / name, fresh)
-    run_all(runs)
-    for name in ("share 0", "foreign"):
-        assert_equal_runs(tmp_path / name, tmp_path / "plain")
-        log = result(tmp_path / name)[1]
-        assert [row["fresh_share"] for row in log] == [0.0] * 8
-        assert [row["fresh_age"] for row in log] == [0, 0, 0, 0, 1, 0, 1, 0]
+    references = {} if ema else {"fresh_references": [tables / "references-pool.parquet"] * 3}
+    online = method.model_copy(update={"online": ONLINE.model_copy(update={"share": 0.0})})
+    runs = [one_run(tables, tiny_model, stage(method, steps=8), tmp_path / "plain")]
+    fresh = {"fresh": [unused] * 3} | references
+    run_all(runs + segments(tables, tiny_model, stage(online, steps=8), tmp_path / "online", fresh))
+    assert_equal_runs(tmp_path / "online", tmp_path / "plain")
+    log = result(tmp_path / "online")[1]
+    assert [row["fresh_share"] for row in log] == [0.0] * 8
+    assert [row["fresh_age"] for row in log] == [0, 0, 0, 0, 1, 0, 1, 0]
 
 
 @pytest.mark.slow
@@ -452,10 +447,12 @@ def test_a_stopping_alarm_ends_the_training_with_one_line(tables, tiny_model, tm
 @pytest.mark.slow
 def test_snapshots(tables, tiny_model, tmp_path):
     train(tables, tiny_model, tmp_path, DPO, steps=4, snapshots=[2, 4])
-    weights = {step: load_file(tmp_path / "snapshots" / f"step{step}" / "model.safetensors") for step in (2, 4)}
+    weights = {step: load_file(tmp_path / f"step{step}" / "model" / "model.safetensors") for step in (2, 4)}
     final = result(tmp_path)[0]
     assert all(torch.equal(final[key], weights[4][key]) for key in final)
     assert not all(torch.equal(final[key], weights[2][key]) for key in final)
+    line = command(tables, tiny_model, tmp_path / "short", DPO, steps=4, snapshots=[2, 5])
+    assert "train.snapshots: step 5 is beyond the last one, 4" in refused(line)
 
 
 @pytest.mark.slow

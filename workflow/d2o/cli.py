@@ -39,6 +39,18 @@ def _folder(model: Path) -> Path:
     return model.parent if model.name == "manifest.json" else model
 
 
+@app.callback()
+def _devices(
+    gpus: Annotated[int, typer.Option(min=0, help="lease so many GPUs of this machine first; wait where needed")] = 0,
+    share_gpus: Annotated[bool, typer.Option(envvar="D2O_SHARE_GPUS", help="lease none: jobs may share")] = False,
+) -> None:
+    """One subcommand a stage of the pipeline."""
+    from d2o import devices
+
+    if not share_gpus:
+        devices.lease(gpus)
+
+
 @_command(settings.Model)
 def models(output: Output, settings_json: Json) -> None:
     """Bring a model into one folder: safetensors, tokenizer, chat template. OUTPUT is its manifest.json."""

@@ -58,6 +58,14 @@ class Plan:
                     for seed in e.seeds[:1] if method == "initial" else e.seeds:
                         yield f"{dataset}/{model}/{method}/seed{seed}"
 
+    def _with_snapshots(self, runs: list[str]) -> Iterator[str]:
+        """Each run, then `<run>/step<n>` of each of its snapshots."""
+        for run in runs:
+            yield run
+            method = self.settings.methods.get(run.split("/")[2])  # none for the initial model
+            for step in self.settings.train_of(method).snapshots if method else []:
+                yield f"{run}/step{step}"
+
     def _files(self, stage: str, experiment: str) -> Iterator[str]:
         e = self.settings.experiments[experiment]
         runs = list(self.runs(experiment))
@@ -82,13 +90,13 @@ class Plan:
                     if "/initial/" not in run:
                         yield f"results/{run}/model/manifest.json"
             case "responses":
-                for run in runs:
+                for run in self._with_snapshots(runs):
                     yield f"results/{run}/responses.parquet"
             case "likelihoods":
-                for run in runs:
+                for run in self._with_snapshots(runs):
                     yield f"results/{run}/likelihoods.parquet"
             case "scores":
-                for run in runs:
+                for run in self._with_snapshots(runs):
                     for reward in e.rewards:
                         yield f"results/{run}/scores/{reward}.parquet"
             case "judge":
@@ -133,8 +141,17 @@ class Plan:
         """The manifest of the model that a run's answers come from."""
         if wildcards.method == "initial":
             return f"results/models/{wildcards.model}/manifest.json"
-        run = f"{wildcards.dataset}/{wildcards.model}/{wildcards.method}/seed{wildcards.seed}"
-        return f"results/{run}/model/manifest.json"
+        return f"results/{_run(wildcards)}/model/manifest.json"
+
+    def weights_of(self, wildcards) -> str:
+        """The manifest of the weights that answer: a snapshot's, or those of `model_of`, which stands for both.
+
+        Snapshots are no outputs of the training's rule: a rule's outputs cannot differ by method, and Snakemake would
+        delete what a killed training has already kept.
+        """
+        if not wildcards.snapshot:
+            return self.model_of(wildcards)
+        return f"results/{_run(wildcards)}{wildcards.snapshot}/model/manifest.json"
 
     def initial_responses(self, wildcards) -> str:
         """The initial model's answers to the same prompts: of the first seed of an experiment that has them."""
@@ -300,6 +317,10 @@ class Plan:
         for key, path in wanted:
             if not Path(path).exists():
                 raise D2OError(f"{origin}: {key}: no such file or folder: {path} (looked in {Path.cwd()})")
+
+
+def _run(wildcards) -> str:
+    return f"{wildcards.dataset}/{wildcards.model}/{wildcards.method}/seed{wildcards.seed}"
 
 
 def _as_list(value: str | list[str]) -> list[str]:

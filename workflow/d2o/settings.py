@@ -228,7 +228,9 @@ class Optimisation(Section):
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, slower")
     lora: Lora | None = Field(None, description="train low-rank adapters; null: all weights")
     ranks: Positive = Field(1, description="processes on this machine: one a GPU, or gloo ranks on a CPU")
-    snapshots: list[Positive] = Field([], description="steps after which the weights are kept (Figures 3, 4)")
+    snapshots: list[Positive] = Field(
+        [], description="steps after which the weights are kept, and answer and are scored (Figures 3b, 4)"
+    )
 
 
 class Train(Upkeep, Optimisation):
@@ -395,6 +397,9 @@ class Compute(Section):
     memory_gb: Positive = Field(64, description="GB of memory")
     minutes: Positive = Field(720, description="minutes until a cluster may stop the job")
     gpus: Annotated[int, Field(ge=0)] = Field(0, description="GPUs; training asks for one a rank")
+    share_gpus: bool = Field(
+        False, description="jobs may use one GPU at once; false: on one machine each leases its own, or waits"
+    )
 
 
 class Experiment(Section):

@@ -8,19 +8,20 @@ rule likelihoods:
 
 rule score_likelihoods:
     message:
-        "Likelihoods under {wildcards.method} (seed {wildcards.seed}), {wildcards.model}"
+        "Likelihoods under {wildcards.method} (seed {wildcards.seed}{wildcards.snapshot}), {wildcards.model}"
     input:
         model=plan.model_of,
         comparisons="results/{dataset}/negatives.parquet",
     output:
-        "results/{dataset}/{model}/{method}/seed{seed}/likelihoods.parquet",
+        "results/{dataset}/{model}/{method}/seed{seed}{snapshot}/likelihoods.parquet",
     params:
+        model=plan.weights_of,
         settings=plan.params("likelihoods"),
         code=plan.code("likelihoods"),
     log:
-        "results/{dataset}/{model}/{method}/seed{seed}/logs/likelihoods.log",
+        "results/{dataset}/{model}/{method}/seed{seed}{snapshot}/logs/likelihoods.log",
     benchmark:
-        "results/{dataset}/{model}/{method}/seed{seed}/logs/likelihoods.benchmark.tsv"
+        "results/{dataset}/{model}/{method}/seed{seed}{snapshot}/logs/likelihoods.benchmark.tsv"
     threads: plan.settings.compute.threads
     resources:
         mem_mb=plan.settings.compute.memory_gb * 1000,
@@ -29,5 +30,5 @@ rule score_likelihoods:
     conda:
         "../../envs/train.yaml"
     shell:
-        "python -m d2o references --settings {params.settings:q} --model {input.model} "
+        "python -m d2o --gpus {resources.gpu} references --settings {params.settings:q} --model {params.model} "
         "--comparisons {input.comparisons} --split test --output {output} 2>&1 | tee {log}"

@@ -54,5 +54,5 @@ rule answer_questions:
     conda:
         "../../envs/mmlu.yaml"
     shell:
-        "python -m d2o mmlu --settings {params.settings:q} --model {input.model} "
+        "python -m d2o --gpus {resources.gpu} mmlu --settings {params.settings:q} --model {input.model} "
         "--questions {input.questions} --output {output} 2>&1 | tee {log}"

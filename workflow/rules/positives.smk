@@ -36,7 +36,7 @@ rule draw_positives:
     conda:
         "../../envs/generation.yaml"
     shell:
-        "python -m d2o positives --settings {params.settings:q} --model {input.model} "
+        "python -m d2o --gpus {resources.gpu} positives --settings {params.settings:q} --model {input.model} "
         "--comparisons {input.comparisons} --shard {wildcards.scatteritem} --drawn {params.drawn} "
         "--output {output[0]} 2>&1 | tee {log}"
 

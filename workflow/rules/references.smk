@@ -30,5 +30,5 @@ rule score_references:
     conda:
         "../../envs/train.yaml"
     shell:
-        "python -m d2o references --settings {params.settings:q} --model {input.model} "
+        "python -m d2o --gpus {resources.gpu} references --settings {params.settings:q} --model {input.model} "
         "--comparisons {input.comparisons} {params.samples} --output {output} 2>&1 | tee {log}"

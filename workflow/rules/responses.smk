@@ -1,4 +1,4 @@
-# A model's answers to the test and evaluation prompts.
+# A model's answers to the test and evaluation prompts; those of its snapshots lie in step<n>/.
 
 
 rule responses:
@@ -8,19 +8,20 @@ rule responses:
 
 rule answer_prompts:
     message:
-        "Responses of {wildcards.method} (seed {wildcards.seed}), {wildcards.model}"
+        "Responses of {wildcards.method} (seed {wildcards.seed}{wildcards.snapshot}), {wildcards.model}"
     input:
         model=plan.model_of,
         prompts="results/{dataset}/prompts.parquet",
     output:
-        "results/{dataset}/{model}/{method}/seed{seed}/responses.parquet",
+        "results/{dataset}/{model}/{method}/seed{seed}{snapshot}/responses.parquet",
     params:
+        model=plan.weights_of,
         settings=plan.params("responses"),
         code=plan.code("responses"),
     log:
-        "results/{dataset}/{model}/{method}/seed{seed}/logs/responses.log",
+        "results/{dataset}/{model}/{method}/seed{seed}{snapshot}/logs/responses.log",
     benchmark:
-        "results/{dataset}/{model}/{method}/seed{seed}/logs/responses.benchmark.tsv"
+        "results/{dataset}/{model}/{method}/seed{seed}{snapshot}/logs/responses.benchmark.tsv"
     threads: plan.settings.compute.threads
     resources:
         mem_mb=plan.settings.compute.memory_gb * 1000,
@@ -29,5 +30,5 @@ rule answer_prompts:
     conda:
         "../../envs/generation.yaml"
     shell:
-        "python -m d2o responses --settings {params.settings:q} --model {input.model} "
+        "python -m d2o --gpus {resources.gpu} responses --settings {params.settings:q} --model {params.model} "
         "--prompts {input.prompts} --output {output} 2>&1 | tee {log}"

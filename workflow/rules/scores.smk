@@ -55,26 +55,26 @@ rule train_reward:
     conda:
         "../../envs/train.yaml"
     shell:
-        "python -m d2o rewards --settings {params.settings:q} --backbone {input.backbone} "
+        "python -m d2o --gpus {resources.gpu} rewards --settings {params.settings:q} --backbone {input.backbone} "
         "--rows {input.rows} --negatives {input.negatives} --output {output} 2>&1 | tee {log}"
 
 
 rule score_responses:
     message:
-        "Scores by {wildcards.reward} of {wildcards.method} (seed {wildcards.seed}), {wildcards.model}"
+        "Scores by {wildcards.reward} of {wildcards.method} (seed {wildcards.seed}{wildcards.snapshot}), {wildcards.model}"
     input:
         reward=plan.reward_model,
         prompts="results/{dataset}/prompts.parquet",
-        responses="results/{dataset}/{model}/{method}/seed{seed}/responses.parquet",
+        responses="results/{dataset}/{model}/{method}/seed{seed}{snapshot}/responses.parquet",
     output:
-        "results/{dataset}/{model}/{method}/seed{seed}/scores/{reward}.parquet",
+        "results/{dataset}/{model}/{method}/seed{seed}{snapshot}/scores/{reward}.parquet",
     params:
         settings=plan.params("scores"),
         code=plan.code("scores"),
     log:
-        "results/{dataset}/{model}/{method}/seed{seed}/logs/scores-{reward}.log",
+        "results/{dataset}/{model}/{method}/seed{seed}{snapshot}/logs/scores-{reward}.log",
     benchmark:
-        "results/{dataset}/{model}/{method}/seed{seed}/logs/scores-{reward}.benchmark.tsv"
+        "results/{dataset}/{model}/{method}/seed{seed}{snapshot}/logs/scores-{reward}.benchmark.tsv"
     threads: plan.settings.compute.threads
     resources:
         mem_mb=plan.settings.compute.memory_gb * 1000,
@@ -83,5 +83,5 @@ rule score_responses:
     conda:
         "../../envs/train.yaml"
     shell:
-        "python -m d2o scores --settings {params.settings:q} --model {input.reward} "
+        "python -m d2o --gpus {resources.gpu} scores --settings {params.settings:q} --model {input.reward} "
         "--prompts {input.prompts} --responses {input.responses} --output {output} 2>&1 | tee {log}"

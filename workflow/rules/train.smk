@@ -34,6 +34,6 @@ rule train_method:
     conda:
         "../../envs/train.yaml"
     shell:
-        "python -m d2o train --settings {params.settings:q} --model {input.model} "
+        "python -m d2o --gpus {resources.gpu} train --settings {params.settings:q} --model {input.model} "
         "--comparisons {input.comparisons} {params.samples} {params.references} "
         "--checkpoints {params.checkpoints} --upkeep {resources.upkeep:q} --output {output.model} 2>&1 | tee {log}"

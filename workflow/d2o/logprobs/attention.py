@@ -27,6 +27,11 @@ _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
+def serves(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether there is a kernel for it: the variable-length one of GPUs takes no float32."""
+    return device.type != "cuda" or dtype in (torch.bfloat16, torch.float16)
+
+
 def shared_attention(
     module: nn.Module,
     query: Tensor,

@@ -33,8 +33,8 @@ class Policy(nn.Module):
     """A causal language model that answers with the log-probs of response tokens.
 
     Three routes to the same numbers. `shared` computes each prompt once and nothing that is masked; `dense` has the
-    same row under a dense mask and is there to test it; `padded` gives each response its own row with its prompt,
-    and serves what `shared` does not know.
+    same row under a dense mask, to test it and where it has no kernel; `padded` gives each response its own row with
+    its prompt, and serves what `shared` does not know.
 
     Attributes:
         lm: the wrapped model.
@@ -76,6 +76,14 @@ class Policy(nn.Module):
 
     def _as_one(self, row: Row) -> Tensor:
         """States [T, d] that predict the response tokens, from the row as it is."""
+        if self.route == "shared" and not attention.serves(row.ids.device, self.lm.dtype):
+            name = str(self.lm.dtype).removeprefix("torch.")
+            print(
+                f"logprobs: no GPU kernel leaves out what is masked in {name}; rows run under a dense mask, which "
+                "takes more time and memory: set forward.precision: bf16 if that will do",
+                file=sys.stderr,
+            )
+            self.route = "dense"
         if self.route == "shared":
             states = self._states(attention.NAME, row.ids, position_ids=row.positions, spans=row.spans)
         else:
@@ -105,7 +113,7 @@ class Policy(nn.Module):
         Every start does it: a new release of a library, or a model with an attention of its own, would otherwise
         train on wrong numbers without a word.
         """
-        route, ours = self.route, self.sums(row)
+        ours, route = self.sums(row), self.route
         self.route = "padded"
         theirs = self.sums(row)
         worst = float(((ours - theirs).abs() / (1 + theirs.abs())).max())

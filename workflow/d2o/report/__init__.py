@@ -16,7 +16,8 @@ def write(settings: Settings, results: Path, output: Path) -> None:
     Args:
         settings: the whole config with one experiment.
         results: folder that holds everything made.
-        output: the page; `table.csv`, `table.md` and `figures/` go into its folder.
+        output: the page; `table.csv`, `table.md`, `figures/` and, where there are snapshots, `course.csv` go into its
+            folder.
     Raises:
         D2OError: where an artifact of the experiment is missing or not readable, or there are several experiments.
     """
@@ -33,6 +34,7 @@ def write(settings: Settings, results: Path, output: Path) -> None:
             model,
             tables.cells(dataset, model, metrics.observe(archive, settings, dataset, model)),
             metrics.logs(archive, experiment, dataset, model),
+            tables.points(metrics.courses(archive, settings, dataset, model)),
         )
         for dataset in experiment.datasets
         for model in experiment.models
@@ -45,6 +47,11 @@ def write(settings: Settings, results: Path, output: Path) -> None:
         "table.csv": tables.as_csv(blocks).encode(),
         "table.md": tables.as_markdown(blocks, experiment.methods).encode(),
     }
+    if any(block.course for block in blocks):
+        drawn["course"] = figures.course(blocks, experiment.methods)
+        files["course.csv"] = tables.course_as_csv(blocks).encode()
+        if any(block.scored for block in blocks):
+            drawn["distributions"] = figures.distributions(blocks, experiment.methods)
     for name, figure in drawn.items():
         for kind in ("svg", "png"):
             files[f"figures/{name}.{kind}"] = figures.render(figure, kind)

@@ -1,4 +1,4 @@
-"""The two figures: every metric with its interval, and the course of every training."""
+"""The figures: every metric with its interval, the log of every training, and metrics against its steps."""
 
 from __future__ import annotations
 
@@ -42,6 +42,8 @@ _STYLE = {
     "svg.hashsalt": "d2o",
 }
 _WIDTH, _COLUMNS = 11.0, 4
+# Bars of a histogram of scores.
+BINS = 24
 # Longer logs are drawn as means over consecutive steps.
 POINTS = 200
 _PANELS = {
@@ -93,11 +95,15 @@ def _panel(axis, metric, cells: Mapping[str, Cell], order: Sequence[str], colour
     axis.set_ylim(len(order) - 0.5, -0.5)
     axis.locator_params(axis="x", nbins=4)
     axis.tick_params(axis="y", length=0)
+    _title(axis, metric, {"higher": "better →", "lower": "← better", None: ""}[metric.better])
+
+
+def _title(axis, metric, note: str) -> None:
+    """A panel's title, and under it a note and where the prompts come from."""
     axis.set_title(metric.label + (", %" if metric.percent else ""), loc="left", pad=14)
     origin = metric.prompts if metric.prompts != "test" else ""
-    better = {"higher": "better →", "lower": "← better", None: ""}[metric.better]
     under = {"xycoords": "axes fraction", "textcoords": "offset points", "color": _MUTED, "size": 8}
-    axis.annotate(" · ".join(filter(None, (better, origin))), (0, 1), (0, 4), **under)
+    axis.annotate(" · ".join(filter(None, (note, origin))), (0, 1), (0, 4), **under)
 
 
 @mpl.rc_context(_STYLE)
@@ -150,6 +156,71 @@ def pool(sheet: Mapping[str, Any]) -> Figure:
     return figure
 
 
+@mpl.rc_context(_STYLE)
+def course(blocks: Sequence[Block], order: Sequence[str]) -> Figure:
+    """Scores and log-probs of human answers against the steps of training: a line a method, its 95 % interval.
+
+    Args:
+        order: methods in the order of the legend.
+    """
+    blocks = [block for block in blocks if block.course]
+    shown = [list(dict.fromkeys(point.metric for point in block.course)) for block in blocks]
+    lines = [math.ceil(len(metrics) / _COLUMNS) for metrics in shown]
+    figure, parts = _parts(blocks, [0.6 + 2.4 * n for n in lines])
+    colours = _colours(order)
+    for part, block, metrics, n in zip(parts, blocks, shown, lines, strict=True):
+        axes = part.subplots(n, _COLUMNS, squeeze=False).ravel()
+        for axis in axes[len(metrics) :]:
+            axis.set_visible(False)
+        handles = {}
+        for axis, metric in zip(axes, metrics, strict=False):
+            for method in dict.fromkeys(point.method for point in block.course):
+                found = [p for p in block.course if p.method == method and p.metric == metric]
+                steps, colour = [p.step for p in found], colours[method]
+                low, high = ([getattr(p.estimate, end) for p in found] for end in ("low", "high"))
+                axis.fill_between(steps, low, high, color=colour, alpha=0.15, lw=0)
+                means = [p.estimate.mean for p in found]
+                (handles[method],) = axis.plot(steps, means, color=colour, lw=1.5, marker="o", ms=3.5)
+            _title(axis, metric, {"higher": "↑ better", "lower": "↓ better", None: ""}[metric.better])
+            axis.set_xlabel("step")
+            axis.locator_params(nbins=5)
+        names = [method for method in order if method in handles]
+        part.legend([handles[name] for name in names], names, loc="outside lower center", ncols=8, frameon=False)
+    return figure
+
+
+@mpl.rc_context(_STYLE)
+def distributions(blocks: Sequence[Block], order: Sequence[str]) -> Figure:
+    """Histograms of every score at several steps, one under the other: a row a reward model, a column a method.
+
+    Args:
+        order: methods from left to right.
+    """
+    blocks = [block for block in blocks if block.scored]
+    kinds = [list(dict.fromkeys(point.metric for point in block.scored)) for block in blocks]
+    tall = [max(len({p.step for p in block.scored if p.method == m}) for m in order) for block in blocks]
+    figure, parts = _parts(blocks, [0.35 + len(k) * (0.7 + 0.32 * n) for k, n in zip(kinds, tall, strict=True)])
+    colours = _colours(order)
+    for part, block, metrics in zip(parts, blocks, kinds, strict=True):
+        methods = [method for method in order if any(point.method == method for point in block.scored)]
+        rows = part.subplots(len(metrics), len(methods), squeeze=False, sharex="row")
+        for axes, metric in zip(rows, metrics, strict=True):
+            found = [point for point in block.scored if point.metric == metric]
+            edges = np.histogram_bin_edges(np.concatenate([point.values for point in found]), BINS)
+            shares = [np.histogram(point.values, edges)[0] / len(point.values) for point in found]
+            scale = 0.9 / max(share.max() for share in shares)
+            for axis, method in zip(axes, methods, strict=True):
+                own = [(p.step, share) for p, share in zip(found, shares, strict=True) if p.method == method]
+                for place, (_, share) in enumerate(own):
+                    axis.stairs(share * scale - place, edges, baseline=-place, fill=True, color=colours[method])
+                    axis.axhline(-place, color=_MUTED, lw=0.4, zorder=0)
+                axis.set_yticks([-place for place in range(len(own))], [f"step {step}" for step, _ in own])
+                axis.tick_params(axis="y", length=0)
+                axis.set_ylim(0.8 - len(own), 1)
+                _title(axis, metric, method)
+    return figure
+
+
 def _course(log: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
     """Steps and values of one curve, averaged in bins to at most `POINTS`; empty where there is no such value."""
     found = [(row["step"], row[key]) for row in log if row.get(key) is not None]
@@ -168,7 +239,7 @@ def _parts(blocks: Sequence[Block], heights: Sequence[float]):
 
 
 def _colours(order: Sequence[str]) -> dict[str, str]:
-    """A colour a method, the same in both figures; the initial model is grey."""
+    """A colour a method, the same in all figures; the initial model is grey."""
     trained = [method for method in order if method != "initial"]
     return {"initial": _MUTED} | {m: _COLOURS[i % len(_COLOURS)] for i, m in enumerate(trained)}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -55,17 +55,19 @@ class Metric:
 
 @dataclass(frozen=True)
 class Run:
-    """One model: a method's training with one seed, or the initial model."""
+    """One model: a method's training with one seed, a snapshot of it after `step` steps, or the initial model."""
 
     dataset: str
     model: str
     method: str
     seed: int
+    step: int | None = None
 
     @property
     def path(self) -> str:
         """Its folder below the results."""
-        return f"{self.dataset}/{self.model}/{self.method}/seed{self.seed}"
+        folder = f"{self.dataset}/{self.model}/{self.method}/seed{self.seed}"
+        return folder if self.step is None else f"{folder}/step{self.step}"
 
 
 def runs(experiment: Experiment, dataset: str, model: str) -> list[Run]:
@@ -164,20 +166,13 @@ def observe(archive: Archive, settings: Settings, dataset: str, model: str) -> d
         D2OError: where an artifact is missing, or an answer's prompt is not among the prompts.
     """
     (experiment,) = settings.experiments.values()
-    origins = {r["prompt_id"]: r["origin"] for r in archive.table(f"{dataset}/prompts.parquet", records.PROMPTS)}
-    human = [
-        row for row in archive.table(f"{dataset}/negatives.parquet", records.COMPARISONS) if row["split"] == "test"
-    ]
+    origins, human = _prompts(archive, dataset), _held_out(archive, dataset)
     found: dict[str, Observed] = {method: Observed() for method in experiment.methods}
     found_runs = runs(experiment, dataset, model)
     initial = next((_logprobs(archive, run) for run in found_runs if run.method == "initial"), None)
     for run in found_runs:
         seen = found[run.method]
-        for reward in experiment.rewards:
-            path, better = f"{run.path}/scores/{reward}.parquet", settings.rewards[reward].better
-            for row in archive.table(path, records.SCORES):
-                origin = _origin(origins, row, path)
-                seen.add(Metric(f"reward/{reward}", reward, SCORED, origin, better), row["prompt_id"], row["score"])
+        _scored(seen, archive, settings, run, origins)
         for judge in experiment.judges if run.method != "initial" else []:
             path = f"{run.path}/judge/{judge}.parquet"
             _judged(
@@ -191,6 +186,57 @@ def observe(archive: Archive, settings: Settings, dataset: str, model: str) -> d
         for row in archive.table(path, records.SAMPLES):
             _written(seen, row, _origin(origins, row, path))
     return {method: seen.samples() for method, seen in found.items()}
+
+
+def courses(
+    archive: Archive, settings: Settings, dataset: str, model: str
+) -> dict[str, dict[int, dict[Metric, Sample]]]:
+    """By method with snapshots and by step, 0 for the initial model: scores, and log-probs of human answers.
+
+    The seeds of a method are pooled; errors as `observe`.
+    """
+    (experiment,) = settings.experiments.values()
+    origins, human = _prompts(archive, dataset), _held_out(archive, dataset)
+    found: dict[str, dict[int, Observed]] = {}
+    found_runs = runs(experiment, dataset, model)
+    first = [(0, run) for run in found_runs if run.method == "initial"]
+    for run in (run for run in found_runs if run.method != "initial"):
+        if not (snapshots := settings.train_of(settings.methods[run.method]).snapshots):
+            continue
+        last = len(archive.log(f"{run.path}/train.jsonl"))
+        points = dict([*first, *((step, replace(run, step=step)) for step in sorted(snapshots)), (last, run)])
+        for step, point in points.items():
+            seen = found.setdefault(run.method, {}).setdefault(step, Observed())
+            _scored(seen, archive, settings, point, origins)
+            _likely(seen, human, _logprobs(archive, point), None)
+    return {
+        method: {
+            step: {m: s for m, s in seen.samples().items() if m.group == SCORED or m in (_NEGATIVES, _POSITIVES)}
+            for step, seen in steps.items()
+        }
+        for method, steps in found.items()
+    }
+
+
+def _prompts(archive: Archive, dataset: str) -> dict[str, str]:
+    """Where each prompt that was answered comes from."""
+    return {r["prompt_id"]: r["origin"] for r in archive.table(f"{dataset}/prompts.parquet", records.PROMPTS)}
+
+
+def _held_out(archive: Archive, dataset: str) -> list[dict]:
+    """The human answers of the test split."""
+    rows = archive.table(f"{dataset}/negatives.parquet", records.COMPARISONS)
+    return [row for row in rows if row["split"] == "test"]
+
+
+def _scored(seen: Observed, archive: Archive, settings: Settings, run: Run, origins: Mapping[str, str]) -> None:
+    """The scores of a run's answers by every reward model of the experiment."""
+    (experiment,) = settings.experiments.values()
+    for reward in experiment.rewards:
+        path, better = f"{run.path}/scores/{reward}.parquet", settings.rewards[reward].better
+        for row in archive.table(path, records.SCORES):
+            origin = _origin(origins, row, path)
+            seen.add(Metric(f"reward/{reward}", reward, SCORED, origin, better), row["prompt_id"], row["score"])
 
 
 def _origin(origins: Mapping[str, str], row: Mapping[str, Any], path: str) -> str:

@@ -27,7 +27,7 @@ def render(settings: Settings, archive: Archive, blocks: Sequence[Block], svgs: 
         settings: the whole config with one experiment.
         archive: the results.
         blocks: what was estimated.
-        svgs: the figures `methods` and `training`.
+        svgs: the figures, by the names of `_LABELS`; those about steps only where there are snapshots.
     Raises:
         D2OError: where an artifact is missing.
     """
@@ -55,6 +55,7 @@ def render(settings: Settings, archive: Archive, blocks: Sequence[Block], svgs: 
         blocks=[(block, tables.grids(block, experiment.methods)) for block in blocks],
         figures={name: figures.inline(svg, name, _LABELS[name]) for name, svg in svgs.items()},
         points=figures.POINTS,
+        bins=figures.BINS,
         data=[(dataset, _splits(archive, dataset), _counts(archive, dataset)) for dataset in experiment.datasets],
         pools=[pool for block in blocks for pool in _pools(archive, settings, block)],
         trainings=[(block, list(_trainings(block, experiment.seeds))) for block in blocks if block.logs],
@@ -65,6 +66,8 @@ def render(settings: Settings, archive: Archive, blocks: Sequence[Block], svgs: 
 _LABELS = {
     "methods": "Mean and 95 % interval of every metric, by method",
     "training": "Loss, margin and log-ratios against training steps, by method",
+    "course": "Scores and log-probs of human answers against training steps, by method",
+    "distributions": "Histograms of the scores at several training steps, by method",
 }
 
 

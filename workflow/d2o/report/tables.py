@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from d2o import statistics
 from d2o.report.metrics import BENCHMARKS, HUMAN, HUMAN_METRICS, SCORED, STYLE, Metric
 from d2o.statistics import Estimate, Sample
@@ -66,18 +68,42 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class Point:
+    """One metric of one method on the way through its training.
+
+    Attributes:
+        step: steps done; 0 is the initial model.
+        estimate: mean and interval.
+        values: [N] what they are of.
+    """
+
+    method: str
+    step: int
+    metric: Metric
+    estimate: Estimate
+    values: np.ndarray
+
+
+@dataclass(frozen=True)
 class Block:
     """Everything estimated on one data set and model.
 
     Attributes:
         cells: a metric of a method each.
         logs: training logs (rows of train.jsonl) of each trained method, one a seed.
+        course: the methods with snapshots, step by step; empty where none has any.
     """
 
     dataset: str
     model: str
     cells: list[Cell]
     logs: Mapping[str, list[list[dict[str, Any]]]]
+    course: list[Point]
+
+    @property
+    def scored(self) -> list[Point]:
+        """The part of the course that scorers see."""
+        return [point for point in self.course if point.metric.group == SCORED]
 
 
 def cells(dataset: str, model: str, observed: Mapping[str, Mapping[Metric, Sample]]) -> list[Cell]:
@@ -98,6 +124,16 @@ def cells(dataset: str, model: str, observed: Mapping[str, Mapping[Metric, Sampl
             difference = statistics.difference(sample, initial[metric], macro=metric.macro)
         found.append(Cell(dataset, model, method, metric, estimate, difference))
     return found
+
+
+def points(observed: Mapping[str, Mapping[int, Mapping[Metric, Sample]]]) -> list[Point]:
+    """The estimates of every metric at every step of every method with snapshots."""
+    return [
+        Point(method, step, metric, statistics.mean(sample), sample.values)
+        for method, steps in observed.items()
+        for step, metrics in steps.items()
+        for metric, sample in metrics.items()
+    ]
 
 
 def number(value: float, metric: Metric) -> str:
@@ -177,6 +213,21 @@ def as_csv(blocks: Sequence[Block]) -> str:
         m = cell.metric
         place = [cell.dataset, cell.model, cell.method, m.key, m.prompts, m.better or ""]
         writer.writerow([*place, *texts[:3], e.n, *texts[3:]])
+    return text.getvalue()
+
+
+def course_as_csv(blocks: Sequence[Block]) -> str:
+    """course.csv: one line per data set, model, method, step and metric; NaN left empty."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    places = ["dataset", "model", "method", "step", "metric", "prompts", "better"]
+    writer.writerow([*places, "mean", "low", "high", "n"])
+    for block in blocks:
+        for p in block.course:
+            e, m = p.estimate, p.metric
+            numbers = ["" if math.isnan(x) else f"{x:.6g}" for x in (e.mean, e.low, e.high)]
+            place = [block.dataset, block.model, p.method, p.step, m.key, m.prompts, m.better or ""]
+            writer.writerow([*place, *numbers, e.n])
     return text.getvalue()
 
 

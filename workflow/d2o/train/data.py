@@ -61,9 +61,14 @@ class Data:
         """
         Args:
             found: the groups of the pool, and for each round drawn by now the same ones, some with fresh positives.
+        Raises:
+            D2OError: where a snapshot lies beyond the last step.
         """
         self.groups, self._rounds, self._train, self._seed = found[0], found, stage.train, stage.seed
         self.total = schedule.total_steps(stage.train, len(self.groups))
+        if max(stage.train.snapshots, default=0) > self.total:
+            last = max(stage.train.snapshots)
+            raise D2OError(f"train.snapshots: step {last} is beyond the last one, {self.total}; leave it out")
         boundaries = stage.method.online.boundaries(self.total) if stage.method.online else ()
         self._starts = [0, *boundaries]
         ends = [*boundaries, self.total, self.total]
@@ -97,8 +102,8 @@ def read(stage: TrainStage, inputs: Inputs) -> tuple[Data, dict[str, int]]:
     """The groups with their references, and counts of those of the pool as `groups.tokenise` gives them.
 
     Raises:
-        D2OError: where there is no group to train on, a response lacks its reference, or a table was made by another
-            model.
+        D2OError: where there is no group to train on, a response lacks its reference, a table was made by another
+            model, or a snapshot lies beyond the last step.
     """
     tokenizer = chat.load_tokenizer(inputs.model)
     human = records.read_table(inputs.comparisons, records.COMPARISONS)
@@ -112,8 +117,8 @@ def read(stage: TrainStage, inputs: Inputs) -> tuple[Data, dict[str, int]]:
     base, counts = groups.tokenise(texts, tokenizer, stage.forward)
     if not base:
         raise D2OError(
-            f"{inputs.comparisons}: nothing to train on: {counts['long_prompts']} of {len(texts)} groups have prompts "
-            f"longer than forward.max_prompt_tokens ({stage.forward.max_prompt_tokens})"
+            f"{inputs.comparisons}: nothing to train on: {counts['long_prompts']} of {len(texts)} groups have "
+            f"prompts longer than forward.max_prompt_tokens ({stage.forward.max_prompt_tokens})"
         )
     fitting = {group.prompt_id for group in base}
     texts = [text for text in texts if text.prompt_id in fitting]

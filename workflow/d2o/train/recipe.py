@@ -23,8 +23,9 @@ def run(stage: TrainStage, upkeep: Upkeep, inputs: Inputs, checkpoints: Path, ou
     Args:
         stage: method, optimisation, forward pass and seed.
         upkeep: what is kept and watched on the way; a run goes on under another one.
-        checkpoints: folder for checkpoints and the growing log; removed after the last step.
-        output: folder of the aligned model; `train.jsonl`, `tensorboard/` and `snapshots/` go beside it.
+        checkpoints: folder for checkpoints and the growing log; removed after the last step. Of a snapshot,
+            `step<n>/model/` goes beside it.
+        output: folder of the aligned model; `train.jsonl` and `tensorboard/` go beside it.
     Raises:
         D2OError: before the model loads, as `data.read`; later, where an alarm stops the training.
     """
@@ -90,11 +91,11 @@ def run(stage: TrainStage, upkeep: Upkeep, inputs: Inputs, checkpoints: Path, ou
         if method.online:
             record |= data.freshness(step)
         log.step(record, members)
+        # The snapshot first: what goes on after a checkpoint does not come back to its step.
+        if step + 1 in train.snapshots:
+            _export(engine, stage, inputs, checkpoints.with_name(f"step{step + 1}") / "model", {"step": step + 1})
         if step + 1 < total and ((step + 1) % upkeep.checkpoint_every == 0 or step + 1 == data.until):
             kept.save(engine, step + 1, moving.state() if moving else {})
-        if step + 1 in train.snapshots:
-            folder = output.with_name("snapshots") / f"step{step + 1}"
-            _export(engine, stage, inputs, folder, {"step": step + 1})
     log.close()
 
     memory = round(watch.peak_memory() / 1e9, 3)

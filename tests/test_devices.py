@@ -1,0 +1,124 @@
+"""Leases of GPUs: real processes compete for devices of which only the names are there."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from conftest import ROOT
+from d2o import devices
+from d2o.errors import D2OError
+
+_JOB = """
+import os, sys, time
+from d2o import devices
+devices.lease(int(sys.argv[1]))
+print(os.environ["CUDA_VISIBLE_DEVICES"], flush=True)
+os.execv(sys.executable, [sys.executable, "-c", "import time; time.sleep(600)"])
+"""
+
+
+@pytest.fixture
+def job(tmp_path):
+    """Starts a job that leases so many of some devices, then becomes another program, as it does with torchrun."""
+    jobs = []
+
+    def start(gpus: int, there: str) -> subprocess.Popen:
+        variables = os.environ | {"CUDA_VISIBLE_DEVICES": there, "TMPDIR": str(tmp_path)}
+        command = [sys.executable, "-c", _JOB, str(gpus)]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        jobs.append(subprocess.Popen(command, env=variables, text=True, **pipes))
+        return jobs[-1]
+
+    yield start
+    for process in jobs:
+        process.kill()
+        process.communicate()
+
+
+def test_two_jobs_have_a_device_each_and_a_killed_ones_is_free(job):
+    first, second = job(1, "3,5"), job(1, "3,5")
+    leased = {process: process.stdout.readline().strip() for process in (first, second)}
+    assert sorted(leased.values()) == ["3", "5"]
+    third = job(1, "3,5")
+    assert third.stderr.readline().startswith("devices: waiting for 1 of 2 GPUs, which other jobs have leased")
+    first.send_signal(signal.SIGKILL)
+    assert third.stdout.readline().strip() == leased[first]
+
+
+def test_a_job_that_waits_for_two_devices_holds_none_meanwhile(job):
+    first, second = job(1, "3,5,7"), job(1, "3,5,7")
+    leased = {first.stdout.readline(), second.stdout.readline()}
+    both = job(2, "3,5,7")
+    assert "waiting for 2 of 3 GPUs" in both.stderr.readline()
+    assert leased | {job(1, "3,5,7").stdout.readline()} == {"3\n", "5\n", "7\n"}
+    for process in (first, second):
+        process.kill()
+    assert set(both.stdout.readline().strip().split(",")) == {device.strip() for device in leased}
+
+
+@pytest.fixture
+def machine(monkeypatch, tmp_path):
+    """Makes this process see so many devices and, unless None, such a CUDA_VISIBLE_DEVICES; no lease stays."""
+
+    def make(present: int, assigned: str | None) -> None:
+        folder = tmp_path / "dev"
+        folder.mkdir()
+        for name in ["nvidiactl", "nvidia-uvm", *(f"nvidia{n}" for n in range(present))]:
+            (folder / name).touch()
+        found = devices._present(folder)
+        monkeypatch.setattr(devices, "_present", lambda: found)
+        monkeypatch.setattr(devices.tempfile, "gettempdir", lambda: str(tmp_path))
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        if assigned is not None:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", assigned)
+
+    yield make
+
+
+@pytest.mark.parametrize(
+    ("present", "assigned", "gpus", "leased", "locks"),
+    [
+        (2, None, 1, "0", 1),
+        (2, None, 2, "0,1", 2),
+        (0, None, 1, None, 0),  # a machine without a GPU
+        (2, None, 0, None, 0),  # a job without one
+        (2, "1", 1, "1", 0),  # assigned
+        (2, "", 1, "", 0),  # hidden
+        (4, "2,3", 1, "2", 1),  # an allocation for several jobs
+        (1, "MIG-a,MIG-b", 2, "MIG-a,MIG-b", 0),
+    ],
+)
+def test_what_is_leased(machine, tmp_path, present, assigned, gpus, leased, locks):
+    machine(present, assigned)
+    devices.lease(gpus)
+    assert os.environ.get("CUDA_VISIBLE_DEVICES") == leased
+    assert len(list(tmp_path.rglob("*.lock"))) == locks
+
+
+@pytest.mark.parametrize("assigned", [None, "0"])
+def test_more_than_there_are_is_refused(machine, assigned):
+    machine(1, assigned)
+    with pytest.raises(D2OError, match=r"the job asks for 2 GPUs, and there are 1; lower compute\.gpus"):
+        devices.lease(2)
+
+
+@pytest.mark.parametrize(("share", "status"), [("0", 1), ("1", 0)])
+def test_the_command_leases_unless_the_config_says_share(tmp_path, share, status):
+    (tmp_path / "manifest.json").write_text("{}")
+    variables = os.environ | {"CUDA_VISIBLE_DEVICES": "0", "D2O_SHARE_GPUS": share}
+    command = [sys.executable, "-m", "d2o", "--gpus", "2", "show", str(tmp_path)]
+    done = subprocess.run(command, env=variables, capture_output=True, text=True)
+    assert done.returncode == status
+    assert ("the job asks for 2 GPUs" in done.stderr) == bool(status)
+
+
+def test_every_rule_that_is_given_gpus_leases_them():
+    texts = "".join(path.read_text() for path in sorted((ROOT / "workflow" / "rules").glob("*.smk")))
+    rules = re.split(r"(?m)^rule ", texts)
+    asking = [rule for rule in rules if re.search(r"gpu=plan", rule)]
+    assert len(asking) == 8
+    assert all("python -m d2o --gpus {resources.gpu} " in rule for rule in asking)
