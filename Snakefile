@@ -32,6 +32,7 @@ wildcard_constraints:
     model=r"[A-Za-z0-9._-]+",
     method=r"[A-Za-z0-9._-]+",
     seed=r"\d+",
+    round=r"\d+",
     snapshot=r"(/step\d+)?",
     pool="corrected|plain",
     table="negatives|pairs|corrected|plain",
@@ -49,6 +50,7 @@ include: "workflow/rules/negatives.smk"
 include: "workflow/rules/positives.smk"
 include: "workflow/rules/references.smk"
 include: "workflow/rules/train.smk"
+include: "workflow/rules/rounds.smk"
 include: "workflow/rules/responses.smk"
 include: "workflow/rules/likelihoods.smk"
 include: "workflow/rules/scores.smk"

@@ -171,11 +171,23 @@ class Plan:
     def train_inputs(self, wildcards) -> dict[str, str | list[str]]:
         """The tables that a method is trained on."""
         names = (wildcards.dataset, wildcards.model, wildcards.method)
+        references = list(self._shared("references", *names))
+        rounds = [f"results/{_run(wildcards)}/rounds/{number}" for number in self._rounds(wildcards)]
         return {
             "comparisons": f"results/{wildcards.dataset}/{self.comparisons(wildcards.method)}.parquet",
             "samples": list(self._shared("positives", *names)),
-            "references": list(self._shared("references", *names)),
+            "references": references,
+            "fresh": [f"{folder}/positives.parquet" for folder in rounds],
+            "fresh_references": [f"{folder}/references.parquet" for folder in rounds if references],
         }
+
+    def _rounds(self, wildcards) -> range:
+        """The online rounds that a training needs: all of them, or those before the one that it leads to."""
+        method = self.settings.methods[wildcards.method]
+        if method.online is None:
+            return range(0)
+        last = len(method.online.boundaries(self.settings.train_of(method).steps))
+        return range(1, int(wildcards.get("round", last + 1)))
 
     # Params --------------------------------------------------------------------------------------
 
@@ -195,6 +207,12 @@ class Plan:
             case "positives":
                 # In how many jobs a pool is drawn is told apart: it draws nothing anew.
                 changed = {"shards": 1} | ({"instructions": {}} if w.pool == "plain" else {})
+                return settings.PositivesStage(sampling=s.positives.model_copy(update=changed), engine=s.engine)
+            case "rounds":
+                method = s.methods[w.method]
+                changed = {"shards": 1, "k": max(1, round(method.online.share * (method.k or s.positives.k)))}
+                if not method.self_correction:
+                    changed["instructions"] = {}
                 return settings.PositivesStage(sampling=s.positives.model_copy(update=changed), engine=s.engine)
             case "references" | "likelihoods":
                 return s.forward
@@ -236,9 +254,10 @@ class Plan:
 
     def option(self, name: str) -> Callable:
         """Input for a rule's `params`: `--name FILE` for each of the rule's inputs of that name, or nothing."""
+        flag = name.replace("_", "-")
 
         def flags(wildcards, input) -> str:
-            return " ".join(f"--{name} {path}" for path in _as_list(input.get(name, [])))
+            return " ".join(f"--{flag} {path}" for path in _as_list(input.get(name, [])))
 
         return flags
 

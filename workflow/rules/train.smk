@@ -19,6 +19,8 @@ rule train_method:
         checkpoints="results/{dataset}/{model}/{method}/seed{seed}/checkpoints",
         samples=plan.option("samples"),
         references=plan.option("references"),
+        fresh=plan.option("fresh"),
+        fresh_references=plan.option("fresh_references"),
         settings=plan.params("train"),
         code=plan.code("train"),
     log:
@@ -36,4 +38,5 @@ rule train_method:
     shell:
         "python -m d2o --gpus {resources.gpu} train --settings {params.settings:q} --model {input.model} "
         "--comparisons {input.comparisons} {params.samples} {params.references} "
+        "{params.fresh} {params.fresh_references} "
         "--checkpoints {params.checkpoints} --upkeep {resources.upkeep:q} --output {output.model} 2>&1 | tee {log}"
