@@ -72,3 +72,14 @@ def test_quick_run_writes_every_figure(tmp_path):
     assert {row["peer"] for row in result["grid"]} | {"ours"} == peers.PEERS.keys()
     assert all(row["largest_logprob_difference"] <= timing.TOLERANCE[row["precision"]] for row in result["grid"])
     assert all(result["exactness"][name] <= limit for name, limit in table.LIMITS.items())
+
+
+@pytest.mark.slow
+def test_quick_run_of_generation(tmp_path):
+    command = [sys.executable, ROOT / "benchmarks" / "generate.py", "--quick", tmp_path]
+    subprocess.run(command, check=True, capture_output=True)
+    result = json.loads((tmp_path / "generate.json").read_text())
+    assert result["speedup_vs_transformers"] > 0
+    (cell,) = result["by_k"].values()
+    assert cell["requests"] == 8
+    assert all(rate["low"] > 0 for rate in cell["tokens_per_second"].values())

@@ -36,7 +36,7 @@ CONFIG = {
     },
     "rewards": {"safety": {"train": {"backbone": "tiny", "layers": 1, "epochs": 1}}},
     "benchmarks": {"mmlu": {"path": "demo/mmlu", "shots": 1, "limit": 2, "subjects": ["geography", "arithmetic"]}},
-    "positives": {"k": 2, "temperature": 0.8, "max_tokens": 12},
+    "positives": {"k": 2, "temperature": 0.8, "max_tokens": 12, "faults": []},
     "responses": {"max_tokens": 12},
     "engine": {"eager": True, "kv_cache_gib": 1, "max_num_seqs": 16},
     "forward": {"precision": "fp32", "max_prompt_tokens": 128, "max_response_tokens": 64},
@@ -168,6 +168,48 @@ def test_snapshots_are_answered_and_scored(restored):
     assert "--model results/demo/tiny/dpo/seed0/step2/model/manifest.json" in restored.snakemake("-n", "-p", path)
 
 
+def test_more_shards_draw_nothing_anew(restored):
+    pool = restored.folder / "results" / "demo" / "tiny" / "positives"
+    before = (pool / "corrected.parquet").read_bytes()
+    drawn = sum(path.read_text().count("\n") for path in (pool / "corrected.drawn").glob("*.jsonl"))
+    assert drawn == 2 * len(
+        {row["prompt_id"] for row in records.read_table(pool / "corrected.parquet", records.POOL)}
+    )
+    restored.configure(restored.config | {"positives": CONFIG["positives"] | {"shards": 3}})
+    assert restored.would_run("positives") == {"draw_positives": 3, "merge_positives": 1}
+    printed = restored.snakemake("positives")
+    assert "answers" not in printed, "no engine is started"
+    assert (pool / "corrected.parquet").read_bytes() == before
+    assert restored.would_run("train") == {}
+
+
+def test_online_rounds_go_on_after_their_last_finished_rule(restored):
+    methods = CONFIG["methods"] | {
+        "online": {"extends": "d2o", "online": {"start": 1, "every": 1, "share": 0.5}, "train": {"steps": 2}}
+    }
+    tiny = CONFIG["experiments"]["tiny"]
+    config = restored.config | {"methods": methods}
+    config["experiments"] = {"tiny": tiny | {"methods": [*tiny["methods"], "online"]}}
+    restored.configure(config)
+    rounds = {"train_to_round": 1, "draw_round": 1, "merge_round": 1, "score_round": 1, "train_method": 1}
+    assert restored.would_run("train") == rounds
+
+    folder = restored.folder / "results" / "demo" / "tiny" / "online" / "seed0"
+    restored.snakemake("results/demo/tiny/online/seed0/rounds/1/positives.parquet")
+    fresh = records.read_table(folder / "rounds" / "1" / "positives.parquet", records.POOL)
+    asked = records.read_table(folder / "rounds" / "1" / "comparisons.parquet", records.COMPARISONS)
+    assert {row["prompt_id"] for row in fresh} == {row["prompt_id"] for row in asked}
+    assert {row["sample"] for row in fresh} == {0}
+    assert restored.would_run("train") == {"score_round": 1, "train_method": 1}
+
+    restored.snakemake("train")
+    assert "train: going on after step 1" in (folder / "logs" / "train.log").read_text()
+    log = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["fresh_share"], row["fresh_age"]) for row in log] == [(1, 0.0, 0), (2, 0.5, 0)]
+    assert not (folder / "checkpoints").exists()
+    assert restored.would_run("train") == {}
+
+
 def test_editing_scores_reruns_scoring_only(restored):
     path = restored.folder / "workflow" / "d2o" / "scores.py"
     text = path.read_text()
@@ -183,7 +225,7 @@ def test_an_edited_data_file_reruns_what_comes_from_it(restored):
     path.write_text(text.replace("e", "a", 1) if "e" in text else text)
     found = restored.would_run()
     path.write_text(text)
-    assert {"read_dataset", "extract_negatives", "sample_positives", "train_method"} <= found.keys()
+    assert {"read_dataset", "extract_negatives", "draw_positives", "merge_positives", "train_method"} <= found.keys()
     assert "fetch_model" not in found
 
 
