@@ -28,14 +28,25 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class Scaling:
+    """What is run at each number of ranks: steps that count, groups in each over all ranks, positives of a group."""
+
+    ranks: Sequence[int]
+    steps: int
+    groups: int
+    k: int
+
+
+@dataclass(frozen=True)
 class Plan:
-    """The model and where it runs, the lengths by name, the grid, and for memory the peers at K = 11 and our K."""
+    """The model and where it runs, the lengths by name, the grid, memory's peers at K = 11 and our K, the ranks."""
 
     shape: Shape
     lengths: Mapping[str, Lengths]
     grid: Sequence[Cell]
     memory_peers: Sequence[str]
     memory_ks: Sequence[int]
+    scaling: Scaling
     device: str = "cpu"
 
     def peers(self, precision: str) -> list[str]:
@@ -66,7 +77,14 @@ _GRID = (
     Cell("fp32", "brief", 1, _rounds(1, *_BEST)),
 )
 
-FULL = Plan(SMOLLM2, LENGTHS, _GRID, (*_BEST, _FULL, _PAIRS, _TRL, "trl_checkpointing"), (1, 2, 4, 8, 16, 32))
+FULL = Plan(
+    SMOLLM2,
+    LENGTHS,
+    _GRID,
+    (*_BEST, _FULL, _PAIRS, _TRL, "trl_checkpointing"),
+    (1, 2, 4, 8, 16, 32),
+    Scaling((1, 2), steps=5, groups=8, k=4),
+)
 
 QUICK = Plan(
     Shape(layers=2, vocabulary=2048),
@@ -74,4 +92,5 @@ QUICK = Plan(
     [replace(cell, rounds=dict.fromkeys(cell.rounds, 1)) for cell in _GRID if cell.k == 11],
     (_PAIRS, _TRL),
     (1,),
+    Scaling((1, 2), steps=1, groups=3, k=4),
 )

@@ -76,6 +76,9 @@ def _lines(result: dict) -> Iterator[str]:
     yield from _rows(("K = 11", "MB", "÷ ours"), peers)
     yield ""
     yield from _rows(("K", "ours, MB"), ((k, f"{peak:.0f}") for k, peak in result["memory"]["by_k"].items()))
+    yield "\n## Wall time of an optimizer step against ranks, bf16, one thread a rank\n"
+    ranks = ((row["ranks"], _show(row["seconds"]), _show(row["speedup"])) for row in result["ranks"])
+    yield from _rows(("ranks", "seconds", "speed-up"), ranks)
     yield "\n## Exactness against padded rows with full logits\n"
     yield from _rows(("", "measured", "at most"), ((n, v, LIMITS.get(n, "")) for n, v in result["exactness"].items()))
 

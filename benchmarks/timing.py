@@ -159,17 +159,17 @@ def _row(cell: Cell, peer: str, rounds: list[Round]) -> dict:
         "peer": peer,
         "rounds": len(rounds),
         "tokens": median(r.tokens for r in rounds),
-        "speedup": _spread(r.seconds[peer] / r.seconds["ours"] for r in rounds),
+        "speedup": spread(r.seconds[peer] / r.seconds["ours"] for r in rounds),
         "flop_ratio": round(median(r.flops[peer] / r.flops["ours"] for r in rounds), 2),
-        "seconds": _spread(r.seconds[peer] for r in rounds),
-        "our_seconds": _spread(r.seconds["ours"] for r in rounds),
-        "our_flop_utilisation": _spread(r.useful / r.seconds["ours"] / r.peak for r in rounds),
-        "matmul_peak_gflops": _spread(r.peak / 1e9 for r in rounds),
+        "seconds": spread(r.seconds[peer] for r in rounds),
+        "our_seconds": spread(r.seconds["ours"] for r in rounds),
+        "our_flop_utilisation": spread(r.useful / r.seconds["ours"] / r.peak for r in rounds),
+        "matmul_peak_gflops": spread(r.peak / 1e9 for r in rounds),
         "largest_logprob_difference": max(r.difference for r in rounds),
     }
 
 
-def _spread(values) -> dict[str, float]:
+def spread(values) -> dict[str, float]:
     """Median, lowest and highest, to four digits."""
     values = sorted(values)
     return {"median": _short(median(values)), "low": _short(values[0]), "high": _short(values[-1])}

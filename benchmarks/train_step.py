@@ -10,7 +10,8 @@ step's log-probs are compared with ours of the same round, and a difference ends
 Beside each ratio stands the ratio of floating-point operations of the two ways, of matrix products alone and with
 what is computed twice. Where the measured one is larger, the peer has handicaps beside the work that it chose to do.
 Utilisation is our useful operations, nothing counted twice, over our time and over the fastest matrix product of the
-same round. The ways are in peers.py, the rounds of each in plan.py; memory is measured in processes of its own.
+same round. The ways are in peers.py, the rounds of each in plan.py; memory is measured in processes of its own, and
+so is what ranks bring to a whole optimizer step, in wall time (ranks.py).
 
 Writes train_step.json and train_step.md once all is measured, and prints the latter.
 """
@@ -36,6 +37,7 @@ import table
 from exactness import exactness
 from memory import over_floor
 from plan import FULL, QUICK, Plan
+from ranks import scaling
 from timing import time_grid
 from workload import Shape
 
@@ -63,6 +65,7 @@ def measure(plan: Plan) -> dict:
         "machine": _machine(plan.shape),
         "exactness": exactness(plan.shape, plan.lengths["brief"]),
         "memory": _memory(plan),
+        "ranks": scaling(plan.shape, plan.lengths["brief"], plan.scaling),
         "grid": time_grid(plan),
     }
     return table.figures(result) | result

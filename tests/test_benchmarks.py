@@ -71,6 +71,9 @@ def test_quick_run_writes_every_figure(tmp_path):
     assert result["flop_utilisation"].keys() == table.UTILISATION.keys()
     assert {row["peer"] for row in result["grid"]} | {"ours"} == peers.PEERS.keys()
     assert all(row["largest_logprob_difference"] <= timing.TOLERANCE[row["precision"]] for row in result["grid"])
+    assert [row["ranks"] for row in result["ranks"]] == [1, 2]
+    assert all(row["seconds"]["median"] > 0 for row in result["ranks"])
+    assert "| ranks | seconds | speed-up |" in printed
     assert all(result["exactness"][name] <= limit for name, limit in table.LIMITS.items())
 
 

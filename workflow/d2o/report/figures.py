@@ -121,7 +121,7 @@ def training(blocks: Sequence[Block], order: Sequence[str]) -> Figure:
         for axis, (key, label) in zip(axes, _PANELS.items(), strict=True):
             for method, runs in block.logs.items():
                 for log in runs:
-                    steps, values = _course(log, key)
+                    steps, values = _curve(log, key)
                     if len(steps):
                         width = 1.5 if len(runs) == 1 else 0.8
                         mark = "o" if len(steps) == 1 else None
@@ -221,7 +221,7 @@ def distributions(blocks: Sequence[Block], order: Sequence[str]) -> Figure:
     return figure
 
 
-def _course(log: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
+def _curve(log: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
     """Steps and values of one curve, averaged in bins to at most `POINTS`; empty where there is no such value."""
     found = [(row["step"], row[key]) for row in log if row.get(key) is not None]
     pieces = np.array_split(np.array(found, float).reshape(-1, 2), min(POINTS, max(1, len(found))))

@@ -1,0 +1,83 @@
+"""Wall time of one optimizer step of our engine against the number of ranks, which share the same groups.
+
+Each number of ranks runs in processes of its own under torchrun, one thread a rank. A step is what training does from
+token ids on: the passes of all groups, the exchange between ranks and AdamW, in bf16 and with the default ZeRO stage;
+it is over when the slowest rank is done. One step goes before to warm up.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+
+from plan import Scaling
+from timing import spread
+from workload import Lengths, Shape
+
+
+def scaling(shape: Shape, lengths: Lengths, plan: Scaling) -> list[dict]:
+    """Rows, one a number of ranks: wall seconds of a step, and how many times as fast as at the first number."""
+    found = []
+    for ranks in plan.ranks:
+        print(f"step time: {ranks} ranks", file=sys.stderr)
+        found.append(_run(shape, lengths, plan, ranks))
+    return [
+        {
+            "ranks": ranks,
+            "seconds": spread(seconds),
+            "speedup": spread(before / now for before, now in zip(found[0], seconds, strict=True)),
+        }
+        for ranks, seconds in zip(plan.ranks, found, strict=True)
+    ]
+
+
+def _run(shape: Shape, lengths: Lengths, plan: Scaling, ranks: int) -> list[float]:
+    job = json.dumps({"shape": asdict(shape), "lengths": asdict(lengths), "plan": asdict(plan)})
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*launcher, __file__, job], env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"step time with {ranks} ranks:\n{done.stderr}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _measure(shape: Shape, lengths: Lengths, plan: Scaling) -> list[float]:
+    """Seconds of each step, on every rank the same ones."""
+    import torch
+    import torch.distributed as dist
+
+    from d2o import losses
+    from d2o.logprobs import Policy
+    from d2o.settings import Method, Optimisation, TrainStage
+    from d2o.train import schedule
+    from d2o.train.engine import Engine, start
+
+    rank, ranks = start()
+    train = Optimisation(groups_per_step=plan.groups)
+    stage = TrainStage(method=Method(loss="d2o", positives="self", negatives=True), train=train)
+    engine = Engine(Policy(shape.model("bf16")), stage, total=plan.steps + 1)
+    loss_of = losses.of(stage.method)
+    found = []
+    for step in range(plan.steps + 1):
+        batch = [lengths.draw(plan.k, shape.vocabulary, "ranks", step, i) for i in range(plan.groups)]
+        dist.barrier()
+        begin = time.perf_counter()
+        for groups in schedule.passes(batch, ranks, train.tokens_per_pass)[rank]:
+            each = torch.stack([loss_of(*sides) for sides in engine.sides(groups or batch[:1])])
+            engine.backward(each.sum() * (ranks / len(batch) if groups else 0.0))
+        engine.step()
+        dist.barrier()
+        found.append(time.perf_counter() - begin)
+    dist.destroy_process_group()
+    return found[1:]
+
+
+if __name__ == "__main__":
+    job = json.loads(sys.argv[1])
+    seconds = _measure(Shape(**job["shape"]), Lengths(**job["lengths"]), Scaling(**job["plan"]))
+    if os.environ["RANK"] == "0":
+        print(json.dumps(seconds))
