@@ -1,11 +1,7 @@
 # make demo       the whole chain on SmolLM2, about ten minutes on two cores after the install
 # make test       linters, unit, contract and pipeline tests
 # make test-quick those that take under two minutes
-<<<<<<< HEAD
 # make bench      a training step and generation beside others' code, about an hour
-=======
-# make bench      time and memory of a training step beside others' code, about forty-five minutes; two cores for two ranks
->>>>>>> 0854e726065b12363b0f0bf35e4da4fcb90d15d7
 # make env        .venv from the locked list (LOCK=gpu on a machine with NVIDIA GPUs)
 .PHONY: env demo test test-quick bench lint lock settings
 
