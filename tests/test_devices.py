@@ -72,7 +72,9 @@ def machine(monkeypatch, tmp_path):
         found = devices._present(folder)
         monkeypatch.setattr(devices, "_present", lambda: found)
         monkeypatch.setattr(devices.tempfile, "gettempdir", lambda: str(tmp_path))
-        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        for name in ("CUDA_VISIBLE_DEVICES", "D2O_LEASED"):
+            monkeypatch.setenv(name, "")  # so that what a lease sets is taken back
+            monkeypatch.delenv(name)
         if assigned is not None:
             monkeypatch.setenv("CUDA_VISIBLE_DEVICES", assigned)
 
@@ -86,10 +88,10 @@ def machine(monkeypatch, tmp_path):
         (2, None, 2, "0,1", 2),
         (0, None, 1, None, 0),  # a machine without a GPU
         (2, None, 0, None, 0),  # a job without one
-        (2, "1", 1, "1", 0),  # assigned
+        (2, "1", 1, "1", 1),  # assigned; another job may be told the same
         (2, "", 1, "", 0),  # hidden
         (4, "2,3", 1, "2", 1),  # an allocation for several jobs
-        (1, "MIG-a,MIG-b", 2, "MIG-a,MIG-b", 0),
+        (1, "MIG-a,MIG-b", 2, "MIG-a,MIG-b", 2),
     ],
 )
 def test_what_is_leased(machine, tmp_path, present, assigned, gpus, leased, locks):
@@ -97,6 +99,13 @@ def test_what_is_leased(machine, tmp_path, present, assigned, gpus, leased, lock
     devices.lease(gpus)
     assert os.environ.get("CUDA_VISIBLE_DEVICES") == leased
     assert len(list(tmp_path.rglob("*.lock"))) == locks
+
+
+def test_a_rank_has_the_devices_of_the_training_that_started_it(machine):
+    machine(2, None)
+    devices.lease(2)
+    devices.lease(2)  # would wait for itself
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,1"
 
 
 @pytest.mark.parametrize("assigned", [None, "0"])

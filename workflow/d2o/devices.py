@@ -18,21 +18,23 @@ from d2o.errors import D2OError
 
 # Seconds between two looks at devices that other jobs have.
 _PATIENCE = 1.0
+# Tells processes that this one starts, such as the ranks of a training, that they have its devices.
+_LEASED = "D2O_LEASED"
 
 
 def lease(gpus: int) -> None:
     """Take so many GPUs for this process and those that it starts: sets CUDA_VISIBLE_DEVICES; waits where it must.
 
-    To be called before anything looks for devices. It does nothing where there is no NVIDIA device, and where
-    CUDA_VISIBLE_DEVICES names just as many: a scheduler, the user or the lease of a parent has assigned them. Where
-    that names more, as in an allocation of a node in which several jobs run, the lease is of these.
+    To be called before anything looks for devices. The lease is of those that CUDA_VISIBLE_DEVICES names, where a
+    scheduler or the user has set it. It does nothing where there is no NVIDIA device, and in a process that a leasing
+    one has started.
 
     Raises:
         D2OError: where there are fewer.
     """
     assigned = os.environ.get("CUDA_VISIBLE_DEVICES")
     there = _present() if assigned is None else [device for device in assigned.split(",") if device]
-    if gpus == 0 or not there or (assigned is not None and len(there) == gpus):
+    if gpus == 0 or not there or _LEASED in os.environ:
         return
     if gpus > len(there):
         raise D2OError(
@@ -49,7 +51,7 @@ def lease(gpus: int) -> None:
             )
         waiting = True
         time.sleep(_PATIENCE)
-    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(taken)
+    os.environ |= {"CUDA_VISIBLE_DEVICES": ",".join(taken), _LEASED: "1"}
 
 
 def _present(folder: Path = Path("/dev")) -> list[str]:
