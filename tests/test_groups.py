@@ -184,3 +184,22 @@ def test_a_models_own_code_runs_only_where_its_manifest_says_so(tiny_model, tmp_
         assert "trust_remote_code" in str(error)
     (tmp_path / "manifest.json").write_text('{"trust_remote_code": true}')
     assert type(chat.load_tokenizer(tmp_path)).__name__ == "Own"
+
+
+@pytest.mark.parametrize(("better", "kept"), [("higher", [2, 3]), ("lower", [0, 3])])
+def test_a_filter_keeps_the_best_of_the_fit_samples(better, kept):
+    pool = [sample(0), sample(1, fit=False), sample(2), sample(3)]
+    scores = [{"prompt_id": P, "sample": k, "score": s} for k, s in enumerate((0.1, 9.0, 0.7, 0.4))]
+    assert [row["sample"] for row in groups.best(pool, scores, 2, better) if row["fit"]] == kept
+    with pytest.raises(D2OError, match="sample 3 has no score; delete the scores and run again"):
+        list(groups.best(pool, scores[:3], 2, better))
+
+
+def test_a_round_replaces_the_last_positives_by_as_many_as_there_are():
+    (text,) = groups.view(D2O, [comparison()], [sample(k) for k in range(4)])
+    fresh = groups.fit_answers([sample(0, text="new 0"), sample(1, text="bad", fit=False), sample(2, text="new 2")])[
+        P
+    ]
+    assert texts(groups.refreshed(text, fresh, 0.5).positives) == ["answer 0", "answer 1", "new 0", "new 2"]
+    assert texts(groups.refreshed(text, fresh[:1], 0.5).positives) == ["answer 0", "answer 1", "answer 2", "new 0"]
+    assert groups.refreshed(text, fresh, 0.0) == text

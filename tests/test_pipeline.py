@@ -250,6 +250,20 @@ def test_one_stage_alone(restored):
     assert restored.would_run("scores") == {"train_method": 1, "answer_prompts": 1, "score_responses": 1}
 
 
+def test_a_filter_scores_the_pool_and_trains_on_the_best(restored):
+    best = {"extends": "d2o", "filter": {"reward": "safety", "best": 1}}
+    tiny = CONFIG["experiments"]["tiny"]
+    config = restored.config | {"methods": CONFIG["methods"] | {"d2o-best": best}}
+    config["experiments"] = {"tiny": tiny | {"methods": [*tiny["methods"], "d2o-best"]}}
+    restored.configure(config)
+    assert restored.would_run("train") == {"train_method": 1, "score_positives": 1}
+    restored.snakemake("train")
+    folder = restored.folder / "results" / "demo" / "tiny"
+    whole, best = (records.read_manifest(folder / name / "seed0" / "model") for name in ("d2o", "d2o-best"))
+    # Of two positives and a negative, one positive less; duplicates are one response.
+    assert best["groups"] == whole["groups"] and best["responses"] == 2 * best["groups"] < whole["responses"]
+
+
 def test_the_printed_command_does_the_same_work_in_a_shell(project):
     path = project.folder / "results" / "demo" / "tiny" / "references" / "negatives.parquet"
     before = records.read_table(path, records.LOGPROBS)

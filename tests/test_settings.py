@@ -14,6 +14,8 @@ from d2o.errors import D2OError
 from d2o.plan import Plan
 
 EMA = {side: {"decay": 0.9, "every": 10} for side in ("positives", "negatives")}
+SELF = {"loss": "sft", "positives": "self"}
+ONLINE = {"start": 5, "every": 5, "share": 0.5}
 CDPO = {"loss": "cdpo", "positives": "human", "negatives": True}
 DEMO = yaml.safe_load((ROOT / "config" / "config.yaml").read_text())
 
@@ -56,6 +58,16 @@ def changed(path: str, value) -> dict:
         ("methods.x", CDPO | {"loss": "npo"}, "methods.x: the loss npo takes no positives"),
         ("methods.x", CDPO | {"loss": "unlikelihood", "negatives": False}, "unlikelihood needs `negatives: true`"),
         ("methods.x", {"loss": "sft", "positives": "self", "ema": EMA}, "takes no moving references"),
+        (
+            "methods.x",
+            SELF | {"filter": {"reward": "saftey", "best": 2}},
+            "methods.x.filter.reward: 'saftey' is not an",
+        ),
+        ("methods.x", CDPO | {"filter": {"reward": "safety", "best": 2}}, "filter: it chooses among self-generated"),
+        ("methods.x", SELF | {"online": ONLINE}, "set methods.x.train.steps to more than that, not null"),
+        ("methods.x", SELF | {"online": ONLINE, "train": {"steps": 5}}, "the first round lies after step 5"),
+        ("methods.x", CDPO | {"online": ONLINE}, "takes them with `positives: self` alone"),
+        ("methods.x", SELF | {"loss": "kto", "online": ONLINE, "negatives": True}, "takes no online rounds"),
         ("models.smollm2.path", "x", "models.smollm2: give exactly one of hub, path and package"),
         ("models.smollm2.package", None, "models.smollm2: give exactly one of hub, path and package"),
         ("datasets.demo.hub", "a/b", "datasets.demo: `hub` needs a `revision`"),

@@ -141,6 +141,7 @@ def train(
     checkpoints: Annotated[Path, typer.Option(help="folder to resume from; kept when the job is killed")],
     settings_json: Json,
     samples: Annotated[list[Path], typer.Option(help="pool of self-generated answers")] = [],  # noqa: B006
+    scores: Annotated[list[Path], typer.Option(help="scores of the pool, which the method filters by")] = [],  # noqa: B006
     references: Annotated[list[Path], typer.Option(help="log-probs under the reference")] = [],  # noqa: B006
     fresh: Annotated[list[Path], typer.Option(help="pool of an online round, in order")] = [],  # noqa: B006
     fresh_references: Annotated[list[Path], typer.Option(help="log-probs of such a pool")] = [],  # noqa: B006
@@ -152,7 +153,7 @@ def train(
     train.run(
         settings.parse(settings.TrainStage, settings_json),
         settings.parse(settings.Upkeep, upkeep, "--upkeep"),
-        train.Inputs(_folder(model), comparisons, samples, references, fresh, fresh_references),
+        train.Inputs(_folder(model), comparisons, samples, scores, references, fresh, fresh_references),
         checkpoints,
         output.parent,
     )

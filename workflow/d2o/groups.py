@@ -98,6 +98,35 @@ def refreshed(texts: Texts, fresh: Sequence[Answer], share: float) -> Texts:
     return replace(texts, positives=texts.positives[: len(texts.positives) - count] + tuple(fresh[:count]))
 
 
+def best(
+    samples: Iterable[Mapping[str, Any]], scores: Iterable[Mapping[str, Any]], count: int, better: str
+) -> Iterator[Mapping[str, Any]]:
+    """The samples of a pool, of each prompt only the `count` best-scored of the fit ones still fit.
+
+    Args:
+        scores: rows of `records.SCORES`, one a sample.
+        better: `higher` or `lower`.
+    Raises:
+        D2OError: where a fit sample has no score.
+    """
+    known = {(row["prompt_id"], row["sample"]): row["score"] for row in scores}
+    sign = -1 if better == "higher" else 1
+    by_prompt = defaultdict(list)
+    for row in samples:
+        by_prompt[row["prompt_id"]].append(row)
+    for prompt, rows in by_prompt.items():
+        ranked = []
+        for row in rows:
+            if row["fit"] and (prompt, row["sample"]) not in known:
+                raise D2OError(
+                    f"prompt {prompt}: sample {row['sample']} has no score; delete the scores and run again"
+                )
+            if row["fit"]:
+                ranked.append((sign * known[prompt, row["sample"]], row["sample"]))
+        kept = {sample for _, sample in sorted(ranked)[:count]}
+        yield from (row | {"fit": row["sample"] in kept} for row in rows)
+
+
 def fit_answers(samples: Iterable[Mapping[str, Any]]) -> dict[str, list[Answer]]:
     """The samples of a pool that are fit to learn from, by prompt, in order."""
     found: dict[str, list[Answer]] = defaultdict(list)

@@ -176,10 +176,17 @@ class Plan:
         return {
             "comparisons": f"results/{wildcards.dataset}/{self.comparisons(wildcards.method)}.parquet",
             "samples": list(self._shared("positives", *names)),
+            "scores": self._pool_scores(wildcards.dataset, wildcards.model, wildcards.method),
             "references": references,
             "fresh": [f"{folder}/positives.parquet" for folder in rounds],
             "fresh_references": [f"{folder}/references.parquet" for folder in rounds if references],
         }
+
+    def _pool_scores(self, dataset: str, model: str, method: str) -> list[str]:
+        """The scores that a method filters its pool by: none, or one table."""
+        chosen = self.settings.methods[method].filter
+        pools = self.pools(method) if chosen else []
+        return [f"results/{dataset}/{model}/positives/{pool}.scores/{chosen.reward}.parquet" for pool in pools]
 
     def _rounds(self, wildcards) -> range:
         """The online rounds that a training needs: all of them, or those before the one that it leads to."""
@@ -242,9 +249,11 @@ class Plan:
     def _only(self, experiment: str) -> settings.Settings:
         """The config without the entries that an experiment does not name."""
         e = self.settings.experiments[experiment]
-        backbones = [r.train.backbone for n, r in self.settings.rewards.items() if n in e.rewards and r.train]
-        named = {"models": [*e.models, *backbones]} | {
-            kind: getattr(e, kind) for kind in ("datasets", "methods", "rewards", "judges", "benchmarks")
+        filters = [m.filter.reward for n, m in self.settings.methods.items() if n in e.methods and m.filter]
+        rewards = [*e.rewards, *filters]
+        backbones = [r.train.backbone for n, r in self.settings.rewards.items() if n in rewards and r.train]
+        named = {"models": [*e.models, *backbones], "rewards": rewards} | {
+            kind: getattr(e, kind) for kind in ("datasets", "methods", "judges", "benchmarks")
         }
         entries = {
             kind: {name: entry for name, entry in getattr(self.settings, kind).items() if name in names}

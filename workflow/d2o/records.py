@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cache
@@ -149,6 +149,16 @@ def read_batches(path: str | os.PathLike, schema: pa.Schema, size: int = 4096) -
             raise D2OError(f"{path}: {fault}; it was made by another version: delete it and run again")
         for batch in table.iter_batches(batch_size=size):
             yield batch.to_pylist()
+
+
+def read_columns(path: str | os.PathLike, columns: Sequence[str]) -> list[dict[str, Any]]:
+    """Some columns of a Parquet table of any schema that has them; errors as `read_table`."""
+    try:
+        return pq.read_table(path, columns=list(columns)).select(list(columns)).to_pylist()
+    except FileNotFoundError:
+        raise D2OError(f"{path}: no such file; make it with: snakemake {path}") from None
+    except (pa.ArrowException, KeyError) as error:
+        raise D2OError(f"{path}: no table with {', '.join(columns)} ({error}); delete it and run again") from None
 
 
 class TableWriter:

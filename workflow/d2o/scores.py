@@ -15,13 +15,13 @@ def score(reward: Reward, model: Path, prompts: Path, responses: Path, output: P
 
     Args:
         model: folder of the stage `rewards`.
-        prompts: a `records.PROMPTS` table.
-        responses: a `records.SAMPLES` table, answers to these prompts.
+        prompts: a table with `prompt_id` and `messages`: `records.PROMPTS`, or `records.COMPARISONS`.
+        responses: a table of answers to these prompts: `records.SAMPLES`, or `records.POOL`.
     Raises:
         D2OError: where there is no answer, an answer's prompt is unknown, or the model does not fit `reward`.
     """
-    messages = {row["prompt_id"]: row["messages"] for row in records.read_table(prompts, records.PROMPTS)}
-    answers = records.read_table(responses, records.SAMPLES)
+    messages = {row["prompt_id"]: row["messages"] for row in records.read_columns(prompts, ["prompt_id", "messages"])}
+    answers = records.read_columns(responses, ["prompt_id", "sample", "text"])
     if not answers:
         raise D2OError(f"{responses}: there is no answer to score; delete it and run again")
     for answer in answers:

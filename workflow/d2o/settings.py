@@ -266,6 +266,13 @@ class Online(Section):
         return range(self.start, steps, self.every)
 
 
+class Filter(Section):
+    """The best samples of a pool by a reward model."""
+
+    reward: Name = Field(description="entry of `rewards`")
+    best: Positive = Field(description="samples of a prompt that stay; the others count as unfit")
+
+
 class Method(Section):
     """A training method: a loss with its parameters, and the view of the response group that it sees.
 
@@ -297,6 +304,9 @@ class Method(Section):
     desirable: AtLeast0 | None = Field(None, description="λ_D: weight of the positives")
     undesirable: AtLeast0 | None = Field(None, description="λ_U: weight of the negatives")
     ema: References | None = Field(None, description="moving references; null: the initial model throughout")
+    filter: Filter | None = Field(
+        None, description="keep the best-scored samples of the pool (an ablation); fresh ones are not filtered"
+    )
     online: Online | None = Field(
         None, description="fresh positives from the policy, in rounds; needs `train.steps`; null: the pool throughout"
     )
@@ -493,6 +503,11 @@ class Settings(Section):
                     f"methods.{name}.online: the first round lies after step {method.online.start}; "
                     f"set methods.{name}.train.steps to more than that, not {steps or 'null'}"
                 )
+            if method.filter and method.filter.reward not in self.rewards:
+                raise ValueError(
+                    f"methods.{name}.filter.reward: {method.filter.reward!r} is not an entry of rewards"
+                    + _suggestion(method.filter.reward, self.rewards)
+                )
             if method.k and method.k > self.positives.k:
                 raise ValueError(
                     f"methods.{name}.k: {method.k} positives are asked of a pool of {self.positives.k}; "
@@ -578,6 +593,8 @@ def _fault(method: Method) -> str | None:
         return f"the loss {method.loss} needs `positives`: self, human or safe-human"
     if method.ema and (contract.mismatched or not contract.reference):
         return f"the loss {method.loss} takes no moving references: leave `ema` out"
+    if method.filter and method.positives != "self":
+        return "filter: it chooses among self-generated answers: set `positives: self`"
     if method.online and (contract.mismatched or method.positives != "self"):
         wanted = "takes no online rounds" if contract.mismatched else "takes them with `positives: self` alone"
         return f"online: the loss {method.loss} {wanted}"

@@ -85,3 +85,18 @@ rule score_responses:
     shell:
         "python -m d2o --gpus {resources.gpu} scores --settings {params.settings:q} --model {input.reward} "
         "--prompts {input.prompts} --responses {input.responses} --output {output} 2>&1 | tee {log}"
+
+
+use rule score_responses as score_positives with:
+    message:
+        "Scores by {wildcards.reward} of the pool {wildcards.pool}, {wildcards.model}"
+    input:
+        reward=plan.reward_model,
+        prompts="results/{dataset}/negatives.parquet",
+        responses="results/{dataset}/{model}/positives/{pool}.parquet",
+    output:
+        "results/{dataset}/{model}/positives/{pool}.scores/{reward}.parquet",
+    log:
+        "results/{dataset}/{model}/logs/scores-{pool}-{reward}.log",
+    benchmark:
+        "results/{dataset}/{model}/logs/scores-{pool}-{reward}.benchmark.tsv"

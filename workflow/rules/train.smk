@@ -18,6 +18,7 @@ rule train_method:
     params:
         checkpoints="results/{dataset}/{model}/{method}/seed{seed}/checkpoints",
         samples=plan.option("samples"),
+        scores=plan.option("scores"),
         references=plan.option("references"),
         fresh=plan.option("fresh"),
         fresh_references=plan.option("fresh_references"),
@@ -37,6 +38,6 @@ rule train_method:
         "../../envs/train.yaml"
     shell:
         "python -m d2o --gpus {resources.gpu} train --settings {params.settings:q} --model {input.model} "
-        "--comparisons {input.comparisons} {params.samples} {params.references} "
+        "--comparisons {input.comparisons} {params.samples} {params.scores} {params.references} "
         "{params.fresh} {params.fresh_references} "
         "--checkpoints {params.checkpoints} --upkeep {resources.upkeep:q} --output {output.model} 2>&1 | tee {log}"

@@ -140,10 +140,18 @@ def training(blocks: Sequence[Block], order: Sequence[str]) -> Figure:
 
 
 @mpl.rc_context(_STYLE)
-def pool(sheet: Mapping[str, Any]) -> Figure:
-    """Lengths of a pool's samples in tokens, and how many of them each reason speaks against."""
+def pool(sheet: Mapping[str, Any], scores: Mapping[str, Sequence[float]]) -> Figure:
+    """Lengths of a pool's samples in tokens, how many of them each reason speaks against, and their scores.
+
+    Args:
+        sheet: the pool's data sheet.
+        scores: by reward model; none where the pool was not scored.
+    """
     figure = Figure((_WIDTH, 2.4), layout="constrained")
-    lengths, reasons = figure.subplots(1, 2)
+    lengths, reasons, *others = figure.subplots(1, 2 + len(scores))
+    for axis, (reward, values) in zip(others, scores.items(), strict=True):
+        axis.hist(values, bins=40, color=_COLOURS[2])
+        axis.set_title(f"score, {reward}", loc="left")
     tokens, counts = zip(*((int(length), count) for length, count in sheet["tokens"].items()), strict=True)
     lengths.hist(tokens, bins=min(40, max(tokens)), weights=counts, color=_COLOURS[0])
     lengths.set_title("length, tokens", loc="left")

@@ -138,7 +138,13 @@ def _pools(archive: Archive, settings: Settings, block: Block) -> Iterator[dict[
         if not archive.exists(path):
             continue
         sheet = archive.json(path)
-        svg = figures.render(figures.pool(sheet), "svg")
+        tables = {r: path.replace(".sheet.json", f".scores/{r}.parquet") for r in settings.rewards}
+        scores = {
+            reward: [row["score"] for row in archive.table(table, records.SCORES)]
+            for reward, table in tables.items()
+            if archive.exists(table)
+        }
+        svg = figures.render(figures.pool(sheet, scores), "svg")
         name = f"pool-{block.dataset}-{block.model}-{number}"
         yield {
             "block": block,

@@ -21,6 +21,7 @@ class Inputs:
         model: folder of the initial model.
         comparisons: human answers (`records.COMPARISONS`).
         samples: pools of self-generated answers (`records.POOL`), none or one.
+        scores: scores of the pools' samples (`records.SCORES`) where the method filters them, else none.
         references: log-probs under the reference (`records.LOGPROBS`); none where the loss needs none, or where
             the references move.
         fresh: the pools of the online rounds drawn by now, in order.
@@ -30,6 +31,7 @@ class Inputs:
     model: Path
     comparisons: Path
     samples: Sequence[Path] = ()
+    scores: Sequence[Path] = ()
     references: Sequence[Path] = ()
     fresh: Sequence[Path] = ()
     fresh_references: Sequence[Path] = ()
@@ -37,7 +39,7 @@ class Inputs:
     @property
     def lasting(self) -> list[Path]:
         """The files that are there from the first step on."""
-        return [self.model / "manifest.json", self.comparisons, *self.samples, *self.references]
+        return [self.model / "manifest.json", self.comparisons, *self.samples, *self.scores, *self.references]
 
     @property
     def rounds(self) -> list[Path]:
@@ -108,6 +110,9 @@ def read(stage: TrainStage, inputs: Inputs) -> tuple[Data, dict[str, int]]:
     tokenizer = chat.load_tokenizer(inputs.model)
     human = records.read_table(inputs.comparisons, records.COMPARISONS)
     pool = [row for path in inputs.samples for row in records.read_table(path, records.POOL)]
+    for path in inputs.scores:
+        better = records.read_manifest(path)["settings"]["better"]
+        pool = list(groups.best(pool, records.read_table(path, records.SCORES), stage.method.filter.best, better))
     texts = list(groups.view(stage.method, human, pool))
     if not texts and stage.method.positives in ("human", "safe-human"):
         raise D2OError(
