@@ -166,6 +166,53 @@ def test_an_incomplete_model_folder_is_named(tiny_model, tmp_path, file, message
     assert message in str(error.value)
 
 
+# The families' own templates, cut down to one turn of the user.
+TEMPLATES = {
+    "ChatML": "<|im_start|>user\n{{ messages[0]['content'] }}<|im_end|>\n"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+    "Phi-3": "<|user|>\n{{ messages[0]['content'] }}<|end|>\n"
+    "{% if add_generation_prompt %}<|assistant|>\n{% else %}{{ eos_token }}{% endif %}",
+    "Llama-2": "[INST] {{ messages[0]['content'] }} [/INST]",
+    "Alpaca": chat.template("alpaca"),
+}
+
+
+@pytest.fixture
+def templated(tiny_model, tmp_path):
+    """Makes a model folder with another chat template."""
+
+    def make(text: str):
+        for path in tiny_model.iterdir():
+            (tmp_path / path.name).symlink_to(path)
+        (tmp_path / "chat_template.jinja").unlink(missing_ok=True)
+        (tmp_path / "chat_template.jinja").write_text(text)
+        return tmp_path
+
+    return make
+
+
+@pytest.mark.parametrize("family", TEMPLATES)
+def test_a_prompt_ends_where_the_answer_begins(templated, family):
+    tokenizer = chat.load_tokenizer(templated(TEMPLATES[family]))
+    text = chat.prompt_text(tokenizer, [{"role": "user", "content": "Why?"}])
+    assert text.endswith(
+        {
+            "ChatML": "Why?<|im_end|>\n<|im_start|>assistant\n",
+            "Phi-3": "Why?<|end|>\n<|assistant|>\n",
+            "Llama-2": "[INST] Why? [/INST]",
+            "Alpaca": "BEGINNING OF CONVERSATION: USER: Why? ASSISTANT:",
+        }[family]
+    )
+
+
+@pytest.mark.parametrize("text", ["{{ messages[0]['content'] }}", "{{ messages[0]['content'] }}<|im_end|>\n"])
+def test_a_template_that_never_begins_the_answer_is_refused(templated, text):
+    with pytest.raises(
+        D2OError, match="the chat template ends with the question; let it begin the answer where add_g"
+    ):
+        chat.load_tokenizer(templated(text))
+
+
 def test_a_models_own_code_runs_only_where_its_manifest_says_so(tiny_model, tmp_path):
     for path in tiny_model.iterdir():
         if path.name != "manifest.json":

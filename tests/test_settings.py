@@ -64,6 +64,11 @@ def changed(path: str, value) -> dict:
             "methods.x.filter.reward: 'saftey' is not an",
         ),
         ("methods.x", CDPO | {"filter": {"reward": "safety", "best": 2}}, "filter: it chooses among self-generated"),
+        (
+            "engine",
+            {"tensor_parallel": 2},
+            "engine.tensor_parallel: 2 GPUs are to share a model, and a job has 0; raise",
+        ),
         ("methods.x", SELF | {"online": ONLINE}, "set methods.x.train.steps to more than that, not null"),
         ("methods.x", SELF | {"online": ONLINE, "train": {"steps": 5}}, "the first round lies after step 5"),
         ("methods.x", CDPO | {"online": ONLINE}, "takes them with `positives: self` alone"),

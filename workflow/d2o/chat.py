@@ -42,14 +42,34 @@ def template(name: str) -> str:
 
 
 def load_tokenizer(folder: Path):
-    """The tokenizer of a model folder; errors as `check_folder`, and where it names no end-of-turn token."""
+    """The tokenizer of a model folder.
+
+    Raises:
+        D2OError: as `check_folder`, and where there is no end-of-turn token or the template never begins the answer.
+    """
     check_folder(folder)
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=records.trusts_code(folder))
     if tokenizer.eos_token_id is None:
         raise D2OError(f"{folder}: the tokenizer has no end-of-turn token; set eos_token in tokenizer_config.json")
+    if not _begins_answer(tokenizer):
+        raise D2OError(
+            f"{folder}: the chat template ends with the question; let it begin the answer where "
+            f"add_generation_prompt is set, or name another one: `chat_template: alpaca`"
+        )
     return tokenizer
+
+
+def _begins_answer(tokenizer) -> bool:
+    """Whether more follows a question than the end of its turn, such as `<|im_start|>assistant` or `ASSISTANT:`."""
+    question = [{"role": "user", "content": "?"}]
+    asked = prompt_text(tokenizer, question)
+    alone = tokenizer.apply_chat_template(question, add_generation_prompt=False, tokenize=False)
+    rest = asked.rpartition("?")[2]
+    for token in tokenizer.all_special_tokens:
+        rest = rest.replace(token, "")
+    return asked != alone or bool(rest.strip())
 
 
 def prompt_text(tokenizer, messages: Messages) -> str:

@@ -473,6 +473,15 @@ class Settings(Section):
         return data
 
     @model_validator(mode="after")
+    def _gpus_suffice(self):
+        if self.engine.tensor_parallel > max(1, self.compute.gpus):
+            raise ValueError(
+                f"engine.tensor_parallel: {self.engine.tensor_parallel} GPUs are to share a model, and a job has "
+                f"{self.compute.gpus}; raise compute.gpus"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _names_exist(self):
         for name in _RESERVED & self.datasets.keys():
             raise ValueError(f"datasets.{name}: this is the name of a folder in results/; choose another")
