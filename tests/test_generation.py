@@ -36,7 +36,7 @@ def pool(tiny_model, folder, prompts, k):
     rows = [
         {
             "prompt_id": prompt, "split": split, "messages": [{"role": "user", "content": text}],
-            "negative": "No.", "positive": None, "positive_unsafe": None,
+            "negative": "No.", "positive": None, "positive_unsafe": None, "categories": None, "severity": None,
         }
         for prompt, split, text in prompts
     ]  # fmt: skip
