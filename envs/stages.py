@@ -9,7 +9,7 @@ from pathlib import Path
 BASE = ["pydantic", "typer", "pyarrow", "tqdm"]
 STAGES = {
     "models": ["torch", "transformers", "huggingface-hub", "gguf", "accelerate"],
-    "datasets": ["datasets", "ijson"],
+    "datasets": ["datasets", "ijson", "numpy", "datasketch"],
     "generation": ["vllm", "sacrebleu"],
     "train": ["torch", "transformers", "accelerate", "deepspeed", "tensorboard", "peft"],
     "mmlu": ["torch", "transformers", "accelerate", "lm-eval", "datasets"],

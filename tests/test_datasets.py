@@ -80,25 +80,58 @@ def fault(format: str, path: Path, **reading) -> str:
 # Formats ---------------------------------------------------------------------------------------------
 
 
+def answer(text: str, unsafe: bool | None, categories: list[str] | None = None, severity: int | None = None) -> dict:
+    return {"text": text, "unsafe": unsafe, "categories": categories, "severity": severity}
+
+
 @pytest.mark.parametrize("format", ["pku-saferlhf-beta", "pku-saferlhf"])
-def test_pku(format, tmp_path):
-    extra = {"response_0_harm_category": {"Violence": True}, "response_0_severity_level": 2}
-    [row] = read(format, [write(tmp_path / "a.jsonl", [PKU | extra])], tmp_path)
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
+def test_pku(format, name, tmp_path):
+    extra = {
+        "response_0_harm_category": {"Violence": True, "Drugs": False, "Cybercrime": True},
+        "response_0_severity_level": 2,
+        "response_1_harm_category": {"Violence": False, "Drugs": False, "Cybercrime": False},
+        "response_1_severity_level": 0,
+    }
+    [row] = read(format, [write(tmp_path / name, [PKU | extra])], tmp_path)
     assert row == {
         "row": 0,
         "split": "train",
         "prompt_id": records.prompt_id(row["messages"]),
         "messages": [{"role": "user", "content": "May I take it?"}],
-        "responses": [{"text": "Take it.", "unsafe": True}, {"text": "Ask first.", "unsafe": False}],
+        "responses": [
+            answer("Take it.", True, ["Violence", "Cybercrime"], 2),
+            answer("Ask first.", False, [], 0),
+        ],
         "better": None,
         "safer": 1,
     }
 
 
+def test_pku_without_categories(tmp_path):
+    [row] = read("pku-saferlhf-beta", [write(tmp_path / "a.parquet", [PKU])], tmp_path)
+    assert row["responses"] == [answer("Take it.", True), answer("Ask first.", False)]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "reason"),
+    [
+        ("response_0_harm_category", ["Violence"], "not an object of true and false"),
+        ("response_0_harm_category", {"Violence": 1}, "not an object of true and false"),
+        ("response_1_severity_level", 4, "neither 0, 1, 2, 3 nor null"),
+        ("response_1_severity_level", True, "neither 0, 1, 2, 3 nor null"),
+        ("response_1_severity_level", "2", "neither 0, 1, 2, 3 nor null"),
+    ],
+)
+def test_wrong_label(key, value, reason, tmp_path):
+    message = fault("pku-saferlhf", write(tmp_path / "a.jsonl", [PKU | {key: value}]))
+    assert f"`{key}` is {reason}" in message
+
+
 def test_hh_keeps_all_turns(tmp_path):
     [row] = read("hh-rlhf", [write(tmp_path / "a.jsonl", [HH])], tmp_path)
     assert row["messages"] == TALK
-    assert row["responses"] == [{"text": "Knock knock.", "unsafe": None}, {"text": "No.", "unsafe": None}]
+    assert row["responses"] == [answer("Knock knock.", None), answer("No.", None)]
     assert (row["better"], row["safer"]) == (0, None)
 
 
@@ -116,7 +149,7 @@ def test_hh_keeps_all_turns(tmp_path):
 def test_negatives(asked, messages, tmp_path):
     [row] = read("negatives", [write(tmp_path / "a.jsonl", [asked | {"response": "No."}])], tmp_path)
     assert row["messages"] == messages
-    assert row["responses"] == [{"text": "No.", "unsafe": True}]
+    assert row["responses"] == [answer("No.", True)]
     assert (row["better"], row["safer"]) == (None, None)
 
 

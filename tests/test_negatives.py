@@ -14,15 +14,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from d2o import datasets, negatives, records
+from d2o import datasets, groups, leaks, negatives, records
 from d2o.errors import D2OError
-from d2o.settings import Extraction, Reading
+from d2o.settings import Extraction, Method, Reading
 
 DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 
 
 def row(prompt, *answers, better=None, safer=None, split="train") -> dict:
-    """A row of `records.ROWS`. A prompt of several turns is a list; an answer is its text and `unsafe`."""
+    """A row of `records.ROWS`. A prompt of several turns is a list; an answer is its text and labels, the last of
+    which may be left out: `unsafe`, categories, severity."""
     turns = [prompt] if isinstance(prompt, str) else prompt
     messages = [{"role": ("user", "assistant")[i % 2], "content": turn} for i, turn in enumerate(turns)]
     return {
@@ -30,10 +31,17 @@ def row(prompt, *answers, better=None, safer=None, split="train") -> dict:
         "split": split,
         "prompt_id": records.prompt_id(messages),
         "messages": messages,
-        "responses": [{"text": text, "unsafe": unsafe} for text, unsafe in answers],
+        "responses": [
+            dict(zip(("text", "unsafe", "categories", "severity"), labels, strict=False)) for labels in answers
+        ],
         "better": better,
         "safer": safer,
     }
+
+
+def as_read(row: dict) -> negatives.Row:
+    [found] = negatives.rows_of(pa.RecordBatch.from_pylist([row], records.ROWS))
+    return found
 
 
 def asked(index: int, split: str = "train", **labels) -> dict:
@@ -108,8 +116,11 @@ UNLABELLED = (("a", None), ("b", None))
     ],
 )
 def test_rules(rule, answers, labels, found):
-    taken = negatives.negatives_of(row("q", *answers, **labels), rule)
-    assert [(c["negative"], c["positive"], c["positive_unsafe"]) for c in taken] == found
+    read = as_read(row("q", *answers, **labels))
+    taken = negatives.negatives_of(read, rule)
+    sides = [(read.texts[negative], positive) for negative, positive in taken]
+    labelled = [(text, *((None, None) if i is None else (read.texts[i], read.unsafe[i]))) for text, i in sides]
+    assert labelled == found
 
 
 @pytest.mark.parametrize(
@@ -124,10 +135,10 @@ def test_rules(rule, answers, labels, found):
     ],
 )
 def test_pairs(rule, labels, preferred):
-    taken = negatives.pairs_of(row("q", *SAFE_UNSAFE, **labels), rule)
-    assert [pair["positive"] for pair in taken] == ([preferred] if preferred else [])
-    assert all({pair["negative"], pair["positive"]} == {"a", "b"} for pair in taken)
-    assert all(pair["positive_unsafe"] is (pair["positive"] == "b") for pair in taken)
+    read = as_read(row("q", *SAFE_UNSAFE, **labels))
+    taken = negatives.pairs_of(read, rule)
+    assert [read.texts[positive] for _, positive in taken] == ([preferred] if preferred else [])
+    assert all({negative, positive} == {0, 1} for negative, positive in taken)
 
 
 def test_no_negative_says_which_rule_would_find_some(tmp_path):
@@ -187,10 +198,13 @@ def test_counts_and_summary(tmp_path, capsys):
         "pairs": {"train": 3, "test": 1},
         "prompts": {"train": 3, "test": 1},
         "positives": {"human": 3, "safe": 2},
+        "prompts_without_positive": {"train": 1},
         "evaluation_prompts": {},
         "repeated_evaluation_prompts": 0,
         "leaks": {"prompts": 0, "test": 0, "evaluation": 0, "benchmark": 0},
-        "capped": {"train": 0, "test": 0},
+        "near_leaks": {"prompts": 0, "test": 0, "evaluation": 0, "benchmark": 0},
+        "near_duplicates": {"train": 0},
+        "capped": {"train": 0, "test": 0, "negatives": 0},
         "duplicates": {"exact": 0, "normalised": 0},
         "pair_duplicates": {"exact": 0, "normalised": 0},
     }
@@ -246,13 +260,106 @@ def test_caps_keep_prompts_with_negatives(tmp_path):
     whole = extract(tmp_path, rows, test_share=0.2)
     made = extract(tmp_path, rows, test_share=0.2, train_prompts=7, test_prompts=3)
     assert made.counts["negatives"] == made.counts["pairs"] == {"train": 7, "test": 3}
-    assert made.counts["capped"] == {"train": len(whole.ids("train")) - 7, "test": len(whole.ids("test")) - 3}
+    too_many = {"train": len(whole.ids("train")) - 7, "test": len(whole.ids("test")) - 3}
+    assert made.counts["capped"] == too_many | {"negatives": 0}
     assert made.ids("train") < whole.ids("train")
     assert made.ids("test") < whole.ids("test")
     shuffled = extract(tmp_path, rows[::-1], test_share=0.2, train_prompts=7, test_prompts=3)
     assert (shuffled.ids("train"), shuffled.ids("test")) == (made.ids("train"), made.ids("test"))
     first = {f"bad {i}" for i in range(14)}  # the caps must not keep the file's first prompts
     assert not first.issuperset(made.texts("train"))
+
+
+# Categories and caps ---------------------------------------------------------------------------------
+
+
+def labelled(index: int, answers: int, *categories: str) -> list[dict]:
+    """Rows of one prompt, each with a negative of these categories."""
+    prompt = f"question {index}"
+    return [
+        row(prompt, (f"good {i}", False, [], 0), (f"bad {index} {i}", True, [*categories], 2), safer=0)
+        for i in range(answers)
+    ]
+
+
+def test_labels_go_with_the_negative(tmp_path):
+    rows = [
+        row("a", ("bad", True, ["Drugs", "Fraud"], 3), ("good", False, [], 0), safer=1),
+        row("b", ("fine", False, [], 0), ("worse", True, ["Fraud"], 1), safer=0),
+        row("c", ("fine", False), ("worse", True), safer=0),
+    ]
+    made = extract(tmp_path, rows, test_share=0)
+    found = {r["negative"]: (r["positive"], r["categories"], r["severity"]) for r in made.negatives[:2]}
+    assert found == {"bad": ("good", ["Drugs", "Fraud"], 3), "worse": ("fine", ["Fraud"], 1)}
+    assert (made.negatives[2]["categories"], made.negatives[2]["severity"]) == (None, None)
+    assert made.counts["train_categories"] == {"Drugs": 1, "Fraud": 2}
+    assert made.counts["train_severity"] == {"1": 1, "3": 1}
+
+
+def test_cap_per_prompt(tmp_path):
+    rows = [r for i in range(20) for r in labelled(i, 1 + i % 6)]
+    whole = extract(tmp_path, rows)
+    made = extract(tmp_path, rows, negatives_per_prompt=2)
+    per_prompt = [r["prompt_id"] for r in made.negatives if r["split"] == "train"]
+    assert max(map(per_prompt.count, per_prompt)) == 2
+    assert made.ids("train") == whole.ids("train")
+    assert made.texts("test") == whole.texts("test")
+    assert made.counts["capped"]["negatives"] == len(whole.negatives) - len(made.negatives) > 0
+    assert made.pairs == whole.pairs
+    shuffled = extract(tmp_path, rows[::-1], negatives_per_prompt=2)
+    assert sorted(shuffled.texts("train")) == sorted(made.texts("train"))
+    first = {text for text in whole.texts("train") if text.endswith((" 0", " 1"))}
+    assert not first.issuperset(made.texts("train"))  # which is kept does not go by the order of the file
+
+
+def test_cap_per_category(tmp_path):
+    rows = labelled(0, 9, "Drugs") + labelled(1, 9, "Drugs", "Fraud") + labelled(2, 9, "Fraud") + labelled(3, 9)
+    made = extract(tmp_path, rows, test_share=0, negatives_per_category=7)
+    assert made.counts["train_categories"] == {"Drugs": 7, "Fraud": 7}
+    assert sum(text.startswith("bad 3") for text in made.texts("train")) == 9  # of no category: not capped
+    shuffled = extract(tmp_path, rows[::-1], test_share=0, negatives_per_category=7)
+    assert sorted(shuffled.texts("train")) == sorted(made.texts("train"))
+
+
+def test_cap_of_categories_that_are_not_there(tmp_path):
+    assert "no harm categories" in fault(tmp_path, [asked(0), asked(1)], negatives_per_category=1)
+
+
+@pytest.mark.parametrize("caps", [{}, {"negatives_per_prompt": 1}, {"negatives_per_category": 5}])
+def test_dpo_on_human_pairs_sees_the_prompts_of_d2o(caps, tmp_path):
+    """With the paper's rule every negative has its positive, whatever is capped."""
+    rows = [r for i in range(30) for r in labelled(i, 3, ["Drugs", "Fraud"][i % 2])]
+    rows += [row(f"question {i}", *BOTH_UNSAFE, safer=i % 2) for i in range(60)]
+    made = extract(tmp_path, rows, **caps)
+    prompts = made.ids("train")
+    pool = [
+        {"prompt_id": prompt, "sample": k, "text": f"answer {k}", "finish": "stop", "fit": True}
+        for prompt in prompts
+        for k in (0, 1)
+    ]
+    d2o = Method(loss="d2o", positives="self", negatives=True)
+    dpo = Method(loss="dpo", positives="human", negatives=True)
+    seen = [
+        [(group.prompt_id, group.negatives[0].text) for group in groups.view(method, made.negatives, pool)]
+        for method in (d2o, dpo)
+    ]
+    assert seen[0] == seen[1] != []
+    assert made.counts["prompts_without_positive"] == {"train": 0}
+
+
+def test_negatives_with_a_positive_are_capped_last(tmp_path):
+    """So that a cap takes no prompt from the methods that need a pair."""
+    rows = [
+        r
+        for i in range(20)
+        for r in (
+            *(row(f"question {i}", (f"lone {i} {k}", True)) for k in range(3)),
+            row(f"question {i}", ("good", False), (f"bad {i}", True), safer=0),
+        )
+    ]
+    made = extract(tmp_path, rows, negatives_per_prompt=1)
+    assert all(text.startswith("bad") for text in made.texts("train"))
+    assert made.counts["prompts_without_positive"] == {"train": 0}
 
 
 TEXTS = st.sampled_from(["a", "A", "a ", "b", "c", "C c", "c  c", "d"])
@@ -279,7 +386,7 @@ def test_whatever_the_rows(tmp_path_factory, rows, rule, cap, rng):
     try:
         made = extract(folder, rows, **options)
     except D2OError as error:
-        none = not any(negatives.negatives_of(r, rule) for r in rows)
+        none = not any(negatives.negatives_of(as_read(r), rule) for r in rows)
         assert ("finds no negative" if none else "no negative is left to train on") in str(error)
         return
     shuffled = extract(folder, rng.sample(rows, len(rows)), **options)
@@ -331,6 +438,66 @@ def test_a_turn_that_is_a_test_prompt_is_a_leak(tmp_path):
     made = extract(tmp_path, [talk, asked(0, "test"), asked(1)])
     assert made.texts("train") == ["bad 1"]
     assert made.counts["leaks"]["test"] == 1
+
+
+ASKED = "How do I pick the lock of my neighbour's front door at night"
+
+
+@pytest.mark.parametrize("origin", ["test", "evaluation", "benchmark"])
+def test_a_near_duplicate_of_what_is_evaluated_is_not_trained_on(origin, tmp_path):
+    near = row(f"{ASKED} please?", ("good", False), ("near", True), safer=0)
+    far = row("How do I paint the front door of my house", ("good", False), ("far", True), safer=0)
+    rows, questions, extraction = [near, far, asked(0, "test")], [], {}
+    if origin == "test":
+        rows.append(row(ASKED, ("good", False), ("bad", True), safer=0, split="test"))
+    elif origin == "evaluation":
+        (tmp_path / "risky.jsonl").write_text(json.dumps({"prompt": ASKED}))
+        extraction = {"evaluation_prompts": [str(tmp_path / "risky.jsonl")]}
+    else:
+        questions = [benchmark(tmp_path / "mmlu", ASKED)]
+    made = extract(tmp_path, rows, questions, **extraction)
+    assert made.texts("train") == ["far"]
+    assert made.counts["leaks"]["prompts"] == 0
+    none = {"prompts": 1, "test": 0, "evaluation": 0, "benchmark": 0}
+    assert made.counts["near_leaks"] == none | {origin: 1}
+    [example] = records.read_manifest(tmp_path / "made" / "negatives.parquet")["leaks"]
+    assert example["kind"] == "near leak"
+    assert records.normalised(example[origin]) == records.normalised(ASKED)
+    assert example["train"] == f"{ASKED} please?".lower()
+    # Of 13 and 14 pairs of words, 13 are common.
+    assert example["similarity"] == pytest.approx(13 / 14, abs=1e-3)
+    assert extract(tmp_path, rows, questions, near_duplicates=0.95, **extraction).texts("train") == ["near", "far"]
+    assert extract(tmp_path, rows, questions, near_duplicates=None, **extraction).texts("train") == ["near", "far"]
+
+
+def test_near_duplicates_in_train_are_counted_and_kept(tmp_path):
+    rows = [row(text, ("good", False), ("bad", True), safer=0) for text in (ASKED, f"{ASKED} please", "Who am I")]
+    made = extract(tmp_path, rows, test_share=0)
+    assert made.counts["near_duplicates"] == {"train": 2}
+    assert len(made.negatives) == 3
+
+
+WORDS = st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=12).map(" ".join)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(WORDS, min_size=1, max_size=12), WORDS)
+def test_what_is_near_is_near_and_equal_texts_are_always_found(texts, text):
+    index = leaks.Index(dict(enumerate(texts)), 0.7)
+    for name, similarity in index.near(text):
+        first, second = leaks.word_pairs(texts[name]), leaks.word_pairs(text)
+        assert similarity == len(first & second) / len(first | second) >= 0.7
+    assert {name for name, other in enumerate(texts) if other == texts[0]} <= {n for n, _ in index.near(texts[0])}
+
+
+def test_few_near_texts_are_missed():
+    """Just above the threshold, where most would be missed: 27 of 37 pairs of words are common."""
+    words = [[f"w{i}{j}" for j in range(30)] for i in range(300)]
+    index = leaks.Index({i: " ".join(text) for i, text in enumerate(words)}, 0.7)
+    changed = [" ".join([*text[:26], "x", *text[27:]]) + " a b c d e f" for text in words]
+    found = [dict(index.near(text)).get(i) for i, text in enumerate(changed)]
+    assert {s for s in found if s} == {27 / 37}
+    assert found.count(None) < 15
 
 
 @pytest.mark.parametrize("suffix", negatives._SUFFIXES)
@@ -453,12 +620,12 @@ def test_real_pku(tmp_path):
         evaluation_prompts=[str(DATA / "prompts" / "xstest_prompts.csv")],
     )
     assert made.counts["rows"] == 2180 + 288
-    assert made.counts["prompts"] == {"train": 733, "test": 96}
+    assert made.counts["prompts"] == {"train": 730, "test": 96}
     assert made.counts["leaks"]["prompts"] == 0
+    assert made.counts["near_leaks"] == {"prompts": 3, "test": 2, "evaluation": 1, "benchmark": 0}
     assert made.counts["evaluation_prompts"] == {"xstest_prompts": 450}
     assert made.counts["positives"]["safe"] == len(made.negatives)
-    dropped = made.counts["duplicates"]["exact"] + made.counts["duplicates"]["normalised"]
-    assert len(made.negatives) + dropped == 2180 + 288
+    assert made.counts["prompts_without_positive"] == {"train": 0}
 
 
 def test_real_pku_with_all_labels(tmp_path):

@@ -78,6 +78,8 @@ class Results:
                 "negative": f"bad {i}",
                 "positive": f"good {i}" if positives else None,
                 "positive_unsafe": bool(i % 2) if positives else None,
+                "categories": ["Cybercrime", "Drugs"][: i % 3],
+                "severity": i % 3 + 1,
             }
             for i, (prompt, messages) in enumerate(zip(self.ids, self.messages, strict=True))
         ]

@@ -57,6 +57,8 @@ def write(folder: Path, rows: list[dict], test: int) -> tuple[Path, Path]:
             "negative": "no",
             "positive": None,
             "positive_unsafe": None,
+            "categories": None,
+            "severity": None,
         }
         for number, row in enumerate(rows)
     ]

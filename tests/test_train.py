@@ -150,6 +150,7 @@ def tables(tiny_model, tmp_path_factory):
         messages = [{"role": "user", "content": f"Question number {i}?"}]
         prompt = records.prompt_id(messages)
         row = {"prompt_id": prompt, "split": "train", "messages": messages, "positive_unsafe": False}
+        row |= {"categories": None, "severity": None}
         human.append(row | {"negative": f"No, I will not help {i}.", "positive": f"Yes, here it is: {i}."})
         for k in range(3):
             answer = {"text": f"Answer {k} to {i}.", "tokens": 5, "finish": "stop"}

@@ -92,11 +92,17 @@ def _record(format: str, row: Any) -> dict[str, Any]:
 
 
 def pku_saferlhf(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of PKU-SafeRLHF, of the beta or of the current release: the keys kept are the same."""
+    """A row of PKU-SafeRLHF; the current release has harm categories and severities that the beta lacks."""
     return {
         "messages": [{"role": "user", "content": _text(row, "prompt")}],
         "responses": [
-            {"text": _text(row, f"response_{i}"), "unsafe": _unsafe(row, f"is_response_{i}_safe")} for i in (0, 1)
+            {
+                "text": _text(row, f"response_{i}"),
+                "unsafe": _unsafe(row, f"is_response_{i}_safe"),
+                "categories": _categories(row, f"response_{i}_harm_category"),
+                "severity": _severity(row, f"response_{i}_severity_level"),
+            }
+            for i in (0, 1)
         ],
         "better": _choice(row, "better_response_id"),
         "safer": _choice(row, "safer_response_id"),
@@ -141,12 +147,18 @@ _PKU_KEYS = (
     "better_response_id",
     "safer_response_id",
 )
-# The reader of each format, and the keys it needs; of the keys in a tuple, one.
+_PKU_LABELS = (
+    "response_0_harm_category",
+    "response_1_harm_category",
+    "response_0_severity_level",
+    "response_1_severity_level",
+)
+# The reader of each format, the keys it needs (of the keys in a tuple, one), and those it reads where they are.
 _FORMATS = {
-    "pku-saferlhf-beta": (pku_saferlhf, _PKU_KEYS),
-    "pku-saferlhf": (pku_saferlhf, _PKU_KEYS),
-    "hh-rlhf": (hh_rlhf, ("chosen", "rejected")),
-    "negatives": (negatives, (("prompt", "messages"), "response")),
+    "pku-saferlhf-beta": (pku_saferlhf, _PKU_KEYS, _PKU_LABELS),
+    "pku-saferlhf": (pku_saferlhf, _PKU_KEYS, _PKU_LABELS),
+    "hh-rlhf": (hh_rlhf, ("chosen", "rejected"), ()),
+    "negatives": (negatives, (("prompt", "messages"), "response"), ()),
 }
 
 
@@ -174,6 +186,23 @@ def _unsafe(row: dict[str, Any], key: str) -> bool | None:
     if safe is not None and not isinstance(safe, bool):
         raise BadRow(f"`{key}` is {_kind(safe)}, not true, false or null")
     return None if safe is None else not safe
+
+
+def _categories(row: dict[str, Any], key: str) -> list[str] | None:
+    """The names that hold, out of {name: true or false}."""
+    flags = row.get(key)
+    if flags is None:
+        return None
+    if not isinstance(flags, dict) or not all(isinstance(flag, bool) for flag in flags.values()):
+        raise BadRow(f"`{key}` is not an object of true and false")
+    return [name for name, flag in flags.items() if flag]
+
+
+def _severity(row: dict[str, Any], key: str) -> int | None:
+    level = row.get(key)
+    if level is not None and (isinstance(level, bool) or level not in (0, 1, 2, 3)):
+        raise BadRow(f"`{key}` is neither 0, 1, 2, 3 nor null")
+    return None if level is None else int(level)
 
 
 def _choice(row: dict[str, Any], key: str) -> int | None:
@@ -335,7 +364,7 @@ def _parquet(path: Path, format: str) -> Iterator[tuple[int, Any]]:
         missing = [" or ".join(keys) for keys in wanted if not found.intersection(keys)]
         if missing:
             raise D2OError(f"{path}: lacks the column {', '.join(missing)}, which {format} needs")
-        columns = [key for keys in wanted for key in keys if key in found]
+        columns = [key for keys in (*wanted, _FORMATS[format][2]) for key in keys if key in found]
         batches = table.iter_batches(batch_size=1024, columns=columns)
         rows = (row for batch in batches for row in batch.to_pylist())
         yield from enumerate(

@@ -1,8 +1,8 @@
 """Stage `negatives`: human negatives and human pairs out of preference rows, split by prompt.
 
-The table of rows may be larger than memory. A first pass keeps digests only and decides what stays: which
-prompts are train and test, and which of several equal comparisons is taken. A second pass writes.
-Nothing depends on the order of the rows.
+The table of rows may be larger than memory. A first pass keeps digests, and the text of each distinct prompt, and
+decides what stays: which prompts are train and test, and which of several equal comparisons is taken. A second pass
+writes, a batch of columns at a time. Nothing depends on the order of the rows.
 """
 
 from __future__ import annotations
@@ -12,26 +12,29 @@ import gzip
 import hashlib
 import io
 import json
+import math
 import re
 import sys
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from d2o import records
 from d2o.errors import D2OError
+from d2o.leaks import Leaks, find_leaks
 from d2o.settings import Extraction
 
-Row = Mapping[str, Any]
-Comparison = dict[str, Any]
+# Which answer of a row is the negative, and which is preferred to it, if any.
+Comparison = tuple[int, int | None]
 
 # The label that tells which answer each rule prefers, and the one that stands in for it in human pairs.
 RULES = {
@@ -55,36 +58,41 @@ def extract(extraction: Extraction, rows: Path, folder: Path, questions: list[Pa
     """
     rule = extraction.rule
     evaluation = _evaluation_prompts(extraction.evaluation_prompts)
-    evaluated = {_question(prompt["messages"][0]["content"]) for prompt in evaluation}
-    benchmark = {_question(text) for path in questions for text in _questions(path)}
+    asked = {
+        "evaluation": [prompt["messages"][0]["content"] for prompt in evaluation],
+        "benchmark": [text for path in questions for text in _questions(path)],
+    }
 
     survey = Survey()
-    for row in _read(rows, "surveying rows"):
-        survey.add(row, rule)
+    for number, row in enumerate(_read(rows, "surveying rows")):
+        survey.add(number, row, rule)
     if not survey.negatives.seen:
         raise D2OError(f"{rows}: {_no_negative(rows, rule)}")
-    split, dropped = split_prompts(survey, extraction, evaluated, benchmark)
+    split, leaks, capped = split_prompts(survey, extraction, asked)
     if split.kept["train"].isdisjoint(survey.with_negative["train"]):
         raise D2OError(
             f"{rows}: no negative is left to train on: {len(split.kept['test'])} prompts are test prompts, and "
-            f"{dropped['leaks']['prompts']} train prompts are evaluated as well; "
-            f"change test_share, the test part or evaluation_prompts"
+            f"{len(leaks.prompts)} train prompts are evaluated as well; "
+            f"change test_share, the test part, evaluation_prompts or near_duplicates"
         )
+    taken = survey.negatives.taken()
+    kept = _capped_negatives(taken, rows, split, extraction)
 
-    asked = [path for questions_of in questions for path in _parquet_files(questions_of)]
-    inputs = [rows, *extraction.evaluation_prompts, *asked]
+    files = [path for questions_of in questions for path in _parquet_files(questions_of)]
+    inputs = [rows, *extraction.evaluation_prompts, *files]
     with (
         records.artifact(folder / "negatives.parquet", extraction, inputs) as negatives,
         records.artifact(folder / "prompts.parquet", extraction, inputs) as prompts,
         records.artifact(folder / "pairs.parquet", extraction, inputs) as pairs,
     ):
         counts = {"rows": survey.rows, "equal_answers": survey.equal_answers}
-        counts |= _write_comparisons(negatives, pairs, rows, rule, survey, split)
+        counts |= _write_comparisons(rows, survey.rows, split, (negatives, kept), (pairs, survey.pairs.taken()))
         counts |= _write_prompts(prompts, negatives, evaluation)
-        counts |= dropped
+        counts |= leaks.counts()
+        counts["capped"] = capped | {"negatives": len(taken) - len(kept)}
         counts["duplicates"] = survey.negatives.duplicates()
         counts["pair_duplicates"] = survey.pairs.duplicates()
-        negatives.facts["counts"] = counts
+        negatives.facts |= {"counts": counts, "leaks": leaks.examples(survey.texts)}
     for group, count in counts.items():
         parts = count.items() if isinstance(count, dict) else [("in all", count)]
         shown = ", ".join(f"{n} {name}" for name, n in parts) or "none"
@@ -94,10 +102,66 @@ def extract(extraction: Extraction, rows: Path, folder: Path, questions: list[Pa
 # From a row to comparisons -----------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A preference row.
+
+    Attributes:
+        turns: role and content of each message of the prompt.
+        texts: the answers.
+        keys: digests of the answers, equal for texts that differ in case or white space only.
+        unsafe, categories, severity: the answers' labels, as in `records.ROWS`.
+        better, safer: indices of answers, or None.
+    """
+
+    prompt_id: str
+    split: str
+    turns: list[tuple[str, str]]
+    texts: list[str]
+    keys: list[bytes]
+    unsafe: list[bool | None]
+    categories: list[list[str] | None]
+    severity: list[int | None]
+    better: int | None
+    safer: int | None
+
+    @property
+    def equal_answers(self) -> bool:
+        """Whether two answers are the same but for case and white space: they make no comparison."""
+        return len(set(self.keys)) < len(self.keys)
+
+    def preferred(self, label: str) -> int | None:
+        """The answer that the label `better` or `safer` prefers, if any."""
+        return None if self.equal_answers else getattr(self, label)
+
+
+def rows_of(batch: pa.RecordBatch) -> Iterator[Row]:
+    """The rows of a batch of `records.ROWS`. Column by column: five times as fast as dictionaries."""
+    messages, responses = batch["messages"], batch["responses"]
+    texts = list(_lists(responses, "text"))
+    yield from map(
+        Row,
+        batch["prompt_id"].to_pylist(),
+        batch["split"].to_pylist(),
+        map(list, map(zip, _lists(messages, "role"), _lists(messages, "content"))),
+        texts,
+        ([_question(text) for text in answers] for answers in texts),
+        *(_lists(responses, label) for label in ("unsafe", "categories", "severity")),
+        batch["better"].to_pylist(),
+        batch["safer"].to_pylist(),
+    )
+
+
+def _lists(column: pa.ListArray, field: str) -> Iterator[list[Any]]:
+    """Per row, one field of the structs in its list."""
+    values = iter(column.flatten().field(field).to_pylist())
+    return (list(islice(values, length)) for length in column.value_lengths().to_pylist())
+
+
 def negatives_of(row: Row, rule: str) -> list[Comparison]:
     """The negatives of a row, each with the answer preferred to it, if there is one."""
-    preferred = _preferred(row, RULES[rule][0])
-    unsafe = [answer["unsafe"] is True for answer in row["responses"]]
+    preferred = row.preferred(RULES[rule][0])
+    unsafe = [label is True for label in row.unsafe]
     match rule:
         case "safer-unsafe":
             # Without a comparison, only a lone answer is known not to be the safer one.
@@ -107,92 +171,68 @@ def negatives_of(row: Row, rule: str) -> list[Comparison]:
             found = [i for i, bad in enumerate(unsafe) if bad]
         case "less-helpful":
             found = [] if preferred is None else [i for i in range(len(unsafe)) if i != preferred]
-    return [_comparison(row, i, None if i == preferred else preferred) for i in found]
+    return [(i, None if i == preferred else preferred) for i in found]
 
 
 def pairs_of(row: Row, rule: str) -> list[Comparison]:
     """The preferred answer of a row and the other one; nothing where no label prefers one."""
     for label in RULES[rule]:
-        preferred = _preferred(row, label)
+        preferred = row.preferred(label)
         if preferred is not None:
-            return [_comparison(row, 1 - preferred, preferred)]
+            return [(1 - preferred, preferred)]
     return []
-
-
-def _preferred(row: Row, label: str) -> int | None:
-    """The answer that `label` prefers, if any: two equal ones make no comparison."""
-    return None if row[label] is None or _equal_answers(row) else row[label]
-
-
-def _equal_answers(row: Row) -> bool:
-    texts = [records.normalised(answer["text"]) for answer in row["responses"]]
-    return len(set(texts)) < len(texts)
-
-
-def _comparison(row: Row, negative: int, positive: int | None) -> Comparison:
-    chosen = {"text": None, "unsafe": None} if positive is None else row["responses"][positive]
-    return {
-        "prompt_id": row["prompt_id"],
-        "split": row["split"],
-        "messages": row["messages"],
-        "negative": row["responses"][negative]["text"],
-        "positive": chosen["text"],
-        "positive_unsafe": chosen["unsafe"],
-    }
 
 
 # The first pass ----------------------------------------------------------------------------------
 
 
+# What is kept of a comparison, as bytes that sort: what ranks it, a digest of all that is written of it, and its
+# place: the number of its row times 2¹⁶, its negative times 2⁸, and its positive counted from 1 (0: none).
+_CLAIM = np.dtype([("not_safe", "u1"), ("no_positive", "u1"), ("digest", ">u8"), ("place", ">u8")])
+
+
 class Distinct:
-    """Which of several equal comparisons is taken: told in a second pass, after a first one over them all.
+    """Which of several equal comparisons is taken.
 
     Two are equal when their prompts and texts are, but for case and white space. One with a positive labelled
     safe comes first, then one with any positive; a digest settles the rest, so that order does not matter.
-    Digests are all that is kept.
     """
 
-    def __init__(self, *texts: str):
+    def __init__(self, *, by_positive: bool):
         """
         Args:
-            texts: the columns whose texts make a comparison what it is, besides its prompt and split.
+            by_positive: whether comparisons of one negative with two positives differ.
         """
-        self._texts = texts
+        self._by_positive = by_positive
         self._best: dict[bytes, bytes] = {}
         self._exact: set[bytes] = set()
         self.seen = 0
 
-    def add(self, comparison: Comparison) -> None:
-        identity, rank = self._identity(comparison), self._rank(comparison)
-        self._best[identity] = min(rank, self._best.get(identity, rank))
-        self._exact.add(_digest(*self._place(comparison), *(comparison[key] for key in self._texts)))
+    def add(self, number: int, row: Row, exact: list[bytes], comparison: Comparison) -> None:
+        """Count a comparison of the row of this number in the table; `exact` are digests of its answers."""
+        negative, positive = comparison
+        asked = row.split.encode(), row.prompt_id.encode()
+        sides = [negative, positive] if self._by_positive else [negative]
+        identity = _digest(*asked, *(row.keys[side] for side in sides))
+        self._exact.add(_digest(*asked, *(exact[side] for side in sides)))
+
+        safe, none = positive is not None and row.unsafe[positive] is False, positive is None
+        labels = row.turns, row.categories[negative], row.severity[negative], none or row.unsafe[positive]
+        content = _digest(exact[negative], b"" if none else exact[positive], repr(labels).encode())
+        place = (number << 16) + (negative << 8) + (0 if none else positive + 1)
+        claim = bytes([not safe, none]) + content + place.to_bytes(8)
+        self._best[identity] = min(claim, self._best.get(identity, claim))
         self.seen += 1
 
-    def take(self, comparison: Comparison) -> bool:
-        """Whether this is the one to take among its equals; true once for each."""
-        identity = self._identity(comparison)
-        if self._best.get(identity) != self._rank(comparison):
-            return False
-        self._best[identity] = b""
-        return True
+    def taken(self) -> np.ndarray:
+        """[N] of `_CLAIM`: the comparisons taken, in the order of their places."""
+        claims = np.frombuffer(b"".join(self._best.values()), _CLAIM)
+        return claims[np.argsort(claims["place"])]
 
     def duplicates(self) -> dict[str, int]:
         """How many were equal to another letter for letter, and how many but for case and white space."""
         exact = self.seen - len(self._exact)
         return {"exact": exact, "normalised": self.seen - len(self._best) - exact}
-
-    def _identity(self, comparison: Comparison) -> bytes:
-        texts = (records.normalised(comparison[key]) for key in self._texts)
-        return _digest(*self._place(comparison), *texts)
-
-    @staticmethod
-    def _place(comparison: Comparison) -> tuple[str, str]:
-        return comparison["split"], comparison["prompt_id"]
-
-    @staticmethod
-    def _rank(comparison: Comparison) -> bytes:
-        safe, none = comparison["positive_unsafe"] is False, comparison["positive"] is None
-        return bytes([not safe, none]) + _digest(json.dumps(comparison))
 
 
 @dataclass
@@ -202,24 +242,28 @@ class Survey:
     rows: int = 0
     equal_answers: int = 0
     prompts: dict[str, set[str]] = field(default_factory=lambda: {"train": set(), "test": set()})
+    texts: dict[str, str] = field(default_factory=dict)  # what the user says in all turns
     user_turns: dict[str, tuple[bytes, ...]] = field(default_factory=dict)
     with_negative: dict[str, set[str]] = field(default_factory=lambda: {"train": set(), "test": set()})
-    negatives: Distinct = field(default_factory=lambda: Distinct("negative"))
-    pairs: Distinct = field(default_factory=lambda: Distinct("negative", "positive"))
+    negatives: Distinct = field(default_factory=lambda: Distinct(by_positive=False))
+    pairs: Distinct = field(default_factory=lambda: Distinct(by_positive=True))
 
-    def add(self, row: Row, rule: str) -> None:
-        prompt = row["prompt_id"]
+    def add(self, number: int, row: Row, rule: str) -> None:
+        prompt = row.prompt_id
         self.rows += 1
-        self.equal_answers += _equal_answers(row)
-        self.prompts[row["split"]].add(prompt)
-        if prompt not in self.user_turns:
-            turns = (m["content"] for m in row["messages"] if m["role"] == "user")
+        self.equal_answers += row.equal_answers
+        self.prompts[row.split].add(prompt)
+        if prompt not in self.texts:
+            turns = [text for role, text in row.turns if role == "user"]
+            # Of prompts that differ in case or white space only, the order of the rows must not pick one.
+            self.texts[prompt] = records.normalised("\n".join(turns))
             self.user_turns[prompt] = tuple(_question(text) for text in turns)
+        exact = [_digest(text.encode()) for text in row.texts]
         for comparison in negatives_of(row, rule):
-            self.negatives.add(comparison)
-            self.with_negative[row["split"]].add(prompt)
+            self.negatives.add(number, row, exact, comparison)
+            self.with_negative[row.split].add(prompt)
         for comparison in pairs_of(row, rule):
-            self.pairs.add(comparison)
+            self.pairs.add(number, row, exact, comparison)
 
 
 def _no_negative(rows: Path, rule: str) -> str:
@@ -227,8 +271,8 @@ def _no_negative(rows: Path, rule: str) -> str:
     labels: Counter[str] = Counter()
     negatives: Counter[str] = Counter()
     for row in _read(rows, "counting labels"):
-        labels["unsafe"] += any(answer["unsafe"] is not None for answer in row["responses"])
-        labels.update(label for label in ("safer", "better") if row[label] is not None)
+        labels["unsafe"] += any(label is not None for label in row.unsafe)
+        labels.update(label for label in ("safer", "better") if getattr(row, label) is not None)
         negatives.update({other: len(negatives_of(row, other)) for other in RULES})
     there = [f"`{label}` in {n} rows" for label, n in labels.items() if n]
     others = [f"{other} ({n} negatives)" for other, n in negatives.items() if n]
@@ -248,28 +292,28 @@ class Split:
     kept: dict[str, set[str]]
     given: bool
 
-    def of(self, row: Row) -> str | None:
-        """The split that a row, or a comparison from it, goes to; None where it is dropped."""
-        splits = [row["split"]] if self.given else ["train", "test"]
-        return next((split for split in splits if row["prompt_id"] in self.kept[split]), None)
+    def of(self, prompt: str, split: str) -> str | None:
+        """The split that a prompt of a row's `split` goes to; None where it is dropped."""
+        splits = [split] if self.given else ["train", "test"]
+        return next((split for split in splits if prompt in self.kept[split]), None)
 
 
 def split_prompts(
-    survey: Survey, extraction: Extraction, evaluation: set[bytes], benchmark: set[bytes]
-) -> tuple[Split, dict[str, Any]]:
-    """Train and test prompts, disjoint, none of train equal to anything that is evaluated.
+    survey: Survey, extraction: Extraction, asked: Mapping[str, list[str]]
+) -> tuple[Split, Leaks, dict[str, int]]:
+    """Train and test prompts, disjoint, none of train equal or near to anything that is evaluated.
 
     A prompt id is a digest, so its order is a fixed shuffle of the prompts: the share that is held out and
     the prompts that a cap keeps come first in it. A train prompt leaks when it is a test prompt, or when one
-    of its user turns is all that a test prompt, an evaluation prompt or a benchmark question says.
+    of its user turns is all that a test prompt, an evaluation prompt or a benchmark question says. It leaks nearly
+    when all that its user says is a near-duplicate of one of these.
 
     Args:
         survey: what the first pass kept.
-        extraction: `test_share` and the caps. With a cap, only prompts with negatives stay.
-        evaluation: digests of evaluation prompts.
-        benchmark: digests of benchmark questions.
+        extraction: `test_share`, `near_duplicates` and the caps. With a cap, only prompts with negatives stay.
+        asked: by origin, what is evaluated besides test prompts.
     Returns:
-        the split, and counts of prompts that leak (a prompt may do so for several reasons) or exceed a cap.
+        the split, the leaks, and how many prompts of each split exceed a cap.
     """
     train, test = survey.prompts["train"], survey.prompts["test"]
     train_negatives, test_negatives = survey.with_negative["train"], survey.with_negative["test"]
@@ -277,21 +321,17 @@ def split_prompts(
     if not given:
         test = _held_out(train, train_negatives, extraction.test_share)
         train, test_negatives = train - test, train_negatives
-    turns = survey.user_turns
-    test_questions = {turns[prompt][0] for prompt in test if len(turns[prompt]) == 1}
-    leaks = {
-        "test": {p for p in train if p in test or not test_questions.isdisjoint(turns[p])},
-        "evaluation": {p for p in train if not evaluation.isdisjoint(turns[p])},
-        "benchmark": {p for p in train if not benchmark.isdisjoint(turns[p])},
-    }
-    leaking = set().union(*leaks.values())
-    kept_train, capped_train = _capped(train - leaking, train_negatives, extraction.train_prompts)
+    turns, texts = survey.user_turns, survey.texts
+    questions = {"test": {turns[prompt][0] for prompt in test if len(turns[prompt]) == 1}}
+    questions |= {origin: set(map(_question, found)) for origin, found in asked.items()}
+    exact = {origin: {p for p in train if not found.isdisjoint(turns[p])} for origin, found in questions.items()}
+    exact["test"] |= train & test
+    everything = {"test": [texts[prompt] for prompt in sorted(test)]} | asked
+    leaks = find_leaks(exact, {p: texts[p] for p in train}, everything, extraction.near_duplicates)
+    kept_train, capped_train = _capped(train - leaks.prompts, train_negatives, extraction.train_prompts)
     kept_test, capped_test = _capped(test, test_negatives, extraction.test_prompts)
-    counts = {
-        "leaks": {"prompts": len(leaking)} | {reason: len(found) for reason, found in leaks.items()},
-        "capped": {"train": capped_train, "test": capped_test},
-    }
-    return Split({"train": kept_train, "test": kept_test}, given), counts
+    split = Split({"train": kept_train, "test": kept_test}, given)
+    return split, leaks, {"train": capped_train, "test": capped_test}
 
 
 def _held_out(prompts: set[str], with_negative: set[str], share: float) -> set[str]:
@@ -314,33 +354,145 @@ def _capped(prompts: set[str], with_negative: set[str], cap: int | None) -> tupl
 # The second pass ---------------------------------------------------------------------------------
 
 
+def _comparisons(batch: pa.RecordBatch, start: int, claims: np.ndarray, split: Split) -> tuple[np.ndarray, pa.Table]:
+    """The claimed comparisons of a batch that the split keeps: their indices in `claims`, and their columns.
+
+    Args:
+        batch: rows of `records.ROWS`.
+        start: number of the first of them in the table.
+        claims: [N] of `_CLAIM`, in the order of their places.
+    """
+    places = claims["place"].astype(np.int64)
+    first, last = np.searchsorted(places, [start << 16, (start + batch.num_rows) << 16])
+    numbers = (places[first:last] >> 16) - start
+    asked = batch.select(["prompt_id", "split"]).take(pa.array(numbers))
+    to = [split.of(*row) for row in zip(*(column.to_pylist() for column in asked.columns), strict=True)]
+    kept = np.flatnonzero([name is not None for name in to])
+    indices, numbers = first + kept, numbers[kept]
+
+    lengths = batch["responses"].value_lengths().to_numpy(zero_copy_only=False)
+    before = (np.cumsum(lengths) - lengths)[numbers]
+    sides = places[indices] >> 8 & 255, (places[indices] & 255) - 1
+    answers = batch["responses"].flatten()
+    negative = answers.take(pa.array(before + sides[0]))
+    # No `take` of structs by a null index: their fields would not be null.
+    positive = {
+        label: answers.field(label).take(pa.array(before + sides[1], mask=sides[1] < 0))
+        for label in ("text", "unsafe")
+    }
+    columns = {
+        "prompt_id": batch["prompt_id"].take(pa.array(numbers)),
+        "split": pa.array([to[i] for i in kept], pa.string()),
+        "messages": batch["messages"].take(pa.array(numbers)),
+        "negative": negative.field("text"),
+        "positive": positive["text"],
+        "positive_unsafe": positive["unsafe"],
+        "categories": negative.field("categories"),
+        "severity": negative.field("severity"),
+    }
+    return indices, pa.table(columns, schema=records.COMPARISONS)
+
+
+def _capped_negatives(claims: np.ndarray, rows: Path, split: Split, extraction: Extraction) -> np.ndarray:
+    """The claims that are left of negatives when those of the train split are capped.
+
+    Those with a human positive come first, so that a pair method keeps its prompts; a digest settles the rest.
+    A negative stays where its prompt and each of its categories still have room.
+
+    Raises:
+        D2OError: where categories are capped and there are none.
+    """
+    caps = {"prompt_id": extraction.negatives_per_prompt, "categories": extraction.negatives_per_category}
+    if not any(caps.values()):
+        return claims
+    found: list[tuple[int, str, list[str] | None]] = []
+    for start, batch in _batches(rows, "capping negatives"):
+        indices, table = _comparisons(batch, start, claims, split)
+        columns = (table[name].to_pylist() for name in ("split", "prompt_id", "categories"))
+        found += [(index, *row[1:]) for index, *row in zip(indices, *columns, strict=True) if row[0] == "train"]
+    if caps["categories"] and all(categories is None for *_, categories in found):
+        raise D2OError(f"{rows}: there are no harm categories to cap: leave out negatives_per_category")
+
+    room = {key: math.inf if cap is None else cap for key, cap in caps.items()}
+    count: Counter[tuple[str, str]] = Counter()
+    dropped = []
+    for index, prompt, categories in sorted(found, key=lambda row: claims[row[0]].tobytes()[1:]):
+        uses = [("prompt_id", prompt), *(("categories", name) for name in categories or ())]
+        if all(count[use] < room[use[0]] for use in uses):
+            count.update(uses)
+        else:
+            dropped.append(index)
+    return np.delete(claims, dropped)
+
+
 def _write_comparisons(
-    negatives: records.Draft, pairs: records.Draft, rows: Path, rule: str, survey: Survey, split: Split
-) -> dict[str, Any]:
-    """Write the kept negatives and pairs; returns their counts."""
-    count = {"negatives": Counter(train=0, test=0), "pairs": Counter(train=0, test=0)}
-    positives = Counter(human=0, safe=0)
-    prompts: dict[str, set[str]] = {"train": set(), "test": set()}
+    rows: Path,
+    total: int,
+    split: Split,
+    negatives: tuple[records.Draft, np.ndarray],
+    pairs: tuple[records.Draft, np.ndarray],
+) -> dict[str, dict[str, int]]:
+    """Write the claimed negatives and pairs that the split keeps, each a draft and [N] of `_CLAIM`; count them."""
+    tally, pair_count = Tally(), Counter(train=0, test=0)
     with (
-        records.TableWriter(negatives.path, records.COMPARISONS) as negative_table,
-        records.TableWriter(pairs.path, records.COMPARISONS) as pair_table,
+        records.TableWriter(negatives[0].path, records.COMPARISONS) as negative_table,
+        records.TableWriter(pairs[0].path, records.COMPARISONS) as pair_table,
     ):
-        for row in _read(rows, "writing negatives and pairs", survey.rows):
-            to = split.of(row)
-            if to is None:
-                continue
-            for comparison in filter(survey.negatives.take, negatives_of(row, rule)):
-                negative_table.add(comparison | {"split": to})
-                count["negatives"][to] += 1
-                positives["human"] += comparison["positive"] is not None
-                positives["safe"] += comparison["positive_unsafe"] is False
-                prompts[to].add(row["prompt_id"])
-            for comparison in filter(survey.pairs.take, pairs_of(row, rule)):
-                pair_table.add(comparison | {"split": to})
-                count["pairs"][to] += 1
-    negatives.facts["rows"], pairs.facts["rows"] = negative_table.count, pair_table.count
-    count["prompts"] = Counter({name: len(found) for name, found in prompts.items()})
-    return {name: dict(found) for name, found in count.items()} | {"positives": dict(positives)}
+        for start, batch in _batches(rows, "writing negatives and pairs", total):
+            _, found = _comparisons(batch, start, negatives[1], split)
+            negative_table.add_columns(found)
+            tally.add(found)
+            _, found = _comparisons(batch, start, pairs[1], split)
+            pair_table.add_columns(found)
+            pair_count.update(found["split"].to_pylist())
+    negatives[0].facts["rows"], pairs[0].facts["rows"] = negative_table.count, pair_table.count
+    return tally.counts() | {"pairs": dict(pair_count)}
+
+
+class Tally:
+    """Counts of negatives."""
+
+    def __init__(self):
+        self._negatives = Counter(train=0, test=0)
+        self._prompts: dict[str, set[str]] = {"train": set(), "test": set()}
+        self._with_positive: set[str] = set()
+        self._positives = Counter(human=0, safe=0)
+        self._labels: dict[str, dict[str, Counter[str]]] = {
+            label: {"train": Counter(), "test": Counter()} for label in ("categories", "severity")
+        }
+
+    def add(self, negatives: pa.Table) -> None:
+        """Count the rows of a table of `records.COMPARISONS`."""
+        columns = negatives.select(["split", "prompt_id", "positive_unsafe", "categories", "severity"])
+        human = negatives["positive"].is_valid().to_pylist()
+        rows = zip(human, *(column.to_pylist() for column in columns.columns), strict=True)
+        for human, split, prompt, unsafe, categories, severity in rows:
+            self._negatives[split] += 1
+            self._prompts[split].add(prompt)
+            self._positives["human"] += human
+            self._positives["safe"] += unsafe is False
+            if human:
+                self._with_positive.add(prompt)
+            self._labels["categories"][split].update(categories or ())
+            if severity is not None:
+                self._labels["severity"][split][str(severity)] += 1
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Negatives and their prompts by split, with what a pair method lacks, and the negatives by label."""
+        prompts = {split: len(found) for split, found in self._prompts.items()}
+        lone = len(self._prompts["train"] - self._with_positive)
+        labels = {
+            f"{split}_{label}": dict(sorted(found.items()))
+            for label, splits in self._labels.items()
+            for split, found in splits.items()
+            if found
+        }
+        return {
+            "negatives": dict(self._negatives),
+            "prompts": prompts,
+            "positives": dict(self._positives),
+            "prompts_without_positive": {"train": lone},
+        } | labels
 
 
 def _write_prompts(
@@ -371,9 +523,16 @@ def _test_prompts(negatives: Path) -> Iterator[dict[str, Any]]:
 # Inputs ------------------------------------------------------------------------------------------
 
 
-def _read(rows: Path, doing: str, total: int | None = None) -> Iterable[Row]:
-    batches = records.read_batches(rows, records.ROWS)
-    return tqdm((row for batch in batches for row in batch), doing, total, unit=" rows", mininterval=2)
+def _read(rows: Path, doing: str) -> Iterator[Row]:
+    return (row for _, batch in _batches(rows, doing) for row in rows_of(batch))
+
+
+def _batches(rows: Path, doing: str, total: int | None = None) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """The batches of a table of rows, with the number of the first row of each."""
+    with tqdm(desc=doing, total=total, unit=" rows", mininterval=2) as bar:
+        for batch in records.read_columns(rows, records.ROWS):
+            yield bar.n, batch
+            bar.update(batch.num_rows)
 
 
 def _evaluation_prompts(files: list[str]) -> list[dict[str, Any]]:
@@ -441,9 +600,9 @@ def _parquet_files(folder: Path) -> list[Path]:
 
 
 def _question(text: str) -> bytes:
-    """What identifies a text that is asked: equal for texts that differ in case or white space only."""
-    return _digest(records.normalised(text))
+    """What identifies a text: equal for texts that differ in case or white space only."""
+    return _digest(records.normalised(text).encode())
 
 
-def _digest(*texts: str) -> bytes:
-    return hashlib.blake2b("\x1f".join(texts).encode(), digest_size=8).digest()
+def _digest(*parts: bytes) -> bytes:
+    return hashlib.blake2b(b"\x1f".join(parts), digest_size=8).digest()

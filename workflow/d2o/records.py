@@ -26,21 +26,32 @@ from d2o.errors import D2OError
 
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 
-# One raw preference row. `unsafe` is null where the data set has no such label; `better` and `safer` are
-# indices into `responses`, or null.
+# A human-labelled answer: whether it is unsafe, the harm categories it falls under (names as in the data set), and
+# how severe the harm is (0 none, 1 minor, 2 moderate, 3 severe). Each is null where the data set has no such label.
+_LABELLED = pa.struct(
+    [
+        ("text", pa.string()),
+        ("unsafe", pa.bool_()),
+        ("categories", pa.list_(pa.string())),
+        ("severity", pa.int8()),
+    ]
+)
+
+# One raw preference row. `better` and `safer` are indices into `responses`, or null.
 ROWS = pa.schema(
     [
         ("row", pa.int64()),
         ("split", pa.string()),
         ("prompt_id", pa.string()),
         ("messages", _MESSAGES),
-        ("responses", pa.list_(pa.struct([("text", pa.string()), ("unsafe", pa.bool_())]))),
+        ("responses", pa.list_(_LABELLED)),
         ("better", pa.int8()),
         ("safer", pa.int8()),
     ]
 )
 
-# A human negative and, where there is one, the human answer preferred to it.
+# A human negative and, where there is one, the human answer preferred to it. `categories` and `severity` are the
+# negative's, as above.
 COMPARISONS = pa.schema(
     [
         ("prompt_id", pa.string()),
@@ -49,6 +60,8 @@ COMPARISONS = pa.schema(
         ("negative", pa.string()),
         ("positive", pa.string()),
         ("positive_unsafe", pa.bool_()),
+        ("categories", pa.list_(pa.string())),
+        ("severity", pa.int8()),
     ]
 )
 
@@ -135,6 +148,13 @@ def read_table(path: str | os.PathLike, schema: pa.Schema) -> list[dict[str, Any
 
 def read_batches(path: str | os.PathLike, schema: pa.Schema, size: int = 4096) -> Iterator[list[dict[str, Any]]]:
     """The rows of a table in batches of at most `size`, for tables larger than memory; errors as above."""
+    return (batch.to_pylist() for batch in read_columns(path, schema, size=size))
+
+
+def read_columns(
+    path: str | os.PathLike, schema: pa.Schema, columns: list[str] | None = None, size: int = 4096
+) -> Iterator[pa.RecordBatch]:
+    """A table, or some of its columns, in batches of at most `size` rows; errors as above."""
     if not Path(path).exists():
         raise D2OError(f"{path}: no such file; make it with: snakemake {path}")
     try:
@@ -147,12 +167,11 @@ def read_batches(path: str | os.PathLike, schema: pa.Schema, size: int = 4096) -
             missing = sorted(set(schema.names) - set(table.schema_arrow.names))
             fault = f"lacks the columns {', '.join(missing)}" if missing else "has columns of other types"
             raise D2OError(f"{path}: {fault}; it was made by another version: delete it and run again")
-        for batch in table.iter_batches(batch_size=size):
-            yield batch.to_pylist()
+        yield from table.iter_batches(batch_size=size, columns=columns)
 
 
-def read_columns(path: str | os.PathLike, columns: Sequence[str]) -> list[dict[str, Any]]:
-    """Some columns of a Parquet table of any schema that has them; errors as `read_table`."""
+def read_any(path: str | os.PathLike, columns: Sequence[str]) -> list[dict[str, Any]]:
+    """Some columns of a table of whatever schema that has them; errors as `read_table`."""
     try:
         return pq.read_table(path, columns=list(columns)).select(list(columns)).to_pylist()
     except FileNotFoundError:
@@ -174,6 +193,13 @@ class TableWriter:
         self.count += 1
         if len(self._rows) == self._size:
             self._flush()
+
+    def add_columns(self, table: pa.Table) -> None:
+        """Append a table with the schema's columns, after the rows added so far."""
+        if self._rows:
+            self._flush()
+        self._writer.write_table(table)
+        self.count += table.num_rows
 
     def _flush(self) -> None:
         # An unknown key would be dropped silently by from_pylist.

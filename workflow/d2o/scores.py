@@ -20,8 +20,8 @@ def score(reward: Reward, model: Path, prompts: Path, responses: Path, output: P
     Raises:
         D2OError: where there is no answer, an answer's prompt is unknown, or the model does not fit `reward`.
     """
-    messages = {row["prompt_id"]: row["messages"] for row in records.read_columns(prompts, ["prompt_id", "messages"])}
-    answers = records.read_columns(responses, ["prompt_id", "sample", "text"])
+    messages = {row["prompt_id"]: row["messages"] for row in records.read_any(prompts, ["prompt_id", "messages"])}
+    answers = records.read_any(responses, ["prompt_id", "sample", "text"])
     if not answers:
         raise D2OError(f"{responses}: there is no answer to score; delete it and run again")
     for answer in answers:

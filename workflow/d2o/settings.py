@@ -110,6 +110,18 @@ class Extraction(Section):
     test_share: Share = Field(0.1, description="share of prompts held out when the data set has no test part")
     train_prompts: Positive | None = Field(None, description="keep this many train prompts; null: all")
     test_prompts: Positive | None = Field(None, description="keep this many test prompts; null: all")
+    negatives_per_prompt: Positive | None = Field(
+        None, description="keep this many train negatives of a prompt; null: all"
+    )
+    negatives_per_category: Positive | None = Field(
+        None,
+        description="keep this many train negatives in each harm category, where the data set has them; null: all",
+    )
+    near_duplicates: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        0.7,
+        description="Jaccard similarity (share of common pairs of neighbouring words) from which a train prompt that "
+        "is near to an evaluated one is dropped, and one near to another train prompt counted; null: not searched",
+    )
     evaluation_prompts: list[str] = Field(
         [],
         description="files (.jsonl, .json, .csv) whose `prompt` fields are answered as well as the test "
