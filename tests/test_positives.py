@@ -49,10 +49,10 @@ def test_every_attempt_has_its_own_seed_and_all_instructions_are_drawn():
 
 
 def test_a_request_is_known_by_all_that_it_depends_on():
-    def identity(model="m", asked=MESSAGES, seed=0, **sampling):
-        return requests.identity(model, asked, seed, Positives(**sampling))
+    def identity(source="m", asked=MESSAGES, seed=0, **sampling):
+        return requests.identity(source, asked, seed, Positives(**sampling))
 
-    others = [identity(model="n"), identity(asked=MESSAGES[:1]), identity(seed=1)]
+    others = [identity(source="n"), identity(asked=MESSAGES[:1]), identity(seed=1)]
     others += [identity(temperature=0.5), identity(top_p=0.5), identity(max_tokens=3)]
     assert len({identity(), *others}) == 7
     assert identity(k=3, shards=4, redraws=7, faults=[]) == identity()
@@ -92,9 +92,10 @@ def settled(drawn: dict[tuple[int, int], str], k: int, **options):
     def find(sample, attempt):
         if (text := drawn.get((sample, attempt))) is None:
             return None
-        return Completion(text, 1, "stop"), {"repeating"} if text == "#" else set()
+        return Completion(text, 1, "stop"), {"repeating"} if text == "#" else set() if text else {"empty"}
 
     chosen, wanted = settle(Positives(k=k, **options), find)
+    assert all(one.fit == one.reasons.isdisjoint({"empty", *Positives(**options).faults}) for one in chosen.values())
     taken = {sample: (one.attempt, one.completion.text, one.reasons) for sample, one in chosen.items()}
     return taken, wanted
 
@@ -107,6 +108,7 @@ def test_an_unfit_sample_is_drawn_again_up_to_the_limit():
     assert (taken, wanted) == ({0: (1, "b", set())}, [(1, 1)])
     last = first | {(0, 1): "b", (1, 1): "#", (1, 2): "B "}
     assert settled(last, k=2) == ({0: (1, "b", set()), 1: (2, "B ", {"duplicate"})}, [])
+    assert settled({(0, 0): ""}, k=1, faults=[]) == ({}, [(0, 1)]), "an empty answer is always unfit"
     assert settled(first, k=2, faults=[])[0] == {0: (0, "#", {"repeating"}), 1: (0, "b", set())}
 
 
@@ -130,7 +132,7 @@ def test_a_broken_last_line_is_drawn_again(tmp_path, capsys):
     path.write_bytes(path.read_bytes()[:-20])
     with Drawn(tmp_path, "1-of-1", {"p"}) as drawn:
         assert drawn.get("a") == Completion("text a", 3, "stop") and drawn.get("b") is None
-        assert "1-of-1.jsonl: line 2 is broken; its answer is drawn again" in capsys.readouterr().err
+        assert "1-of-1.jsonl: the last line is broken; its answer is drawn again" in capsys.readouterr().err
         drawn.add("b", "p", Completion("anew", 1, "length"))
     with Drawn(tmp_path, "1-of-2", {"p"}) as drawn:
         assert drawn.get("b") == Completion("anew", 1, "length"), "other shards' answers are known too"
@@ -213,6 +215,11 @@ def test_only_what_is_missing_is_drawn(model, tmp_path, one_start):
     assert len(one_start) == 2
     again = drawn_and_merged(stage(k=5), model, more, tmp_path / "b", drawn=tmp_path / "a" / "drawn")
     assert again == large and len(one_start) == 2, "no engine is started where nothing is missing"
+    assert records.read_manifest(tmp_path / "b" / "pool.parquet")["rows"] == 30
+
+    (model / "manifest.json").write_text('{"made": "later", "versions": {"torch": "9"}}')
+    assert drawn_and_merged(stage(k=2), model, prompts, tmp_path / "d", drawn=tmp_path / "a" / "drawn") == small
+    assert len(one_start) == 2, "nor where the model was fetched anew"
     other = drawn_and_merged(
         stage(k=2, temperature=0.5), model, prompts, tmp_path / "c", drawn=tmp_path / "a" / "drawn"
     )

@@ -63,6 +63,11 @@ def changed(path: str, value) -> dict:
             SELF | {"filter": {"reward": "saftey", "best": 2}},
             "methods.x.filter.reward: 'saftey' is not an",
         ),
+        (
+            "methods.x",
+            SELF | {"k": 3, "filter": {"reward": "safety", "best": 2}},
+            "filter.best: 2 samples cannot give the 3",
+        ),
         ("methods.x", CDPO | {"filter": {"reward": "safety", "best": 2}}, "filter: it chooses among self-generated"),
         (
             "engine",

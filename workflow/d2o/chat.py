@@ -62,14 +62,14 @@ def load_tokenizer(folder: Path):
 
 
 def _begins_answer(tokenizer) -> bool:
-    """Whether more follows a question than the end of its turn, such as `<|im_start|>assistant` or `ASSISTANT:`."""
-    question = [{"role": "user", "content": "?"}]
-    asked = prompt_text(tokenizer, question)
-    alone = tokenizer.apply_chat_template(question, add_generation_prompt=False, tokenize=False)
-    rest = asked.rpartition("?")[2]
-    for token in tokenizer.all_special_tokens:
-        rest = rest.replace(token, "")
-    return asked != alone or bool(rest.strip())
+    """Whether the prompt is where the answer goes: it differs from the mere question, or the answer follows it."""
+    question = {"role": "user", "content": "?"}
+    asked = prompt_text(tokenizer, [question])
+    alone, answered = (
+        tokenizer.apply_chat_template(messages, add_generation_prompt=False, tokenize=False)
+        for messages in ([question], [question, {"role": "assistant", "content": "!"}])
+    )
+    return asked != alone or (answered.startswith(asked) and answered[len(asked) :].lstrip().startswith("!"))
 
 
 def prompt_text(tokenizer, messages: Messages) -> str:

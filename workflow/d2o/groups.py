@@ -10,7 +10,7 @@ from typing import Any
 
 from d2o import chat, records
 from d2o.errors import D2OError
-from d2o.settings import Forward, Method
+from d2o.settings import Forward, Method, Online
 
 
 @dataclass(frozen=True)
@@ -92,16 +92,16 @@ def view(
             yield group
 
 
-def refreshed(texts: Texts, fresh: Sequence[Answer], share: float) -> Texts:
+def refreshed(texts: Texts, fresh: Sequence[Answer], online: Online) -> Texts:
     """The group with a share of its positives, the last ones, replaced by as many fresh answers as there are."""
-    count = min(round(share * len(texts.positives)), len(fresh))
+    count = min(online.count(len(texts.positives)), len(fresh))
     return replace(texts, positives=texts.positives[: len(texts.positives) - count] + tuple(fresh[:count]))
 
 
 def best(
     samples: Iterable[Mapping[str, Any]], scores: Iterable[Mapping[str, Any]], count: int, better: str
 ) -> Iterator[Mapping[str, Any]]:
-    """The samples of a pool, of each prompt only the `count` best-scored of the fit ones still fit.
+    """The samples of a pool numbered anew: of each prompt the `count` best-scored fit ones, the best first.
 
     Args:
         scores: rows of `records.SCORES`, one a sample.
@@ -111,20 +111,16 @@ def best(
     """
     known = {(row["prompt_id"], row["sample"]): row["score"] for row in scores}
     sign = -1 if better == "higher" else 1
-    by_prompt = defaultdict(list)
+    ranked = defaultdict(list)
     for row in samples:
-        by_prompt[row["prompt_id"]].append(row)
-    for prompt, rows in by_prompt.items():
-        ranked = []
-        for row in rows:
-            if row["fit"] and (prompt, row["sample"]) not in known:
-                raise D2OError(
-                    f"prompt {prompt}: sample {row['sample']} has no score; delete the scores and run again"
-                )
-            if row["fit"]:
-                ranked.append((sign * known[prompt, row["sample"]], row["sample"]))
-        kept = {sample for _, sample in sorted(ranked)[:count]}
-        yield from (row | {"fit": row["sample"] in kept} for row in rows)
+        if row["fit"]:
+            name = row["prompt_id"], row["sample"]
+            if name not in known:
+                raise D2OError(f"prompt {name[0]}: sample {name[1]} has no score; delete the scores and run again")
+            ranked[row["prompt_id"]].append((sign * known[name], row["sample"], row))
+    for found in ranked.values():
+        found.sort(key=lambda entry: entry[:2])
+        yield from (row | {"sample": place} for place, (*_, row) in enumerate(found[:count]))
 
 
 def fit_answers(samples: Iterable[Mapping[str, Any]]) -> dict[str, list[Answer]]:
@@ -141,6 +137,8 @@ def _positives(method: Method, row: Mapping[str, Any], pool: Mapping[int, Answer
         if not pool:  # its prompt did not fit the context with an instruction
             return ()
         k = method.k or max(pool) + 1
+        if method.filter:
+            k = min(k, len(pool))
         missing = set(range(k)) - pool.keys()
         if missing:
             raise D2OError(

@@ -217,7 +217,7 @@ class Plan:
                 return settings.PositivesStage(sampling=s.positives.model_copy(update=changed), engine=s.engine)
             case "rounds":
                 method = s.methods[w.method]
-                changed = {"shards": 1, "k": max(1, round(method.online.share * (method.k or s.positives.k)))}
+                changed = {"shards": 1, "k": max(1, method.online.count(method.k or s.positives.k))}
                 if not method.self_correction:
                     changed["instructions"] = {}
                 return settings.PositivesStage(sampling=s.positives.model_copy(update=changed), engine=s.engine)
@@ -229,6 +229,7 @@ class Plan:
                     method=method.model_copy(update={"extends": None, "train": {}}),
                     train=_part(settings.Optimisation, s.train_of(method)),
                     forward=s.forward,
+                    better=s.rewards[method.filter.reward].better if method.filter else None,
                     seed=int(w.seed),
                 )
             case "responses":

@@ -306,6 +306,15 @@ def trusts_code(model: str | os.PathLike) -> bool:
     return path.exists() and json.loads(path.read_text()).get("trust_remote_code", False)
 
 
+def model_digest(folder: Path) -> str:
+    """Digest of what a model folder answers with: weights, tokenizer and template, whenever it was made."""
+    digest = hashlib.sha256(json.dumps(read_manifest(folder).get("weights"), sort_keys=True).encode())
+    for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "chat_template.jinja"):
+        if (folder / name).exists():
+            digest.update((folder / name).read_bytes())
+    return digest.hexdigest()
+
+
 def file_digest(path: str | os.PathLike) -> str:
     """SHA-256 of a file."""
     with Path(path).open("rb") as file:

@@ -277,12 +277,16 @@ class Online(Section):
         """The steps before which a round is drawn, in a training of so many steps."""
         return range(self.start, steps, self.every)
 
+    def count(self, positives: int) -> int:
+        """How many of so many positives the fresh ones replace: at least one, unless the share is 0."""
+        return max(1, round(self.share * positives)) if self.share else 0
+
 
 class Filter(Section):
     """The best samples of a pool by a reward model."""
 
     reward: Name = Field(description="entry of `rewards`")
-    best: Positive = Field(description="samples of a prompt that stay; the others count as unfit")
+    best: Positive = Field(description="samples of a prompt that stay, the best first; the others count as unfit")
 
 
 class Method(Section):
@@ -457,6 +461,7 @@ class TrainStage(Section):
     method: Method = Field(description="loss, and view of the group")
     train: Optimisation = Field(Optimisation(), description="the method's own keys filled in")
     forward: Forward = Field(Forward(), description="the forward pass")
+    better: Literal["higher", "lower"] | None = Field(None, description="of the method's filter: which scores stay")
     seed: int = Field(0, description="seed of the data order")
 
 
@@ -616,6 +621,8 @@ def _fault(method: Method) -> str | None:
         return f"the loss {method.loss} takes no moving references: leave `ema` out"
     if method.filter and method.positives != "self":
         return "filter: it chooses among self-generated answers: set `positives: self`"
+    if method.filter and method.filter.best < (method.k or 1):
+        return f"filter.best: {method.filter.best} samples cannot give the {method.k} positives of `k`"
     if method.online and (contract.mismatched or method.positives != "self"):
         wanted = "takes no online rounds" if contract.mismatched else "takes them with `positives: self` alone"
         return f"online: the loss {method.loss} {wanted}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -16,13 +17,14 @@ from d2o.settings import Engine, Sampling
 
 
 class VLLM:
-    """As `generation.Generator`. All requests are queued at once: vLLM batches them itself.
+    """As `generation.Generator`; vLLM batches what is queued itself.
 
     Attributes:
         llm: vLLM's own object.
     """
 
     def __init__(self, folder: Path, engine: Engine):
+        self._queue = 4 * engine.max_num_seqs
         self._context = json.loads((folder / "tokenizer_config.json").read_text())["model_max_length"]
         options = {}
         if not torch.cuda.is_available():
@@ -41,20 +43,25 @@ class VLLM:
         )
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[tuple[int, Completion]]:
-        # `LLM.generate` returns when the last answer is there; its engine gives each as it finishes.
-        engine = self.llm.llm_engine
-        prompts = engine.renderer.render_cmpl([TokensPrompt(prompt_token_ids=list(r.ids)) for r in requests])
-        for place, (prompt, request) in enumerate(zip(prompts, requests, strict=True)):
-            params = SamplingParams(
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                max_tokens=min(sampling.max_tokens, self._context - len(request.ids)),
-                seed=request.seed,
-                output_kind=RequestOutputKind.FINAL_ONLY,
-            )
-            engine.add_request(str(place), prompt, params)
-        while engine.has_unfinished_requests():
+        # `LLM.generate` returns when the last answer is there; its engine gives each as it finishes. The queue is kept
+        # as long as batches need it, and no longer: a shard may have a million requests.
+        engine, waiting = self.llm.llm_engine, enumerate(requests)
+        while True:
+            for place, request in islice(waiting, self._queue - engine.get_num_unfinished_requests()):
+                (prompt,) = engine.renderer.render_cmpl([TokensPrompt(prompt_token_ids=list(request.ids))])
+                engine.add_request(str(place), prompt, self._params(request, sampling))
+            if not engine.has_unfinished_requests():
+                return
             for output in engine.step():
                 answer = output.outputs[0]
                 completion = Completion(answer.text.strip(), len(answer.token_ids), answer.finish_reason)
                 yield int(output.request_id), completion
+
+    def _params(self, request: Request, sampling: Sampling) -> SamplingParams:
+        return SamplingParams(
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            max_tokens=min(sampling.max_tokens, self._context - len(request.ids)),
+            seed=request.seed,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )

@@ -31,7 +31,7 @@ class Drawn:
         """
         folder.mkdir(parents=True, exist_ok=True)
         self._own = folder / f"{shard}.jsonl"
-        _end_last_line(self._own)
+        _drop_broken_end(self._own)
         self._known: dict[str, Completion] = {}
         for path in sorted(folder.glob("*.jsonl")):
             for row in _rows(path):
@@ -66,17 +66,19 @@ class Drawn:
 
 
 def _rows(path: Path) -> Iterator[dict]:
+    """The whole lines of a file; its last one may be growing under another shard's hands."""
     with path.open() as lines:
         for number, line in enumerate(lines, 1):
-            try:
-                yield json.loads(line)
-            except json.JSONDecodeError:
-                if line.endswith("\n"):  # else another shard is writing it just now
+            if line.endswith("\n"):
+                try:
+                    yield json.loads(line)
+                except json.JSONDecodeError:
                     print(f"{path}: line {number} is broken; its answer is drawn again", file=sys.stderr)
 
 
-def _end_last_line(path: Path) -> None:
-    """End the line that a killed job left half-written, so that the next answer has its own."""
-    if path.exists() and not path.read_bytes().endswith(b"\n"):
-        with path.open("a") as file:
-            file.write("\n")
+def _drop_broken_end(path: Path) -> None:
+    """Cut off the line that a killed job left half-written."""
+    data = path.read_bytes() if path.exists() else b""
+    if (whole := data.rfind(b"\n") + 1) < len(data):
+        print(f"{path}: the last line is broken; its answer is drawn again", file=sys.stderr)
+        os.truncate(path, whole)

@@ -18,11 +18,12 @@ _META = ("as asked", "as you asked", "as requested", "as you requested", "as ins
 
 @dataclass(frozen=True)
 class Chosen:
-    """A sample as it goes into the pool: the attempt that is taken, and what speaks against it."""
+    """A sample as it goes into the pool: the attempt that is taken, what speaks against it, and whether it is fit."""
 
     attempt: int
     completion: Completion
     reasons: set[str]
+    fit: bool
 
 
 def reasons(completion: Completion, instruction: str | None, prompt: str) -> set[str]:
@@ -67,6 +68,7 @@ def settle(
     """
     settled: dict[int, Chosen] = {}
     wanted: list[tuple[int, int]] = []
+    faults = {"empty", *positives.faults}
     said: set[str] = set()
     for sample in range(positives.k):
         lower_are_settled = len(settled) == sample
@@ -77,9 +79,9 @@ def settle(
             completion, against = answer
             text = records.normalised(completion.text)
             against = against | ({"duplicate"} if text and text in said else set())
-            if against.isdisjoint(positives.faults) or attempt == positives.redraws:
+            if (fit := against.isdisjoint(faults)) or attempt == positives.redraws:
                 if lower_are_settled:  # else it may yet turn out a duplicate
-                    settled[sample] = Chosen(attempt, completion, against)
+                    settled[sample] = Chosen(attempt, completion, against, fit)
                     said.add(text)
                 break
     return settled, wanted

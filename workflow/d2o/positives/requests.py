@@ -41,15 +41,15 @@ def instructed(messages: chat.Messages, instruction: str | None) -> list[dict[st
     return [*messages[:-1], {"role": last["role"], "content": f"{instruction}\n\n{last['content']}"}]
 
 
-def identity(model: str, asked: chat.Messages, seed: int, sampling: Sampling) -> str:
-    """What an answer is drawn from, as a digest: the same for the same model, text, seed and parameters.
+def identity(source: str, asked: chat.Messages, seed: int, sampling: Sampling) -> str:
+    """What an answer is drawn from, as a digest: the same for the same source, text, seed and parameters.
 
     Args:
-        model: digest of the model's manifest, which covers its tokenizer and template.
+        source: what answers: the digest of a model, and the library that runs it.
         asked: the prompt with its instruction.
     """
     parameters = [sampling.temperature, sampling.top_p, sampling.max_tokens]
-    parts = json.dumps([model, [[m["role"], m["content"]] for m in asked], seed, parameters])
+    parts = json.dumps([source, [[m["role"], m["content"]] for m in asked], seed, parameters])
     return hashlib.sha256(parts.encode()).hexdigest()[:24]
 
 

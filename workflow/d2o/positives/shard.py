@@ -30,19 +30,19 @@ def draw(stage: PositivesStage, model: Path, prompts: Path, shard: str, drawn: P
     asked, long = _fitting(stage.sampling, tokenizer, _messages(prompts, shard))
     if long:
         print(f"positives: {len(long)} prompts are longer than the model's context, left out", file=sys.stderr)
-    model_digest = records.file_digest(model / "manifest.json")
+    source = f"{records.model_digest(model)} {stage.engine.backend}"
     with Drawn(drawn, shard, asked) as known:
-        pools = [_Pool(stage.sampling, *item, known, model_digest) for item in sorted(asked.items())]
-        unsettled, generator = pools, None
-        while unsettled := [pool for pool in unsettled if not pool.settle()]:
+        prompted = [_Samples(stage.sampling, *item, known, source) for item in sorted(asked.items())]
+        unsettled, generator = prompted, None
+        while unsettled := [samples for samples in unsettled if not samples.settle()]:
             generator = generator or generation.start(model, stage.engine)
-            wanted = [(pool, draw) for pool in unsettled for draw in pool.wanted]
-            requests = [Request(chat.encode_prompt(tokenizer, pool.asked(draw)), draw.seed) for pool, draw in wanted]
+            wanted = [(samples, draw) for samples in unsettled for draw in samples.wanted]
+            requests = [Request(chat.encode_prompt(tokenizer, s.asked(draw)), draw.seed) for s, draw in wanted]
             for index, completion in generation.complete(generator, requests, stage.sampling, f"positives {shard}"):
-                pool, draw = wanted[index]
-                pool.add(draw, completion)
+                samples, draw = wanted[index]
+                samples.add(draw, completion)
     with records.artifact(output, stage, [model / "manifest.json", prompts]) as draft:
-        rows = (row for pool in pools for row in pool.rows())
+        rows = (row for samples in prompted for row in samples.rows())
         draft.facts["rows"] = records.write_table(draft.path, records.POOL, rows)
         draft.facts["long_prompts"] = sorted(long)
 
@@ -75,12 +75,12 @@ def _fitting(
     return {prompt: plain for prompt, plain in messages.items() if prompt not in long}, long
 
 
-class _Pool:
+class _Samples:
     """The samples of one prompt: what is settled, and the draws that are `wanted` next."""
 
-    def __init__(self, positives: Positives, prompt: str, messages: chat.Messages, known: Drawn, model: str):
+    def __init__(self, positives: Positives, prompt: str, messages: chat.Messages, known: Drawn, source: str):
         self._positives, self._prompt, self._messages = positives, prompt, messages
-        self._known, self._model = known, model
+        self._known, self._source = known, source
         self._settled: dict[int, Chosen] = {}
         self.wanted: list[Draw] = []
 
@@ -100,7 +100,6 @@ class _Pool:
 
     def rows(self) -> Iterator[dict]:
         """The settled samples, as rows of `records.POOL`."""
-        faults = set(self._positives.faults)
         for sample, chosen in self._settled.items():
             draw = self._planned(sample, chosen.attempt)
             yield {
@@ -111,14 +110,14 @@ class _Pool:
                 "seed": draw.seed,
                 **vars(chosen.completion),
                 "reasons": sorted(chosen.reasons),
-                "fit": bool(chosen.completion.text) and faults.isdisjoint(chosen.reasons),
+                "fit": chosen.fit,
             }
 
     def _planned(self, sample: int, attempt: int) -> Draw:
         return planned(self._positives, self._prompt, sample, attempt)
 
     def _identity(self, draw: Draw) -> str:
-        return identity(self._model, self.asked(draw), draw.seed, self._positives)
+        return identity(self._source, self.asked(draw), draw.seed, self._positives)
 
     def _find(self, sample: int, attempt: int) -> tuple[Completion, set[str]] | None:
         draw = self._planned(sample, attempt)

@@ -138,6 +138,8 @@ def _pools(archive: Archive, settings: Settings, block: Block) -> Iterator[dict[
         if not archive.exists(path):
             continue
         sheet = archive.json(path)
+        if not sheet["samples"]:  # no prompt fitted the context
+            continue
         tables = {r: path.replace(".sheet.json", f".scores/{r}.parquet") for r in settings.rewards}
         scores = {
             reward: [row["score"] for row in archive.table(table, records.SCORES)]

@@ -89,11 +89,14 @@ class Checkpoints:
         """Take up the newest whole checkpoint: steps done, and the state given to `save`; (0, {}) without one.
 
         Args:
-            until: steps that may be done; a later checkpoint knows rounds that this run does not.
+            until: steps that may be done. Later checkpoints know rounds that this run does not; they are removed.
         """
+        if dist.get_rank() == 0:
+            for folder in self._newest_first():
+                if _step(folder) > until:
+                    shutil.rmtree(folder)
+        dist.barrier()
         for folder in self._newest_first():
-            if _step(folder) > until:
-                continue
             if fault := _fault(folder):
                 if dist.get_rank() == 0:
                     print(f"train: {folder} is broken ({fault}); it is skipped", file=sys.stderr, flush=True)

@@ -111,13 +111,18 @@ def read(stage: TrainStage, inputs: Inputs) -> tuple[Data, dict[str, int]]:
     human = records.read_table(inputs.comparisons, records.COMPARISONS)
     pool = [row for path in inputs.samples for row in records.read_table(path, records.POOL)]
     for path in inputs.scores:
-        better = records.read_manifest(path)["settings"]["better"]
-        pool = list(groups.best(pool, records.read_table(path, records.SCORES), stage.method.filter.best, better))
+        scores = records.read_table(path, records.SCORES)
+        pool = list(groups.best(pool, scores, stage.method.filter.best, stage.better))
     texts = list(groups.view(stage.method, human, pool))
     if not texts and stage.method.positives in ("human", "safe-human"):
         raise D2OError(
             f"{inputs.comparisons}: {stage.method.loss} needs pairs, and no negative here has a human positive; "
             f"take a method with `positives: self`, such as d2o"
+        )
+    if not texts and stage.method.positives == "self":
+        raise D2OError(
+            f"{inputs.samples[0]}: no sample of any train prompt is fit to learn from; its data sheet says why: "
+            f"shorten positives.faults, or raise positives.max_tokens or positives.redraws"
         )
     base, counts = groups.tokenise(texts, tokenizer, stage.forward)
     if not base:
@@ -148,7 +153,7 @@ def _renewed(online: Online, texts: Sequence[groups.Texts], pool: Path) -> dict[
     """The groups that a round changes, by their places."""
     answers = groups.fit_answers(records.read_table(pool, records.POOL))
     return {
-        place: groups.refreshed(text, answers[text.prompt_id], online.share)
+        place: groups.refreshed(text, answers[text.prompt_id], online)
         for place, text in enumerate(texts)
         if text.prompt_id in answers
     }
