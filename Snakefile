@@ -30,6 +30,7 @@ wildcard_constraints:
     seed=r"\d+",
     pool="corrected|plain",
     table="negatives|pairs|corrected|plain",
+    side="chosen|rejected",
 
 
 rule all:
@@ -41,6 +42,7 @@ rule all:
 include: "workflow/rules/models.smk"
 include: "workflow/rules/datasets.smk"
 include: "workflow/rules/negatives.smk"
+include: "workflow/rules/quality.smk"
 include: "workflow/rules/positives.smk"
 include: "workflow/rules/references.smk"
 include: "workflow/rules/train.smk"

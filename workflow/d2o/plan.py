@@ -44,8 +44,19 @@ class Plan:
 
     def report_inputs(self, wildcards) -> list[str]:
         """What an experiment's report is made from."""
-        stages = ("negatives", "train", "responses", "likelihoods", "scores", "judge", "mmlu")
+        stages = ("negatives", "quality", "train", "responses", "likelihoods", "scores", "judge", "mmlu")
         return [path for stage in stages for path in self._files(stage, wildcards.experiment)]
+
+    def quality_inputs(self, wildcards) -> list[str]:
+        """What Figure 1 is drawn from: scores and verdicts of the human pairs of an experiment's data sets."""
+        e = self.settings.experiments[wildcards.experiment]
+        sides = ("chosen", "rejected")
+        folders = [f"results/{dataset}/quality" for dataset in e.datasets]
+        return (
+            [f"{folder}/prompts.parquet" for folder in folders]
+            + [f"{folder}/scores/{r}/{side}.parquet" for folder in folders for r in e.rewards for side in sides]
+            + [f"{folder}/judge/{judge}.parquet" for folder in folders for judge in e.judges]
+        )
 
     def runs(self, experiment: str) -> Iterator[str]:
         """`dataset/model/method/seed<n>` of every run. The initial model is the same for all seeds."""
@@ -69,6 +80,9 @@ class Plan:
             case "negatives":
                 for dataset in e.datasets:
                     yield f"results/{dataset}/negatives.parquet"
+            case "quality":
+                if e.quality:
+                    yield f"results/reports/{experiment}/figures/quality.svg"
             case "positives" | "references":
                 for dataset in e.datasets:
                     for model in e.models:
@@ -173,6 +187,8 @@ class Plan:
                 return _part(settings.Reading, s.datasets[w.dataset])
             case "negatives":
                 return _part(settings.Extraction, s.datasets[w.dataset])
+            case "quality":
+                return s.quality
             case "positives":
                 plain = {"instructions": {}} if w.pool == "plain" else {}
                 return settings.PositivesStage(sampling=s.positives.model_copy(update=plain), engine=s.engine)
@@ -189,7 +205,8 @@ class Plan:
             case "responses":
                 return settings.ResponsesStage(sampling=s.responses, engine=s.engine, seed=int(w.seed))
             case "rewards" | "scores":
-                return s.rewards[w.reward]
+                # Which scores count as toxic is the report's matter.
+                return s.rewards[w.reward].model_copy(update={"toxic_above": None})
             case "judge":
                 # How many requests at once is told apart: to change it must not repeat paid requests.
                 return s.judges[w.judge].model_copy(update={"concurrency": 1})

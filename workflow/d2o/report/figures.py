@@ -1,4 +1,4 @@
-"""The two figures: every metric with its interval, and the course of every training."""
+"""The figures: every metric with its interval, the course of every training, and what the data are like."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
+from d2o.report.quality import PANELS, Measure
 from d2o.report.tables import Block, Cell, grids
 
 # Ink and paper are looked up again in the page, where they follow its light or dark theme.
@@ -130,6 +131,81 @@ def training(blocks: Sequence[Block], order: Sequence[str]) -> Figure:
         names = [method for method in order if method in handles]
         if names:
             part.legend([handles[name] for name in names], names, loc="outside lower center", ncols=8, frameon=False)
+    return figure
+
+
+@mpl.rc_context(_STYLE)
+def quality(measures: Sequence[Measure], datasets: Sequence[str]) -> Figure:
+    """Figure 1 of the paper: a row a data set; score differences, win rates and toxic shares of its human pairs.
+
+    A panel for which nothing was measured says which entries of the config would fill it.
+    """
+    figure = Figure((_WIDTH, 2.6 * len(datasets)), layout="constrained")
+    rows = figure.subplots(len(datasets), len(PANELS), squeeze=False)
+    for dataset, axes in zip(datasets, rows, strict=True):
+        for axis, (panel, (title, entries)) in zip(axes, PANELS.items(), strict=True):
+            shown = [m for m in measures if m.dataset == dataset and m.panel == panel]
+            axis.set_title(f"{dataset}: {title}", loc="left")
+            if not shown:
+                axis.text(0.5, 0.5, f"not measured: the experiment\nnames no {entries}", ha="center", color=_MUTED)
+                axis.set_axis_off()
+            elif panel == "difference":
+                _differences(axis, shown)
+            else:
+                _shares(axis, shown, 50 if panel == "win_rate" else None)
+    return figure
+
+
+def _differences(axis, shown: Sequence[Measure]) -> None:
+    """Distributions, each with its mean and interval below."""
+    low, high = (extreme([end for m in shown for end in m.values] or [0]) for extreme in (min, max))
+    edges = np.linspace(min(low, -0.1), max(high, 0.1), 41)
+    for place, (m, colour) in enumerate(zip(shown, _COLOURS * len(shown), strict=False)):
+        shares = np.histogram(m.values, edges)[0] / max(1, len(m.values))
+        axis.stairs(shares, edges, color=colour, lw=1.4, label=m.scorer)
+        e, below = m.estimate, -0.012 * (place + 1)
+        axis.plot([e.low, e.high], [below, below], color=colour, lw=1.6)
+        axis.plot(e.mean, below, "o", color=colour, ms=4.5)
+    axis.axvline(0, color=_MUTED, lw=0.8, ls=(0, (2, 2)), zorder=0)
+    axis.set_ylabel("share of pairs")
+    axis.legend(frameon=False)
+
+
+def _shares(axis, shown: Sequence[Measure], neutral: float | None) -> None:
+    for place, m in enumerate(shown):
+        e = m.estimate
+        colour = _MUTED if m.side == "rejected" else _COLOURS[0]
+        axis.plot([e.low * 100, e.high * 100], [place, place], color=colour, lw=1.6)
+        axis.plot(e.mean * 100, place, "o", color=colour, ms=4.5)
+    if neutral is not None:
+        axis.axvline(neutral, color=_MUTED, lw=0.8, ls=(0, (2, 2)), zorder=0)
+    axis.set_yticks(range(len(shown)), [f"{m.scorer} {m.side}".strip() for m in shown])
+    axis.set_ylim(len(shown) - 0.5, -0.5)
+    axis.tick_params(axis="y", length=0)
+
+
+@mpl.rc_context(_STYLE)
+def categories(counts: Mapping[str, Mapping[str, Mapping[str, int]]]) -> Figure:
+    """Negatives in each harm category, most frequent first: a part a data set, a bar a split.
+
+    Args:
+        counts: by data set, split and category.
+    """
+    sizes = [len(set().union(*splits.values())) for splits in counts.values()]
+    figure = Figure((_WIDTH, sum(0.6 + 0.24 * size for size in sizes)), layout="constrained")
+    axes = figure.subplots(len(counts), 1, height_ratios=sizes, squeeze=False).ravel()
+    for axis, (dataset, splits) in zip(axes, counts.items(), strict=True):
+        names = sorted(set().union(*splits.values()), key=lambda name: -sum(s.get(name, 0) for s in splits.values()))
+        left = np.zeros(len(names))
+        for (split, found), colour in zip(splits.items(), (_COLOURS[0], _MUTED), strict=False):
+            widths = np.array([found.get(name, 0) for name in names])
+            axis.barh(range(len(names)), widths, 0.7, left=left, color=colour, label=split)
+            left += widths
+        axis.set_yticks(range(len(names)), names)
+        axis.set_ylim(len(names) - 0.5, -0.5)
+        axis.tick_params(axis="y", length=0)
+        axis.set_title(f"{dataset}: negatives by harm category", loc="left")
+        axis.legend(frameon=False, loc="lower right")
     return figure
 
 
