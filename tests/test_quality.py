@@ -130,7 +130,7 @@ def test_measures(tmp_path):
     assert lines[1] == "pku,difference,reward,,2,2,2,10,20"
     svg = figures.render(figures.quality(list(found.values()), ["pku"]), "svg").decode()
     assert "not measured" not in svg
-    assert all(name in svg for name in ("reward", "cost", "toxicity chosen", "gpt"))
+    assert all(name in svg for name in ("reward", "cost", "chosen, toxicity", "gpt"))
 
 
 def test_a_panel_without_entries_says_which_would_fill_it(tmp_path):

@@ -68,7 +68,7 @@ def methods(blocks: Sequence[Block], order: Sequence[str]) -> Figure:
     lines = [max(1, math.ceil(len(metrics) / _COLUMNS)) for metrics in shown]
     heights = [0.35 + n * (0.85 + 0.26 * len(order)) for n in lines]
     colours = _colours(order)
-    figure, parts = _parts(blocks, heights)
+    figure, parts = _parts(_titles(blocks), heights)
     for part, block, metrics, n in zip(parts, blocks, shown, lines, strict=True):
         axes = part.subplots(n, _COLUMNS, squeeze=False, sharey=True).ravel()
         for axis in axes[len(metrics) :]:
@@ -108,7 +108,7 @@ def training(blocks: Sequence[Block], order: Sequence[str]) -> Figure:
     Args:
         order: methods in the order of the legend.
     """
-    figure, parts = _parts(blocks, [2.75] * len(blocks))
+    figure, parts = _parts(_titles(blocks), [2.75] * len(blocks))
     colours = _colours(order)
     for part, block in zip(parts, blocks, strict=True):
         axes = part.subplots(1, len(_PANELS))
@@ -140,12 +140,12 @@ def quality(measures: Sequence[Measure], datasets: Sequence[str]) -> Figure:
 
     A panel for which nothing was measured says which entries of the config would fill it.
     """
-    figure = Figure((_WIDTH, 2.6 * len(datasets)), layout="constrained")
-    rows = figure.subplots(len(datasets), len(PANELS), squeeze=False)
-    for dataset, axes in zip(datasets, rows, strict=True):
+    figure, parts = _parts(datasets, [2.6] * len(datasets))
+    for dataset, part in zip(datasets, parts, strict=True):
+        axes = part.subplots(1, len(PANELS))
         for axis, (panel, (title, entries)) in zip(axes, PANELS.items(), strict=True):
             shown = [m for m in measures if m.dataset == dataset and m.panel == panel]
-            axis.set_title(f"{dataset}: {title}", loc="left")
+            axis.set_title(title, loc="left")
             if not shown:
                 axis.text(0.5, 0.5, f"not measured: the experiment\nnames no {entries}", ha="center", color=_MUTED)
                 axis.set_axis_off()
@@ -159,7 +159,7 @@ def quality(measures: Sequence[Measure], datasets: Sequence[str]) -> Figure:
 def _differences(axis, shown: Sequence[Measure]) -> None:
     """Distributions, each with its mean and interval below."""
     low, high = (extreme([end for m in shown for end in m.values] or [0]) for extreme in (min, max))
-    edges = np.linspace(min(low, -0.1), max(high, 0.1), 41)
+    edges = np.linspace(min(low, -0.1), max(high, 0.1), 26)
     for place, (m, colour) in enumerate(zip(shown, _COLOURS * len(shown), strict=False)):
         shares = np.histogram(m.values, edges)[0] / max(1, len(m.values))
         axis.stairs(shares, edges, color=colour, lw=1.4, label=m.scorer)
@@ -179,7 +179,7 @@ def _shares(axis, shown: Sequence[Measure], neutral: float | None) -> None:
         axis.plot(e.mean * 100, place, "o", color=colour, ms=4.5)
     if neutral is not None:
         axis.axvline(neutral, color=_MUTED, lw=0.8, ls=(0, (2, 2)), zorder=0)
-    axis.set_yticks(range(len(shown)), [f"{m.scorer} {m.side}".strip() for m in shown])
+    axis.set_yticks(range(len(shown)), [f"{m.side}, {m.scorer}" if m.side else m.scorer for m in shown])
     axis.set_ylim(len(shown) - 0.5, -0.5)
     axis.tick_params(axis="y", length=0)
 
@@ -217,12 +217,16 @@ def _course(log: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarray, np.
     return steps, values
 
 
-def _parts(blocks: Sequence[Block], heights: Sequence[float]):
-    """A figure with a titled part for each block, heights in inches."""
+def _titles(blocks: Sequence[Block]) -> list[str]:
+    return [f"{block.dataset}, {block.model}" for block in blocks]
+
+
+def _parts(titles: Sequence[str], heights: Sequence[float]):
+    """A figure with a part for each title, heights in inches."""
     figure = Figure((_WIDTH, sum(heights)), layout="constrained")
     parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False).ravel()
-    for part, block in zip(parts, blocks, strict=True):
-        part.suptitle(f"{block.dataset}, {block.model}", x=0.005, ha="left", weight="bold", size=10.5)
+    for part, title in zip(parts, titles, strict=True):
+        part.suptitle(title, x=0.005, ha="left", weight="bold", size=10.5)
     return figure, parts
 
 

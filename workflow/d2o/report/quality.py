@@ -17,7 +17,7 @@ from d2o.statistics import Estimate, Sample
 
 # What is measured of the pairs, in the order of the figure's panels.
 PANELS = {
-    "difference": ("score of chosen less rejected, in sd of the scores", "rewards"),
+    "difference": ("score, chosen less rejected, sd", "rewards"),
     "win_rate": ("chosen wins, %", "judges"),
     "toxic": ("toxic answers, %", "rewards with toxic_above"),
 }
