@@ -36,6 +36,7 @@ wildcard_constraints:
     snapshot=r"(/step\d+)?",
     pool="corrected|plain",
     table="negatives|pairs|corrected|plain",
+    side="chosen|rejected",
 
 
 rule all:
@@ -55,6 +56,7 @@ include: "workflow/rules/responses.smk"
 include: "workflow/rules/likelihoods.smk"
 include: "workflow/rules/scores.smk"
 include: "workflow/rules/judge.smk"
+include: "workflow/rules/quality.smk"
 include: "workflow/rules/mmlu.smk"
 include: "workflow/rules/report.smk"
 

@@ -461,8 +461,8 @@ def test_a_near_duplicate_of_what_is_evaluated_is_not_trained_on(origin, tmp_pat
     none = {"prompts": 1, "test": 0, "evaluation": 0, "benchmark": 0}
     assert made.counts["near_leaks"] == none | {origin: 1}
     [example] = records.read_manifest(tmp_path / "made" / "negatives.parquet")["leaks"]
-    assert example["kind"] == "near leak"
-    assert records.normalised(example[origin]) == records.normalised(ASKED)
+    assert (example["kind"], example["origin"]) == ("near leak", origin)
+    assert records.normalised(example["other"]) == records.normalised(ASKED)
     assert example["train"] == f"{ASKED} please?".lower()
     # Of 13 and 14 pairs of words, 13 are common.
     assert example["similarity"] == pytest.approx(13 / 14, abs=1e-3)

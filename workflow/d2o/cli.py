@@ -85,6 +85,18 @@ def negatives(
     )
 
 
+@_command(settings.Quality)
+def quality(
+    pairs: Input,
+    output: Annotated[Path, typer.Option(help="prompts.parquet; chosen and rejected go beside it", dir_okay=False)],
+    settings_json: Json,
+) -> None:
+    """Draw human pairs as answers, for `scores` and `judge`: Figure 1."""
+    from d2o import quality
+
+    quality.sample(settings.parse(settings.Quality, settings_json), pairs, output)
+
+
 @_command(settings.PositivesStage)
 def positives(
     model: Model,
@@ -239,6 +251,18 @@ def report(
     from d2o import report
 
     report.write(settings.parse(settings.Settings, settings_json), results, output)
+
+
+@_command(settings.Settings)
+def figure1(
+    output: Annotated[Path, typer.Option(help="figures/quality.svg; quality.csv goes above it", dir_okay=False)],
+    settings_json: Json,
+    results: Annotated[Path, typer.Option(help="folder that holds everything made")] = Path("results"),
+) -> None:
+    """Draw how good the human pairs of an experiment's data sets are."""
+    from d2o import report
+
+    report.write_quality(settings.parse(settings.Settings, settings_json), results, output)
 
 
 @app.command()

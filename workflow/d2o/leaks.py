@@ -63,9 +63,15 @@ class Leaks:
         kinds += [("near leak", origin, found) for origin, found in self.near.items()]
         kinds += [("near-duplicate", "train", self.alike)]
         return [
-            {"kind": kind, "train": texts[prompt], origin: found[prompt][0], "similarity": round(found[prompt][1], 3)}
+            {
+                "kind": kind,
+                "origin": origin,
+                "train": texts[prompt],
+                "other": other,
+                "similarity": round(similarity, 3),
+            }
             for kind, origin, found in kinds
-            for prompt in sorted(found)[:_EXAMPLES]
+            for prompt, (other, similarity) in sorted(found.items())[:_EXAMPLES]
         ]
 
 

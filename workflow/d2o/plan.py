@@ -44,10 +44,21 @@ class Plan:
 
     def report_inputs(self, wildcards) -> list[str]:
         """What an experiment's report is made from."""
-        stages = ("negatives", "train", "responses", "likelihoods", "scores", "judge", "mmlu")
+        stages = ("negatives", "quality", "train", "responses", "likelihoods", "scores", "judge", "mmlu")
         made = [path for stage in stages for path in self._files(stage, wildcards.experiment)]
         pools = dict.fromkeys(self._files("positives", wildcards.experiment))
         return made + [path.replace(".parquet", ".sheet.json") for path in pools]
+
+    def quality_inputs(self, wildcards) -> list[str]:
+        """What Figure 1 is drawn from: scores and verdicts of the human pairs of an experiment's data sets."""
+        e = self.settings.experiments[wildcards.experiment]
+        sides = ("chosen", "rejected")
+        folders = [f"results/{dataset}/quality" for dataset in e.datasets]
+        return (
+            [f"{folder}/prompts.parquet" for folder in folders]
+            + [f"{folder}/scores/{r}/{side}.parquet" for folder in folders for r in e.rewards for side in sides]
+            + [f"{folder}/judge/{judge}.parquet" for folder in folders for judge in e.judges]
+        )
 
     def runs(self, experiment: str) -> Iterator[str]:
         """`dataset/model/method/seed<n>` of every run. The initial model is the same for all seeds."""
@@ -79,6 +90,9 @@ class Plan:
             case "negatives":
                 for dataset in e.datasets:
                     yield f"results/{dataset}/negatives.parquet"
+            case "quality":
+                if e.quality:
+                    yield f"results/reports/{experiment}/figures/quality.svg"
             case "positives" | "references":
                 for dataset in e.datasets:
                     for model in e.models:
@@ -211,6 +225,8 @@ class Plan:
                 return _part(settings.Reading, s.datasets[w.dataset])
             case "negatives":
                 return _part(settings.Extraction, s.datasets[w.dataset])
+            case "quality":
+                return s.quality
             case "positives":
                 # In how many jobs a pool is drawn is told apart: it draws nothing anew.
                 changed = {"shards": 1} | ({"instructions": {}} if w.pool == "plain" else {})
@@ -235,7 +251,8 @@ class Plan:
             case "responses":
                 return settings.ResponsesStage(sampling=s.responses, engine=s.engine, seed=int(w.seed))
             case "rewards" | "scores":
-                return s.rewards[w.reward]
+                # Which scores count as toxic is the report's matter.
+                return s.rewards[w.reward].model_copy(update={"toxic_above": None})
             case "judge":
                 # How many requests at once is told apart: to change it must not repeat paid requests.
                 return s.judges[w.judge].model_copy(update={"concurrency": 1})

@@ -363,6 +363,9 @@ class Reward(Section):
     score_weights: str = Field(
         "score", description="name of the head's weights in the checkpoint (`score_head` for Beaver)"
     )
+    toxic_above: float | None = Field(
+        None, description="score above which an answer counts as toxic; null: this is no classifier of toxicity"
+    )
     tokens: Positive = Field(16384, description="tokens in one batch, padding included")
     max_tokens: Positive = Field(2048, description="tokens: longer inputs lose their beginning")
 
@@ -383,6 +386,12 @@ class Reward(Section):
                 f"nor a text with {{prompt}} and {{response}}, each once"
             )
         return self
+
+
+class Quality(Section):
+    """How the quality of a data set's human pairs is shown (Figure 1)."""
+
+    pairs: Positive = Field(1000, description="human pairs that are scored; a judge sees one of each prompt")
 
 
 class Judge(Section):
@@ -438,6 +447,9 @@ class Experiment(Section):
     rewards: list[Name] = Field([], description="entries of `rewards`")
     judges: list[Name] = Field([], description="entries of `judges`")
     benchmarks: list[Name] = Field([], description="entries of `benchmarks`")
+    quality: bool = Field(
+        False, description="whether `rewards` and `judges` are asked about the data sets' human pairs too (Figure 1)"
+    )
 
 
 class PositivesStage(Section):
@@ -480,6 +492,7 @@ class Settings(Section):
     engine: Engine = Field(Engine(), description="what generates positives and responses")
     forward: Forward = Field(Forward(), description="the forward pass of references and training")
     train: Train = Field(Train(), description="optimisation, for every method alike")
+    quality: Quality = Field(Quality(), description="the quality of the data sets' human pairs")
     compute: Compute = Field(Compute(), description="what a job that runs a model asks for")
 
     @model_validator(mode="before")

@@ -43,8 +43,8 @@ class VLLM:
         )
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[tuple[int, Completion]]:
-        # `LLM.generate` returns when the last answer is there; its engine gives each as it finishes. The queue is kept
-        # as long as batches need it, and no longer: a shard may have a million requests.
+        # `LLM.generate` returns when the last answer is there; its engine gives each as it finishes. The queue is as
+        # long as batches need it and no longer: a shard may have a million requests.
         engine, waiting = self.llm.llm_engine, enumerate(requests)
         while True:
             for place, request in islice(waiting, self._queue - engine.get_num_unfinished_requests()):

@@ -23,7 +23,7 @@ def write(settings: Settings, results: Path, output: Path) -> None:
     """
     if len(settings.experiments) != 1:
         raise D2OError(f"experiments: a report is about one experiment, not {len(settings.experiments)}; split them")
-    (experiment,) = settings.experiments.values()
+    ((name, experiment),) = settings.experiments.items()
 
     from d2o.report import figures, metrics, page, tables
 
@@ -39,10 +39,13 @@ def write(settings: Settings, results: Path, output: Path) -> None:
         for dataset in experiment.datasets
         for model in experiment.models
     ]
+    categories = {dataset: page.categories(archive, dataset) for dataset in experiment.datasets}
     drawn = {
         "methods": figures.methods(blocks, experiment.methods),
         "training": figures.training(blocks, experiment.methods),
     }
+    if any(categories.values()):
+        drawn["categories"] = figures.categories({name: found for name, found in categories.items() if found})
     files = {
         "table.csv": tables.as_csv(blocks).encode(),
         "table.md": tables.as_markdown(blocks, experiment.methods).encode(),
@@ -52,13 +55,37 @@ def write(settings: Settings, results: Path, output: Path) -> None:
         files["course.csv"] = tables.course_as_csv(blocks).encode()
         if any(block.scored for block in blocks):
             drawn["distributions"] = figures.distributions(blocks, experiment.methods)
-    for name, figure in drawn.items():
+    for figure in drawn:
         for kind in ("svg", "png"):
-            files[f"figures/{name}.{kind}"] = figures.render(figure, kind)
-    html = page.render(settings, archive, blocks, {name: files[f"figures/{name}.svg"] for name in drawn})
-    for name, content in files.items():
-        _publish(output.parent / name, content, settings)
+            files[f"figures/{figure}.{kind}"] = figures.render(drawn[figure], kind)
+    svgs = {figure: files[f"figures/{figure}.svg"] for figure in drawn}
+    if experiment.quality:
+        svgs["quality"] = archive.content(f"reports/{name}/figures/quality.svg")
+    html = page.render(settings, archive, blocks, svgs)
+    for file, content in files.items():
+        _publish(output.parent / file, content, settings)
     _publish(output, html.encode(), settings, archive.inputs)
+
+
+def write_quality(settings: Settings, results: Path, output: Path) -> None:
+    """Write Figure 1 of an experiment: `output`, the same as PNG beside it, and `quality.csv` in the folder above.
+
+    Args:
+        settings, results: as in `write`.
+        output: the SVG file, in a folder `figures`.
+    Raises:
+        D2OError: where an artifact is missing or not readable.
+    """
+    (experiment,) = settings.experiments.values()
+
+    from d2o.report import figures, metrics, quality
+
+    archive = metrics.Archive(results)
+    measures = [m for dataset in experiment.datasets for m in quality.measure(archive, settings, dataset)]
+    figure = figures.quality(measures, experiment.datasets)
+    _publish(output.parent.parent / "quality.csv", quality.as_csv(measures).encode(), settings, archive.inputs)
+    _publish(output.with_suffix(".png"), figures.render(figure, "png"), settings, archive.inputs)
+    _publish(output, figures.render(figure, "svg"), settings, archive.inputs)
 
 
 def _publish(path: Path, content: bytes, settings: Settings, inputs: Iterable[Path] = ()) -> None:

@@ -1,4 +1,4 @@
-"""The figures: every metric with its interval, the log of every training, and metrics against its steps."""
+"""The figures: every metric, the log of every training, metrics against its steps, and what the data are like."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
+from d2o.report.quality import PANELS, Measure
 from d2o.report.tables import Block, Cell, grids
 
 # Ink and paper are looked up again in the page, where they follow its light or dark theme.
@@ -69,7 +70,7 @@ def methods(blocks: Sequence[Block], order: Sequence[str]) -> Figure:
     lines = [max(1, math.ceil(len(metrics) / _COLUMNS)) for metrics in shown]
     heights = [0.35 + n * (0.85 + 0.26 * len(order)) for n in lines]
     colours = _colours(order)
-    figure, parts = _parts(blocks, heights)
+    figure, parts = _parts(_titles(blocks), heights)
     for part, block, metrics, n in zip(parts, blocks, shown, lines, strict=True):
         axes = part.subplots(n, _COLUMNS, squeeze=False, sharey=True).ravel()
         for axis in axes[len(metrics) :]:
@@ -113,7 +114,7 @@ def training(blocks: Sequence[Block], order: Sequence[str]) -> Figure:
     Args:
         order: methods in the order of the legend.
     """
-    figure, parts = _parts(blocks, [2.75] * len(blocks))
+    figure, parts = _parts(_titles(blocks), [2.75] * len(blocks))
     colours = _colours(order)
     for part, block in zip(parts, blocks, strict=True):
         axes = part.subplots(1, len(_PANELS))
@@ -174,7 +175,7 @@ def course(blocks: Sequence[Block], order: Sequence[str]) -> Figure:
     blocks = [block for block in blocks if block.course]
     shown = [list(dict.fromkeys(point.metric for point in block.course)) for block in blocks]
     lines = [math.ceil(len(metrics) / _COLUMNS) for metrics in shown]
-    figure, parts = _parts(blocks, [0.6 + 2.4 * n for n in lines])
+    figure, parts = _parts(_titles(blocks), [0.6 + 2.4 * n for n in lines])
     colours = _colours(order)
     for part, block, metrics, n in zip(parts, blocks, shown, lines, strict=True):
         axes = part.subplots(n, _COLUMNS, squeeze=False).ravel()
@@ -207,7 +208,8 @@ def distributions(blocks: Sequence[Block], order: Sequence[str]) -> Figure:
     blocks = [block for block in blocks if block.scored]
     kinds = [list(dict.fromkeys(point.metric for point in block.scored)) for block in blocks]
     tall = [max(len({p.step for p in block.scored if p.method == m}) for m in order) for block in blocks]
-    figure, parts = _parts(blocks, [0.35 + len(k) * (0.7 + 0.32 * n) for k, n in zip(kinds, tall, strict=True)])
+    heights = [0.35 + len(k) * (0.7 + 0.32 * n) for k, n in zip(kinds, tall, strict=True)]
+    figure, parts = _parts(_titles(blocks), heights)
     colours = _colours(order)
     for part, block, metrics in zip(parts, blocks, kinds, strict=True):
         methods = [method for method in order if any(point.method == method for point in block.scored)]
@@ -229,6 +231,81 @@ def distributions(blocks: Sequence[Block], order: Sequence[str]) -> Figure:
     return figure
 
 
+@mpl.rc_context(_STYLE)
+def quality(measures: Sequence[Measure], datasets: Sequence[str]) -> Figure:
+    """Figure 1 of the paper: a row a data set; score differences, win rates and toxic shares of its human pairs.
+
+    A panel for which nothing was measured says which entries of the config would fill it.
+    """
+    figure, parts = _parts(datasets, [2.6] * len(datasets))
+    for dataset, part in zip(datasets, parts, strict=True):
+        axes = part.subplots(1, len(PANELS))
+        for axis, (panel, (title, entries)) in zip(axes, PANELS.items(), strict=True):
+            shown = [m for m in measures if m.dataset == dataset and m.panel == panel]
+            axis.set_title(title, loc="left")
+            if not shown:
+                axis.text(0.5, 0.5, f"not measured: the experiment\nnames no {entries}", ha="center", color=_MUTED)
+                axis.set_axis_off()
+            elif panel == "difference":
+                _differences(axis, shown)
+            else:
+                _shares(axis, shown, 50 if panel == "win_rate" else None)
+    return figure
+
+
+def _differences(axis, shown: Sequence[Measure]) -> None:
+    """Distributions, each with its mean and interval below."""
+    low, high = (extreme([end for m in shown for end in m.values] or [0]) for extreme in (min, max))
+    edges = np.linspace(min(low, -0.1), max(high, 0.1), 26)
+    for place, (m, colour) in enumerate(zip(shown, _COLOURS * len(shown), strict=False)):
+        shares = np.histogram(m.values, edges)[0] / max(1, len(m.values))
+        axis.stairs(shares, edges, color=colour, lw=1.4, label=m.scorer)
+        e, below = m.estimate, -0.012 * (place + 1)
+        axis.plot([e.low, e.high], [below, below], color=colour, lw=1.6)
+        axis.plot(e.mean, below, "o", color=colour, ms=4.5)
+    axis.axvline(0, color=_MUTED, lw=0.8, ls=(0, (2, 2)), zorder=0)
+    axis.set_ylabel("share of pairs")
+    axis.legend(frameon=False)
+
+
+def _shares(axis, shown: Sequence[Measure], neutral: float | None) -> None:
+    for place, m in enumerate(shown):
+        e = m.estimate
+        colour = _MUTED if m.side == "rejected" else _COLOURS[0]
+        axis.plot([e.low * 100, e.high * 100], [place, place], color=colour, lw=1.6)
+        axis.plot(e.mean * 100, place, "o", color=colour, ms=4.5)
+    if neutral is not None:
+        axis.axvline(neutral, color=_MUTED, lw=0.8, ls=(0, (2, 2)), zorder=0)
+    axis.set_yticks(range(len(shown)), [f"{m.side}, {m.scorer}" if m.side else m.scorer for m in shown])
+    axis.set_ylim(len(shown) - 0.5, -0.5)
+    axis.tick_params(axis="y", length=0)
+
+
+@mpl.rc_context(_STYLE)
+def categories(counts: Mapping[str, Mapping[str, Mapping[str, int]]]) -> Figure:
+    """Negatives in each harm category, most frequent first: a part a data set, a bar a split.
+
+    Args:
+        counts: by data set, split and category.
+    """
+    sizes = [len(set().union(*splits.values())) for splits in counts.values()]
+    figure = Figure((_WIDTH, sum(0.6 + 0.24 * size for size in sizes)), layout="constrained")
+    axes = figure.subplots(len(counts), 1, height_ratios=sizes, squeeze=False).ravel()
+    for axis, (dataset, splits) in zip(axes, counts.items(), strict=True):
+        names = sorted(set().union(*splits.values()), key=lambda name: -sum(s.get(name, 0) for s in splits.values()))
+        left = np.zeros(len(names))
+        for (split, found), colour in zip(splits.items(), (_COLOURS[0], _MUTED), strict=False):
+            widths = np.array([found.get(name, 0) for name in names])
+            axis.barh(range(len(names)), widths, 0.7, left=left, color=colour, label=split)
+            left += widths
+        axis.set_yticks(range(len(names)), names)
+        axis.set_ylim(len(names) - 0.5, -0.5)
+        axis.tick_params(axis="y", length=0)
+        axis.set_title(f"{dataset}: negatives by harm category", loc="left")
+        axis.legend(frameon=False, loc="lower right")
+    return figure
+
+
 def _curve(log: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
     """Steps and values of one curve, averaged in bins to at most `POINTS`; empty where there is no such value."""
     found = [(row["step"], row[key]) for row in log if row.get(key) is not None]
@@ -237,12 +314,16 @@ def _curve(log: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarray, np.n
     return steps, values
 
 
-def _parts(blocks: Sequence[Block], heights: Sequence[float]):
-    """A figure with a titled part for each block, heights in inches."""
+def _titles(blocks: Sequence[Block]) -> list[str]:
+    return [f"{block.dataset}, {block.model}" for block in blocks]
+
+
+def _parts(titles: Sequence[str], heights: Sequence[float]):
+    """A figure with a part for each title, heights in inches."""
     figure = Figure((_WIDTH, sum(heights)), layout="constrained")
     parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False).ravel()
-    for part, block in zip(parts, blocks, strict=True):
-        part.suptitle(f"{block.dataset}, {block.model}", x=0.005, ha="left", weight="bold", size=10.5)
+    for part, title in zip(parts, titles, strict=True):
+        part.suptitle(title, x=0.005, ha="left", weight="bold", size=10.5)
     return figure, parts
 
 

@@ -122,6 +122,17 @@ class Archive:
                 raise D2OError(f"{file}:{number}: not JSON ({error.msg}); train this run again") from None
         return rows
 
+    def content(self, path: str) -> bytes:
+        """A file as it is.
+
+        Raises:
+            D2OError: where it is missing.
+        """
+        file = self._noted(self._root / path)
+        if not file.exists():
+            raise D2OError(f"{file}: no such file; make it with: snakemake {file}")
+        return file.read_bytes()
+
     def exists(self, path: str) -> bool:
         """Whether there is such a file."""
         return (self._root / path).exists()

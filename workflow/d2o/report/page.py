@@ -27,7 +27,7 @@ def render(settings: Settings, archive: Archive, blocks: Sequence[Block], svgs: 
         settings: the whole config with one experiment.
         archive: the results.
         blocks: what was estimated.
-        svgs: the figures, by the names of `_LABELS`; those about steps only where there are snapshots.
+        svgs: the figures, by the names of `_LABELS`; some only where there is something to draw.
     Raises:
         D2OError: where an artifact is missing.
     """
@@ -56,7 +56,10 @@ def render(settings: Settings, archive: Archive, blocks: Sequence[Block], svgs: 
         figures={name: figures.inline(svg, name, _LABELS[name]) for name, svg in svgs.items()},
         points=figures.POINTS,
         bins=figures.BINS,
-        data=[(dataset, _splits(archive, dataset), _counts(archive, dataset)) for dataset in experiment.datasets],
+        data=[
+            (dataset, _splits(archive, dataset), _counts(archive, dataset), _leaks(archive, dataset))
+            for dataset in experiment.datasets
+        ],
         pools=[pool for block in blocks for pool in _pools(archive, settings, block)],
         trainings=[(block, list(_trainings(block, experiment.seeds))) for block in blocks if block.logs],
         answers=[(block, list(_examples(archive, settings, block))) for block in blocks],
@@ -68,6 +71,8 @@ _LABELS = {
     "training": "Loss, margin and log-ratios against training steps, by method",
     "course": "Scores and log-probs of human answers against training steps, by method",
     "distributions": "Histograms of the scores at several training steps, by method",
+    "quality": "Score differences, win rates and toxic shares of the human pairs, by data set",
+    "categories": "Negatives in each harm category, by split and data set",
 }
 
 
@@ -126,6 +131,18 @@ def _counts(archive: Archive, dataset: str) -> dict[str, str]:
         text = ", ".join(f"{name.replace('_', ' ')} {n:,}".strip() for name, n in parts.items())
         lines[key.replace("_", " ")] = text or "none"
     return lines
+
+
+def categories(archive: Archive, dataset: str) -> dict[str, dict[str, int]]:
+    """Negatives in each harm category, by split; nothing where the data set has no categories."""
+    counts = archive.manifest(f"{dataset}/negatives.parquet").get("counts", {})
+    keys = {split: f"{split}_categories" for split in ("train", "test")}
+    return {split: counts[key] for split, key in keys.items() if key in counts}
+
+
+def _leaks(archive: Archive, dataset: str) -> list[dict[str, Any]]:
+    """Examples of train prompts that are evaluated as well, or nearly so."""
+    return archive.manifest(f"{dataset}/negatives.parquet").get("leaks", [])
 
 
 def _pools(archive: Archive, settings: Settings, block: Block) -> Iterator[dict[str, Any]]:

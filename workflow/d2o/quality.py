@@ -1,0 +1,52 @@
+"""Stage `quality`: a data set's human pairs as answers, to be scored and judged like a model's (Figure 1).
+
+How good are the answers that annotators chose? Reward models, a judge and classifiers of toxicity are asked about
+the chosen and the rejected answers of the same pairs, by the stages `scores` and `judge`.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from pathlib import Path
+
+from d2o import records
+from d2o.errors import D2OError
+from d2o.settings import Quality
+
+
+def sample(quality: Quality, pairs: Path, output: Path) -> None:
+    """Draw human pairs; write `chosen.parquet` and `rejected.parquet` beside `output`, which holds their prompts.
+
+    Which pairs are drawn goes by a digest: not by their order, and the first of more are those of fewer. The two
+    answers of a pair have the same `sample`; a prompt's `origin` is its split.
+
+    Args:
+        pairs: the `records.COMPARISONS` table of all human pairs.
+        output: the `records.PROMPTS` table to write.
+    Raises:
+        D2OError: where the data set has no pair.
+    """
+    rows = (row for batch in records.read_batches(pairs, records.COMPARISONS) for row in batch)
+    keyed = (
+        (records.response_id(row["prompt_id"], f"{row['negative']}\x1f{row['positive']}"), row["prompt_id"], row)
+        for row in rows
+    )
+    drawn = heapq.nsmallest(quality.pairs, keyed, key=lambda item: item[:2])
+    if not drawn:
+        raise D2OError(f"{pairs}: the data set has no human pair whose quality could be shown: leave `quality` out")
+    prompts: dict[str, dict] = {}
+    answers: dict[str, list[dict]] = {"chosen": [], "rejected": []}
+    count: Counter[str] = Counter()
+    for _, prompt, row in drawn:
+        prompts[prompt] = {"prompt_id": prompt, "messages": row["messages"], "origin": row["split"]}
+        answer = {"prompt_id": prompt, "sample": count[prompt], "finish": "stop"}
+        for side, column in (("chosen", "positive"), ("rejected", "negative")):
+            unknown = dict.fromkeys(("instruction", "seed", "tokens"))
+            answers[side].append(answer | unknown | {"text": row[column]})
+        count[prompt] += 1
+    with records.artifact(output, quality, [pairs]) as draft:
+        for side, found in answers.items():
+            with records.artifact(output.with_name(f"{side}.parquet"), quality, [pairs]) as table:
+                table.facts["rows"] = records.write_table(table.path, records.SAMPLES, found)
+        draft.facts["rows"] = records.write_table(draft.path, records.PROMPTS, prompts.values())
