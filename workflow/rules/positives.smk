@@ -48,6 +48,9 @@ rule merge_positives:
         model="results/models/{model}/manifest.json",
         comparisons="results/{dataset}/negatives.parquet",
         shards=gather.pool("results/{{dataset}}/{{model}}/positives/{{pool}}.shards/{scatteritem}.parquet"),
+        manifests=gather.pool(
+            "results/{{dataset}}/{{model}}/positives/{{pool}}.shards/{scatteritem}.parquet.manifest.json"
+        ),
     output:
         pool="results/{dataset}/{model}/positives/{pool}.parquet",
         sheet="results/{dataset}/{model}/positives/{pool}.sheet.json",

@@ -43,6 +43,9 @@ use rule merge_positives as merge_round with:
         shards=gather.pool(
             "results/{{dataset}}/{{model}}/{{method}}/seed{{seed}}/rounds/{{round}}/shards/{scatteritem}.parquet"
         ),
+        manifests=gather.pool(
+            "results/{{dataset}}/{{model}}/{{method}}/seed{{seed}}/rounds/{{round}}/shards/{scatteritem}.parquet.manifest.json"
+        ),
     output:
         pool="results/{dataset}/{model}/{method}/seed{seed}/rounds/{round}/positives.parquet",
         sheet="results/{dataset}/{model}/{method}/seed{seed}/rounds/{round}/positives.sheet.json",
