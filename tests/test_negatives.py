@@ -481,23 +481,23 @@ WORDS = st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=12).map(" ".j
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.lists(WORDS, min_size=1, max_size=12), WORDS)
-def test_what_is_near_is_near_and_equal_texts_are_always_found(texts, text):
-    index = leaks.Index(dict(enumerate(texts)), 0.7)
-    for name, similarity in index.near(text):
-        first, second = leaks.word_pairs(texts[name]), leaks.word_pairs(text)
+@given(st.lists(WORDS, min_size=1, max_size=12), st.integers(0, 12))
+def test_what_is_near_is_near_and_equal_texts_are_always_found(texts, ours):
+    found = {(i, j): similarity for i, j, similarity in leaks.near_pairs(texts, 0.7, ours)}
+    for (i, j), similarity in found.items():
+        assert i < j and i < ours
+        first, second = leaks.word_pairs(texts[i]), leaks.word_pairs(texts[j])
         assert similarity == len(first & second) / len(first | second) >= 0.7
-    assert {name for name, other in enumerate(texts) if other == texts[0]} <= {n for n, _ in index.near(texts[0])}
+    assert {(i, j) for j in range(len(texts)) for i in range(min(j, ours)) if texts[i] == texts[j]} <= found.keys()
 
 
 def test_few_near_texts_are_missed():
     """Just above the threshold, where most would be missed: 27 of 37 pairs of words are common."""
     words = [[f"w{i}{j}" for j in range(30)] for i in range(300)]
-    index = leaks.Index({i: " ".join(text) for i, text in enumerate(words)}, 0.7)
     changed = [" ".join([*text[:26], "x", *text[27:]]) + " a b c d e f" for text in words]
-    found = [dict(index.near(text)).get(i) for i, text in enumerate(changed)]
-    assert {s for s in found if s} == {27 / 37}
-    assert found.count(None) < 15
+    found = list(leaks.near_pairs([*map(" ".join, words), *changed], 0.7, 300))
+    assert all((j, similarity) == (i + 300, 27 / 37) for i, j, similarity in found)
+    assert len(found) > 285
 
 
 @pytest.mark.parametrize("suffix", negatives._SUFFIXES)

@@ -264,3 +264,36 @@ def test_a_score_that_is_no_number_is_refused(reward_model, tmp_path):
     save_file(weights, tmp_path / "broken" / "model.safetensors", {"format": "pt"})
     with pytest.raises(D2OError, match="not a finite number"):
         run(tmp_path, source(reward_model), tmp_path / "broken")
+
+
+# Classifiers -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["single_label_classification", "multi_label_classification"])
+def test_the_score_of_a_classifier_is_the_log_odds_of_its_label(kind, tiny_model, tmp_path):
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    torch.manual_seed(2)
+    labels = {0: "fine", 1: "toxic", 2: "threat"}
+    model = AutoModelForSequenceClassification.from_pretrained(
+        tiny_model, num_labels=3, id2label=labels, problem_type=kind, dtype=torch.float32
+    )
+    torch.nn.init.normal_(model.score.weight, std=1.0)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path / "given")
+    reward = source(tmp_path / "given", label="toxic", template="{response}")
+    rewards.make(reward, None, None, None, tmp_path / "reward")
+    found = run(tmp_path, reward, tmp_path / "reward")
+
+    for text, score in zip(ANSWERS, found, strict=True):
+        ids = torch.tensor([[*tokenizer(text).input_ids, tokenizer.eos_token_id]])
+        with torch.inference_mode():
+            logits = model(input_ids=ids).logits[0].double()
+        shares = logits.softmax(0) if kind.startswith("single") else logits.sigmoid()
+        assert score == pytest.approx(float(shares[1].logit()), abs=1e-3)
+
+
+def test_a_label_that_a_classifier_does_not_know(reward_model, tmp_path):
+    with pytest.raises(D2OError, match="no label 'toxic'; set `label` to one of: LABEL_0"):
+        rewards.make(source(reward_model, label="toxic"), None, None, None, tmp_path / "reward")

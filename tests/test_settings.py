@@ -91,7 +91,7 @@ def changed(path: str, value) -> dict:
         (
             "rewards.safety.template",
             "{prompt}{prompt}{response}",
-            "nor a text with {prompt} and {response}, each once",
+            "nor a text with {response}, or {prompt} and {response}, each once",
         ),
         ("rewards.safety.train.backbone", "gpt", "rewards.safety.train.backbone: 'gpt' is not an entry of models"),
     ],

@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, combinations, pairwise, product
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 # Places of a sketch. The bands are chosen such that few true neighbours are missed; false ones are sorted out after.
@@ -90,53 +91,65 @@ def find_leaks(
     if threshold is None:
         return Leaks(exact, near, {})
     leaking = set().union(*exact.values())
-    index = Index({prompt: texts[prompt] for prompt in sorted(texts.keys() - leaking)}, threshold)
-    for origin, found in asked.items():
-        for text in tqdm(
-            found, f"near-duplicates, train and {origin}", unit=" prompts", mininterval=2, disable=not found
-        ):
-            for prompt, similarity in index.near(text):
-                best = near[origin].get(prompt, (text, 0.0))
-                near[origin][prompt] = max(best, (text, similarity), key=lambda pair: (pair[1], pair[0]))
+    names = sorted(texts.keys() - leaking)
+    origins = [(origin, text) for origin, found in asked.items() for text in dict.fromkeys(found)]
+    found = list(
+        near_pairs([*(texts[name] for name in names), *(text for _, text in origins)], threshold, len(names))
+    )
+
+    def closer(neighbours: Neighbours, prompt: str, text: str, similarity: float) -> None:
+        best = neighbours.get(prompt, ("", 0.0))
+        neighbours[prompt] = max(best, (text, similarity), key=lambda pair: (pair[1], pair[0]))
+
+    for first, second, similarity in found:
+        if second >= len(names):
+            origin, text = origins[second - len(names)]
+            closer(near[origin], names[first], text, similarity)
     leaking.update(*near.values())
     alike: Neighbours = {}
-    for prompt in tqdm(sorted(texts.keys() - leaking), "near-duplicates in train", unit=" prompts", mininterval=2):
-        others = [(s, name) for name, s in index.near(texts[prompt]) if name != prompt and name not in leaking]
-        if others:
-            similarity, name = max(others)
-            alike[prompt] = texts[name], similarity
+    for first, second, similarity in found:
+        if second < len(names) and leaking.isdisjoint((names[first], names[second])):
+            closer(alike, names[first], texts[names[second]], similarity)
+            closer(alike, names[second], texts[names[first]], similarity)
     return Leaks(exact, near, alike)
 
 
-class Index:
-    """Texts by name, to be asked for those near to another text."""
+def near_pairs(texts: Sequence[str], threshold: float, ours: int) -> Iterator[tuple[int, int, float]]:
+    """The pairs of texts that are near, with their similarity; of the texts from the index `ours` on, those that are
+    near to an earlier one only.
 
-    def __init__(self, texts: Mapping[str, str], threshold: float):
-        """
-        Args:
-            texts: the texts, by name; they are not copied.
-            threshold: Jaccard similarity from which two texts are near, above 0.
-        """
-        from datasketch import MinHash, MinHashLSH
+    Args:
+        threshold: Jaccard similarity from which two texts are near, above 0.
+    """
+    from datasketch import MinHash, MinHashLSH
 
-        self._texts, self._threshold = texts, threshold
-        self._empty = MinHash(_PLACES, hashfunc=zlib.crc32)
-        self._bands = MinHashLSH(threshold, _PLACES, weights=_WEIGHTS)
-        for name, text in texts.items():
-            self._bands.insert(name, self._sketch(word_pairs(text)), check_duplication=False)
+    words = ([pair.encode() for pair in word_pairs(text)] for text in texts)
+    words = tqdm(words, "near-duplicates", len(texts), unit=" prompts", mininterval=2)
+    sketches = np.empty((len(texts), _PLACES), np.uint32)
+    for row, sketch in enumerate(MinHash.generator(words, num_perm=_PLACES, hashfunc=zlib.crc32)):
+        sketches[row] = sketch.hashvalues
+    # The library's choice of bands, not its tables: they take 9 kB a text.
+    bands = MinHashLSH(threshold, _PLACES, weights=_WEIGHTS)
+    seen: set[tuple[int, int]] = set()
+    for start in range(0, bands.b * bands.r, bands.r):
+        for alike in _equal_rows(sketches[:, start : start + bands.r]):
+            mine, others = alike[alike < ours].tolist(), alike[alike >= ours].tolist()
+            seen.update(chain(combinations(mine, 2), product(mine, others)))
+    for first, second in sorted(seen):
+        similarity = jaccard(word_pairs(texts[first]), word_pairs(texts[second]))
+        if similarity >= threshold:
+            yield first, second, similarity
 
-    def near(self, text: str) -> Iterator[tuple[str, float]]:
-        """The names of the texts near to `text`, itself included where it is one, with their similarity."""
-        pairs = word_pairs(text)
-        for name in self._bands.query(self._sketch(pairs)):
-            similarity = jaccard(pairs, word_pairs(self._texts[name]))
-            if similarity >= self._threshold:
-                yield name, similarity
 
-    def _sketch(self, pairs: set[str]):
-        sketch = self._empty.copy()
-        sketch.update_batch([pair.encode() for pair in pairs])
-        return sketch
+def _equal_rows(table: np.ndarray) -> Iterator[np.ndarray]:
+    """The indices, ascending, of each set of two or more equal rows of [N, R]."""
+    if not len(table):
+        return
+    order = np.lexsort(table.T)  # stable
+    starts = np.flatnonzero(np.r_[True, (table[order[1:]] != table[order[:-1]]).any(1)])
+    ends = np.r_[starts[1:], len(table)]
+    for place in np.flatnonzero(ends - starts > 1):
+        yield order[starts[place] : ends[place]]
 
 
 def word_pairs(text: str) -> set[str]:

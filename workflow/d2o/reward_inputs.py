@@ -32,7 +32,7 @@ def encode(tokenizer, template: str, messages: Messages, response: str, limit: i
     """What a reward model reads, and whether it had to be cut: of a long input the last `limit` tokens stay.
 
     Args:
-        template: `chat`, `pair`, or a text with {prompt} and {response}, which the end token follows.
+        template: `chat`, `pair`, or a text with {response} and maybe {prompt}, which the end token follows.
     Raises:
         D2OError: where `chat` is asked of a tokenizer that has no chat template.
     """
@@ -117,7 +117,9 @@ def load(reward: Reward, folder: Path):
     from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
     trust = bool(reward.source and reward.source.trust_remote_code)
-    config = AutoConfig.from_pretrained(folder, num_labels=1, trust_remote_code=trust)
+    outputs = {} if reward.label else {"num_labels": 1}
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust, **outputs)
+    config.scored_label = reward.label
     head = reward.score_weights
     foreign = not is_classifier(config.architectures)
     model, info = AutoModelForSequenceClassification.from_pretrained(
@@ -164,7 +166,19 @@ def forward(model, encodings: Sequence[Encoding]) -> Tensor:
         for key in encodings[0]
     }
     mask = (torch.arange(width, device=model.device) < lengths[:, None]).long()
-    return model(**batch, attention_mask=mask).logits[:, 0].float()
+    return _log_odds(model.config, model(**batch, attention_mask=mask).logits.float())
+
+
+def _log_odds(config, logits: Tensor) -> Tensor:
+    """[N, L] outputs of a head → [N] scores: the one output, or the log-odds of the label that is scored."""
+    label = getattr(config, "scored_label", None)
+    if label is None:
+        return logits[:, 0]
+    index = next(index for index, name in config.id2label.items() if name == label)
+    if config.problem_type == "multi_label_classification":
+        return logits[:, index]
+    others = [other for other in range(logits.shape[1]) if other != index]
+    return logits[:, index] - logits[:, others].logsumexp(1)
 
 
 def score_all(model, encodings: Sequence[Encoding], tokens: int, description: str) -> list[float]:

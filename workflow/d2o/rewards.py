@@ -64,7 +64,7 @@ def _hash_weights(draft: records.Draft) -> None:
 def _link(reward: Reward, folder: Path) -> Path:
     """Fill `folder` with links to the located checkpoint, so that 7B weights exist once; returns its place."""
     located = hub.locate(reward.source)
-    _check_head(located, reward.score_weights)
+    _check_head(located, reward.score_weights, reward.label)
     folder.mkdir()
     for file in located.iterdir():
         if file.is_file() and file.name != "manifest.json":
@@ -72,13 +72,18 @@ def _link(reward: Reward, folder: Path) -> Path:
     return located
 
 
-def _check_head(folder: Path, name: str) -> None:
-    """Check from the configuration and one tensor that a checkpoint has a head with one output."""
+def _check_head(folder: Path, name: str, label: str | None) -> None:
+    """Check from the configuration and one tensor that a checkpoint has a head with `label`, or with one output."""
     path = folder / "config.json"
     if not path.exists():
         raise D2OError(f"{folder}: no config.json; is it a Hugging Face model folder?")
     config = json.loads(path.read_text())
     architectures = config.get("architectures") or []
+    if label is not None:
+        known = list(config.get("id2label", {}).values())
+        if label not in known:
+            raise D2OError(f"{folder}: no label {label!r}; set `label` to one of: {', '.join(known) or 'none'}")
+        return
     if reward_inputs.is_classifier(architectures):
         outputs = config.get("num_labels") or len(config.get("id2label", ("two", "by default")))
     elif (weights := reward_inputs.head_weights(folder, f"{name}.weight")) is not None:
@@ -89,7 +94,9 @@ def _check_head(folder: Path, name: str) -> None:
             f"the checkpoint has no {name}.weight; name the head's weights in score_weights"
         )
     if outputs != 1:
-        raise D2OError(f"{folder}: the head has {outputs} outputs; a reward model has one, so choose another")
+        raise D2OError(
+            f"{folder}: the head has {outputs} outputs and a score is one: choose another model, or set `label`"
+        )
 
 
 # What human labels say ---------------------------------------------------------------------------

@@ -352,16 +352,21 @@ class RewardTraining(Section):
 class Reward(Section):
     """A reward model: one of `source` and `train`."""
 
-    source: Source | None = Field(None, description="a sequence-classification model with one output")
+    source: Source | None = Field(None, description="a sequence-classification model")
     train: RewardTraining | None = Field(None, description="train one from the human labels")
     better: Literal["higher", "lower"] = Field("higher", description="which scores are better; in the table")
     template: str = Field(
         "chat",
         description="what the model reads: `chat` (its own template), `pair` (prompt and answer as two "
-        "segments), or a text with {prompt} and {response}",
+        "segments), or a text with {response} and, where it reads the prompt too, {prompt}",
     )
     score_weights: str = Field(
         "score", description="name of the head's weights in the checkpoint (`score_head` for Beaver)"
+    )
+    label: str | None = Field(
+        None,
+        description="of a classifier with several outputs, the label whose log-odds are the score; null: a head with "
+        "one output",
     )
     toxic_above: float | None = Field(
         None, description="score above which an answer counts as toxic; null: this is no classifier of toxicity"
@@ -375,15 +380,17 @@ class Reward(Section):
             raise ValueError("give exactly one of source and train")
         if self.train and self.better == "lower":
             raise ValueError("a reward model trained here scores safe answers higher: leave `better` out")
+        if self.train and self.label:
+            raise ValueError("a reward model trained here has one output: leave `label` out")
         return self
 
     @model_validator(mode="after")
     def _template_has_its_fields(self):
         fields = re.findall(r"\{(prompt|response)\}", self.template)
-        if self.template not in ("chat", "pair") and sorted(fields) != ["prompt", "response"]:
+        if self.template not in ("chat", "pair") and sorted(fields) not in (["response"], ["prompt", "response"]):
             raise ValueError(
                 f"template: {self.template!r} is neither `chat` nor `pair`, "
-                f"nor a text with {{prompt}} and {{response}}, each once"
+                f"nor a text with {{response}}, or {{prompt}} and {{response}}, each once"
             )
         return self
 
