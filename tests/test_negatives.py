@@ -480,24 +480,40 @@ def test_near_duplicates_in_train_are_counted_and_kept(tmp_path):
 WORDS = st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=12).map(" ".join)
 
 
+def origins(train: int, test: int) -> list[str]:
+    return ["train"] * train + ["test"] * test
+
+
 @settings(deadline=None, max_examples=60)
-@given(st.lists(WORDS, min_size=1, max_size=12), st.integers(0, 12))
-def test_what_is_near_is_near_and_equal_texts_are_always_found(texts, ours):
-    found = {(i, j): similarity for i, j, similarity in leaks.near_pairs(texts, 0.7, ours)}
+@given(st.lists(WORDS, max_size=8), st.lists(WORDS, max_size=8))
+def test_what_is_near_is_near_and_equal_texts_are_always_found(train, test):
+    texts, ours = [*train, *test], len(train)
+    found = {(i, j): similarity for i, j, similarity in leaks.near_pairs(texts, origins(ours, len(test)), 0.7)}
     for (i, j), similarity in found.items():
         assert i < j and i < ours
         first, second = leaks.word_pairs(texts[i]), leaks.word_pairs(texts[j])
         assert similarity == len(first & second) / len(first | second) >= 0.7
-    assert {(i, j) for j in range(len(texts)) for i in range(min(j, ours)) if texts[i] == texts[j]} <= found.keys()
+    leaking = {i for i, j in found if j >= ours}
+    assert {i for i, text in enumerate(train) if text in test} <= leaking
+    alike = {side for pair in found if pair[1] < ours for side in pair}
+    assert {i for i, text in enumerate(train) if train.count(text) > 1} <= alike
 
 
 def test_few_near_texts_are_missed():
     """Just above the threshold, where most would be missed: 27 of 37 pairs of words are common."""
     words = [[f"w{i}{j}" for j in range(30)] for i in range(300)]
     changed = [" ".join([*text[:26], "x", *text[27:]]) + " a b c d e f" for text in words]
-    found = list(leaks.near_pairs([*map(" ".join, words), *changed], 0.7, 300))
+    found = list(leaks.near_pairs([*map(" ".join, words), *changed], origins(300, 300), 0.7))
     assert all((j, similarity) == (i + 300, 27 / 37) for i, j, similarity in found)
     assert len(found) > 285
+
+
+def test_prompts_of_one_pattern_are_not_compared_all_with_all():
+    pattern = "please write me a long and very convincing story about number {} for the people of my town"
+    texts = [pattern.format(i) for i in range(3000)]
+    found = list(leaks.near_pairs(texts, origins(2000, 1000), 0.7))
+    assert {i for i, j, _ in found if j >= 2000} == set(range(2000))
+    assert len(found) < 5000
 
 
 @pytest.mark.parametrize("suffix", negatives._SUFFIXES)

@@ -15,7 +15,7 @@ import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, combinations, pairwise, product
+from itertools import chain, pairwise, product
 from typing import Any
 
 import numpy as np
@@ -24,9 +24,11 @@ from tqdm import tqdm
 # Places of a sketch. The bands are chosen such that few true neighbours are missed; false ones are sorted out after.
 _PLACES = 64
 _WEIGHTS = (0.1, 0.9)  # of false and of missed neighbours
+# Train texts that share a band are compared with so many that follow: a band of thousands is one pattern.
+_WINDOW = 10
 _EXAMPLES = 3
 
-# Of prompts by id: the nearest other text, and its similarity.
+# Of prompts by id: a text near to it, and their similarity.
 Neighbours = dict[str, tuple[str, float]]
 
 
@@ -59,7 +61,7 @@ class Leaks:
         return counts | {"near_duplicates": {"train": len(self.alike)}}
 
     def examples(self, texts: Mapping[str, str]) -> list[dict[str, Any]]:
-        """A few prompts of each kind and origin, with their nearest text and its similarity."""
+        """A few prompts of each kind and origin, with a text near to each and their similarity."""
         kinds = [("leak", origin, {p: (texts[p], 1.0) for p in found}) for origin, found in self.exact.items()]
         kinds += [("near leak", origin, found) for origin, found in self.near.items()]
         kinds += [("near-duplicate", "train", self.alike)]
@@ -92,33 +94,30 @@ def find_leaks(
         return Leaks(exact, near, {})
     leaking = set().union(*exact.values())
     names = sorted(texts.keys() - leaking)
-    origins = [(origin, text) for origin, found in asked.items() for text in dict.fromkeys(found)]
-    found = list(
-        near_pairs([*(texts[name] for name in names), *(text for _, text in origins)], threshold, len(names))
-    )
-
-    def closer(neighbours: Neighbours, prompt: str, text: str, similarity: float) -> None:
-        best = neighbours.get(prompt, ("", 0.0))
-        neighbours[prompt] = max(best, (text, similarity), key=lambda pair: (pair[1], pair[0]))
-
+    others = [(origin, text) for origin, found in asked.items() for text in dict.fromkeys(found)]
+    origins = ["train"] * len(names) + [origin for origin, _ in others]
+    everything = [*(texts[name] for name in names), *(text for _, text in others)]
+    found = list(near_pairs(everything, origins, threshold))
     for first, second, similarity in found:
-        if second >= len(names):
-            origin, text = origins[second - len(names)]
-            closer(near[origin], names[first], text, similarity)
+        if origins[second] != "train":
+            near[origins[second]][names[first]] = everything[second], similarity
     leaking.update(*near.values())
     alike: Neighbours = {}
     for first, second, similarity in found:
-        if second < len(names) and leaking.isdisjoint((names[first], names[second])):
-            closer(alike, names[first], texts[names[second]], similarity)
-            closer(alike, names[second], texts[names[first]], similarity)
+        if origins[second] == "train" and leaking.isdisjoint((names[first], names[second])):
+            alike[names[first]] = everything[second], similarity
+            alike[names[second]] = everything[first], similarity
     return Leaks(exact, near, alike)
 
 
-def near_pairs(texts: Sequence[str], threshold: float, ours: int) -> Iterator[tuple[int, int, float]]:
-    """The pairs of texts that are near, with their similarity; of the texts from the index `ours` on, those that are
-    near to an earlier one only.
+def near_pairs(texts: Sequence[str], origins: Sequence[str], threshold: float) -> Iterator[tuple[int, int, float]]:
+    """Pairs of a train text and another text that are near, with their similarity.
+
+    Not all of them: for each train text, one of each other origin and a few of train, so that thousands of prompts
+    of one pattern are not compared all with all.
 
     Args:
+        origins: where each text is from; those of `train` come first.
         threshold: Jaccard similarity from which two texts are near, above 0.
     """
     from datasketch import MinHash, MinHashLSH
@@ -130,15 +129,21 @@ def near_pairs(texts: Sequence[str], threshold: float, ours: int) -> Iterator[tu
         sketches[row] = sketch.hashvalues
     # The library's choice of bands, not its tables: they take 9 kB a text.
     bands = MinHashLSH(threshold, _PLACES, weights=_WEIGHTS)
-    seen: set[tuple[int, int]] = set()
+    ours, far, known = origins.count("train"), set(), set()
     for start in range(0, bands.b * bands.r, bands.r):
         for alike in _equal_rows(sketches[:, start : start + bands.r]):
-            mine, others = alike[alike < ours].tolist(), alike[alike >= ours].tolist()
-            seen.update(chain(combinations(mine, 2), product(mine, others)))
-    for first, second in sorted(seen):
-        similarity = jaccard(word_pairs(texts[first]), word_pairs(texts[second]))
-        if similarity >= threshold:
-            yield first, second, similarity
+            train, others = alike[alike < ours].tolist(), alike[alike >= ours].tolist()
+            following = chain.from_iterable(zip(train, train[i:], strict=False) for i in range(1, _WINDOW + 1))
+            for first, second in chain(following, product(train, others)):
+                sides = {(first, origins[second])} | ({(second, "train")} if second < ours else set())
+                if sides <= known or (first, second) in far:
+                    continue
+                similarity = jaccard(word_pairs(texts[first]), word_pairs(texts[second]))
+                if similarity >= threshold:
+                    known |= sides
+                    yield first, second, similarity
+                else:
+                    far.add((first, second))
 
 
 def _equal_rows(table: np.ndarray) -> Iterator[np.ndarray]:
