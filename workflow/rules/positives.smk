@@ -17,8 +17,8 @@ rule draw_positives:
         model="results/models/{model}/manifest.json",
         comparisons="results/{dataset}/negatives.parquet",
     output:
-        temp("results/{dataset}/{model}/positives/{pool}.shards/{scatteritem}.parquet"),
-        temp("results/{dataset}/{model}/positives/{pool}.shards/{scatteritem}.parquet.manifest.json"),
+        samples=temp("results/{dataset}/{model}/positives/{pool}.shards/{scatteritem}.parquet"),
+        manifest=temp("results/{dataset}/{model}/positives/{pool}.shards/{scatteritem}.parquet.manifest.json"),
     params:
         drawn="results/{dataset}/{model}/positives/{pool}.drawn",
         settings=plan.params("positives"),
@@ -38,7 +38,7 @@ rule draw_positives:
     shell:
         "python -m d2o --gpus {resources.gpu} positives --settings {params.settings:q} --model {input.model} "
         "--comparisons {input.comparisons} --shard {wildcards.scatteritem} --drawn {params.drawn} "
-        "--output {output[0]} 2>&1 | tee {log}"
+        "--output {output.samples} 2>&1 | tee {log}"
 
 
 rule merge_positives:

@@ -20,8 +20,8 @@ use rule draw_positives as draw_round with:
         model="results/{dataset}/{model}/{method}/seed{seed}/rounds/{round}/policy/manifest.json",
         comparisons="results/{dataset}/{model}/{method}/seed{seed}/rounds/{round}/comparisons.parquet",
     output:
-        temp("results/{dataset}/{model}/{method}/seed{seed}/rounds/{round}/shards/{scatteritem}.parquet"),
-        temp(
+        samples=temp("results/{dataset}/{model}/{method}/seed{seed}/rounds/{round}/shards/{scatteritem}.parquet"),
+        manifest=temp(
             "results/{dataset}/{model}/{method}/seed{seed}/rounds/{round}/shards/{scatteritem}.parquet.manifest.json"
         ),
     params:
