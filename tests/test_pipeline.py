@@ -181,6 +181,9 @@ def test_more_shards_draw_nothing_anew(restored):
     assert "answers" not in printed, "no engine is started"
     assert (pool / "corrected.parquet").read_bytes() == before
     assert restored.would_run("train") == {}
+    restored.configure(restored.config | {"positives": CONFIG["positives"]})
+    restored.snakemake("positives")
+    assert restored.would_run("train") == {}
 
 
 def test_online_rounds_go_on_after_their_last_finished_rule(restored):
