@@ -48,8 +48,8 @@ class Plan:
     """Answers to draw for each K, tokens of an answer, rounds."""
 
     answers: int = 264
-    ks: Sequence[int] = (4, 11)
-    tokens: int = 64
+    ks: Sequence[int] = (11, 4)
+    tokens: int = 32
     rounds: int = 3
 
 
