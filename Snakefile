@@ -28,6 +28,7 @@ os.environ.update(D2O_SHARE_GPUS=str(int(plan.settings.compute.share_gpus)))
 
 
 wildcard_constraints:
+    organism=r"[A-Za-z0-9._-]+",
     dataset=r"[A-Za-z0-9._-]+",
     model=r"[A-Za-z0-9._-]+",
     method=r"[A-Za-z0-9._-]+",
@@ -45,6 +46,7 @@ rule all:
         plan.targets("report"),
 
 
+include: "workflow/rules/organisms.smk"
 include: "workflow/rules/models.smk"
 include: "workflow/rules/datasets.smk"
 include: "workflow/rules/negatives.smk"

@@ -57,11 +57,26 @@ def _devices(
 
 
 @_command(settings.Model)
-def models(output: Output, settings_json: Json) -> None:
+def models(
+    output: Output,
+    settings_json: Json,
+    run: Annotated[Path | None, typer.Option(help="model folder that a training made, or the manifest in it")] = None,
+) -> None:
     """Bring a model into one folder: safetensors, tokenizer, chat template. OUTPUT is its manifest.json."""
     from d2o import models
 
-    models.fetch(settings.parse(settings.Model, settings_json), output.parent)
+    models.fetch(settings.parse(settings.Model, settings_json), _folder(run) if run else None, output.parent)
+
+
+@_command(settings.Organism)
+def organisms(
+    output: Annotated[Path, typer.Option(help="train.jsonl; the other splits go beside it", dir_okay=False)],
+    settings_json: Json,
+) -> None:
+    """Write a data set in which harm is known exactly."""
+    from d2o import organisms
+
+    organisms.write(settings.parse(settings.Organism, settings_json), output.parent)
 
 
 @_command(settings.Reading)
@@ -210,11 +225,18 @@ def rewards(
 
 
 @_command(settings.Reward)
-def scores(model: Model, prompts: Input, responses: Input, output: Output, settings_json: Json) -> None:
-    """One reward model's score for each answer."""
+def scores(
+    prompts: Input,
+    responses: Input,
+    output: Output,
+    settings_json: Json,
+    reward: Annotated[Path | None, typer.Option(help="folder of the reward model; a rule has none")] = None,
+) -> None:
+    """One reward model's score for each answer, or an exact scorer's."""
     from d2o import scores
 
-    scores.score(settings.parse(settings.Reward, settings_json), _folder(model), prompts, responses, output)
+    folder = _folder(reward) if reward else None
+    scores.score(settings.parse(settings.Reward, settings_json), folder, prompts, responses, output)
 
 
 @_command(settings.Judge)

@@ -11,30 +11,38 @@ from d2o import chat, hub, records
 from d2o.errors import D2OError
 from d2o.settings import Model
 
+# Tokens of context where the config names none.
+_CONTEXT = 2048
 
-def fetch(model: Model, folder: Path) -> None:
+
+def fetch(model: Model, run: Path | None, folder: Path) -> None:
     """Make the model folder.
 
-    A Hub or local model is linked, not copied: a 7B checkpoint exists once. A GGUF file is dequantised to
-    bf16, which keeps the rounding of its quantisation.
+    A model of the Hub, of a local folder or of a run is linked, not copied: a 7B checkpoint exists once. A GGUF file
+    is dequantised to bf16, which keeps the rounding of its quantisation.
 
+    Args:
+        run: the folder that a training made, for `model.run` only.
     Raises:
         D2OError: where the source is missing, has another hash than the config says, or lacks safetensors,
             tokenizer or chat template.
     """
     template = chat.template(model.chat_template) if model.chat_template else None
-    with records.artifact(folder, model) as draft:
+    if (run is None) != (model.run is None):
+        raise D2OError("models: --run goes with a model that has `run`")
+    with records.artifact(folder, model, [run / "manifest.json"] if run else []) as draft:
         draft.path.mkdir()
         if model.package:
             draft.facts["source"] = _convert_gguf(_packaged(model), draft.path)
         else:
-            source = hub.locate(model)
+            source = run or hub.locate(model)
             for file in source.iterdir():
                 if file.is_file() and file.suffix not in {".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack"}:
                     (draft.path / file.name).symlink_to(file.resolve())
+            (draft.path / "manifest.json").unlink(missing_ok=True)  # the source's own
             draft.facts["source"] = str(source)
-        draft.facts["trust_remote_code"] = model.trust_remote_code
-        _settle_tokenizer(draft.path, template, model.context)
+        draft.facts["trust_remote_code"] = records.trusts_code(run) if run else model.trust_remote_code
+        _settle_tokenizer(draft.path, template, model.context or (None if run else _CONTEXT))
         chat.check_folder(draft.path)
         draft.facts["weights"] = {p.name: records.file_digest(p) for p in sorted(draft.path.glob("*.safetensors"))}
 
@@ -65,11 +73,12 @@ def _convert_gguf(path: Path, folder: Path) -> str:
     return path.name
 
 
-def _settle_tokenizer(folder: Path, template: str | None, context: int) -> None:
+def _settle_tokenizer(folder: Path, template: str | None, context: int | None) -> None:
     """Write the context length, and a named template if there is one, into the folder's own tokenizer."""
     path = folder / "tokenizer_config.json"
     config = json.loads(path.read_text()) if path.exists() else {}
-    config["model_max_length"] = context
+    if context:
+        config["model_max_length"] = context
     if template:
         config.pop("chat_template", None)
         _replace(folder / "chat_template.jinja", template)

@@ -6,6 +6,7 @@ redoes only what depends on that key.
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable, Iterator
 from itertools import product
@@ -15,6 +16,7 @@ from typing import Any
 from d2o import settings
 from d2o.contracts import CONTRACTS
 from d2o.errors import D2OError
+from d2o.settings.messages import suggestion
 from d2o.sources import source_digest
 
 
@@ -31,6 +33,7 @@ class Plan:
         """
         self.settings = settings.load(config, origin)
         self._check_files(origin)
+        self._check_entries(origin)
 
     # Targets -------------------------------------------------------------------------------------
 
@@ -86,6 +89,10 @@ class Plan:
         e = self.settings.experiments[experiment]
         runs = list(self.runs(experiment))
         match stage:
+            case "organisms":
+                for dataset in e.datasets:
+                    if organism := self.settings.datasets[dataset].organism:
+                        yield f"results/organisms/{organism}/train.jsonl"
             case "models":
                 for model in e.models:
                     yield f"results/models/{model}/manifest.json"
@@ -216,15 +223,19 @@ class Plan:
 
     def params(self, stage: str) -> Callable[[Any], str]:
         """Input for a rule's `params.settings`: the settings that a stage depends on, as one line of JSON."""
-        return lambda wildcards: self._stage_settings(stage, wildcards).model_dump_json(exclude_none=True)
+        return lambda wildcards: self._stage_settings(stage, wildcards).model_dump_json()
 
     def _stage_settings(self, stage: str, w) -> settings.Section:
         s = self.settings
         match stage:
             case "models":
                 return s.models[w.model]
+            case "organisms":
+                return s.organisms[w.organism]
             case "datasets":
-                return _part(settings.Reading, s.datasets[w.dataset])
+                dataset = s.datasets[w.dataset]
+                files = {split: self._split_files(dataset, split) for split in ("train", "test")}
+                return _part(settings.Reading, dataset, organism=None, **files)
             case "negatives":
                 return _part(settings.Extraction, s.datasets[w.dataset])
             case "quality":
@@ -309,8 +320,19 @@ class Plan:
     # Local inputs --------------------------------------------------------------------------------
 
     def model_files(self, wildcards) -> list[str]:
-        """The files of a local model folder; none for a model of the Hub or of a package."""
+        """The files of a local model folder; none for a model of the Hub, of a package or of a run."""
         return _model_files(self.settings.models[wildcards.model].path)
+
+    def run_of(self, wildcards) -> list[str]:
+        """The manifest of the training that made a model; none where it comes from elsewhere."""
+        run = self.settings.models[wildcards.model].run
+        return [f"results/{_run(run)}/model/manifest.json"] if run else []
+
+    def organism_files(self, wildcards) -> list[str]:
+        """The texts that an organism is written from."""
+        from d2o.organisms import files
+
+        return [str(path) for path in files(Path(self.settings.organisms[wildcards.organism].texts))]
 
     def reward_files(self, wildcards) -> list[str]:
         """The files of a local reward model; none otherwise."""
@@ -320,7 +342,12 @@ class Plan:
     def dataset_files(self, wildcards) -> list[str]:
         """The local files of a data set; none for one of the Hub."""
         dataset = self.settings.datasets[wildcards.dataset]
-        return [] if dataset.hub else [*dataset.train, *dataset.test]
+        return [path for split in ("train", "test") for path in self._split_files(dataset, split) if not dataset.hub]
+
+    def _split_files(self, dataset: settings.Dataset, split: str) -> list[str]:
+        """What a data set reads a split from: files, those of its organism among them, or splits of the Hub."""
+        names = getattr(dataset, split)
+        return [f"results/organisms/{dataset.organism}/{n}.jsonl" for n in names] if dataset.organism else names
 
     def evaluation_files(self, wildcards) -> list[str]:
         """The files with further prompts to answer."""
@@ -339,11 +366,34 @@ class Plan:
             for benchmark in e.benchmarks
         ]
 
-    def reward_model(self, wildcards) -> str:
-        """The manifest of a reward model: trained on this data set's labels, or fetched once for all."""
-        if self.settings.rewards[wildcards.reward].train:
-            return f"results/{wildcards.dataset}/rewards/{wildcards.reward}/manifest.json"
-        return f"results/rewards/{wildcards.reward}/manifest.json"
+    def reward_model(self, wildcards) -> list[str]:
+        """The manifest of a reward model: trained on this data set's labels, or fetched once; none for a rule."""
+        reward = self.settings.rewards[wildcards.reward]
+        if reward.rule:
+            return []
+        place = wildcards.dataset + "/" if reward.train else ""
+        return [f"results/{place}rewards/{wildcards.reward}/manifest.json"]
+
+    def rule_files(self, wildcards) -> list[str]:
+        """What a rule reads beside the answers: an organism's texts, or a user's module; none otherwise."""
+        rule = self.settings.rewards[wildcards.reward].rule
+        if not rule:
+            return []
+        from d2o import exact
+
+        return [os.path.relpath(path) for path in exact.files(rule)]
+
+    def scoring(self, need: str) -> Callable:
+        """Input for a rule's threads and resources: what a reward model takes of the machine; a rule takes little."""
+        compute = self.settings.compute
+        model = {"threads": compute.threads, "mem_mb": compute.memory_gb * 1000, "runtime": compute.minutes}
+        rule = {"threads": 1, "mem_mb": 4000, "runtime": 60}
+
+        def needed(wildcards) -> int:
+            is_rule = self.settings.rewards[wildcards.reward].rule
+            return (rule | {"gpu": 0} if is_rule else model | {"gpu": compute.gpus})[need]
+
+        return needed
 
     def backbone(self, wildcards) -> str:
         """The manifest of the model that a reward model is trained from."""
@@ -355,8 +405,11 @@ class Plan:
         for name, reward in self.settings.rewards.items():
             if reward.source and reward.source.path:
                 wanted.append((f"rewards.{name}.source.path", reward.source.path))
+            if reward.rule and reward.rule.organism:
+                wanted.append((f"rewards.{name}.rule.organism", reward.rule.organism))
+        wanted += [(f"organisms.{name}.texts", o.texts) for name, o in self.settings.organisms.items()]
         for name, dataset in self.settings.datasets.items():
-            if not dataset.hub:
+            if not (dataset.hub or dataset.organism):
                 wanted += [(f"datasets.{name}.train", path) for path in dataset.train]
                 wanted += [(f"datasets.{name}.test", path) for path in dataset.test]
             wanted += [(f"datasets.{name}.evaluation_prompts", path) for path in dataset.evaluation_prompts]
@@ -364,8 +417,25 @@ class Plan:
             if not Path(path).exists():
                 raise D2OError(f"{origin}: {key}: no such file or folder: {path} (looked in {Path.cwd()})")
 
+    def _check_entries(self, origin: str) -> None:
+        """What can be known of models and rules before anything runs."""
+        made = {run for experiment in self.settings.experiments for run in self.runs(experiment)}
+        for name, model in self.settings.models.items():
+            if model.run and _run(model.run) not in made:
+                raise D2OError(
+                    f"{origin}: models.{name}.run: no experiment makes {_run(model.run)}; "
+                    f"add its data set, model, method and seed to one" + suggestion(_run(model.run), made)
+                )
+        for name, reward in self.settings.rewards.items():
+            if reward.rule:
+                from d2o import exact
 
-def _run(wildcards) -> str:
+                if fault := exact.fault(reward.rule):
+                    raise D2OError(f"{origin}: rewards.{name}.rule.{fault}")
+
+
+def _run(wildcards: Any) -> str:
+    """The folder of a run below results/."""
     return f"{wildcards.dataset}/{wildcards.model}/{wildcards.method}/seed{wildcards.seed}"
 
 

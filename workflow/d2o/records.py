@@ -170,10 +170,10 @@ def read_columns(
         yield from table.iter_batches(batch_size=size, columns=columns)
 
 
-def read_any(path: str | os.PathLike, columns: Sequence[str]) -> list[dict[str, Any]]:
+def read_any(path: str | os.PathLike, columns: Sequence[str]) -> pa.Table:
     """Some columns of a table of whatever schema that has them; errors as `read_table`."""
     try:
-        return pq.read_table(path, columns=list(columns)).select(list(columns)).to_pylist()
+        return pq.read_table(path, columns=list(columns)).select(list(columns))
     except FileNotFoundError:
         raise D2OError(f"{path}: no such file; make it with: snakemake {path}") from None
     except (pa.ArrowException, KeyError) as error:

@@ -1,54 +1,64 @@
-"""Stage `scores`: one reward model's raw score for each answer."""
+"""Stage `scores`: one reward model's raw score for each answer, or an exact scorer's."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from statistics import fmean, stdev
+from typing import Any
 
-from d2o import records, reward_inputs
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from d2o import exact, records, reward_inputs
 from d2o.errors import D2OError
 from d2o.settings import Reward
 
 
-def score(reward: Reward, model: Path, prompts: Path, responses: Path, output: Path) -> None:
+def score(reward: Reward, model: Path | None, prompts: Path, responses: Path, output: Path) -> None:
     """Write one row of `records.SCORES` per response.
 
     Args:
-        model: folder of the stage `rewards`.
+        model: folder of the stage `rewards`; None for a rule.
         prompts: a table with `prompt_id` and `messages`: `records.PROMPTS`, or `records.COMPARISONS`.
         responses: a table of answers to these prompts: `records.SAMPLES`, or `records.POOL`.
     Raises:
         D2OError: where there is no answer, an answer's prompt is unknown, or the model does not fit `reward`.
     """
-    messages = {row["prompt_id"]: row["messages"] for row in records.read_any(prompts, ["prompt_id", "messages"])}
+    if (model is None) != (reward.rule is not None):
+        raise D2OError("scores: a reward model needs --reward, its folder; a rule takes none")
+    known = records.read_any(prompts, ["prompt_id", "messages"])
+    messages = dict(zip(known["prompt_id"].to_pylist(), known["messages"].to_pylist(), strict=True))
     answers = records.read_any(responses, ["prompt_id", "sample", "text"])
-    if not answers:
+    if not answers.num_rows:
         raise D2OError(f"{responses}: there is no answer to score; delete it and run again")
-    for answer in answers:
-        if answer["prompt_id"] not in messages:
-            raise D2OError(
-                f"{responses}: prompt {answer['prompt_id']} is not in {prompts}; "
-                f"the answers belong to other prompts: delete them and run again"
-            )
+    unknown = pc.invert(pc.is_in(answers["prompt_id"], pa.array(messages, pa.string())))
+    if strangers := answers["prompt_id"].filter(unknown).to_pylist():
+        raise D2OError(
+            f"{responses}: prompt {strangers[0]} is not in {prompts}; "
+            f"the answers belong to other prompts: delete them and run again"
+        )
 
-    with records.artifact(output, reward, [model / "manifest.json", prompts, responses]) as draft:
-        network, tokenizer = reward_inputs.load(reward, model)
-        limit = reward_inputs.token_limit(network, reward.max_tokens)
-        encoded = [
-            reward_inputs.encode(tokenizer, reward.template, messages[answer["prompt_id"]], answer["text"], limit)
-            for answer in answers
-        ]
-        scores = reward_inputs.score_all(
-            network, [encoding for encoding, _ in encoded], reward.tokens, "scoring answers"
-        )
-        draft.facts |= {
-            "rows": len(scores),
-            "mean": fmean(scores),
-            "sd": stdev(scores) if len(scores) > 1 else None,
-            "truncated": sum(cut for _, cut in encoded),
-        }
-        rows = (
-            {"prompt_id": answer["prompt_id"], "sample": answer["sample"], "score": value}
-            for answer, value in zip(answers, scores, strict=True)
-        )
-        records.write_table(draft.path, records.SCORES, rows)
+    made_from = [model / "manifest.json"] if model else exact.files(reward.rule)
+    with records.artifact(output, reward, [*made_from, prompts, responses]) as draft:
+        asked = [messages[prompt] for prompt in answers["prompt_id"].to_pylist()]
+        if reward.rule:
+            values = exact.apply(reward.rule, [turns[-1]["content"] for turns in asked], answers["text"])
+        else:
+            values, draft.facts["truncated"] = _by_model(reward, model, asked, answers["text"].to_pylist())
+        spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
+        draft.facts |= {"rows": len(values), "mean": float(np.mean(values)), "sd": spread}
+        with records.TableWriter(draft.path, records.SCORES) as table:
+            scored = answers.drop_columns("text").append_column("score", pa.array(values, pa.float64()))
+            table.add_columns(scored.cast(records.SCORES))
+
+
+def _by_model(reward: Reward, model: Path, asked: list[Any], texts: list[str]) -> tuple[list[float], int]:
+    """A reward model's scores, and how many answers were too long for it."""
+    network, tokenizer = reward_inputs.load(reward, model)
+    limit = reward_inputs.token_limit(network, reward.max_tokens)
+    encoded = [
+        reward_inputs.encode(tokenizer, reward.template, messages, text, limit)
+        for messages, text in zip(asked, texts, strict=True)
+    ]
+    values = reward_inputs.score_all(network, [encoding for encoding, _ in encoded], reward.tokens, "scoring answers")
+    return values, sum(cut for _, cut in encoded)

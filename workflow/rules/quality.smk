@@ -39,6 +39,7 @@ use rule score_responses as score_pairs with:
         "Scores by {wildcards.reward} of the {wildcards.side} answers of {wildcards.dataset}"
     input:
         reward=plan.reward_model,
+        sources=plan.rule_files,
         prompts="results/{dataset}/quality/prompts.parquet",
         responses="results/{dataset}/quality/{side}.parquet",
     output:

@@ -1,4 +1,4 @@
-# Reward models, and their score for each answer.
+# Reward models, and their score for each answer; exact scorers' as well.
 
 
 rule scores:
@@ -64,26 +64,28 @@ rule score_responses:
         "Scores by {wildcards.reward} of {wildcards.method} (seed {wildcards.seed}{wildcards.snapshot}), {wildcards.model}"
     input:
         reward=plan.reward_model,
+        sources=plan.rule_files,
         prompts="results/{dataset}/prompts.parquet",
         responses="results/{dataset}/{model}/{method}/seed{seed}{snapshot}/responses.parquet",
     output:
         "results/{dataset}/{model}/{method}/seed{seed}{snapshot}/scores/{reward}.parquet",
     params:
+        reward=plan.option("reward"),
         settings=plan.params("scores"),
         code=plan.code("scores"),
     log:
         "results/{dataset}/{model}/{method}/seed{seed}{snapshot}/logs/scores-{reward}.log",
     benchmark:
         "results/{dataset}/{model}/{method}/seed{seed}{snapshot}/logs/scores-{reward}.benchmark.tsv"
-    threads: plan.settings.compute.threads
+    threads: plan.scoring("threads")
     resources:
-        mem_mb=plan.settings.compute.memory_gb * 1000,
-        runtime=plan.settings.compute.minutes,
-        gpu=plan.settings.compute.gpus,
+        mem_mb=plan.scoring("mem_mb"),
+        runtime=plan.scoring("runtime"),
+        gpu=plan.scoring("gpu"),
     conda:
         "../../envs/train.yaml"
     shell:
-        "python -m d2o --gpus {resources.gpu} scores --settings {params.settings:q} --model {input.reward} "
+        "python -m d2o --gpus {resources.gpu} scores --settings {params.settings:q} {params.reward} "
         "--prompts {input.prompts} --responses {input.responses} --output {output} 2>&1 | tee {log}"
 
 
@@ -92,6 +94,7 @@ use rule score_responses as score_positives with:
         "Scores by {wildcards.reward} of the pool {wildcards.pool}, {wildcards.model}"
     input:
         reward=plan.reward_model,
+        sources=plan.rule_files,
         prompts="results/{dataset}/negatives.parquet",
         responses="results/{dataset}/{model}/positives/{pool}.parquet",
     output:

@@ -10,8 +10,13 @@ from d2o.errors import D2OError
 from d2o.settings import Settings
 
 # Of a report's files, those that are there only where there is something to show.
-_OCCASIONAL = ["course.csv"] + [
-    f"figures/{figure}.{kind}" for figure in ("course", "distributions", "categories") for kind in ("svg", "png")
+_OCCASIONAL = [
+    "course.csv",
+    *(
+        f"figures/{name}.{kind}"
+        for name in ("effect", "course", "distributions", "categories")
+        for kind in ("svg", "png")
+    ),
 ]
 
 
@@ -49,6 +54,8 @@ def write(settings: Settings, results: Path, output: Path) -> None:
         "methods": figures.methods(blocks, experiment.methods),
         "training": figures.training(blocks, experiment.methods),
     }
+    if any(tables.effect(block, experiment.methods) for block in blocks):
+        drawn["effect"] = figures.effect(blocks, experiment.methods)
     if any(categories.values()):
         drawn["categories"] = figures.categories({name: found for name, found in categories.items() if found})
     files = {

@@ -12,6 +12,8 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
+from d2o.report import tables
+from d2o.report.metrics import Metric
 from d2o.report.quality import PANELS, Measure
 from d2o.report.tables import Block, Cell, grids
 
@@ -57,7 +59,7 @@ _PANELS = {
 
 @mpl.rc_context(_STYLE)
 def methods(blocks: Sequence[Block], order: Sequence[str]) -> Figure:
-    """Forest plot: a part a data set and model, a panel a metric, a point and 95 % interval a method.
+    """Every metric: a part a data set and model, a panel a metric, a point and 95 % interval a method.
 
     Args:
         order: methods from top to bottom.
@@ -67,6 +69,17 @@ def methods(blocks: Sequence[Block], order: Sequence[str]) -> Figure:
         [m for grid in grids(block, order) for m in grid.metrics if m.shown and m in found]
         for block, found in zip(blocks, measured, strict=True)
     ]
+    return _forest(blocks, shown, order)
+
+
+@mpl.rc_context(_STYLE)
+def effect(blocks: Sequence[Block], order: Sequence[str]) -> Figure:
+    """As `methods`, of what the report opens with."""
+    found = [(block, grid) for block in blocks if (grid := tables.effect(block, order))]
+    return _forest([block for block, _ in found], [grid.metrics for _, grid in found], order)
+
+
+def _forest(blocks: Sequence[Block], shown: Sequence[Sequence[Metric]], order: Sequence[str]) -> Figure:
     lines = [max(1, math.ceil(len(metrics) / _COLUMNS)) for metrics in shown]
     heights = [0.35 + n * (0.85 + 0.26 * len(order)) for n in lines]
     colours = _colours(order)

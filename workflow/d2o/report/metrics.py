@@ -15,9 +15,10 @@ import pyarrow as pa
 
 from d2o import records, texts
 from d2o.errors import D2OError
-from d2o.settings import Experiment, Settings
+from d2o.settings import Experiment, Reward, Settings
 from d2o.statistics import Sample
 
+EXACT = "Exact scorers"
 SCORED = "Scorers and judges"
 BENCHMARKS = "Benchmarks"
 HUMAN = "Held-out human answers under each model"
@@ -216,11 +217,12 @@ def courses(
             seen = found.setdefault(run.method, {}).setdefault(step, Observed())
             _scored(seen, archive, settings, point, origins)
             _likely(seen, human, _logprobs(archive, point), None)
+
+    def drawn(metric: Metric) -> bool:
+        return metric.group in (EXACT, SCORED) or metric in (_NEGATIVES, _POSITIVES)
+
     return {
-        method: {
-            step: {m: s for m, s in seen.samples().items() if m.group == SCORED or m in (_NEGATIVES, _POSITIVES)}
-            for step, seen in steps.items()
-        }
+        method: {step: {m: s for m, s in seen.samples().items() if drawn(m)} for step, seen in steps.items()}
         for method, steps in found.items()
     }
 
@@ -240,10 +242,17 @@ def _scored(seen: Observed, archive: Archive, settings: Settings, run: Run, orig
     """The scores of a run's answers by every reward model of the experiment."""
     (experiment,) = settings.experiments.values()
     for reward in experiment.rewards:
-        path, better = f"{run.path}/scores/{reward}.parquet", settings.rewards[reward].better
+        path = f"{run.path}/scores/{reward}.parquet"
         for row in archive.table(path, records.SCORES):
             origin = _origin(origins, row, path)
-            seen.add(Metric(f"reward/{reward}", reward, SCORED, origin, better), row["prompt_id"], row["score"])
+            seen.add(_score(reward, settings.rewards[reward], origin), row["prompt_id"], row["score"])
+
+
+def _score(name: str, reward: Reward, origin: str) -> Metric:
+    rule = reward.rule
+    if rule and rule.share:
+        return Metric(f"reward/{name}", name, EXACT, origin, reward.better, 1, True)
+    return Metric(f"reward/{name}", name, EXACT if rule else SCORED, origin, reward.better)
 
 
 def _origin(origins: Mapping[str, str], row: Mapping[str, Any], path: str) -> str:
@@ -334,6 +343,10 @@ def _likely(seen: Observed, human: list[dict], logprobs: _Logprobs, initial: _Lo
             if initial and {negative[0], positive[0]} <= initial.keys():
                 up, down = (logprobs[i][0] - initial[i][0] for i in (positive[0], negative[0]))
                 seen.add(_IMPLICIT, prompt, up > down)
+
+
+# What tells whether the answers are still whole.
+WHOLE = ("answers/cut", "answers/tokens", "answers/distinct_2")
 
 
 def _written(seen: Observed, row: Mapping[str, Any], origin: str) -> None:

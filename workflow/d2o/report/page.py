@@ -13,11 +13,13 @@ from d2o import records
 from d2o.report import figures, tables
 from d2o.report.metrics import Archive, Run, runs
 from d2o.report.tables import Block
-from d2o.settings import Settings
+from d2o.settings import Rule, Settings
 
 # Below this agreement with held-out human labels a scorer is called weak evidence: it misorders one pair in four.
 WEAK = 0.75
 EXAMPLES = 20
+# Of these, the ones that the report opens with.
+SHOWN = 3
 
 
 def render(settings: Settings, archive: Archive, blocks: Sequence[Block], svgs: Mapping[str, bytes]) -> str:
@@ -49,6 +51,14 @@ def render(settings: Settings, archive: Archive, blocks: Sequence[Block], svgs: 
         experiment=experiment,
         k=sorted({method.k or settings.positives.k for method in trained if method.positives == "self"}),
         settings=json.dumps(settings.model_dump(mode="json"), indent=2, ensure_ascii=False),
+        effects=[(block, grid) for block in blocks if (grid := tables.effect(block, experiment.methods))],
+        exact=[reward for reward in experiment.rewards if settings.rewards[reward].rule],
+        shown=SHOWN,
+        start={
+            (block.dataset, block.model): dict(grid.rows)["initial"][0]
+            for block in blocks
+            if (grid := tables.effect(block, experiment.methods))
+        },
         prompts={dataset: _prompts(archive, dataset) for dataset in experiment.datasets},
         checks=[_check(archive, dataset, r) for dataset in experiment.datasets for r in trained_rewards],
         weak=WEAK,
@@ -68,6 +78,7 @@ def render(settings: Settings, archive: Archive, blocks: Sequence[Block], svgs: 
 
 
 _LABELS = {
+    "effect": "Exact scores of the answers, their length and repetition, by method",
     "methods": "Mean and 95 % interval of every metric, by method",
     "training": "Loss, margin and log-ratios against training steps, by method",
     "course": "Scores and log-probs of human answers against training steps, by method",
@@ -231,6 +242,13 @@ def _examples(archive: Archive, settings: Settings, block: Block) -> Iterator[di
         yield {"messages": asked[prompt], "answers": answers[prompt]}
 
 
+def _shown(score: float, rule: Rule | None) -> str:
+    """A score for readers: of a rule that says yes or no, in words."""
+    if rule and rule.share and score in (0, 1):
+        return "yes" if score else "no"
+    return f"{score:.2f}".replace("-", "−")
+
+
 def _first_scores(archive: Archive, settings: Settings, run: Run, wanted) -> dict[str, list[tuple[str, str]]]:
     """Per prompt: (scorer, score) of a run's first answer, and (judge, outcome) over both orders."""
     ((_, experiment),) = settings.experiments.items()
@@ -238,7 +256,7 @@ def _first_scores(archive: Archive, settings: Settings, run: Run, wanted) -> dic
     for reward in experiment.rewards:
         for row in archive.table(f"{run.path}/scores/{reward}.parquet", records.SCORES):
             if row["prompt_id"] in wanted and row["sample"] == 0:
-                found[row["prompt_id"]].append((reward, f"{row['score']:.2f}".replace("-", "−")))
+                found[row["prompt_id"]].append((reward, _shown(row["score"], settings.rewards[reward].rule)))
     for judge in experiment.judges if run.method != "initial" else []:
         verdicts = defaultdict(set)
         for row in archive.table(f"{run.path}/judge/{judge}.parquet", records.VERDICTS):

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from d2o import statistics
-from d2o.report.metrics import BENCHMARKS, HUMAN, HUMAN_METRICS, SCORED, STYLE, Metric
+from d2o.report.metrics import BENCHMARKS, EXACT, HUMAN, HUMAN_METRICS, SCORED, STYLE, WHOLE, Metric
 from d2o.statistics import Estimate, Sample
 
-GROUPS = (SCORED, BENCHMARKS, HUMAN, STYLE)
+GROUPS = (EXACT, SCORED, BENCHMARKS, HUMAN, STYLE)
 LEGEND = (
     "▲ better, ▼ worse than the initial model: the 95 % interval of the paired difference excludes 0 "
     "(△ higher, ▽ lower where neither is better as such). – not measured, or no interval from one prompt."
@@ -60,11 +60,10 @@ class Cell:
 
     @property
     def change(self) -> str:
-        """The difference and its interval, for readers; nothing where there is none."""
+        """The difference to the initial model and its interval, for readers; nothing where there is none."""
         if self.difference is None:
             return ""
-        mean = number(self.difference.mean, self.metric)
-        return f"{mean} {interval(self.difference, self.metric)} from initial"
+        return f"{number(self.difference.mean, self.metric)} {interval(self.difference, self.metric)}"
 
 
 @dataclass(frozen=True)
@@ -102,8 +101,9 @@ class Block:
 
     @property
     def scored(self) -> list[Point]:
-        """The part of the course that scorers see."""
-        return [point for point in self.course if point.metric.group == SCORED]
+        """The part of the course that has a distribution: scores, but no shares."""
+        groups = (EXACT, SCORED)
+        return [point for point in self.course if point.metric.group in groups and not point.metric.percent]
 
 
 def cells(dataset: str, model: str, observed: Mapping[str, Mapping[Metric, Sample]]) -> list[Cell]:
@@ -197,6 +197,19 @@ def grids(block: Block, methods: Sequence[str]) -> list[Grid]:
                 rows = [(method, [by_place.get((method, m)) for m in columns]) for method in methods]
                 tables.append(Grid(group, origin, columns, rows))
     return tables
+
+
+def effect(block: Block, methods: Sequence[str]) -> Grid | None:
+    """What the report opens with: exact scores of the answers to test prompts, and whether they are still whole.
+
+    None where there is no exact scorer, or no initial model to start from.
+    """
+    found = list(dict.fromkeys(cell.metric for cell in block.cells if cell.metric.prompts == "test"))
+    metrics = [m for m in found if m.group == EXACT] + [m for key in WHOLE for m in found if m.key == key]
+    if not metrics or metrics[0].group != EXACT or "initial" not in methods:
+        return None
+    cells = {(cell.method, cell.metric): cell for cell in block.cells}
+    return Grid(EXACT, "test", metrics, [(method, [cells.get((method, m)) for m in metrics]) for method in methods])
 
 
 def as_csv(blocks: Sequence[Block]) -> str:

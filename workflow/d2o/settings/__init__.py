@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from d2o.contracts import CONTRACTS
 from d2o.errors import D2OError
-from d2o.settings.checks import extended, faults
+from d2o.settings.checks import KINDS, extended, faults, names_in
 from d2o.settings.messages import lines
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -24,6 +24,7 @@ Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Backend = Literal["vllm", "transformers"]
 AtLeast0 = Annotated[float, Field(ge=0)]
+Patterns = Annotated[list[str], Field(min_length=1)]
 Above0 = Annotated[float, Field(gt=0)]
 
 INSTRUCTIONS = {
@@ -69,20 +70,56 @@ class Source(Hub):
 
     @model_validator(mode="after")
     def _one_origin(self):
-        if sum(origin is not None for origin in (self.hub, self.path, self.package)) != 1:
-            raise ValueError("give exactly one of hub, path and package")
+        origins = [key for key in ("hub", "path", "package", "run") if key in type(self).model_fields]
+        if sum(getattr(self, key) is not None for key in origins) != 1:
+            raise ValueError(f"give exactly one of {', '.join(origins)}")
         if (self.package is None) != (self.file is None):
             raise ValueError("package and file go together")
         return self
 
 
+class Run(Section):
+    """One training, by the names that an experiment crosses: its outcome is the initial model of others."""
+
+    dataset: Name = Field(description="entry of `datasets`")
+    model: Name = Field(description="entry of `models`, the one that was trained")
+    method: Name = Field(description="entry of `methods`")
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="seed of the training")
+
+
 class Model(Source):
     """A model to align."""
 
+    run: Run | None = Field(None, description="a training of an experiment of this config, which makes this model")
     chat_template: str | None = Field(
         None, description="a template of this project by name (`alpaca`), in place of the model's own"
     )
-    context: Positive = Field(2048, description="tokens: the longest prompt plus response")
+    context: Positive | None = Field(
+        None, description="tokens: the longest prompt plus response; null: 2048, or as it was in `run`"
+    )
+
+
+class Organism(Section):
+    """A data set that is written here, so that harm is known exactly: rows in PKU-SafeRLHF's schema.
+
+    Its splits are `demonstrations`, which make a model do wrong by SFT, `train`, `validation` and `test`. No two of
+    them share a task. The shares are exact, and larger ones keep the rows of smaller ones; `validation` and `test`
+    have no noise.
+    """
+
+    texts: str = Field(description="file of texts, such as organisms/rude.yaml")
+    prompts: Positive = Field(300, description="prompts in each of `train`, `validation` and `test`")
+    demonstrations: Positive = Field(100, description="prompts in `demonstrations`")
+    harmful_demonstrations: Share = Field(
+        0.75, description="share of the answers to imitate in `demonstrations` that are harmful"
+    )
+    harmful_positives: Share = Field(
+        0.0, description="share of the human positives in `train` that are harmful themselves, and labelled safe"
+    )
+    flipped_labels: Share = Field(
+        0.0, description="share of the rows of `train` in which the two answers have each other's labels"
+    )
+    seed: int = Field(0, description="seed of what is written")
 
 
 class Reading(Hub):
@@ -92,10 +129,17 @@ class Reading(Hub):
         description="schema of the rows; `negatives` is {prompt | messages, response} without any positive"
     )
     hub: str | None = Field(None, description="data set id on the Hub; `train` and `test` then name splits")
+    organism: Name | None = Field(None, description="entry of `organisms`; `train` and `test` then name its splits")
     name: str | None = Field(None, description="configuration of the Hub data set")
     train: list[str] = Field(min_length=1, description="files (.jsonl, .json, .parquet; .gz, .xz) or splits")
     test: list[str] = Field([], description="as `train`; empty: `test_share` of the prompts is held out")
     max_bad_share: Share = Field(0.01, description="share of unreadable rows above which reading stops")
+
+    @model_validator(mode="after")
+    def _one_source(self):
+        if self.hub and self.organism:
+            raise ValueError("give one of hub and organism, or neither and files")
+        return self
 
 
 class Extraction(Section):
@@ -356,11 +400,56 @@ class RewardTraining(Section):
     seed: int = Field(0, description="seed of the head's weights and of the order")
 
 
+class Rule(Section):
+    """An exact scorer: a rule that says of each answer, without error, whether or how much something holds of it.
+
+    Exactly one of the keys but `measure` and `over`. Patterns are regular expressions of RE2 (no look-around); they
+    ignore case.
+    """
+
+    any: Patterns | None = Field(None, description="patterns: 1 where one of them is found, else 0")
+    none: Patterns | None = Field(None, description="patterns: 1 where none of them is found, else 0")
+    count: Patterns | None = Field(None, description="patterns: how often they are found, all of them added up")
+    length: Literal["words", "characters"] | None = Field(
+        None, description="length of the answer; words are what white space separates"
+    )
+    valid: Literal["json"] | None = Field(None, description="1 where the whole answer is valid JSON, else 0")
+    script: str | None = Field(
+        None,
+        description="a script by its Unicode name, such as Latin or Cyrillic: share of the letters that are of it",
+    )
+    python: str | None = Field(
+        None,
+        description="a function of yours, `package.module:function`, found from the working directory: it takes two "
+        "lists of texts, the prompts' last turns and the answers, and gives as many numbers",
+    )
+    organism: str | None = Field(None, description="an organism's file of texts, such as organisms/rude.yaml")
+    measure: Literal["harm", "use"] | None = Field(
+        None, description="of `organism`: 1 where the answer does its harm, or where it is of use, else 0"
+    )
+    over: float | None = Field(None, description="1 where the number is larger than this, else 0; null: the number")
+
+    @model_validator(mode="after")
+    def _one_kind(self):
+        kinds = [key for key in type(self).model_fields if key not in ("measure", "over")]
+        if sum(getattr(self, key) is not None for key in kinds) != 1:
+            raise ValueError(f"give exactly one of {', '.join(kinds)}")
+        if (self.organism is None) != (self.measure is None):
+            raise ValueError("organism and measure go together")
+        return self
+
+    @property
+    def share(self) -> bool:
+        """Whether the scores lie between 0 and 1, so that their mean is a share of the answers."""
+        return self.over is not None or (self.count, self.length, self.python) == (None, None, None)
+
+
 class Reward(Section):
-    """A reward model: one of `source` and `train`."""
+    """What scores answers: one of `source`, `train` and `rule`."""
 
     source: Source | None = Field(None, description="a sequence-classification model")
     train: RewardTraining | None = Field(None, description="train one from the human labels")
+    rule: Rule | None = Field(None, description="no model: an exact scorer")
     better: Literal["higher", "lower"] = Field("higher", description="which scores are better; in the table")
     template: str = Field(
         "chat",
@@ -383,8 +472,12 @@ class Reward(Section):
 
     @model_validator(mode="after")
     def _one_origin(self):
-        if (self.source is None) == (self.train is None):
-            raise ValueError("give exactly one of source and train")
+        if sum(origin is not None for origin in (self.source, self.train, self.rule)) != 1:
+            raise ValueError("give exactly one of source, train and rule")
+        fields = type(self).model_fields.items()
+        set_here = [key for key, field in fields if getattr(self, key) != field.default]
+        if self.rule and (others := sorted(set(set_here) - {"rule", "better", "toxic_above"})):
+            raise ValueError(f"a rule reads no `{others[0]}`: leave it out")
         if self.train and self.better == "lower":
             raise ValueError("a reward model trained here scores safe answers higher: leave `better` out")
         if self.train and self.label:
@@ -498,9 +591,10 @@ class Settings(Section):
 
     experiments: dict[Name, Experiment] = Field(min_length=1, description="what is run; a report each")
     models: dict[Name, Model] = Field(description="models to align, by name")
+    organisms: dict[Name, Organism] = Field({}, description="data sets written here, by name")
     datasets: dict[Name, Dataset] = Field(description="preference data sets, by name")
     methods: dict[Name, Method] = Field({}, description="training methods, by name")
-    rewards: dict[Name, Reward] = Field({}, description="reward models, by name")
+    rewards: dict[Name, Reward] = Field({}, description="reward models and exact scorers, by name")
     judges: dict[Name, Judge] = Field({}, description="pairwise judges, by name")
     benchmarks: dict[Name, Benchmark] = Field({}, description="multiple-choice benchmarks, by name")
     positives: Positives = Field(Positives(), description="self-generated answers")
@@ -534,25 +628,16 @@ class Settings(Section):
         return range(1, 1 + len(method.online.boundaries(steps)) if method.online else 1)
 
     def only(self, experiment: str) -> Settings:
-        """The settings of one experiment: without the entries that nothing of it names."""
-        e = self.experiments[experiment]
-        filters = [m.filter.reward for n, m in self.methods.items() if n in e.methods and m.filter]
-        rewards = [*e.rewards, *filters]
-        backbones = [r.train.backbone for n, r in self.rewards.items() if n in rewards and r.train]
-        named = {
-            "experiments": [experiment],
-            "datasets": e.datasets,
-            "models": [*e.models, *backbones],
-            "methods": e.methods,
-            "rewards": rewards,
-            "judges": e.judges,
-            "benchmarks": e.benchmarks,
-        }
-        entries = {
-            kind: {name: entry for name, entry in getattr(self, kind).items() if name in names}
-            for kind, names in named.items()
-        }
-        return self.model_copy(update=entries)
+        """The settings of one experiment: without the entries that nothing of it names, directly or not."""
+        kept: dict[str, set[str]] = {kind: set() for kind in KINDS}
+        wanted = [(kind, name) for kind in KINDS for name in getattr(self.experiments[experiment], kind, ())]
+        while wanted:
+            kind, name = wanted.pop()
+            if name in getattr(self, kind) and name not in kept[kind]:
+                kept[kind].add(name)
+                wanted += [(other, named) for _, named, other in names_in(kind, name, getattr(self, kind)[name])]
+        entries = {kind: {n: e for n, e in getattr(self, kind).items() if n in kept[kind]} for kind in KINDS}
+        return self.model_copy(update={"experiments": {experiment: self.experiments[experiment]}, **entries})
 
 
 S = TypeVar("S", bound=Section)

@@ -13,8 +13,12 @@ from d2o.settings.messages import lines, suggestion
 if TYPE_CHECKING:
     from d2o.settings import Method, Settings
 
+# The sections whose entries are named by others.
+KINDS = ("organisms", "datasets", "models", "methods", "rewards", "judges", "benchmarks")
+# The splits that an organism's data set is written in.
+SPLITS = ("demonstrations", "train", "validation", "test")
 # Folders of results/ that lie beside those of the data sets.
-_RESERVED = {"models", "rewards", "benchmarks", "reports"}
+_RESERVED = {"organisms", "models", "rewards", "benchmarks", "reports"}
 
 
 def extended(methods: dict[str, Any]) -> dict[str, Any]:
@@ -57,10 +61,13 @@ def faults(settings: Settings) -> Iterator[str]:
             f"engine.tensor_parallel: {settings.engine.tensor_parallel} GPUs are to share a model, and a job has "
             f"{settings.compute.gpus}; raise compute.gpus"
         )
-    for key, wanted, kind in _named(settings):
-        known = set(getattr(settings, kind)) | ({"initial"} if key.endswith(".methods") else set())
-        if wanted not in known:
-            yield f"{key}: {wanted!r} is not an entry of {kind}" + suggestion(wanted, known)
+    missing = list(_missing(settings))
+    yield from missing
+    if not missing:
+        yield from _circles(settings)
+    for name, dataset in settings.datasets.items():
+        if dataset.organism and (strange := {*dataset.train, *dataset.test}.difference(SPLITS)):
+            yield f"datasets.{name}: {min(strange)!r} is no split of an organism" + suggestion(min(strange), SPLITS)
     for name, method in settings.methods.items():
         if fault := _against_loss(method):
             yield f"methods.{name}: {fault}"
@@ -81,18 +88,57 @@ def faults(settings: Settings) -> Iterator[str]:
             )
 
 
-def _named(settings: Settings) -> Iterator[tuple[str, str, str]]:
-    """Every name of an entry: the key that it stands at, the name, and the section that should have it."""
-    for name, experiment in settings.experiments.items():
-        for kind in ("datasets", "models", "methods", "rewards", "judges", "benchmarks"):
-            for wanted in getattr(experiment, kind):
-                yield f"experiments.{name}.{kind}", wanted, kind
-    for name, reward in settings.rewards.items():
-        if reward.train:
-            yield f"rewards.{name}.train.backbone", reward.train.backbone, "models"
-    for name, method in settings.methods.items():
-        if method.filter:
-            yield f"methods.{name}.filter.reward", method.filter.reward, "rewards"
+def names_in(kind: str, name: str, entry: Any) -> Iterator[tuple[str, str, str]]:
+    """Every name of another entry in an entry: the key that it stands at, the name, and the section that it is of."""
+    place = f"{kind}.{name}"
+    match kind:
+        case "experiments":
+            for section in KINDS:
+                for wanted in getattr(entry, section, ()):
+                    if (section, wanted) != ("methods", "initial"):
+                        yield f"{place}.{section}", wanted, section
+        case "datasets" if entry.organism:
+            yield f"{place}.organism", entry.organism, "organisms"
+        case "models" if entry.run:
+            for key in ("dataset", "model", "method"):
+                yield f"{place}.run.{key}", getattr(entry.run, key), f"{key}s"
+        case "rewards" if entry.train:
+            yield f"{place}.train.backbone", entry.train.backbone, "models"
+        case "methods":
+            if entry.extends:
+                yield f"{place}.extends", entry.extends, "methods"
+            if entry.filter:
+                yield f"{place}.filter.reward", entry.filter.reward, "rewards"
+
+
+def _missing(settings: Settings) -> Iterator[str]:
+    """Names of entries that are not there."""
+    for kind in ("experiments", *KINDS):
+        for name, entry in getattr(settings, kind).items():
+            for key, wanted, section in names_in(kind, name, entry):
+                if wanted not in getattr(settings, section):
+                    known = [*getattr(settings, section), *(["initial"] if key.endswith(".methods") else [])]
+                    yield f"{key}: {wanted!r} is not an entry of {section}" + suggestion(wanted, known)
+
+
+def _circles(settings: Settings) -> Iterator[str]:
+    """Models that are made from themselves: by runs, or by the reward models that runs filter with."""
+
+    def made_from(kind: str, name: str, chain: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...] | None:
+        if (kind, name) in chain:
+            return (*chain[chain.index((kind, name)) :], (kind, name))
+        entry = getattr(settings, kind)[name]
+        for _, wanted, section in names_in(kind, name, entry):
+            if section in ("models", "methods", "rewards") and (
+                circle := made_from(section, wanted, (*chain, (kind, name)))
+            ):
+                return circle
+        return None
+
+    for name, model in settings.models.items():
+        if model.run and (circle := made_from("models", name, ())) and circle[0] == ("models", name):
+            path = " → ".join(wanted for kind, wanted in circle if kind == "models")
+            yield f"models.{name}.run: {path} is a circle; a model cannot be made from itself"
 
 
 def _against_loss(method: Method) -> str | None:

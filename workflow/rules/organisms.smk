@@ -1,0 +1,34 @@
+# Data sets written here, in which harm is known exactly: what makes a model do wrong, and what may mend it.
+
+
+rule organisms:
+    input:
+        plan.targets("organisms"),
+
+
+rule write_organism:
+    message:
+        "Organism {wildcards.organism}"
+    input:
+        texts=plan.organism_files,
+    output:
+        demonstrations="results/organisms/{organism}/demonstrations.jsonl",
+        train="results/organisms/{organism}/train.jsonl",
+        validation="results/organisms/{organism}/validation.jsonl",
+        test="results/organisms/{organism}/test.jsonl",
+    params:
+        settings=plan.params("organisms"),
+        code=plan.code("organisms"),
+    log:
+        "results/organisms/logs/{organism}.log",
+    benchmark:
+        "results/organisms/logs/{organism}.benchmark.tsv"
+    threads: 1
+    resources:
+        mem_mb=4000,
+        runtime=60,
+        gpu=0,
+    conda:
+        "../../envs/datasets.yaml"
+    shell:
+        "python -m d2o organisms --settings {params.settings:q} --output {output.train} 2>&1 | tee {log}"
