@@ -6,7 +6,7 @@ Conda resolves what these packages need; where its result must be exactly the lo
 import re
 from pathlib import Path
 
-BASE = ["pydantic", "typer", "pyarrow", "tqdm"]
+BASE = ["pydantic", "typer", "pyarrow", "pyyaml", "tqdm"]
 STAGES = {
     "models": ["torch", "transformers", "huggingface-hub", "gguf", "accelerate"],
     "datasets": ["datasets", "ijson", "numpy", "datasketch"],
