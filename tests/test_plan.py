@@ -34,7 +34,7 @@ def test_a_key_reaches_only_the_stages_that_depend_on_it():
     assert stages_changed_by(positives=CONFIG["positives"] | {"top_p": 0.5}) == {"positives"}
     assert stages_changed_by(responses=CONFIG["responses"] | {"temperature": 1.0}) == {"responses"}
     assert stages_changed_by(train=CONFIG["train"] | {"epochs": 2}) == {"train"}
-    upkeep = {"checkpoint_every": 7, "keep_checkpoints": 3, "trackers": ["wandb"], "alarms": {"stop": []}}
+    upkeep = {"checkpoint_minutes": 7.0, "keep_checkpoints": 3, "trackers": ["wandb"], "alarms": {"stop": []}}
     assert stages_changed_by(train=CONFIG["train"] | upkeep) == set()
     capacity = {"max_num_seqs": 7, "eager": True, "kv_cache_gib": 2, "gpu_memory_utilization": 0.5}
     assert stages_changed_by(engine=capacity) == set()

@@ -45,7 +45,7 @@ def run(stage: TrainStage, upkeep: Upkeep, inputs: Inputs, checkpoints: Path, ou
     train, method, total = stage.train, stage.method, data.total
     rank, ranks = start()
     torch.manual_seed(stage.seed)
-    kept = Checkpoints(checkpoints, stage, inputs, upkeep.keep_checkpoints)
+    kept = Checkpoints(checkpoints, stage, inputs, upkeep)
 
     policy = logprobs.load(inputs.model, stage.forward.precision)
     if train.lora:
@@ -94,7 +94,7 @@ def run(stage: TrainStage, upkeep: Upkeep, inputs: Inputs, checkpoints: Path, ou
         # The snapshot first: what goes on after a checkpoint does not come back to its step.
         if step + 1 in train.snapshots:
             _export(engine, stage, inputs, checkpoints.with_name(f"step{step + 1}") / "model", {"step": step + 1})
-        if step + 1 < total and ((step + 1) % upkeep.checkpoint_every == 0 or step + 1 == data.until):
+        if step + 1 < total and (step + 1 == data.until or kept.due(engine.device)):
             kept.save(engine, step + 1, moving.state() if moving else {})
     log.close()
 
