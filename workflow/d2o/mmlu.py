@@ -7,6 +7,7 @@ log-prob as the answer. The accuracy over all questions is that of the harness's
 
 from __future__ import annotations
 
+import glob
 import tempfile
 from collections import defaultdict
 from pathlib import Path
@@ -48,7 +49,8 @@ def task(subject: str, questions: Path, shots: int, cache: str) -> dict[str, Any
     Args:
         cache: folder in which `datasets` may keep its conversion of the files.
     """
-    files = {split: str(questions.resolve() / f"{subject}-{split}.parquet") for split in ("dev", "test")}
+    # `datasets` takes paths for patterns.
+    files = {split: glob.escape(str(questions.resolve() / f"{subject}-{split}.parquet")) for split in ("dev", "test")}
     return {
         "task": f"mmlu_{subject}",
         "dataset_path": "parquet",
@@ -58,14 +60,20 @@ def task(subject: str, questions: Path, shots: int, cache: str) -> dict[str, Any
         "fewshot_config": {"sampler": "first_n"},
         "num_fewshot": shots,
         "output_type": "multiple_choice",
-        "description": "The following are multiple choice questions (with answers) about "
-        f"{subject.replace('_', ' ')}.\n\n",
+        "description": _literal(
+            f"The following are multiple choice questions (with answers) about {subject.replace('_', ' ')}.\n\n"
+        ),
         "doc_to_text": "{{question.strip()}}\nA. {{choices[0]}}\nB. {{choices[1]}}\nC. {{choices[2]}}\n"
         "D. {{choices[3]}}\nAnswer:",
         "doc_to_choice": ["A", "B", "C", "D"],
         "doc_to_target": "answer",
         "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
     }
+
+
+def _literal(text: str) -> str:
+    """A Jinja template that gives `text` as it is: the harness takes what we hand it for templates."""
+    return f"{{{{ {text!a} }}}}"
 
 
 def _evaluate(
