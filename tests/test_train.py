@@ -23,7 +23,7 @@ from d2o.errors import D2OError
 from d2o.groups import Group, Response
 from d2o.losses import Side
 from d2o.settings import Alarms, Average, Forward, Lora, Method, Online, Optimisation, References, TrainStage, Upkeep
-from d2o.train import schedule, watch
+from d2o.train import Inputs, run, schedule, watch
 
 # Minutes between checkpoints: one after every step.
 OFTEN = 1e-9
@@ -460,6 +460,18 @@ def test_snapshots(tables, tiny_model, tmp_path):
     assert not all(torch.equal(final[key], weights[2][key]) for key in final)
     line = command(tables, tiny_model, tmp_path / "short", DPO, steps=4, snapshots=[2, 5])
     assert "train.snapshots: step 5 is beyond the last one, 4" in refused(line)
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "model", "tensorboard", "step2/model"])
+def test_a_folder_that_is_not_ours_is_refused_before_anything_is_read(tiny_model, tmp_path, name):
+    (tmp_path / name).mkdir(parents=True)
+    (tmp_path / name / "thesis.txt").write_text("mine")
+    read = Inputs(tiny_model, tmp_path / "no such table")
+    with pytest.raises(
+        D2OError, match=rf"{name}: not made by this pipeline .*; delete it yourself, or choose another"
+    ):
+        run(stage(DPO, snapshots=[2]), Upkeep(), read, tmp_path / "checkpoints", tmp_path / "model")
+    assert (tmp_path / name / "thesis.txt").read_text() == "mine"
 
 
 @pytest.mark.slow

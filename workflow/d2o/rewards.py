@@ -67,7 +67,7 @@ def _link(reward: Reward, folder: Path) -> Path:
     _check_head(located, reward.score_weights, reward.label)
     folder.mkdir()
     for file in located.iterdir():
-        if file.is_file() and file.name != "manifest.json":
+        if file.is_file() and file.name not in records.ABOUT:
             (folder / file.name).symlink_to(file.resolve())
     return located
 

@@ -36,7 +36,7 @@ class Checkpoints:
             inputs: files that the run reads; how many of its online rounds are drawn may differ.
             upkeep: how often a checkpoint is written, and how many stay.
         Raises:
-            D2OError: where the folder is of this very run on another number of ranks.
+            D2OError: where the folder is of this very run on another number of ranks, or not ours.
         """
         self.folder, self._upkeep, self._saved = folder, upkeep, time.monotonic()
         run = {
@@ -56,11 +56,9 @@ class Checkpoints:
             )
         dist.barrier()
         if dist.get_rank() == 0 and (found != run or there != ranks):
-            if folder.exists():
-                if found != run:
-                    print(f"train: {folder} is of other settings or inputs; starting anew", file=sys.stderr)
-                shutil.rmtree(folder)
-            folder.mkdir(parents=True)
+            if folder.exists() and found != run:
+                print(f"train: {folder} is of other settings or inputs; starting anew", file=sys.stderr)
+            records.empty_folder(folder)
             known = []
         if dist.get_rank() == 0:
             records.write_json(mark, run | {"ranks": ranks, "rounds": max(known, drawn, key=len)})
@@ -124,7 +122,7 @@ class Checkpoints:
         """Delete all checkpoints: the run is over. Called on all ranks."""
         dist.barrier()
         if dist.get_rank() == 0:
-            shutil.rmtree(self.folder)
+            records.remove_folder(self.folder)
 
     def _newest_first(self) -> list[Path]:
         return sorted(self.folder.glob("step*"), key=_step, reverse=True)
