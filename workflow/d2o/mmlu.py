@@ -13,7 +13,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from d2o import chat, records
+from d2o import chat, devices, records
 from d2o.errors import D2OError
 from d2o.settings import Benchmark
 
@@ -81,13 +81,12 @@ def _evaluate(
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Rows of `records.QUESTIONS`, and what they were computed with."""
     import datasets
-    import torch
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
+    device = devices.device()
     datasets.disable_progress_bars()  # four for each subject, of a few milliseconds
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     # An absolute path: the harness looks a relative one up on the Hub.
     lm = HFLM(
         str(model.resolve()),
