@@ -75,7 +75,7 @@ def main() -> None:
 def measure(plan: Plan, folder: Path) -> dict:
     """All figures; those asked for first."""
     model = folder / "model"
-    models.fetch(SMOLLM2_135M, model)
+    models.fetch(SMOLLM2_135M, None, model)
     SMOLLM2.model("bf16").save_pretrained(model)
     capacity = Capacity(eager=True, kv_cache_gib=4, max_num_seqs=256)
     start = time.perf_counter()

@@ -58,10 +58,17 @@ def test_a_peer_with_other_logprobs_ends_the_run(wrong):
         timing.difference(found, "fp32")
 
 
+def quick_run(script: str, folder) -> str:
+    """Run a benchmark through; what it printed."""
+    command = [sys.executable, ROOT / "benchmarks" / script, "--quick", folder]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
 @pytest.mark.slow
 def test_quick_run_writes_every_figure(tmp_path):
-    command = [sys.executable, ROOT / "benchmarks" / "train_step.py", "--quick", tmp_path]
-    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    printed = quick_run("train_step.py", tmp_path)
     result = json.loads((tmp_path / "train_step.json").read_text())
     assert printed.strip().endswith((tmp_path / "train_step.md").read_text().strip())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["train_step.json", "train_step.md"]
@@ -79,8 +86,7 @@ def test_quick_run_writes_every_figure(tmp_path):
 
 @pytest.mark.slow
 def test_quick_run_of_generation(tmp_path):
-    command = [sys.executable, ROOT / "benchmarks" / "generate.py", "--quick", tmp_path]
-    subprocess.run(command, check=True, capture_output=True)
+    quick_run("generate.py", tmp_path)
     result = json.loads((tmp_path / "generate.json").read_text())
     assert result["speedup_vs_transformers"] > 0
     (cell,) = result["by_k"].values()

@@ -9,12 +9,12 @@ import sys
 import pytest
 
 from conftest import ROOT
-from d2o import devices
+from d2o import devices, records
 from d2o.errors import D2OError
 
 _JOB = """
 import os, sys, time
-from d2o import devices
+from d2o import devices, records
 devices.lease(int(sys.argv[1]))
 print(os.environ["CUDA_VISIBLE_DEVICES"], flush=True)
 os.execv(sys.executable, [sys.executable, "-c", "import time; time.sleep(600)"])
@@ -72,7 +72,7 @@ def machine(monkeypatch, tmp_path):
         found = devices._present(folder)
         monkeypatch.setattr(devices, "_present", lambda: found)
         monkeypatch.setattr(devices.tempfile, "gettempdir", lambda: str(tmp_path))
-        for name in ("CUDA_VISIBLE_DEVICES", "D2O_LEASED"):
+        for name in ("CUDA_VISIBLE_DEVICES", "D2O_ASKED_GPUS"):
             monkeypatch.setenv(name, "")  # so that what a lease sets is taken back
             monkeypatch.delenv(name)
         if assigned is not None:
@@ -106,6 +106,42 @@ def test_a_rank_has_the_devices_of_the_training_that_started_it(machine):
     devices.lease(2)
     devices.lease(2)  # would wait for itself
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,1"
+
+
+@pytest.mark.parametrize(("asked", "share", "seen", "device"), [
+    (None, False, 0, "cpu"), (None, False, 2, "cuda"), (0, False, 0, "cpu"), (1, False, 0, None), (8, False, 7, None),
+    (8, False, 8, "cuda"), (1, True, 0, None), (1, True, 8, "cuda"),
+])  # fmt: skip
+def test_a_job_that_asks_for_gpus_does_not_run_without_them(machine, monkeypatch, asked, share, seen, device):
+    import torch
+
+    machine(8, None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: seen > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: seen)
+    if asked is not None:
+        devices.lease(asked, share)
+    if device:
+        assert devices.device() == device
+    else:
+        with pytest.raises(D2OError, match=rf"asks for {asked} GPUs, and torch .* sees {seen}; .* compute\.gpus: 0$"):
+            devices.device()
+
+
+@pytest.mark.parametrize("stage", ["references", "reward_inputs", "rewards", "mmlu", "train/engine", "generation"])
+def test_every_stage_that_runs_a_model_asks_where(stage):
+    path = ROOT / "workflow" / "d2o" / stage
+    files = sorted(path.glob("with_*.py")) or [path.with_suffix(".py")]
+    assert all("devices.device()" in file.read_text() for file in files)
+
+
+def test_a_model_is_not_answered_with_on_the_cpu_in_place_of_a_gpu(tiny_model, tmp_path):
+    prompts = tmp_path / "prompts.parquet"
+    records.write_table(prompts, records.PROMPTS, [])
+    line = [sys.executable, "-m", "d2o", "--gpus", "1", "responses", "--model", tiny_model, "--prompts", prompts]
+    line += ["--output", tmp_path / "out.parquet", "--settings", '{"backend": "transformers"}']
+    done = subprocess.run(line, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""}, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("error: devices: the job asks for 1 GPUs, and torch ")
 
 
 @pytest.mark.parametrize("assigned", [None, "0"])

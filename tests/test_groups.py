@@ -261,7 +261,39 @@ def test_alpacas_template_begins_with_the_first_token_where_there_is_one(tiny_mo
     plain = chat.prompt_text(tokenizer, talk)
     assert plain == "BEGINNING OF CONVERSATION: Be kind. USER: Why? ASSISTANT:"
     tokenizer.bos_token = "<|im_start|>"
-    assert chat.prompt_text(tokenizer, talk) == "<|im_start|>" + plain
+    assert chat.prompt_text(tokenizer, talk) == "<|im_start|> " + plain
+
+
+def llama_tokenizer(folder, **config):
+    """A tokenizer as LLaMA's: sentencepiece's words, each with a space in front, the first one as well."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    learnt = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    learnt.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    specials = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    text = "BEGINNING OF CONVERSATION: USER: Why? ASSISTANT: So. USER: Why?"
+    learnt.train_from_iterator([text] * 3, trainers.BpeTrainer(vocab_size=400, special_tokens=specials))
+    folder.mkdir()
+    learnt.save(str(folder / "tokenizer.json"))
+    config |= {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    (folder / "chat_template.jinja").write_text(chat.template("alpaca"))
+    return chat.load_tokenizer(folder)
+
+
+@pytest.mark.parametrize("config", [{}, {"legacy": True}, {"legacy": False}])
+def test_a_llama_reads_alpacas_prompt_in_the_words_that_it_learnt(tmp_path, config):
+    """With a space before the first word behind a special token, as sentencepiece puts it there."""
+    tokenizer = llama_tokenizer(tmp_path / "model", **config)
+    turns = [{"role": role, "content": text} for role, text in (("user", "Why?"), ("assistant", "So."))]
+    tokens = tokenizer.convert_ids_to_tokens(chat.encode_prompt(tokenizer, [*turns, turns[0]]))
+    asked = ["▁USER:", "▁Why?", "▁ASSISTANT:"]
+    assert tokens == ["<s>", "▁BEGINNING", "▁OF", "▁CONVERSATION:", *asked, "So", ".", "</s>", *asked]
+    tokenizer.save_pretrained(tmp_path / "trained")
+    (tmp_path / "trained" / "config.json").write_text('{"model_type": "llama"}')
+    again = chat.load_tokenizer(tmp_path / "trained")
+    assert again.convert_ids_to_tokens(chat.encode_prompt(again, [*turns, turns[0]])) == tokens
 
 
 @pytest.mark.parametrize(

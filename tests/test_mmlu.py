@@ -162,6 +162,7 @@ def test_the_real_mmlu_is_read_whole(tmp_path):
 def test_the_tasks_are_the_harness_own_mmlu_with_local_files(tmp_path):
     import lm_eval
     import yaml
+    from lm_eval.utils import apply_template
 
     folder = Path(lm_eval.__file__).parent / "tasks" / "mmlu" / "default"
     default = yaml.safe_load((folder / "_default_template_yaml").read_text())
@@ -171,11 +172,45 @@ def test_the_tasks_are_the_harness_own_mmlu_with_local_files(tmp_path):
         theirs = default | yaml.safe_load(file.read_text())
         subject = theirs["dataset_name"]
         ours = mmlu.task(subject, tmp_path, 5, "")
+        ours["description"] = apply_template(ours["description"], {})
         for ignored in ("dataset_path", "dataset_name", "include", "tag", "task_alias", "metadata"):
             theirs.pop(ignored)
         for local in ("dataset_path", "dataset_kwargs", "num_fewshot"):
             ours.pop(local)
         assert ours == theirs, subject
+
+
+HOSTILE = ["{{ 1 + 1 }}", "{% raw %}", "{# #}", 'it\'s "so"', "back\\slash\n", "é🙂", "}} '{{ x", "\x00\u2028"]
+
+
+@pytest.mark.parametrize("subject", HOSTILE)
+def test_a_subject_is_text_to_the_harness_and_no_template(tmp_path, subject):
+    from lm_eval.utils import apply_template
+
+    said = apply_template(mmlu.task(subject, tmp_path, 5, "")["description"], {})
+    assert said == f"The following are multiple choice questions (with answers) about {subject}.\n\n"
+
+
+@pytest.mark.parametrize("subject", HOSTILE)
+def test_a_subject_of_an_odd_name_is_refused_where_it_is_asked_for(tmp_path, subject):
+    with zipfile.ZipFile(tmp_path / "m.zip", "w") as archive:
+        for split in questions.SPLITS:
+            for name in ("good", subject.replace("\x00", "")):
+                archive.writestr(f"{split}/{name}_{split}.csv", "q?,1,2,3,4,A\n")
+    with pytest.raises(D2OError, match=r"m\.zip: .* cannot name a subject: .*; rename its files, or name the others"):
+        questions.fetch(Benchmark(path=str(tmp_path / "m.zip")), tmp_path / "out")
+    questions.fetch(Benchmark(path=str(tmp_path / "m.zip"), subjects=["good"]), tmp_path / "out")
+    assert records.read_manifest(tmp_path / "out")["subjects"] == {"good": {"dev": 1, "test": 1}}
+
+
+def test_a_folder_of_an_odd_name_is_no_pattern(tmp_path):
+    import datasets
+
+    folder = tmp_path / "a[b]*?"
+    questions.fetch(Benchmark(path=str(DEMO), subjects=["geography"], limit=2), folder)
+    options = mmlu.task("geography", folder, 5, str(tmp_path / "cache"))["dataset_kwargs"]
+    found = datasets.load_dataset("parquet", **options)
+    assert {split: len(rows) for split, rows in found.items()} == {"dev": 5, "test": 2}
 
 
 @pytest.fixture(scope="module")

@@ -151,12 +151,12 @@ def test_beta_of_one_method_reruns_that_method_only(restored):
 
 
 def test_upkeep_of_a_training_retrains_nothing_and_reaches_the_next_one(restored):
-    upkeep = {"checkpoint_every": 7, "keep_checkpoints": 3, "alarms": {"stop": []}, "trackers": []}
+    upkeep = {"checkpoint_minutes": 7.0, "keep_checkpoints": 3, "alarms": {"stop": []}, "trackers": []}
     restored.configure(restored.config | {"train": CONFIG["train"] | upkeep})
     assert restored.would_run("train") == {}
     model = "results/demo/tiny/dpo/seed0/model/manifest.json"
     command = restored.snakemake("-n", "-p", "--forcerun", "train_method", "--", model)
-    assert re.search(r"""--upkeep '?\{"checkpoint_every":7,"keep_checkpoints":3,""", command)
+    assert re.search(r"""--upkeep '?\{"checkpoint_minutes":7.0,"keep_checkpoints":3,""", command)
 
 
 def test_the_capacity_of_an_engine_makes_nothing_anew_and_reaches_the_next_one(restored):

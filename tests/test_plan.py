@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from conftest import ROOT
+from d2o import settings
 from d2o.plan import Plan
 
 CONFIG = yaml.safe_load((ROOT / "config" / "config.yaml").read_text())
@@ -34,7 +35,7 @@ def test_a_key_reaches_only_the_stages_that_depend_on_it():
     assert stages_changed_by(positives=CONFIG["positives"] | {"top_p": 0.5}) == {"positives"}
     assert stages_changed_by(responses=CONFIG["responses"] | {"temperature": 1.0}) == {"responses"}
     assert stages_changed_by(train=CONFIG["train"] | {"epochs": 2}) == {"train"}
-    upkeep = {"checkpoint_every": 7, "keep_checkpoints": 3, "trackers": ["wandb"], "alarms": {"stop": []}}
+    upkeep = {"checkpoint_minutes": 7.0, "keep_checkpoints": 3, "trackers": ["wandb"], "alarms": {"stop": []}}
     assert stages_changed_by(train=CONFIG["train"] | upkeep) == set()
     capacity = {"max_num_seqs": 7, "eager": True, "kv_cache_gib": 2, "gpu_memory_utilization": 0.5}
     assert stages_changed_by(engine=capacity) == set()
@@ -54,6 +55,15 @@ def test_every_round_of_every_training_draws_with_seeds_of_its_own():
     seeds = {json.loads(one)["sampling"]["seed"] for one in drawn}
     assert len(seeds | {CONFIG["positives"].get("seed", 0)}) == 5
     assert drawn == [plan.params("rounds")(SimpleNamespace(**vars(W) | place)) for place in places]
+
+
+@pytest.mark.parametrize("name", ["config", "paper", "thumbs-down"])
+def test_the_settings_of_every_report_are_whole(name):
+    """Also where a method extends one that its experiment does not list, as in `steps` of the paper."""
+    plan = Plan(yaml.safe_load((ROOT / "config" / f"{name}.yaml").read_text()), name)
+    for experiment in plan.settings.experiments:
+        text = plan.params("report")(SimpleNamespace(experiment=experiment))
+        assert settings.parse(settings.Settings, text).experiments.keys() == {experiment}
 
 
 def test_another_methods_key_changes_nothing_here():

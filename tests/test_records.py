@@ -2,16 +2,20 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from d2o import records
+from d2o import models, records
 from d2o.errors import D2OError
+from d2o.settings import Model, Run
 
 ROW = {"prompt_id": "a", "sample": 0, "score": 1.5}
 
@@ -49,6 +53,86 @@ def test_a_failed_remake_keeps_the_old_folder(tmp_path):
             pass
     assert (tmp_path / "folder" / "file").read_text() == "old"
     assert json.loads((tmp_path / "folder" / "manifest.json").read_text())["artifact"] == "folder"
+
+
+def make_folder(target, content="new"):
+    with records.artifact(target) as draft:
+        draft.path.mkdir()
+        (draft.path / "file").write_text(content)
+
+
+@pytest.mark.parametrize("folder", ["folder", "."])
+def test_a_folder_that_is_not_ours_is_not_replaced(tmp_path, monkeypatch, folder):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "thesis.txt").write_text("mine")
+    (tmp_path / "folder" / "manifest.json").write_text("{}")  # also another program's file
+    monkeypatch.chdir(tmp_path if folder == "folder" else tmp_path / "folder")
+    for replace in (make_folder, records.empty_folder):
+        with pytest.raises(
+            D2OError, match=rf"^{re.escape(folder)}: not made by this pipeline .*; delete it yourself"
+        ):
+            replace(Path(folder))
+    assert (tmp_path / "folder" / "thesis.txt").read_text() == "mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+@pytest.mark.parametrize("there", [None, "empty", "ours", "link"])
+def test_a_folder_of_ours_or_an_empty_one_is_replaced(tmp_path, there):
+    target = tmp_path / "folder"
+    if there == "empty":
+        target.mkdir()
+    elif there == "ours":
+        make_folder(target, "old")
+        (target / "manifest.json").unlink()  # as Snakemake does before it makes it again
+    elif there == "link":
+        make_folder(tmp_path / "elsewhere", "old")
+        target.symlink_to(tmp_path / "elsewhere")
+    make_folder(target)
+    assert (target / "file").read_text() == "new"
+    if there == "link":
+        assert (tmp_path / "elsewhere" / "file").read_text() == "old"
+    else:
+        assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_a_folder_is_emptied_where_its_link_leads(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "large-disk")
+    for _ in range(2):
+        records.empty_folder(tmp_path / "link")
+        (tmp_path / "link" / "step1").mkdir()
+    assert (tmp_path / "large-disk" / "step1").is_dir()
+    records.remove_folder(tmp_path / "link")
+    assert [path.name for path in tmp_path.iterdir()] == ["link"]
+
+
+def test_a_kill_while_an_old_folder_is_deleted_leaves_one_that_may_be_replaced(tmp_path, monkeypatch):
+    """Deleting may take the mark first."""
+
+    def killed(path):
+        (path / ".d2o").unlink()
+        raise KeyboardInterrupt
+
+    for end in (records.remove_folder, records.empty_folder, make_folder):
+        records.empty_folder(tmp_path / "folder")
+        (tmp_path / "folder" / "file").write_text("old")
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(records.shutil, "rmtree", killed)
+            end(tmp_path / "folder")
+        make_folder(tmp_path / "folder")
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_a_model_out_of_a_run_has_a_mark_and_a_manifest_of_its_own(tiny_model, tmp_path):
+    trained = {"dataset": "d", "model": "m", "method": "d2o"}
+    with records.artifact(tmp_path / "run") as draft:
+        shutil.copytree(tiny_model, draft.path)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    for _ in range(2):
+        models.fetch(Model(run=Run(**trained)), tmp_path / "run", tmp_path / "model")
+    assert not any((tmp_path / "model" / name).is_symlink() for name in (".d2o", "manifest.json"))
+    assert (tmp_path / "model" / "model.safetensors").is_symlink()
+    assert records.read_manifest(tmp_path / "model")["settings"]["run"]["method"] == "d2o"
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
 
 
 def test_a_killed_writer_leaves_no_final_name(tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import random
 from pathlib import Path
@@ -226,15 +225,16 @@ def classifier(folder: Path, tiny_model: Path, outputs: int, **options) -> Rewar
 
 def test_source_is_linked_not_copied(tiny_model, tmp_path):
     reward = classifier(tmp_path / "given", tiny_model, 1, max_shard_size="200KB")
-    (tmp_path / "given" / "manifest.json").write_text('{"of": "the source"}')
+    for name in records.ABOUT:
+        (tmp_path / "given" / name).write_text('{"of": "the source"}')
     rewards.make(reward, None, None, None, tmp_path / "reward")
-    files = [path for path in (tmp_path / "reward").iterdir() if path.name != "manifest.json"]
+    files = [path for path in (tmp_path / "reward").iterdir() if path.name not in records.ABOUT]
     assert {path.name for path in files} >= {"config.json", "tokenizer.json", "model.safetensors.index.json"}
     assert all(path.is_symlink() and path.exists() for path in files)
     found = records.read_manifest(tmp_path / "reward")
     assert found["source"] == str(tmp_path / "given")
     assert len(found["weights"]) == len(list((tmp_path / "given").glob("*.safetensors"))) > 1
-    assert json.loads((tmp_path / "given" / "manifest.json").read_text()) == {"of": "the source"}
+    assert all((tmp_path / "given" / name).read_text() == '{"of": "the source"}' for name in records.ABOUT)
 
 
 def refused(reward: Reward, folder: Path, match: str) -> None:

@@ -1,8 +1,10 @@
 """A wrong config is told in one line that names the key, before anything heavy is imported."""
 
 import copy
+import re
 import subprocess
 import sys
+from collections import defaultdict
 
 import pytest
 import yaml
@@ -13,6 +15,7 @@ from d2o.contracts import CONTRACTS
 from d2o.errors import D2OError
 from d2o.plan import Plan
 from d2o.settings import docs
+from d2o.settings.checks import KINDS
 
 EMA = {side: {"decay": 0.9, "every": 10} for side in ("positives", "negatives")}
 SELF = {"loss": "sft", "positives": "self"}
@@ -85,7 +88,7 @@ def changed(path: str, value) -> dict:
         ("models.smollm2", {"hub": "a/b"}, "models.smollm2: `hub` needs a `revision`"),
         ("benchmarks.mmlu", {"hub": "a/b"}, "benchmarks.mmlu: `hub` needs a `revision`"),
         ("datasets.demo.train", None, "datasets.demo.train: this key is required"),
-        ("datasets.models", {"format": "negatives", "train": ["x"]}, "datasets.models: this is the name of a folder"),
+        ("methods.initial", SELF, "methods.initial: this is the name of a folder in results/; choose another"),
         ("rewards.safety.better", "lower", "rewards.safety: a reward model trained here scores safe answers higher"),
         ("rewards.safety.template", "{prompt}", "rewards.safety: template: '{prompt}' is neither `chat` nor `pair`"),
         ("rewards.safety.template", "chatty", "rewards.safety: template: 'chatty' is neither `chat` nor `pair`"),
@@ -102,6 +105,42 @@ def test_wrong_config_is_one_clear_line(path, value, message):
         settings.load(changed(path, value), "config.yaml")
     assert message in str(error.value)
     assert str(error.value).startswith("config.yaml: ")
+
+
+ENTRY = {section.removesuffix("s"): section for section in ("experiments", *KINDS)}
+
+
+def folders_beside_entries() -> list[tuple[str, str]]:
+    """Each section with each name of a folder that the rules put beside its entries."""
+    rules = "".join(path.read_text() for path in sorted((ROOT / "workflow" / "rules").glob("*.smk")))
+    paths = re.findall(r'"(results/[^"]+)"', rules.replace("{{", "{").replace("}}", "}"))
+    children = defaultdict(set)
+    for path in paths:
+        *folders, _ = path.split("/")
+        for depth, name in enumerate(folders):
+            children["/".join(folders[:depth])].add(name)
+    return sorted(
+        {
+            (ENTRY[entry[1:-1]], name)
+            for names in children.values()
+            for entry in names
+            if entry[1:-1] in ENTRY
+            for name in names
+            if "{" not in name
+        }
+    )
+
+
+def test_folders_are_found_beside_the_entries_of_every_section_but_judges():
+    assert {section for section, _ in folders_beside_entries()} == {*KINDS, "experiments"} - {"judges"}
+
+
+@pytest.mark.parametrize(("section", "name"), folders_beside_entries())
+def test_an_entry_cannot_have_the_name_of_a_folder_beside_it(section, name):
+    """It would be emptied with the entry, or mixed up with it."""
+    entries = DEMO.get(section) or {"x": {"texts": "organisms/rude.yaml"}}
+    with pytest.raises(D2OError, match=rf"{section}\.{name}: this is the name of a folder in results/"):
+        settings.load(DEMO | {section: entries | {name: next(iter(entries.values()))}}, "config.yaml")
 
 
 def test_all_that_does_not_fit_together_is_told_at_once():

@@ -1,18 +1,22 @@
-"""The small pipeline on a real one-node Slurm, through `--profile profiles/slurm`."""
+"""What `--profile profiles/slurm` asks of Slurm, and the small pipeline on a real one of one node."""
 
 import os
+import re
 import shutil
 import socket
 import subprocess
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import yaml
+from snakemake_executor_plugin_slurm.submit_string import get_submit_command
+from snakemake_executor_plugin_slurm.utils import set_gres_string
 
+from conftest import ROOT
 from d2o import records
 from test_pipeline import CONFIG, Project
-
-pytestmark = pytest.mark.slow
 
 CONF = """\
 ClusterName=test
@@ -89,6 +93,26 @@ def slurm():
             os.kill(int(pid.read_text()), 15)
 
 
+class Resources(dict):
+    """As a job's: by key or by attribute."""
+
+    __getattr__ = dict.__getitem__
+
+
+@pytest.mark.parametrize("gpus", [0, 1, 8])
+def test_a_job_is_one_task_whatever_its_gpus(gpus):
+    """By the line that the plugin itself hands to Slurm, which starts a task a node where the line names none."""
+    profile = yaml.safe_load((ROOT / "profiles" / "slurm" / "config.yaml").read_text())
+    resources = Resources(profile["default-resources"] | {"gpu": gpus, "mem_mb": 8000, "runtime": 60})
+    job = SimpleNamespace(resources=resources, threads=16)
+    names = ("run_uuid", "slurm_logfile", "comment_str", "account", "partition", "workdir")
+    line = get_submit_command(job, dict.fromkeys(names, "x")) + set_gres_string(job)
+    asked = dict(re.findall(r"--([a-z-]*tasks?[a-z-]*|gpus|nodes)=(\d+)", line))
+    assert asked.pop("gpus", "0") == str(gpus)
+    assert asked in ({"nodes": "1", "cpus-per-task": "16"}, {"nodes": "1", "ntasks": "1", "cpus-per-task": "16"})
+
+
+@pytest.mark.slow
 def test_the_small_pipeline_on_slurm(slurm, tiny_model, tmp_path):
     project = Project(tmp_path, tiny_model)
     tiny = CONFIG["experiments"]["tiny"] | {"methods": ["initial", "dpo"], "rewards": [], "benchmarks": []}
@@ -96,7 +120,7 @@ def test_the_small_pipeline_on_slurm(slurm, tiny_model, tmp_path):
     printed = project.snakemake(
         "all", "--profile", "profiles/slurm", "--jobs", "2",
         "--slurm-no-account", "--slurm-status-command", "squeue", "--slurm-init-seconds-before-status-checks", "5",
-        "--default-resources", "slurm_partition=main", "tasks=1",
+        "--default-resources", "slurm_partition=main", "nodes=1", "tasks=1", "tasks_per_gpu=0",
     )  # fmt: skip
     assert "has been submitted with SLURM jobid" in printed
     run_folder = project.folder / "results" / "demo" / "tiny" / "dpo" / "seed0"

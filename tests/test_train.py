@@ -4,6 +4,7 @@ import json
 import math
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -22,8 +23,10 @@ from d2o.errors import D2OError
 from d2o.groups import Group, Response
 from d2o.losses import Side
 from d2o.settings import Alarms, Average, Forward, Lora, Method, Online, Optimisation, References, TrainStage, Upkeep
-from d2o.train import schedule, watch
+from d2o.train import Inputs, run, schedule, watch
 
+# Minutes between checkpoints: one after every step.
+OFTEN = 1e-9
 DPO = Method(loss="dpo", positives="human", negatives=True)
 D2O = Method(loss="d2o", positives="self", negatives=True)
 
@@ -226,7 +229,7 @@ def result(folder):
 
 @pytest.mark.slow
 def test_a_run_leaves_a_loadable_model_a_log_and_no_checkpoints(tables, tiny_model, tmp_path):
-    weights, log = train(tables, tiny_model, tmp_path, D2O, epochs=4, checkpoint_every=3)
+    weights, log = train(tables, tiny_model, tmp_path, D2O, epochs=4, checkpoint_minutes=OFTEN)
     assert [row["step"] for row in log] == list(range(1, 13))
     assert log[0]["loss"] == pytest.approx(0.693147, abs=1e-4)
     assert abs(log[0]["margin"]) < 1e-3
@@ -459,6 +462,18 @@ def test_snapshots(tables, tiny_model, tmp_path):
     assert "train.snapshots: step 5 is beyond the last one, 4" in refused(line)
 
 
+@pytest.mark.parametrize("name", ["checkpoints", "model", "tensorboard", "step2/model"])
+def test_a_folder_that_is_not_ours_is_refused_before_anything_is_read(tiny_model, tmp_path, name):
+    (tmp_path / name).mkdir(parents=True)
+    (tmp_path / name / "thesis.txt").write_text("mine")
+    read = Inputs(tiny_model, tmp_path / "no such table")
+    with pytest.raises(
+        D2OError, match=rf"{name}: not made by this pipeline .*; delete it yourself, or choose another"
+    ):
+        run(stage(DPO, snapshots=[2]), Upkeep(), read, tmp_path / "checkpoints", tmp_path / "model")
+    assert (tmp_path / name / "thesis.txt").read_text() == "mine"
+
+
 @pytest.mark.slow
 def test_a_reference_table_of_another_model_is_refused(tables, tiny_model, tmp_path):
     other = shutil.copytree(tiny_model, tmp_path / "other")
@@ -519,6 +534,12 @@ def steps_logged(folder) -> int:
     return len(log.read_text().splitlines()) if log.exists() else 0
 
 
+def checkpoints(folder, file="") -> list[int]:
+    """The steps of the checkpoints that have a file, in order; whole ones have `whole.json`."""
+    folders = (folder / "checkpoints").glob("step*")
+    return sorted(int(path.name.removeprefix("step")) for path in folders if (path / file).exists())
+
+
 def assert_equal_runs(folder, twin):
     """Equal but for what is timed, and for what is said of rounds."""
     (weights, log), (others, other_log) = result(folder), result(twin)
@@ -532,16 +553,44 @@ def assert_equal_runs(folder, twin):
 MOVING = D2O.model_copy(update={"ema": EMA})
 
 
+_DUE = """
+import os, sys, time
+from pathlib import Path
+import torch, torch.distributed as dist
+from d2o.settings import TrainStage, Upkeep
+from d2o.train.checkpoints import Checkpoints
+from d2o.train.data import Inputs
+
+dist.init_process_group("gloo")
+stage, model = (TrainStage.model_validate_json(sys.argv[1]), Path(sys.argv[2]))
+kept = Checkpoints(Path(sys.argv[3]), stage, Inputs(model, model / "config.json"), Upkeep(checkpoint_minutes=10))
+rank, due = dist.get_rank(), []
+for minutes in ((9, 11), (11, 9)):  # since the last checkpoint, by the clock of each rank
+    kept._saved = time.monotonic() - 60 * minutes[rank]
+    due.append(kept.due(torch.device("cpu")))
+Path(sys.argv[4], f"rank{rank}").write_text(str(due))
+"""
+
+
+@pytest.mark.slow
+def test_a_checkpoint_is_due_when_the_minutes_have_passed_on_rank_0(tiny_model, tmp_path):
+    (tiny_model / "manifest.json").write_text("{}")
+    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", tmp_path / "due.py"]
+    (tmp_path / "due.py").write_text(_DUE)
+    finished([*map(str, run), stage(DPO).model_dump_json(), str(tiny_model), str(tmp_path / "kept"), str(tmp_path)])
+    assert [(tmp_path / f"rank{rank}").read_text() for rank in (0, 1)] == ["[False, True]"] * 2
+
+
 @pytest.mark.slow
 def test_a_run_killed_at_ten_random_points_ends_bit_for_bit_the_same(tables, tiny_model, tmp_path):
     """Steps, data order, schedule, moving references and final weights; some kills hit a checkpoint being written."""
-    settings = {"steps": 60, "checkpoint_every": 1, "keep_checkpoints": 2}
+    settings = {"steps": 60, "checkpoint_minutes": OFTEN, "keep_checkpoints": 2}
     train(tables, tiny_model, tmp_path / "whole", MOVING, **settings)
     folder = tmp_path / "killed"
     line = command(tables, tiny_model, folder, MOVING, **settings)
-    for point in sorted(random.Random(0).sample(range(2, 58), 10)):
+    for point in sorted(random.Random(0).sample(range(2, 40), 10)):
         if random.Random(point).random() < 0.5:
-            killed(line, lambda point=point: (folder / "checkpoints" / f"step{point}").exists())
+            killed(line, lambda point=point: max(checkpoints(folder), default=0) >= point)
         else:
             killed(line, lambda point=point: steps_logged(folder) >= point)
         assert not (folder / "model" / "manifest.json").exists()
@@ -552,7 +601,7 @@ def test_a_run_killed_at_ten_random_points_ends_bit_for_bit_the_same(tables, tin
 
 @pytest.mark.slow
 def test_a_killed_rank_takes_the_run_down_and_it_goes_on(tables, tiny_model, tmp_path):
-    settings = {"steps": 30, "checkpoint_every": 3, "ranks": 2, "zero_stage": 2}
+    settings = {"steps": 30, "checkpoint_minutes": OFTEN, "ranks": 2, "zero_stage": 2}
     train(tables, tiny_model, tmp_path / "whole", MOVING, **settings)
     folder = tmp_path / "killed"
     line = command(tables, tiny_model, folder, MOVING, **settings)
@@ -568,36 +617,35 @@ def test_a_killed_rank_takes_the_run_down_and_it_goes_on(tables, tiny_model, tmp
     assert "were written by 2 ranks and cannot go on with 1; set train.ranks: 2" in refused(fewer)
 
     said = finished(line)
-    assert "train: going on after step 6" in said
+    assert int(re.search(r"train: going on after step (\d+)", said)[1]) >= 7
     losses = [[row["loss"] for row in result(tmp_path / name)[1]] for name in ("whole", "killed")]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 @pytest.mark.slow
 def test_a_broken_checkpoint_is_skipped_with_a_line(tables, tiny_model, tmp_path):
-    settings = {"steps": 30, "checkpoint_every": 4, "keep_checkpoints": 3}
+    settings = {"steps": 30, "checkpoint_minutes": OFTEN, "keep_checkpoints": 3}
     train(tables, tiny_model, tmp_path / "whole", DPO, **settings)
     folder = tmp_path / "killed"
     line = command(tables, tiny_model, folder, DPO, **settings)
-    killed(line, lambda: (folder / "checkpoints" / "step16" / "whole.json").exists())
-    kept = sorted((folder / "checkpoints").glob("step*/whole.json"))
-    assert 2 <= len(kept) <= 3
-    state = next((folder / "checkpoints" / "step16").glob("mp_rank*"))
+    killed(line, lambda: max(checkpoints(folder, "whole.json"), default=0) >= 6)
+    # Three, and a fourth where the kill fell between writing the last and removing the first.
+    *_, before, last = kept = checkpoints(folder, "whole.json")
+    assert 3 <= len(kept) <= 4
+    state = next((folder / "checkpoints" / f"step{last}").glob("mp_rank*"))
     state.write_bytes(state.read_bytes()[:-100])
-    for later in (folder / "checkpoints").glob("step20"):
-        shutil.rmtree(later)
     said = finished(line)
-    assert f"step16 is broken ({state.name} is not whole); it is skipped" in said
-    assert "train: going on after step 12" in said
+    assert f"step{last} is broken ({state.name} is not whole); it is skipped" in said
+    assert f"train: going on after step {before}" in said
     assert_equal_runs(folder, tmp_path / "whole")
 
 
 @pytest.mark.slow
 def test_checkpoints_of_other_settings_are_not_resumed(tables, tiny_model, tmp_path):
-    line = command(tables, tiny_model, tmp_path, DPO, steps=400, checkpoint_every=2)
-    killed(line, lambda: (tmp_path / "checkpoints" / "step2" / "whole.json").exists())
+    line = command(tables, tiny_model, tmp_path, DPO, steps=400, checkpoint_minutes=OFTEN)
+    killed(line, lambda: checkpoints(tmp_path, "whole.json"))
     other = DPO.model_copy(update={"beta": 0.5})
-    line = command(tables, tiny_model, tmp_path, other, steps=3, checkpoint_every=2)
+    line = command(tables, tiny_model, tmp_path, other, steps=3, checkpoint_minutes=OFTEN)
     said = finished(line)
     assert "is of other settings or inputs; starting anew" in said
     assert [row["step"] for row in result(tmp_path)[1]] == [1, 2, 3]
@@ -607,11 +655,9 @@ def test_checkpoints_of_other_settings_are_not_resumed(tables, tiny_model, tmp_p
 def test_a_killed_run_goes_on_under_another_upkeep(tables, tiny_model, tmp_path):
     train(tables, tiny_model, tmp_path / "whole", DPO, steps=30)
     folder = tmp_path / "killed"
-    line = command(tables, tiny_model, folder, DPO, steps=30, checkpoint_every=2)
-    killed(line, lambda: (folder / "checkpoints" / "step6" / "whole.json").exists())
+    line = command(tables, tiny_model, folder, DPO, steps=30, checkpoint_minutes=OFTEN)
+    killed(line, lambda: max(checkpoints(folder, "whole.json"), default=0) >= 6)
     alarms = Alarms(displacement=5.0, stop=[])
-    said = finished(
-        command(tables, tiny_model, folder, DPO, steps=30, checkpoint_every=20, keep_checkpoints=3, alarms=alarms)
-    )
+    said = finished(command(tables, tiny_model, folder, DPO, steps=30, keep_checkpoints=3, alarms=alarms))
     assert "train: going on after step" in said
     assert_equal_runs(folder, tmp_path / "whole")

@@ -52,8 +52,8 @@ def _devices(
     """One subcommand a stage of the pipeline."""
     from d2o import devices
 
-    if gpus == 0 or (gpus and not share_gpus):
-        devices.lease(gpus)
+    if gpus is not None:
+        devices.lease(gpus, share_gpus)
 
 
 @_command(settings.Model)

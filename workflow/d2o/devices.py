@@ -18,23 +18,28 @@ from d2o.errors import D2OError
 
 # Seconds between two looks at devices that other jobs have.
 _PATIENCE = 1.0
-# Tells processes that this one starts, such as the ranks of a training, that they have its devices.
-_LEASED = "D2O_LEASED"
+# How many GPUs this process asked for. Those that it starts, such as the ranks of a training, have its devices.
+_ASKED = "D2O_ASKED_GPUS"
 
 
-def lease(gpus: int) -> None:
+def lease(gpus: int, share: bool = False) -> None:
     """Take so many GPUs for this process and those that it starts: sets CUDA_VISIBLE_DEVICES; waits where it must.
 
     To be called before anything looks for devices. The lease is of those that CUDA_VISIBLE_DEVICES names, where a
     scheduler or the user has set it; a process that leases none sees none. It does nothing where there is no NVIDIA
     device, and in a process that a leasing one has started.
 
+    Args:
+        share: take none for oneself; other jobs may use the same.
     Raises:
         D2OError: where there are fewer.
     """
+    if _ASKED in os.environ:
+        return
+    os.environ[_ASKED] = str(gpus)
     assigned = os.environ.get("CUDA_VISIBLE_DEVICES")
     there = _present() if assigned is None else [device for device in assigned.split(",") if device]
-    if not there or _LEASED in os.environ:
+    if not there or (share and gpus):
         return
     if gpus > len(there):
         raise D2OError(
@@ -53,7 +58,24 @@ def lease(gpus: int) -> None:
             )
         waiting = True
         time.sleep(_PATIENCE)
-    os.environ |= {"CUDA_VISIBLE_DEVICES": ",".join(taken), _LEASED: "1"}
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(taken)
+
+
+def device() -> str:
+    """Where models run in this process: `cuda` where torch sees a GPU, else `cpu`.
+
+    Raises:
+        D2OError: where torch sees fewer GPUs than the job asks for: it would run for days on the CPU.
+    """
+    import torch
+
+    asked, seen = int(os.environ.get(_ASKED, 0)), torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if seen < asked:
+        raise D2OError(
+            f"devices: the job asks for {asked} GPUs, and torch {torch.__version__} sees {seen}; look at nvidia-smi, "
+            f"install with `make env LOCK=gpu`, or set compute.gpus: 0"
+        )
+    return "cuda" if seen else "cpu"
 
 
 def _present(folder: Path = Path("/dev")) -> list[str]:

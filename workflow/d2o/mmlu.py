@@ -7,12 +7,13 @@ log-prob as the answer. The accuracy over all questions is that of the harness's
 
 from __future__ import annotations
 
+import glob
 import tempfile
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from d2o import chat, records
+from d2o import chat, devices, records
 from d2o.errors import D2OError
 from d2o.settings import Benchmark
 
@@ -48,7 +49,8 @@ def task(subject: str, questions: Path, shots: int, cache: str) -> dict[str, Any
     Args:
         cache: folder in which `datasets` may keep its conversion of the files.
     """
-    files = {split: str(questions.resolve() / f"{subject}-{split}.parquet") for split in ("dev", "test")}
+    # `datasets` takes paths for patterns.
+    files = {split: glob.escape(str(questions.resolve() / f"{subject}-{split}.parquet")) for split in ("dev", "test")}
     return {
         "task": f"mmlu_{subject}",
         "dataset_path": "parquet",
@@ -58,8 +60,9 @@ def task(subject: str, questions: Path, shots: int, cache: str) -> dict[str, Any
         "fewshot_config": {"sampler": "first_n"},
         "num_fewshot": shots,
         "output_type": "multiple_choice",
-        "description": "The following are multiple choice questions (with answers) about "
-        f"{subject.replace('_', ' ')}.\n\n",
+        "description": _literal(
+            f"The following are multiple choice questions (with answers) about {subject.replace('_', ' ')}.\n\n"
+        ),
         "doc_to_text": "{{question.strip()}}\nA. {{choices[0]}}\nB. {{choices[1]}}\nC. {{choices[2]}}\n"
         "D. {{choices[3]}}\nAnswer:",
         "doc_to_choice": ["A", "B", "C", "D"],
@@ -68,18 +71,22 @@ def task(subject: str, questions: Path, shots: int, cache: str) -> dict[str, Any
     }
 
 
+def _literal(text: str) -> str:
+    """A Jinja template that gives `text` as it is: the harness takes what we hand it for templates."""
+    return f"{{{{ {text!a} }}}}"
+
+
 def _evaluate(
     benchmark: Benchmark, model: Path, questions: Path, subjects: list[str]
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Rows of `records.QUESTIONS`, and what they were computed with."""
     import datasets
-    import torch
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
+    device = devices.device()
     datasets.disable_progress_bars()  # four for each subject, of a few milliseconds
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     # An absolute path: the harness looks a relative one up on the Hub.
     lm = HFLM(
         str(model.resolve()),

@@ -13,6 +13,8 @@ from d2o.settings import Model
 
 # Tokens of context where the config names none.
 _CONTEXT = 2048
+# Weights in other formats than safetensors: some can run code.
+_NOT_LINKED = {".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack"}
 
 
 def fetch(model: Model, run: Path | None, folder: Path) -> None:
@@ -37,9 +39,8 @@ def fetch(model: Model, run: Path | None, folder: Path) -> None:
         else:
             source = run or hub.locate(model)
             for file in source.iterdir():
-                if file.is_file() and file.suffix not in {".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack"}:
+                if file.is_file() and file.name not in records.ABOUT and file.suffix not in _NOT_LINKED:
                     (draft.path / file.name).symlink_to(file.resolve())
-            (draft.path / "manifest.json").unlink(missing_ok=True)  # the source's own
             draft.facts["source"] = str(source)
         draft.facts["trust_remote_code"] = records.trusts_code(run) if run else model.trust_remote_code
         _settle_tokenizer(draft.path, template, model.context or (None if run else _CONTEXT))

@@ -29,6 +29,8 @@ QUESTION = pa.schema([("question", pa.string()), ("choices", pa.list_(pa.string(
 Questions = list[dict[str, Any]]
 Readers = dict[str, dict[str, Callable[[], Questions]]]  # subject → split → what reads its questions
 
+# Names of subjects become names of files, of tasks and a part of the prompt.
+_SUBJECT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _CSV = re.compile(r"(?:.*/)?(dev|test)/([^./][^/]*)_\1\.csv")
 
 
@@ -36,8 +38,8 @@ def fetch(source: QuestionSource, folder: Path) -> None:
     """Make the folder of questions; its manifest counts them per subject and split.
 
     Raises:
-        D2OError: where the source is missing or holds no subject, a subject is unknown or lacks a split, or a
-            question does not have four choices and an answer among them.
+        D2OError: where the source is missing or holds no subject, a subject is unknown, oddly named or lacks a
+            split, or a question does not have four choices and an answer among them.
     """
     origin = source.hub or source.path
     readers = _hub(source) if source.hub else _local(Path(source.path))
@@ -62,11 +64,17 @@ def _select(found: Iterable[str], wanted: list[str], origin: str) -> list[str]:
     found = sorted(found)
     if not found:
         raise D2OError(f"{origin}: no subjects; expected dev/<subject>_dev.csv and test/<subject>_test.csv in it")
-    for subject in wanted:
+    chosen = list(dict.fromkeys(wanted)) or found
+    for subject in chosen:
         if subject not in found:
             close = difflib.get_close_matches(subject, found, n=3, cutoff=0.4)
             raise D2OError(f"{origin}: no subject {subject!r}; there are: {', '.join(close or found)}")
-    return list(dict.fromkeys(wanted)) or found
+        if not _SUBJECT.fullmatch(subject):
+            raise D2OError(
+                f"{origin}: {subject!r} cannot name a subject: letters, digits, _ and - can; rename its files, "
+                f"or name the others in `subjects`"
+            )
+    return chosen
 
 
 # MMLU's CSV files ------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """The artifacts between stages: the schema of each table, atomic writing, and the manifest beside each.
 
 A path that exists is whole: everything is written under a temporary name next to it and renamed at the end,
-its manifest first.
+its manifest first. A folder that is made here carries a mark, and no folder without it is ever replaced.
 """
 
 from __future__ import annotations
@@ -23,6 +23,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from d2o.errors import D2OError
+
+# Lies in every folder that is made here: such a folder may be replaced.
+_MARK = ".d2o"
+# What a folder that is made here holds beside its content: of the folder itself, and nothing to copy or link.
+ABOUT = frozenset({_MARK, "manifest.json"})
 
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 
@@ -248,8 +253,12 @@ def artifact(
         target: the final path.
         settings: pydantic section, or plain data, that determined the content.
         inputs: files it was made from; their SHA-256 goes into the manifest.
+    Raises:
+        D2OError: as `check_ours`, before the body runs.
     """
-    target = Path(target)
+    if Path(target).is_dir():
+        check_ours(Path(target))
+    target = Path(target).absolute()  # `.` has no name
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = Draft(target.with_name(f".{target.name}.tmp"))
     _remove(draft.path)  # what a killed writer left
@@ -265,17 +274,63 @@ def artifact(
             "inputs": {str(path): file_digest(path) for path in inputs},
             "versions": _versions(),
         }
-        folder = draft.path.is_dir()
-        if folder:
+        if draft.path.is_dir():
+            _mark(draft.path)
             write_json(draft.path / "manifest.json", record)
-            if target.exists():
-                shutil.rmtree(target)
+            _sync(draft.path)
+            _replace_folder(draft.path, target)
         else:
             write_json(manifest_path(target), record)
-        _sync(draft.path)
-        draft.path.replace(target)
+            _sync(draft.path)
+            draft.path.replace(target)
     finally:
         _remove(draft.path)
+
+
+def check_ours(folder: Path) -> None:
+    """Check that a folder may be replaced: it is not there, is empty, or was made here.
+
+    Raises:
+        D2OError: naming the folder and the way out.
+    """
+    if not folder.exists() or (folder / _MARK).is_file() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    raise D2OError(
+        f"{folder}: not made by this pipeline (it holds no {_MARK}), so it is not replaced; "
+        f"delete it yourself, or choose another folder"
+    )
+
+
+def empty_folder(folder: Path) -> None:
+    """Make a folder of ours with nothing in it, in place of the one that is there; errors as `check_ours`."""
+    check_ours(folder)
+    remove_folder(folder)
+    folder.resolve().mkdir(parents=True)
+    _mark(folder)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder where it is there; a link to one stays. A kill leaves no half of it under its name."""
+    _remove(_put_aside(folder.resolve()))
+
+
+def _mark(folder: Path) -> None:
+    (folder / _MARK).write_text("d2o made this folder, and may replace it.\n")
+
+
+def _replace_folder(draft: Path, target: Path) -> None:
+    aside = _put_aside(target)
+    draft.rename(target)
+    _remove(aside)
+
+
+def _put_aside(folder: Path) -> Path:
+    """Rename a folder, where it is there, to a name that is free to be deleted."""
+    aside = folder.with_name(f".{folder.name}.old")
+    _remove(aside)  # what a killed run left
+    if folder.exists():
+        folder.rename(aside)
+    return aside
 
 
 def discard(target: Path) -> None:
@@ -335,7 +390,7 @@ def write_json(path: Path, data: Any) -> None:
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)

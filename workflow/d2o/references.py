@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from d2o import chat, groups, records
+from d2o import chat, devices, groups, records
 from d2o.settings import Forward
 
 
@@ -38,7 +38,7 @@ def _logprobs(forward: Forward, model: Path, found: list[groups.Group], descript
 
     if not found:  # no held-out prompt, or no sample that is fit
         return
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(devices.device())
     policy = logprobs.load(model, forward.precision).to(device)
     # Rows of groups of similar size take similar time and memory; the largest first show early what they need.
     packs = groups.packs(sorted(found, key=lambda group: group.tokens, reverse=True), forward.tokens)

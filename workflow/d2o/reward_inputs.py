@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from d2o import devices
 from d2o.chat import Messages
 from d2o.errors import D2OError
 from d2o.settings import Reward
@@ -116,6 +117,7 @@ def load(reward: Reward, folder: Path):
     import torch
     from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
+    device = devices.device()
     trust = bool(reward.source and reward.source.trust_remote_code)
     outputs = {} if reward.label else {"num_labels": 1}
     config = AutoConfig.from_pretrained(folder, trust_remote_code=trust, **outputs)
@@ -137,7 +139,7 @@ def load(reward: Reward, folder: Path):
         )
     if foreign and (bias := head_weights(folder, f"{head}.bias")) is not None:
         model.score.bias = torch.nn.Parameter(bias.to(model.dtype))
-    model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    model.to(device).eval()
     return model, AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
 
 

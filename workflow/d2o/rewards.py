@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from d2o import hub, records, reward_inputs, statistics
+from d2o import devices, hub, records, reward_inputs, statistics
 from d2o.chat import Messages
 from d2o.errors import D2OError
 from d2o.settings import Reward
@@ -67,7 +67,7 @@ def _link(reward: Reward, folder: Path) -> Path:
     _check_head(located, reward.score_weights, reward.label)
     folder.mkdir()
     for file in located.iterdir():
-        if file.is_file() and file.name != "manifest.json":
+        if file.is_file() and file.name not in records.ABOUT:
             (folder / file.name).symlink_to(file.resolve())
     return located
 
@@ -199,11 +199,12 @@ def _train(reward: Reward, backbone: Path, examples: Sequence[Example], folder: 
         set_seed,
     )
 
+    device = devices.device()
     plan = reward.train
     set_seed(plan.seed)  # the head's weights
     tokenizer = AutoTokenizer.from_pretrained(backbone)
     model = AutoModelForSequenceClassification.from_pretrained(backbone, num_labels=1, dtype=torch.float32)
-    model.to("cuda" if torch.cuda.is_available() else "cpu").train()
+    model.to(device).train()
     limit = reward_inputs.token_limit(model, plan.max_tokens)
     trained = _trained(model, plan.layers)
     optimizer = torch.optim.AdamW(trained, lr=plan.learning_rate)

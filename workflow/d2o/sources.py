@@ -11,8 +11,9 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 
 _PACKAGE = Path(__file__).parent
-# Settings reach a stage as params, and the command line only forwards them: neither is part of a digest.
-_NOT_DIGESTED = {f"d2o.{name}" for name in ("settings", "plan", "cli", "errors")}
+# Settings reach a stage as params, the command line only forwards them, and where a model runs is no part of a
+# result: none of these is part of a digest.
+_NOT_DIGESTED = {f"d2o.{name}" for name in ("settings", "plan", "cli", "errors", "devices")}
 
 
 @cache

@@ -15,7 +15,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from d2o import chat, records
+from d2o import chat, devices, records
 from d2o.generation import Completion, Request
 from d2o.settings import Capacity, Sampling
 
@@ -26,7 +26,7 @@ class Transformers:
     def __init__(self, folder: Path, capacity: Capacity):
         self._batch = capacity.max_num_seqs
         self._tokenizer = chat.load_tokenizer(folder)
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._device = torch.device(devices.device())
         self._model = AutoModelForCausalLM.from_pretrained(
             folder, dtype="auto", trust_remote_code=records.trusts_code(folder)
         ).to(self._device)

@@ -6,11 +6,10 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
-import torch
 from vllm import LLM, SamplingParams, TokensPrompt
 from vllm.sampling_params import RequestOutputKind
 
-from d2o import chat, records
+from d2o import chat, devices, records
 from d2o.generation import Completion, Request
 from d2o.settings import Capacity, Sampling
 
@@ -27,7 +26,7 @@ class VLLM:
         tokenizer = chat.load_tokenizer(folder)
         self._context, self._end = tokenizer.model_max_length, chat.end_of_turn(tokenizer)
         options = {}
-        if not torch.cuda.is_available():
+        if devices.device() == "cpu":
             # A seed per request needs unchunked prefill on a CPU.
             options = {"enable_chunked_prefill": False, "max_num_batched_tokens": max(self._context, 2048)}
         self.llm = LLM(

@@ -262,7 +262,7 @@ class Alarms(Section):
 class Upkeep(Section):
     """What is kept and watched while a training runs: it changes no weight, so changing it retrains nothing."""
 
-    checkpoint_every: Positive = Field(50, description="steps between checkpoints, for resuming")
+    checkpoint_minutes: Above0 = Field(30.0, description="minutes between checkpoints, for resuming")
     keep_checkpoints: Positive = Field(1, description="newest checkpoints that are kept")
     alarms: Alarms = Field(Alarms(), description="when to warn or stop")
     trackers: list[Literal["wandb", "mlflow"]] = Field(
@@ -299,7 +299,8 @@ class Optimisation(Section):
 class Train(Upkeep, Optimisation):
     """Optimisation, and what is kept and watched meanwhile. A method may override any of it under `train`.
 
-    `checkpoint_every`, `keep_checkpoints`, `alarms` and `trackers` change no weight: changing them retrains nothing.
+    `checkpoint_minutes`, `keep_checkpoints`, `alarms` and `trackers` change no weight, so changing them retrains
+    nothing.
     """
 
 

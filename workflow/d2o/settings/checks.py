@@ -17,8 +17,16 @@ if TYPE_CHECKING:
 KINDS = ("organisms", "datasets", "models", "methods", "rewards", "judges", "benchmarks")
 # The splits that an organism's data set is written in.
 SPLITS = ("demonstrations", "train", "validation", "test")
-# Folders of results/ that lie beside those of the data sets.
-_RESERVED = {"organisms", "models", "rewards", "benchmarks", "reports"}
+# Names of folders in results/ beside which those of a section's entries lie.
+_RESERVED = {
+    "experiments": {"logs"},
+    "organisms": {"logs"},
+    "datasets": {"organisms", "models", "rewards", "benchmarks", "reports"},
+    "models": {"logs", "quality", "rewards"},
+    "methods": {"initial", "logs", "positives", "references"},
+    "rewards": {"logs"},
+    "benchmarks": {"logs"},
+}
 
 
 def extended(methods: dict[str, Any]) -> dict[str, Any]:
@@ -54,8 +62,9 @@ def extended(methods: dict[str, Any]) -> dict[str, Any]:
 
 def faults(settings: Settings) -> Iterator[str]:
     """What is wrong between the sections of a config: a message each."""
-    for name in _RESERVED & settings.datasets.keys():
-        yield f"datasets.{name}: this is the name of a folder in results/; choose another"
+    for kind, names in _RESERVED.items():
+        for name in sorted(names & getattr(settings, kind).keys()):
+            yield f"{kind}.{name}: this is the name of a folder in results/; choose another"
     if settings.engine.tensor_parallel > max(1, settings.compute.gpus):
         yield (
             f"engine.tensor_parallel: {settings.engine.tensor_parallel} GPUs are to share a model, and a job has "

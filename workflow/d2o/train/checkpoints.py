@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from d2o import records
 from d2o.errors import D2OError
-from d2o.settings import TrainStage
+from d2o.settings import TrainStage, Upkeep
 from d2o.train.data import Inputs
 from d2o.train.engine import Engine
 
@@ -28,16 +29,16 @@ class Checkpoints:
         folder: holds `step<n>/` and what else the run keeps until its end.
     """
 
-    def __init__(self, folder: Path, stage: TrainStage, inputs: Inputs, keep: int):
+    def __init__(self, folder: Path, stage: TrainStage, inputs: Inputs, upkeep: Upkeep):
         """Bind the folder to a run; what lies there of another run is removed with a line that says so.
 
         Args:
             inputs: files that the run reads; how many of its online rounds are drawn may differ.
-            keep: newest checkpoints that stay.
+            upkeep: how often a checkpoint is written, and how many stay.
         Raises:
-            D2OError: where the folder is of this very run on another number of ranks.
+            D2OError: where the folder is of this very run on another number of ranks, or not ours.
         """
-        self.folder, self._keep = folder, keep
+        self.folder, self._upkeep, self._saved = folder, upkeep, time.monotonic()
         run = {
             "stage": stage.model_dump(mode="json", exclude={"train": {"ranks"}}),
             "inputs": {str(path): records.file_digest(path) for path in inputs.lasting},
@@ -55,15 +56,23 @@ class Checkpoints:
             )
         dist.barrier()
         if dist.get_rank() == 0 and (found != run or there != ranks):
-            if folder.exists():
-                if found != run:
-                    print(f"train: {folder} is of other settings or inputs; starting anew", file=sys.stderr)
-                shutil.rmtree(folder)
-            folder.mkdir(parents=True)
+            if folder.exists() and found != run:
+                print(f"train: {folder} is of other settings or inputs; starting anew", file=sys.stderr)
+            records.empty_folder(folder)
             known = []
         if dist.get_rank() == 0:
             records.write_json(mark, run | {"ranks": ranks, "rounds": max(known, drawn, key=len)})
         dist.barrier()
+
+    def due(self, device: torch.device) -> bool:
+        """Whether it is time for a checkpoint; called on all ranks.
+
+        Rank 0 decides: clocks differ, and a checkpoint is written by all ranks or none.
+        """
+        late = time.monotonic() - self._saved >= 60 * self._upkeep.checkpoint_minutes
+        decision = torch.tensor(int(late), device=device)
+        dist.broadcast(decision, src=0)
+        return bool(decision)
 
     def save(self, engine: Engine, step: int, state: dict[str, list[Tensor]]) -> None:
         """Keep everything that the steps after `step` depend on; called on all ranks.
@@ -81,9 +90,10 @@ class Checkpoints:
         if dist.get_rank() == 0:
             sizes = {file.name: file.stat().st_size for file in folder.iterdir()}
             records.write_json(folder / _WHOLE, sizes)
-            for old in self._newest_first()[self._keep :]:
+            for old in self._newest_first()[self._upkeep.keep_checkpoints :]:
                 shutil.rmtree(old)
         dist.barrier()
+        self._saved = time.monotonic()
 
     def load(self, engine: Engine, until: int) -> tuple[int, dict[str, list[Tensor]]]:
         """Take up the newest whole checkpoint: steps done, and the state given to `save`; (0, {}) without one.
@@ -112,7 +122,7 @@ class Checkpoints:
         """Delete all checkpoints: the run is over. Called on all ranks."""
         dist.barrier()
         if dist.get_rank() == 0:
-            shutil.rmtree(self.folder)
+            records.remove_folder(self.folder)
 
     def _newest_first(self) -> list[Path]:
         return sorted(self.folder.glob("step*"), key=_step, reverse=True)

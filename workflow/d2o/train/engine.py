@@ -13,6 +13,7 @@ from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from torch import Tensor
 
+from d2o import devices
 from d2o.errors import D2OError
 from d2o.groups import Group
 from d2o.logprobs import Policy, Row
@@ -139,8 +140,8 @@ class Engine:
 
 
 def start() -> tuple[int, int]:
-    """Join the other ranks: this one's number, and how many there are."""
-    deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo", verbose=False)
+    """Join the other ranks: this one's number, and how many there are; errors as `devices.device`."""
+    deepspeed.init_distributed(dist_backend="nccl" if devices.device() == "cuda" else "gloo", verbose=False)
     return dist.get_rank(), dist.get_world_size()
 
 

@@ -27,8 +27,13 @@ def run(stage: TrainStage, upkeep: Upkeep, inputs: Inputs, checkpoints: Path, ou
             `step<n>/model/` goes beside it.
         output: folder of the aligned model; `train.jsonl` and `tensorboard/` go beside it.
     Raises:
-        D2OError: before the model loads, as `data.read`; later, where an alarm stops the training.
+        D2OError: before the model loads, as `data.read`, and where a folder to be replaced is not ours; later, where
+            an alarm stops the training.
     """
+    board = output.with_name("tensorboard")
+    snapshots = {step: checkpoints.with_name(f"step{step}") / "model" for step in stage.train.snapshots}
+    for folder in (checkpoints, output, board, *snapshots.values()):
+        records.check_ours(folder)
     if "RANK" not in os.environ:
         _launch(stage.train.ranks)
     data, counts = read(stage, inputs)
@@ -45,7 +50,7 @@ def run(stage: TrainStage, upkeep: Upkeep, inputs: Inputs, checkpoints: Path, ou
     train, method, total = stage.train, stage.method, data.total
     rank, ranks = start()
     torch.manual_seed(stage.seed)
-    kept = Checkpoints(checkpoints, stage, inputs, upkeep.keep_checkpoints)
+    kept = Checkpoints(checkpoints, stage, inputs, upkeep)
 
     policy = logprobs.load(inputs.model, stage.forward.precision)
     if train.lora:
@@ -92,9 +97,9 @@ def run(stage: TrainStage, upkeep: Upkeep, inputs: Inputs, checkpoints: Path, ou
             record |= data.freshness(step)
         log.step(record, members)
         # The snapshot first: what goes on after a checkpoint does not come back to its step.
-        if step + 1 in train.snapshots:
-            _export(engine, stage, inputs, checkpoints.with_name(f"step{step + 1}") / "model", {"step": step + 1})
-        if step + 1 < total and ((step + 1) % upkeep.checkpoint_every == 0 or step + 1 == data.until):
+        if folder := snapshots.get(step + 1):
+            _export(engine, stage, inputs, folder, {"step": step + 1})
+        if step + 1 < total and (step + 1 == data.until or kept.due(engine.device)):
             kept.save(engine, step + 1, moving.state() if moving else {})
     log.close()
 
@@ -104,8 +109,8 @@ def run(stage: TrainStage, upkeep: Upkeep, inputs: Inputs, checkpoints: Path, ou
         write_prompts(data, stage, inputs.comparisons, output.with_name("comparisons.parquet"))
     elif rank == 0:
         shutil.copy(checkpoints / "train.jsonl", output.with_name("train.jsonl"))
-        shutil.rmtree(output.with_name("tensorboard"), ignore_errors=True)
-        shutil.copytree(checkpoints / "tensorboard", output.with_name("tensorboard"))
+        with records.artifact(board, stage) as draft:
+            shutil.copytree(checkpoints / "tensorboard", draft.path)
     _export(engine, stage, inputs, output, facts)
     if not data.next:
         kept.remove()
