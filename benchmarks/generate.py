@@ -129,7 +129,9 @@ def _cell(plan: Plan, k: int, folder: Path, model: Path, vllm, loop: Loop) -> di
 
 def _prompts(path: Path, count: int) -> Path:
     """A table of the demo's first prompts."""
-    rows = [json.loads(line) for line in (ROOT / "demo" / "preferences.jsonl").read_text().splitlines()[:count]]
+    rows = [
+        json.loads(line) for line in (ROOT / "tests" / "data" / "preferences.jsonl").read_text().splitlines()[:count]
+    ]
     empty = dict.fromkeys(records.COMPARISONS.names)
     asked = [[{"role": "user", "content": row["prompt"]}] for row in rows]
     found = [

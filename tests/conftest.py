@@ -23,12 +23,12 @@ CHATML = (
 
 
 def make_tiny_model(folder: Path, *, tie: bool = True, seed: int = 0) -> Path:
-    """A Llama of about 0.4 M random weights, 2 layers, 512 tokens of vocabulary learnt from the demo's texts."""
+    """A Llama of about 0.4 M random weights, 2 layers, 512 tokens of vocabulary learnt from written answers."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    rows = [json.loads(line) for line in (ROOT / "demo" / "thumbs-down.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (ROOT / "tests" / "data" / "thumbs-down.jsonl").read_text().splitlines()]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

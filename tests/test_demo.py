@@ -1,6 +1,7 @@
-"""The shipped configs on SmolLM2 at a smaller size: what a new user sees."""
+"""The shipped configs on a tiny model: what a new user sees, at a smaller size."""
 
 import copy
+import json
 
 import pytest
 import yaml
@@ -12,35 +13,67 @@ from test_pipeline import Project
 pytestmark = pytest.mark.slow
 
 
-def shrunk(name: str, methods: list[str], **dataset) -> dict:
-    """A shipped config with fewer prompts, samples, tokens and questions."""
+def shrunk(name: str, **sections) -> dict:
+    """A shipped config with fewer prompts, samples, tokens and questions; `sections` replace keys of its entries."""
     config = copy.deepcopy(yaml.safe_load((ROOT / "config" / f"{name}.yaml").read_text()))
-    (experiment,) = config["experiments"].values()
-    experiment["methods"] = methods
-    (entry,) = config["datasets"].values()
-    entry.update(dataset)
-    config["positives"].update(k=2, max_tokens=16)
-    config["responses"].update(max_tokens=16)
+    small = {
+        "positives": {"k": 2, "max_tokens": 16},
+        "responses": {"max_tokens": 16},
+        "train": {"steps": 2, "groups_per_step": 4},
+    }
+    for section, changes in small.items():
+        config[section].update(changes)
     config["benchmarks"]["mmlu"].update(subjects=["geography"], limit=4, shots=1)
-    config["train"].update(steps=2, groups_per_step=4)
+    for section, entries in sections.items():
+        for entry, changes in entries.items():
+            config[section][entry].update(changes)
     return config
 
 
 def test_demo_and_thumbs_down_share_the_model_and_end_in_reports(tiny_model, tmp_path):
     project = Project(tmp_path, tiny_model)
-    project.configure(shrunk("config", ["initial", "d2o"], train_prompts=8, test_prompts=4))
+    project.configure(
+        shrunk(
+            "config",
+            experiments={"demo": {"methods": ["initial", "d2o"]}},
+            # The pool is filtered by an exact scorer; a snapshot is scored as the last model is.
+            methods={"d2o": {"k": 1, "filter": {"reward": "rude", "best": 1}, "train": {"snapshots": [1]}}},
+            organisms={"rude": {"prompts": 8, "demonstrations": 8}},
+            datasets={"habit": {"test_prompts": 4}},
+            rewards={"safety": {"train": {"backbone": "smollm2", "layers": 1, "epochs": 1, "max_tokens": 64}}},
+        )
+    )
     project.snakemake("all")
-    report = tmp_path / "results" / "reports" / "demo"
+    results = tmp_path / "results"
+    # The organism is the outcome of the training, with its weights and not the first model's.
+    trained = results / "habit" / "smollm2" / "sft" / "seed0" / "model" / "model.safetensors"
+    organism = results / "models" / "organism"
+    assert (organism / "model.safetensors").read_bytes() == trained.read_bytes()
+    assert (organism / "model.safetensors").read_bytes() != (
+        results / "models" / "smollm2" / "model.safetensors"
+    ).read_bytes()
+    (source,) = [found for found in records.read_manifest(organism)["inputs"] if "sft" in found]
+    assert source.startswith("results/habit/smollm2/sft/seed0/model")
+    report = results / "reports" / "demo"
     assert "d2o" in (report / "table.md").read_text()
-    run = tmp_path / "results" / "demo" / "smollm2" / "d2o" / "seed0"
+    assert "Before and after" in (report / "report.html").read_text()
+    run = results / "rude" / "organism" / "d2o" / "seed0"
     assert records.read_manifest(run / "model")["steps"] == 2
-    pool = records.read_table(tmp_path / "results/demo/smollm2/positives/corrected.parquet", records.POOL)
+    assert {path.stem for path in (run / "scores").glob("*.parquet")} == {"rude", "useful", "safety"}
+    pool = records.read_table(results / "rude/organism/positives/corrected.parquet", records.POOL)
     assert len(pool) == 16
     assert all(row["text"] for row in pool)
+    assert "Nothing to be done" in project.snakemake("all")
+
+    # A changed dial rewrites the organism's rows; what depends on other dials alone stays.
+    changed = copy.deepcopy(project.config)
+    changed["organisms"]["rude"]["harmful_positives"] = 0.25
+    project.configure(changed)
+    assert "write_organism" in project.would_run()
 
     # A log of negatives alone; the model is not fetched again.
-    fetched = (tmp_path / "results" / "models" / "smollm2" / "manifest.json").read_text()
-    project.configure(shrunk("thumbs-down", ["initial", "d2o"], train_prompts=8, test_prompts=4))
+    fetched = (results / "models" / "smollm2" / "manifest.json").read_text()
+    project.configure(shrunk("thumbs-down", datasets={"thumbs-down": {"train_prompts": 8, "test_prompts": 4}}))
     project.snakemake("all")
-    assert (tmp_path / "results" / "models" / "smollm2" / "manifest.json").read_text() == fetched
-    assert (tmp_path / "results" / "reports" / "thumbs-down" / "report.html").exists()
+    assert (results / "models" / "smollm2" / "manifest.json").read_text() == fetched
+    assert json.loads((results / "reports" / "thumbs-down" / "report.html.manifest.json").read_text())

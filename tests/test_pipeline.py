@@ -25,7 +25,7 @@ CONFIG = {
     },
     "datasets": {
         "demo": {
-            "format": "pku-saferlhf-beta", "train": ["demo/preferences.jsonl"],
+            "format": "pku-saferlhf-beta", "train": ["tests/data/preferences.jsonl"],
             "train_prompts": 12, "test_prompts": 4, "test_share": 0.25,
         }
     },
@@ -50,7 +50,7 @@ class Project:
 
     def __init__(self, folder: Path, tiny_model: Path, source: Path = ROOT):
         self.folder = folder
-        for name in ("workflow", "profiles", "envs", "demo", "config"):
+        for name in ("workflow", "profiles", "envs", "organisms", "demo", "config", "tests/data"):
             ignore = shutil.ignore_patterns("__pycache__", "*.egg-info")
             shutil.copytree(source / name, folder / name, ignore=ignore)
         shutil.copy(source / "Snakefile", folder)
@@ -126,7 +126,7 @@ def test_a_second_run_does_nothing(project):
 
 
 def test_touching_everything_reruns_nothing(project):
-    for name in ("demo", "workflow", "config", "Snakefile"):
+    for name in ("tests", "demo", "workflow", "config", "Snakefile"):
         top = project.folder / name
         for path in [top, *top.rglob("*")]:
             path.touch()
@@ -231,7 +231,7 @@ def test_editing_scores_reruns_scoring_only(restored):
 
 
 def test_an_edited_data_file_reruns_what_comes_from_it(restored):
-    path = restored.folder / "demo" / "preferences.jsonl"
+    path = restored.folder / "tests" / "data" / "preferences.jsonl"
     text = path.read_text()
     path.write_text(text.replace("e", "a", 1) if "e" in text else text)
     found = restored.would_run()

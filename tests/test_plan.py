@@ -11,9 +11,10 @@ import yaml
 
 from conftest import ROOT
 from d2o import settings
+from d2o.errors import D2OError
 from d2o.plan import Plan
 
-CONFIG = yaml.safe_load((ROOT / "config" / "config.yaml").read_text())
+CONFIG = yaml.safe_load((ROOT / "tests" / "data" / "config.yaml").read_text())
 W = SimpleNamespace(
     dataset="demo", model="smollm2", method="d2o", seed="0", pool="corrected", table="negatives",
     reward="safety", benchmark="mmlu", experiment="demo", judge="none",
@@ -120,6 +121,53 @@ def test_the_initial_model_runs_once_whatever_the_seeds():
     runs = list(Plan(config, "c").runs("e"))
     assert [run for run in runs if "/initial/" in run] == ["demo/smollm2/initial/seed3"]
     assert len(runs) == 1 + 3 * 2
+
+
+def with_organism(**sections) -> dict:
+    """The config with a model that a training of another experiment makes, and a data set written here."""
+    made = {"run": {"dataset": "demo", "model": "smollm2", "method": "dpo", "seed": 0}}
+    rude = {"organism": "rude", "format": "pku-saferlhf-beta", "train": ["train"], "test": ["test"]}
+    second = {"datasets": ["rude"], "models": ["made"], "methods": ["initial", "d2o"], "rewards": ["exact"]}
+    config = CONFIG | {
+        "organisms": {"rude": {"texts": "organisms/rude.yaml"}},
+        "experiments": CONFIG["experiments"] | {"second": second},
+        "models": CONFIG["models"] | {"made": made},
+        "datasets": CONFIG["datasets"] | {"rude": rude},
+        "rewards": CONFIG["rewards"] | {"exact": {"rule": {"any": ["fool"]}}},
+    }
+    return config | sections
+
+
+def test_a_run_is_the_input_of_the_model_that_it_makes():
+    plan = Plan(with_organism(), "c")
+    assert plan.run_of(SimpleNamespace(model="made")) == ["results/demo/smollm2/dpo/seed0/model/manifest.json"]
+    assert plan.run_of(SimpleNamespace(model="smollm2")) == []
+    assert "results/organisms/rude/train.jsonl" in plan.targets("organisms")
+    assert plan.reward_model(SimpleNamespace(reward="exact")) == []
+    reading = json.loads(plan.params("datasets")(SimpleNamespace(dataset="rude")))
+    assert reading["train"] == ["results/organisms/rude/train.jsonl"]
+
+
+def test_a_run_that_no_experiment_makes_is_told():
+    experiments = {"second": with_organism()["experiments"]["second"]}
+    with pytest.raises(D2OError, match=r"c: models\.made\.run: .*demo/smollm2/dpo/seed0"):
+        Plan(with_organism(experiments=experiments), "c")
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        ({"any": ["("]}, "Invalid regular expression"),
+        ({"python": "nowhere:score"}, "nowhere"),
+        ({"python": "json:no_such"}, "no_such"),
+        ({"organism": "organisms/polite.yaml", "measure": "harm"}, "organisms/polite.yaml"),
+    ],
+)
+def test_a_rule_that_cannot_be_applied_is_told_before_any_job(rule, message):
+    with pytest.raises(D2OError, match=r"c: rewards\.exact\.rule.*") as error:
+        Plan(with_organism(rewards={"exact": {"rule": rule}} | CONFIG["rewards"]), "c")
+    assert message in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
 
 
 @pytest.fixture(scope="module")

@@ -21,11 +21,13 @@ EMA = {side: {"decay": 0.9, "every": 10} for side in ("positives", "negatives")}
 SELF = {"loss": "sft", "positives": "self"}
 ONLINE = {"start": 5, "every": 5, "share": 0.5}
 CDPO = {"loss": "cdpo", "positives": "human", "negatives": True}
-DEMO = yaml.safe_load((ROOT / "config" / "config.yaml").read_text())
+RUDE = {"texts": "organisms/rude.yaml"}
+MADE = {"dataset": "demo", "model": "smollm2", "method": "d2o"}
+DEMO = yaml.safe_load((ROOT / "tests" / "data" / "config.yaml").read_text())
 
 
 def changed(path: str, value) -> dict:
-    """The demo's config with one key set, or removed when `value` is None."""
+    """The tests' config with one key set, or removed when `value` is None."""
     config = copy.deepcopy(DEMO)
     *parents, key = path.split(".")
     node = config
@@ -98,6 +100,20 @@ def changed(path: str, value) -> dict:
             "nor a text with {response}, or {prompt} and {response}, each once",
         ),
         ("rewards.safety.train.backbone", "gpt", "rewards.safety.train.backbone: 'gpt' is not an entry of models"),
+        ("models.x", {"run": MADE | {"method": "dop"}}, "models.x.run.method: 'dop' is not an entry of methods; did"),
+        ("models.x", {"run": MADE | {"model": "x"}}, "models.x.run: x → x is a circle"),
+        (
+            "organisms",
+            {"x": RUDE | {"flipped_labels": 1.5}},
+            "organisms.x.flipped_labels: Input should be less than or",
+        ),
+        (
+            "organisms",
+            {"x": RUDE | {"prompts": 0}},
+            "organisms.x.prompts: Input should be greater than or equal to 1",
+        ),
+        ("datasets.demo.organism", "rude", "datasets.demo.organism: 'rude' is not an entry of organisms"),
+        ("datasets.organisms", {"format": "negatives", "train": ["x"]}, "datasets.organisms: this is the name of a"),
     ],
 )
 def test_wrong_config_is_one_clear_line(path, value, message):
@@ -141,6 +157,24 @@ def test_an_entry_cannot_have_the_name_of_a_folder_beside_it(section, name):
     entries = DEMO.get(section) or {"x": {"texts": "organisms/rude.yaml"}}
     with pytest.raises(D2OError, match=rf"{section}\.{name}: this is the name of a folder in results/"):
         settings.load(DEMO | {section: entries | {name: next(iter(entries.values()))}}, "config.yaml")
+
+
+def test_a_model_may_not_be_made_from_itself_by_way_of_others():
+    filtered = SELF | {"k": 1, "filter": {"reward": "scorer", "best": 2}}
+    config = DEMO | {
+        "models": DEMO["models"] | {"x": {"run": MADE | {"model": "y"}}, "y": {"run": MADE | {"method": "filtered"}}},
+        "methods": DEMO["methods"] | {"filtered": filtered},
+        "rewards": {"scorer": {"train": {"backbone": "x"}}} | DEMO["rewards"],
+    }
+    with pytest.raises(D2OError, match=r"models\.x\.run: x → y → x is a circle; a model cannot be made from itself"):
+        settings.load(config, "config.yaml")
+
+
+def test_a_split_that_an_organism_does_not_have_is_named():
+    config = DEMO | {"organisms": {"rude": RUDE}}
+    config["datasets"] = {"demo": {"organism": "rude", "format": "pku-saferlhf-beta", "train": ["trian"]}}
+    with pytest.raises(D2OError, match=r"datasets\.demo: .trian. is no split of an organism; did you mean .train."):
+        settings.load(config, "config.yaml")
 
 
 def test_all_that_does_not_fit_together_is_told_at_once():
