@@ -1,4 +1,4 @@
-"""Writes demo/long-answers.jsonl from what `snakemake --cores all --configfile demo/log.yaml -- responses` sampled."""
+"""Writes demo/long-answers.jsonl from what was sampled with demo/log.yaml (the command stands there)."""
 
 import json
 from pathlib import Path

@@ -1,6 +1,7 @@
 """What a rule depends on: the settings of its stage and the sources that the stage runs."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from conftest import ROOT
 from d2o import settings
 from d2o.errors import D2OError
 from d2o.plan import Plan
+from d2o.sources import source_digest
 
 CONFIG = yaml.safe_load((ROOT / "tests" / "data" / "config.yaml").read_text())
 W = SimpleNamespace(
@@ -175,10 +177,25 @@ def package(tmp_path_factory):
     return shutil.copytree(ROOT / "workflow" / "d2o", tmp_path_factory.mktemp("copy") / "d2o")
 
 
+STARTS = {
+    **{stage: [stage] for stage in ("models", "negatives", "positives", "references", "responses", "scores", "mmlu")},
+    "beta": ["datasets", "pku-saferlhf-beta"],
+    "hh": ["datasets", "hh-rlhf"],
+    "sft": ["train", "sft"],
+    "dpo": ["train", "dpo"],
+    "report": ["report"],
+}
+EVERYTHING = set(STARTS)
+CHATS = EVERYTHING - {"negatives", "beta", "hh", "report"}
+TRAININGS = {"sft", "dpo"}
+
+
 def digests(package) -> dict[str, str]:
-    """The digest of every stage, computed by the copied package itself."""
-    stages = ["models", "datasets", "negatives", "positives", "references", "train", "responses", "scores", "mmlu"]
-    code = f"from d2o.sources import source_digest\nfor s in {stages!r}: print(s, source_digest('d2o.' + s))"
+    """The digest of every stage, two of the formats and two of the losses, computed by the copied package itself."""
+    code = (
+        "from d2o.sources import source_digest\n"
+        f"for name, (stage, *entries) in {STARTS!r}.items(): print(name, source_digest('d2o.' + stage, *entries))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=package.parent, capture_output=True, text=True, check=True
     )
@@ -186,36 +203,48 @@ def digests(package) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    ("file", "stages"),
+    ("file", "old", "new", "reruns"),
     [
-        ("scores.py", {"scores"}),
-        ("train/schedule.py", {"train"}),
-        ("losses.py", {"train"}),
-        ("contracts.py", {"train"}),
-        ("logprobs/head.py", {"references", "train"}),
-        ("generation/with_vllm.py", {"positives", "responses"}),
-        (
-            "chat/templates/alpaca.jinja",
-            {"models", "positives", "references", "train", "responses", "scores", "mmlu"},
-        ),
-        ("settings/__init__.py", set()),
-        ("cli.py", set()),
-        ("settings/docs.py", set()),
+        # What a stage runs.
+        ("scores.py", "def score(", "@staticmethod\ndef score(", {"scores"}),
+        ("train/schedule.py", "def rate(", "@staticmethod\ndef rate(", TRAININGS),
+        ("logprobs/head.py", "def _pieces(", "@staticmethod\ndef _pieces(", {"references"} | TRAININGS),
+        ("generation/with_vllm.py", "class VLLM:", "class VLLM(object):", {"positives", "responses"}),
+        ("rounds.py", "max(1, round(", "max(2, round(", TRAININGS),
+        ("chat/templates/alpaca.jinja", "USER: ", "User: ", CHATS),
+        ("records.py", "def artifact(", "@staticmethod\ndef artifact(", EVERYTHING),
+        ("report/figures.py", "def effect(", "@staticmethod\ndef effect(", {"report"}),
+        # A loss, a format, a schema: those alone that use it.
+        ("losses.py", "def sft(", "@staticmethod\ndef sft(", {"sft"}),
+        ("losses.py", "FLOOR = 1e-5", "FLOOR = 1e-6", TRAININGS),
+        ("contracts.py", '"dpo": Contract(**_PAIR, ref', '"dpo": Contract(**_PAIR, unit="means", ref', {"dpo"}),
+        ("datasets.py", '"hh-rlhf": (', '"hh-rlhf": (*(), ', {"hh"}),
+        ("records.py", "QUESTIONS = pa.schema([", 'QUESTIONS = pa.schema([("x", pa.string()), ', {"mmlu", "report"}),
+        # What is new, and used by nobody yet.
+        ("losses.py", "LOSSES = {", 'def new():\n    """New."""\n\n\nLOSSES = {\n    "new": new,', set()),
+        ("contracts.py", "CONTRACTS = {", 'CONTRACTS = {\n    "new": Contract("none", True, True),', set()),
+        ("datasets.py", "_FORMATS = {", '_FORMATS = {\n    "new": (None, (), ()),', set()),
+        ("records.py", "QUESTIONS = ", "NEW = pa.schema([])\nQUESTIONS = ", set()),
+        # What reaches a stage as params, and what is no code.
+        ("settings/__init__.py", "class Settings(", "EDITED = 1\n\n\nclass Settings(", set()),
+        ("cli.py", "import", "import ast\nimport", set()),
+        ("losses.py", "The losses, each", "# A remark.\nAll losses, each", set()),
     ],
 )
-def test_an_edit_reaches_the_stages_that_run_the_code(package, file, stages):
+def test_an_edit_reaches_the_stages_that_run_the_code(package, file, old, new, reruns):
     before, path = digests(package), package / file
     text = path.read_text()
-    path.write_text(text + "\nEDITED = 1\n")
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
     after = digests(package)
     path.write_text(text)
-    assert {stage for stage in before if before[stage] != after[stage]} == stages
+    assert {name for name in before if before[name] != after[name]} == reruns
 
 
-def test_comments_and_docstrings_do_not_count(package):
-    before, path = digests(package), package / "losses.py"
-    text = path.read_text()
-    path.write_text("# a remark\n" + text.replace("The losses, each", "All losses, each"))
-    after = digests(package)
-    path.write_text(text)
-    assert before == after
+def test_every_rule_depends_on_sources_that_are_there():
+    rules = "".join(path.read_text() for path in (ROOT / "workflow" / "rules").glob("*.smk"))
+    stages = set(re.findall(r'plan\.code\("(\w+)"', rules))
+    assert len(stages) > 10
+    assert all(source_digest(f"d2o.{stage}") for stage in stages)
+    with pytest.raises(ValueError, match=r"no module d2o\.likelihoods"):
+        source_digest("d2o.likelihoods")

@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from d2o import records
+from d2o import records, rounds
 from d2o.contracts import CONTRACTS
 from d2o.errors import D2OError
 from d2o.groups import Group, Response
@@ -344,7 +344,7 @@ ONLINE = Online(start=3, every=2, share=0.5)  # of eight steps: rounds after 3, 
 
 def segments(tables, model, stage: TrainStage, folder, fresh=()) -> list[dict]:
     """The runs of a training with rounds: each sees one round more than the one before."""
-    count = len(stage.method.online.boundaries(8))
+    count = len(rounds.boundaries(stage.method.online, 8))
     names = [f"rounds/{n + 1}/policy" for n in range(count)] + ["model"]
     tables_of = [{name: paths[:n] for name, paths in dict(fresh).items()} for n in range(count + 1)]
     return [one_run(tables, model, stage, folder, name, **t) for name, t in zip(names, tables_of, strict=True)]

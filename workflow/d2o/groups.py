@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from d2o import chat, records
+from d2o import chat, records, rounds
 from d2o.errors import D2OError
 from d2o.settings import Forward, Method, Online
 
@@ -98,7 +98,7 @@ def refreshed(texts: Texts, fresh: Sequence[Answer], online: Online) -> Texts:
     An answer that the group has already is not fresh.
     """
     new = [answer for answer in fresh if answer not in texts.positives]
-    count = min(online.count(len(texts.positives)), len(new))
+    count = min(rounds.count(online, len(texts.positives)), len(new))
     return replace(texts, positives=texts.positives[: len(texts.positives) - count] + tuple(new[:count]))
 
 

@@ -13,7 +13,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from d2o import settings
+from d2o import rounds, settings
 from d2o.contracts import CONTRACTS
 from d2o.errors import D2OError
 from d2o.settings.messages import suggestion
@@ -250,7 +250,7 @@ class Plan:
                 method = s.methods[w.method]
                 changed = {
                     "shards": 1,
-                    "k": max(1, method.online.count(method.k or s.positives.k)),
+                    "k": max(1, rounds.count(method.online, method.k or s.positives.k)),
                     # Of its own: with the pool's, a policy that has moved little would say what the pool says.
                     "seed": random.Random(f"{s.positives.seed} {w.seed} {w.round}").getrandbits(31),
                 }
@@ -295,9 +295,18 @@ class Plan:
 
         return flags
 
-    def code(self, stage: str) -> str:
-        """Digest of a stage's sources: a rule that has it among its `params` reruns when they change."""
-        return source_digest(f"d2o.{stage}")
+    def code(self, stage: str) -> Callable[[Any], str]:
+        """Input for a rule's `params.code`: digest of the sources that a stage runs; it reruns when they change."""
+        return lambda wildcards: source_digest(f"d2o.{stage}", *self._entries(stage, wildcards))
+
+    def _entries(self, stage: str, w) -> tuple[str, ...]:
+        """The entries of a stage's tables that it uses: a training its own loss, a reader its own format."""
+        match stage:
+            case "train":
+                return (self.settings.methods[w.method].loss,)
+            case "datasets":
+                return (self.settings.datasets[w.dataset].format,)
+        return ()
 
     def concurrency(self, wildcards) -> int:
         """Requests that a judge answers at once."""

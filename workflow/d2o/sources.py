@@ -1,4 +1,8 @@
-"""What a result depends on among Python sources, our own and a user's: to edit them reruns what they made."""
+"""What a result depends on among Python sources, our own and a user's: to edit them reruns what they made.
+
+Of d2o those definitions count that a stage uses, directly or not, each by itself: a function that lies beside a used
+one does not. They are found by their names in the syntax trees; where that does not tell, the whole module counts.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import ast
 import hashlib
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cache
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -17,32 +22,199 @@ _NOT_DIGESTED = {f"d2o.{name}" for name in ("settings", "plan", "cli", "errors",
 
 
 @cache
-def source_digest(module: str) -> str:
-    """Digest of a module or package of d2o and of all d2o modules that it imports.
+def source_digest(module: str, *entries: str) -> str:
+    """Digest of the definitions of a module of d2o, and of those that they use elsewhere in d2o.
 
     Comments, layout and docstrings do not count: rewording one retrains nothing.
+
+    Args:
+        entries: of a table at the top level of a module, a dict by name, that has one of these, only they count.
+    Raises:
+        ValueError: where there is no such module: what depends on it would never rerun.
     """
+    if _path(module) is None:
+        raise ValueError(f"no module {module} to take a digest of")
     digest = hashlib.sha256()
-    for path in sorted(files(module)):
-        digest.update(path.relative_to(_PACKAGE).as_posix().encode())
-        digest.update(_code(path).encode() if path.suffix == ".py" else path.read_bytes())
+    for name, text in sorted(_used(module, frozenset(entries)).items()):
+        digest.update(f"{name}\n{text}\n".encode())
     return digest.hexdigest()[:12]
 
 
+def _used(start: str, entries: frozenset[str]) -> dict[str, str]:
+    """The text of each definition that is used, by its dotted name; of other files, their bytes' digest by path."""
+    found: dict[str, str] = {}
+    seen: set[str] = set()
+    queue = [start]
+    while queue:
+        dotted = queue.pop()
+        if dotted in seen:
+            continue
+        seen.add(dotted)
+        module, name = _split(dotted)
+        if module is None:
+            continue
+        if name is None:
+            queue += module.all()
+        elif name in module.imports:
+            queue.append(module.imports[name])
+        elif name in module.definitions:
+            for number, node in enumerate(_chosen(node, entries) for node in module.definitions[name]):
+                found[f"{dotted} {number}"] = ast.unparse(node)
+                queue += module.uses(node)
+            found |= module.data()
+        else:
+            queue.append(module.name)
+    return found
+
+
+@dataclass(frozen=True)
+class _Module:
+    """A module's statements, sorted by what they do.
+
+    Attributes:
+        name: dotted.
+        definitions: the statements that bind a name; under "" those that bind none.
+        imports: where the names that it imports of d2o come from, dotted.
+    """
+
+    name: str
+    path: Path
+    definitions: dict[str, list[ast.stmt]]
+    imports: dict[str, str]
+
+    def all(self) -> Iterator[str]:
+        """Every definition, and what a package takes from its own modules to hand on."""
+        yield from (f"{self.name}.{name}" for name in self.definitions)
+        yield from (origin for origin in self.imports.values() if origin.startswith(f"{self.name}."))
+
+    def uses(self, node: ast.stmt) -> Iterator[str]:
+        """The dotted names of d2o that a statement uses."""
+        known = {name: f"{self.name}.{name}" for name in self.definitions} | self.imports
+        for inner in ast.walk(node):
+            known |= _imported(inner, self.name, self.path)
+        owners = {inner.value for inner in ast.walk(node) if isinstance(inner, ast.Attribute)}
+        for inner in ast.walk(node):
+            match inner:
+                case ast.Attribute(value=ast.Name(id=owner)) if owner in known:
+                    # Of a module its member; of anything else the thing itself.
+                    whole = _path(known[owner]) is not None
+                    yield f"{known[owner]}.{inner.attr}" if whole else known[owner]
+                case ast.Name(id=name) if name in known and inner not in owners:
+                    yield known[name]
+        if "" in self.definitions:
+            yield f"{self.name}."
+
+    def data(self) -> dict[str, str]:
+        """The files of its package that are no Python, such as templates, by path."""
+        folder = self.path.parent
+        if folder == _PACKAGE:
+            return {}
+        files = (path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+        return {
+            path.relative_to(_PACKAGE).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in files
+            if path.suffix != ".py"
+        }
+
+
+@cache
+def _module(name: str) -> _Module:
+    path = _path(name)
+    definitions: dict[str, list[ast.stmt]] = {}
+    imports: dict[str, str] = {}
+    for node in _without_docstrings(path).body:
+        match node:
+            case ast.Import() | ast.ImportFrom():
+                imports |= _imported(node, name, path)
+            case ast.If(test=ast.Name(id="TYPE_CHECKING")):
+                pass
+            case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
+                definitions.setdefault(node.name, []).append(node)
+            case _:
+                stores = (n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store))
+                for bound in set(stores) or {""}:
+                    definitions.setdefault(bound, []).append(node)
+    return _Module(name, path, definitions, imports)
+
+
+def _split(dotted: str) -> tuple[_Module | None, str | None]:
+    """The module that a dotted name lies in, and its name there; (None, None) where it does not count."""
+    if any(dotted == name or dotted.startswith(f"{name}.") for name in _NOT_DIGESTED):
+        return None, None
+    if _path(dotted):
+        return _module(dotted), None
+    module, _, name = dotted.rpartition(".")
+    return (_module(module), name) if _path(module) else (None, None)
+
+
+@cache
+def _path(module: str) -> Path | None:
+    """The file of a module of d2o; None where there is none."""
+    top, *parts = module.split(".")
+    if top != "d2o" or not parts or not all(parts):
+        return None
+    path = _PACKAGE.joinpath(*parts)
+    return next((p for p in (path / "__init__.py", path.with_suffix(".py")) if p.is_file()), None)
+
+
+def _imported(node: ast.AST, module: str, path: Path) -> dict[str, str]:
+    """The names that an import statement binds to things of the module's own top-level package, dotted."""
+    top = module.partition(".")[0]
+    match node:
+        case ast.Import():
+            return {a.asname or a.name: a.name for a in node.names if a.name.startswith(f"{top}.")}
+        case ast.ImportFrom():
+            package = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
+            above = package[: len(package) - node.level + 1] if node.level else []
+            origin = ".".join([*above, *([node.module] if node.module else [])])
+            if origin.split(".")[0] == top:
+                return {a.asname or a.name: f"{origin}.{a.name}" for a in node.names}
+    return {}
+
+
+def _chosen(node: ast.stmt, entries: frozenset[str]) -> ast.stmt:
+    """A statement; of a table that has some of `entries` only these."""
+    table = getattr(node, "value", None)
+    if not isinstance(table, ast.Dict) or not all(isinstance(key, ast.Constant) for key in table.keys):
+        return node
+    kept = [(key, value) for key, value in zip(table.keys, table.values, strict=True) if key.value in entries]
+    if not kept:
+        return node
+    return ast.Assign(
+        targets=node.targets if isinstance(node, ast.Assign) else [node.target],
+        value=ast.Dict(keys=[key for key, _ in kept], values=[value for _, value in kept]),
+        lineno=node.lineno,
+    )
+
+
+def _without_docstrings(path: Path) -> ast.Module:
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[0] if node.body else None
+            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+                node.body = node.body[1:] or [ast.Pass()]
+    return tree
+
+
+# A user's modules ------------------------------------------------------------------------------------
+
+
 def files(module: str) -> set[Path]:
-    """The files of a module and of everything of its own top-level package that it imports, directly or not."""
+    """The files of a user's module and of all of its own top-level package that it imports, directly or not."""
     found: set[Path] = set()
     seen: set[str] = set()
     queue = [module]
     while queue:
         name = queue.pop()
-        if name in seen:
-            continue
+        path = None if name in seen else module_file(name)
         seen.add(name)
-        for path in _files_of(name) - found:
+        if path:
             found.add(path)
-            if path.suffix == ".py":
-                queue += _imports(path, name)
+            for node in ast.walk(ast.parse(path.read_text())):
+                for origin in _imported(node, name, path).values():
+                    # `from scorers import words` names a module, `from scorers.words import count` lies in one.
+                    queue += [origin, origin.rpartition(".")[0]]
     return found
 
 
@@ -69,42 +241,3 @@ def names_of(path: Path) -> set[str]:
         else:
             found |= {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
     return found
-
-
-def _files_of(module: str) -> set[Path]:
-    top, *parts = module.split(".")
-    if top != "d2o":
-        path = module_file(module)
-        return {path} if path else set()
-    if not parts or f"d2o.{parts[0]}" in _NOT_DIGESTED:
-        return set()
-    path = _PACKAGE.joinpath(*parts)
-    if path.is_dir():
-        return {p for p in path.rglob("*") if p.is_file() and "__pycache__" not in p.parts}
-    return {path.with_suffix(".py")} if path.with_suffix(".py").exists() else set()
-
-
-def _imports(path: Path, module: str) -> Iterator[str]:
-    """The modules of its own top-level package that a file imports."""
-    top = module.partition(".")[0]
-    package = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            yield from (name.name for name in node.names if name.name.startswith(f"{top}."))
-        elif isinstance(node, ast.ImportFrom):
-            above = package[: len(package) - node.level + 1] if node.level else []
-            origin = ".".join([*above, *([node.module] if node.module else [])])
-            if origin.split(".")[0] == top:
-                # `from d2o import records` names a module, `from d2o.records import ROWS` lies in one.
-                yield origin
-                yield from (f"{origin}.{name.name}" for name in node.names)
-
-
-def _code(path: Path) -> str:
-    tree = ast.parse(path.read_text())
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            first = node.body[0] if node.body else None
-            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
-                node.body = node.body[1:] or [ast.Pass()]
-    return ast.unparse(tree)

@@ -17,7 +17,7 @@ rule score_likelihoods:
     params:
         model=plan.weights_of,
         settings=plan.params("likelihoods"),
-        code=plan.code("likelihoods"),
+        code=plan.code("references"),
     log:
         "results/{dataset}/{model}/{method}/seed{seed}{snapshot}/logs/likelihoods.log",
     benchmark:

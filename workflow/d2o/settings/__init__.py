@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from d2o import rounds
 from d2o.contracts import CONTRACTS
 from d2o.errors import D2OError
 from d2o.settings.checks import KINDS, extended, faults, names_in
@@ -325,14 +326,6 @@ class Online(Section):
     every: Positive = Field(description="steps between rounds")
     share: Share = Field(description="share of a group's positives that the fresh ones replace")
 
-    def boundaries(self, steps: int) -> range:
-        """The steps before which a round is drawn, in a training of so many steps."""
-        return range(self.start, steps, self.every)
-
-    def count(self, positives: int) -> int:
-        """How many of so many positives the fresh ones replace: at least one, unless the share is 0."""
-        return max(1, round(self.share * positives)) if self.share else 0
-
 
 class Filter(Section):
     """The best samples of a pool by a reward model."""
@@ -626,7 +619,7 @@ class Settings(Section):
     def rounds_of(self, method: Method) -> range:
         """The numbers of a method's online rounds: from 1 on, none where it has none."""
         steps = self.train_of(method).steps
-        return range(1, 1 + len(method.online.boundaries(steps)) if method.online else 1)
+        return range(1, 1 + len(rounds.boundaries(method.online, steps)) if method.online else 1)
 
     def only(self, experiment: str) -> Settings:
         """The settings of one experiment: without the entries that nothing of it names, directly or not."""

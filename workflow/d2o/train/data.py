@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from d2o import chat, groups, records
+from d2o import chat, groups, records, rounds
 from d2o.errors import D2OError
 from d2o.groups import Group
 from d2o.settings import Online, TrainStage
@@ -71,7 +71,7 @@ class Data:
         if max(stage.train.snapshots, default=0) > self.total:
             last = max(stage.train.snapshots)
             raise D2OError(f"train.snapshots: step {last} is beyond the last one, {self.total}; leave it out")
-        boundaries = stage.method.online.boundaries(self.total) if stage.method.online else ()
+        boundaries = rounds.boundaries(stage.method.online, self.total) if stage.method.online else ()
         self._starts = [0, *boundaries]
         ends = [*boundaries, self.total, self.total]
         self.until = ends[len(found) - 1]

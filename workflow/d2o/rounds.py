@@ -1,0 +1,18 @@
+"""Online rounds: before which steps they are sampled, and how many positives of a group their answers replace."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from d2o.settings import Online
+
+
+def boundaries(online: Online, steps: int) -> range:
+    """The steps before which a round is sampled, in a training of so many steps."""
+    return range(online.start, steps, online.every)
+
+
+def count(online: Online, positives: int) -> int:
+    """How many of so many positives the fresh ones replace: at least one, unless the share is 0."""
+    return max(1, round(online.share * positives)) if online.share else 0
