@@ -146,6 +146,23 @@ def test_a_route_that_differs_from_the_padded_one_is_left(capsys, monkeypatch):
     assert "the shared forward differs from the padded one by" in capsys.readouterr().err
 
 
+def test_rounding_in_bf16_is_no_reason_to_leave_the_shared_route(capsys):
+    """Short answers that a model is sure of: their log-probs are small, and rounding is a large part of them."""
+    lm = random_model("llama", num_hidden_layers=6)
+    for weight in lm.parameters():
+        weight.data *= 4
+    lm.to(torch.bfloat16)
+    groups = [random_groups([(6, (4,), ())], seed)[0] for seed in range(8)]
+    for group in groups:
+        answer = lm.generate(torch.tensor([group.prompt]), max_new_tokens=5, do_sample=False)
+        group.positives[0].ids = answer[0, len(group.prompt) :].tolist()
+    policy = Policy(lm)
+    for group in groups:
+        policy.check(Row.of([group]))
+        assert policy.route == "shared"
+    assert not capsys.readouterr().err
+
+
 def test_float32_on_a_gpu_runs_under_a_dense_mask_and_says_so_once(capsys, monkeypatch):
     assert attention.serves(torch.device("cuda"), torch.bfloat16)
     assert attention.serves(torch.device("cpu"), torch.float32)

@@ -50,6 +50,107 @@ def test_a_key_reaches_only_the_stages_that_depend_on_it():
     assert stages_changed_by(datasets={"demo": demo | {"max_bad_share": 0.5}}) == {"datasets"}
 
 
+SCHEMA = json.loads((ROOT / "config" / "schema.json").read_text())
+# A loss that reads each parameter that D2O's does not.
+LOSS_OF = {
+    "gamma": "simpo", "delta": "slic-hf", "epsilon": "cdpo", "tau": "ipo", "token_means": "ipo", "penalty": "dpop",
+    "weight": "orpo", "desirable": "kto", "undesirable": "kto",
+}  # fmt: skip
+# Entries and sections, and the schema of each.
+PLACES = {
+    "models.smollm2": "Model", "organisms.rude": "Organism", "datasets.demo": "Dataset", "methods.d2o": "Method",
+    "rewards.safety": "Reward", "judges.none": "Judge", "benchmarks.mmlu": "Benchmark", "positives": "Positives",
+    "responses": "Responses", "engine": "Engine", "forward": "Forward", "train": "Train", "quality": "Quality",
+}  # fmt: skip
+# Which entry something comes from, and files: no other value stands alone. And what only the report reads.
+NOT_ALONE = {
+    "models.smollm2": {"hub", "revision", "path", "package", "run", "chat_template", "trust_remote_code"},
+    "datasets.demo": {"hub", "revision", "name", "organism", "train", "test", "evaluation_prompts"},
+    "benchmarks.mmlu": {"hub", "revision", "path"},
+    "rewards.safety": {"source", "train", "rule", "better", "label", "toxic_above", "score_weights", "template"},
+    "methods.d2o": {
+        "extends",
+        "loss",
+        "positives",
+        "negatives",
+        "ema",
+        "filter",
+        "online",
+        "train",
+        "self_correction",
+    },
+    "positives": {"shards"},
+    "organisms.rude": {"texts"},
+}
+
+
+def others(schema: dict) -> list:
+    """Values of a key that are not its default: null where it may be, and one more."""
+    if "anyOf" in schema:
+        kinds = [kind for kind in schema["anyOf"] if kind.get("type") != "null"]
+        null = [None] if schema.get("default") is not None else []
+        return null + [value for kind in kinds[:1] for value in others(kind | {"default": schema.get("default")})]
+    if "enum" in schema:
+        return [next(value for value in schema["enum"] if value != schema.get("default"))]
+    default = schema.get("default")
+    match schema.get("type"):
+        case "boolean":
+            return [not default]
+        case "integer":
+            top = schema.get("maximum", 10**9)
+            return [2 if default is None else default + 1 if default < top else default - 1]
+        case "number":
+            return [0.375 if default is None else default / 2 or 0.25]
+        case "string":
+            return ["other"]
+        case "array":
+            return [[value] for value in others(schema["items"])]
+        case "object" if schema.get("additionalProperties", {}).get("type") == "string":
+            return [{"other": "An instruction."}]
+    return []
+
+
+WRITTEN = [
+    (place, key, value)
+    for place, name in PLACES.items()
+    for key, schema in SCHEMA["$defs"][name]["properties"].items()
+    if key not in NOT_ALONE.get(place, ())
+    for value in others(schema)
+]
+
+
+@pytest.mark.parametrize(("place", "key", "value"), WRITTEN)
+def test_what_is_written_is_what_a_stage_gets(place, key, value):
+    """Null included, which is no absent key: of `near_duplicates` it means something else than the default."""
+    config = json.loads(json.dumps(CONFIG))
+    config["organisms"] = {"rude": {"texts": "organisms/rude.yaml"}}
+    config["judges"] = {"none": {"base_url": "http://localhost/v1", "model": "wise"}}
+    config["methods"]["d2o"] = {"loss": LOSS_OF.get(key, "d2o"), "positives": "self", "negatives": True, "k": 1}
+    section, _, entry = place.partition(".")
+    node = config.setdefault(section, {})
+    (node.setdefault(entry, {}) if entry else node)[key] = value
+    plan = Plan(config, "c")
+    where = SimpleNamespace(**vars(W) | {"organism": "rude", "snapshot": ""})
+    stages = [*STAGES, "organisms", "quality", "judge", "questions", "mmlu", "likelihoods"]
+    got = [json.loads(plan.params(stage)(where)) for stage in stages]
+    got += [
+        json.loads(plan.capacity(where)),
+        json.loads(plan.upkeep(where)),
+        {"concurrency": plan.concurrency(where)},
+    ]
+    assert any(holds(found, key, value) for found in got)
+
+
+def holds(found, key: str, value) -> bool:
+    """Whether something of JSON has a key with this value, at any depth."""
+    if isinstance(found, list):
+        return any(holds(one, key, value) for one in found)
+    return isinstance(found, dict) and (
+        (key in found and (found[key] == value or (isinstance(value, dict) and value.items() <= found[key].items())))
+        or any(holds(one, key, value) for one in found.values())
+    )
+
+
 def test_every_round_of_every_training_draws_with_seeds_of_its_own():
     online = {"extends": "d2o", "train": {"steps": 9}, "online": {"start": 3, "every": 3, "share": 0.5}}
     plan = Plan(CONFIG | {"methods": CONFIG["methods"] | {"online": online}}, "c")

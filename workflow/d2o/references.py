@@ -42,7 +42,7 @@ def _logprobs(forward: Forward, model: Path, found: list[groups.Group], descript
     policy = logprobs.load(model, forward.precision).to(device)
     # Rows of groups of similar size take similar time and memory; the largest first show early what they need.
     packs = groups.packs(sorted(found, key=lambda group: group.tokens, reverse=True), forward.tokens)
-    policy.check(logprobs.Row.of(packs[-1][-1:]).to(device))
+    policy.check(logprobs.Row.of(packs[-1][-4:]).to(device))
     with tqdm(total=sum(len(g.responses) for g in found), desc=description, unit="resp", mininterval=2) as bar:
         for pack in packs:
             sums = policy.sums(logprobs.Row.of(pack).to(device)).tolist()

@@ -60,7 +60,7 @@ def run(stage: TrainStage, upkeep: Upkeep, inputs: Inputs, checkpoints: Path, ou
     shape = watch.Shape.of(policy.lm)
     policy.train()  # or gradient checkpointing does nothing; there is no dropout
     engine = Engine(policy, stage, total)
-    policy.check(logprobs.Row.of(data.batch(0)[:1]).to(engine.device))
+    policy.check(logprobs.Row.of(data.batch(0)[:4]).to(engine.device))
 
     mismatched = moving = None
     if CONTRACTS[method.loss].mismatched:
