@@ -124,6 +124,7 @@ def test_what_is_written_is_what_a_stage_gets(place, key, value):
     """Null included, which is no absent key: of `near_duplicates` it means something else than the default."""
     config = json.loads(json.dumps(CONFIG))
     config["organisms"] = {"rude": {"texts": "organisms/rude.yaml"}}
+    config["compute"]["gpus"] = 2
     config["judges"] = {"none": {"base_url": "http://localhost/v1", "model": "wise"}}
     config["methods"]["d2o"] = {"loss": LOSS_OF.get(key, "d2o"), "positives": "self", "negatives": True, "k": 1}
     section, _, entry = place.partition(".")
