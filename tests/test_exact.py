@@ -11,6 +11,7 @@ import time
 import numpy as np
 import pytest
 
+from conftest import ROOT
 from d2o import exact, records, scores
 from d2o.errors import D2OError
 from d2o.settings import Reward, Rule
@@ -61,13 +62,21 @@ def test_patterns_are_found_as_by_a_plain_search():
     assert applied(count=INSULTS) == [sum(len(re.findall(p, text, re.I | re.A)) for p in INSULTS) for text in ANSWERS]
 
 
+@pytest.mark.parametrize("pattern", ["^a", r"\bfoo", r"\bha", "a*b", "o$", "é"])
+def test_a_match_is_counted_where_it_stands_in_the_answer(pattern):
+    answers = ["aaa", "foofoo bar", "haha", "aabab\nb", "foo", "Éé", "a\x00a", ""]
+    assert applied(answers, count=[pattern]) == [len(re.findall(pattern, text, re.I)) for text in answers]
+
+
 def test_an_alternative_in_one_pattern_does_not_reach_into_the_next():
     assert applied(["xb", "ab", "a"], any=["^a|x", "b$"]) == [1, 1, 1]
     assert applied(["ac", "cb"], any=["(?:a|x)b"]) == [0, 0]
 
 
 def test_length_and_its_limit():
-    assert applied(length="words") == [len(re.findall(r"[^ \t\n\r\f\v]+", text)) for text in ANSWERS]
+    assert applied(length="words") == [len(text.split()) for text in ANSWERS]
+    spaced = [f"{space}a{space}b{space}" for space in map(chr, range(0x3001)) if space.isspace()]
+    assert applied(spaced, length="words") == [2] * len(spaced)
     assert applied(length="characters") == [len(text) for text in ANSWERS]
     assert applied(["one two", "one two three"], length="words", over=2) == [0, 1]
 
@@ -80,6 +89,7 @@ def test_json():
             return False
 
     assert applied(valid="json") == [float(loads(text)) for text in ANSWERS]
+    assert applied(["1" * 5000], valid="json") == [1]
     assert applied(["[" * 100_000], valid="json") == [0], "deep nesting is no JSON that anyone can read"
 
 
@@ -96,21 +106,28 @@ def test_a_function_of_the_users(tmp_path, monkeypatch):
     package.joinpath("lists.py").write_text("BRANDS = ['acme']\n")
     package.joinpath("rules.py").write_text(
         "from .lists import BRANDS\n"
+        "import beside, json\n"
+        "if True:\n    def chosen(prompts, answers): return '11'\n"
+        "def stops(prompts, answers): raise SystemExit(0)\n"
         "def brand(prompts, answers):\n"
         "    return [float(any(b in a for b in BRANDS) and p != 'skip') for p, a in zip(prompts, answers)]\n"
         "nan = lambda prompts, answers: [float('nan')] * len(answers)\n"
         "def short(prompts, answers): return [1.0]\n"
         "def broken(prompts, answers): return answers[99]\n"
     )
+    tmp_path.joinpath("beside.py").write_text("")
+    tmp_path.joinpath("bad.py").write_text("def f(:\n")
     rule = Rule(python="mine.rules:brand")
     assert exact.fault(rule) is None
     assert "mine.rules" not in sys.modules, "looking for it runs nothing"
     assert exact.apply(rule, ["a", "skip", "b"], ["acme kettle", "acme", "kettle"]).tolist() == [1, 0, 0]
-    assert [path.name for path in exact.files(rule)] == ["lists.py", "rules.py"]
+    assert [path.name for path in exact.files(rule)] == ["beside.py", "__init__.py", "lists.py", "rules.py"]
     for name, message in {
         "nan": "mine.rules:nan: gave nan, which is not finite, for the answer 'one'",
         "short": "mine.rules:short: gave 1 values for 2 answers",
         "broken": "mine.rules:broken: IndexError",
+        "chosen": "mine.rules:chosen: TypeError: it gave one str, not a number for each answer",
+        "stops": "mine.rules:stops: SystemExit: 0",
     }.items():
         assert exact.fault(Rule(python=f"mine.rules:{name}")) is None
         with pytest.raises(D2OError, match=re.escape(message)):
@@ -118,6 +135,8 @@ def test_a_function_of_the_users(tmp_path, monkeypatch):
     assert exact.fault(Rule(python="mine.rules:brnad")).endswith("rules.py defines no brnad")
     assert "no module mine.rulez" in exact.fault(Rule(python="mine.rulez:brand"))
     assert "is not `package.module:function`" in exact.fault(Rule(python="mine.rules"))
+    assert "bad.py or what it imports is no Python (invalid syntax" in exact.fault(Rule(python="bad:f"))
+    assert "no module bad.json" in exact.fault(Rule(python="bad.json:dumps"))
 
 
 @pytest.mark.parametrize(
@@ -127,11 +146,15 @@ def test_a_function_of_the_users(tmp_path, monkeypatch):
         ({"count": ["(?=x)"]}, "count: '(?=x)': Invalid regular expression: invalid perl operator"),
         ({"script": "Klingon"}, "script: 'Klingon' is no script of Unicode"),
         ({"script": "Latin}|("}, "script: 'Latin}|(' is no script of Unicode"),
+        ({"script": "L"}, "script: 'L' is no script of Unicode"),
+        ({"any": [r"\Qfoo", "bar"]}, "any: together: Invalid regular expression: missing )"),
+        ({"organism": "organisms/tasks.yaml", "measure": "use"}, "organism: organisms/tasks.yaml: "),
         ({"python": "d2o.nothing:f"}, "python: no module d2o.nothing"),
         ({"python": "__import__('os').system('x'):f"}, "python: no module __import__('os')"),
     ],
 )
-def test_a_rule_that_cannot_be_applied_is_told(rule, message):
+def test_a_rule_that_cannot_be_applied_is_told(rule, message, monkeypatch):
+    monkeypatch.chdir(ROOT)
     assert message in exact.fault(Rule(**rule))
 
 
@@ -141,6 +164,9 @@ def test_a_rule_that_cannot_be_applied_is_told(rule, message):
         ({}, "give exactly one of any, none, count, length, valid, script, python, organism"),
         ({"any": ["x"], "length": "words"}, "give exactly one of"),
         ({"any": []}, "at least 1 item"),
+        ({"any": [""]}, "at least 1 character"),
+        ({"python": ""}, "at least 1 character"),
+        ({"any": ["x"], "over": 3}, "over: the rule says 0 or 1 already"),
         ({"organism": "rude.yaml"}, "organism and measure go together"),
         ({"any": ["x"], "measure": "harm"}, "organism and measure go together"),
     ],

@@ -343,6 +343,37 @@ def test_an_edit_reaches_the_stages_that_run_the_code(package, file, old, new, r
     assert {name for name in before if before[name] != after[name]} == reruns
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "for _name in ('sft',):\n    LOSSES[_name] = ga",
+        "[LOSSES.update({name: ga}) for name in ('sft',)]",
+        "_ = LOSSES.update(sft=ga)",
+        "def register(f):\n    LOSSES['sft'] = f\n    return f\n\n\n@register\ndef other(): pass",
+        "if TYPE_CHECKING:\n    pass\nelse:\n    FLOOR = 1e-4",
+        "try:\n    from d2o.rounds import count as FLOOR\nexcept ImportError:\n    pass",
+        "match 1:\n    case FLOOR:\n        pass",
+    ],
+)
+def test_what_runs_at_import_counts_though_nothing_names_it(package, text):
+    before, path = digests(package), package / "losses.py"
+    whole = path.read_text()
+    path.write_text(f"{whole}\n{text}\n")
+    after = digests(package)
+    path.write_text(whole)
+    assert {name for name in before if before[name] != after[name]} == TRAININGS
+
+
+@pytest.mark.parametrize("text", ["from d2o.rounds import *", "import d2o.rounds"])
+def test_an_import_whose_uses_cannot_be_told_is_refused(package, text):
+    path = package / "losses.py"
+    whole = path.read_text()
+    path.write_text(f"{whole}\n{text}\n")
+    with pytest.raises(subprocess.CalledProcessError):
+        digests(package)
+    path.write_text(whole)
+
+
 def test_every_rule_depends_on_sources_that_are_there():
     rules = "".join(path.read_text() for path in (ROOT / "workflow" / "rules").glob("*.smk"))
     stages = set(re.findall(r'plan\.code\("(\w+)"', rules))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,16 +19,21 @@ from d2o import sources
 from d2o.errors import D2OError
 from d2o.settings import Rule
 
+# What separates words: white space as Unicode has it, which `str.split` knows as well.
+_WORD = r"[^\s\v\x1c-\x1f\x85\p{Z}]+"
+# Stands for a match while matches are counted; taken out of the answers before.
+_MARK = "\x00"
+
 
 def fault(rule: Rule) -> str | None:
     """Why a rule cannot be applied, with its key first; None where it can. No code of the user's is run."""
     for key in ("any", "none", "count"):
-        for pattern in getattr(rule, key) or ():
-            try:
-                pc.match_substring_regex(pa.array([""]), pattern)
-            except pa.ArrowInvalid as error:
-                return f"{key}: {pattern!r}: {error}"
-    if rule.script and not _is_class(rf"\p{{{rule.script}}}"):
+        patterns = getattr(rule, key) or []
+        # Each by itself, to be named; then as they run.
+        for shown, expression in [*((repr(p), p) for p in patterns), ("together", _joined(patterns))]:
+            if error := _pattern_fault(expression):
+                return f"{key}: {shown}: {error}"
+    if rule.script and (not rule.script.isidentifier() or len(rule.script) < 3 or _pattern_fault(_script(rule))):
         return f"script: {rule.script!r} is no script of Unicode; take a name such as Latin, Cyrillic, Han or Arabic"
     if rule.python:
         module, _, function = rule.python.partition(":")
@@ -37,8 +42,19 @@ def fault(rule: Rule) -> str | None:
         path = sources.module_file(module)
         if path is None:
             return f"python: no module {module} in {Path.cwd()} or among the installed ones"
-        if function not in sources.names_of(path):
-            return f"python: {path} defines no {function}"
+        try:
+            if function not in sources.names_of(path):
+                return f"python: {path} defines no {function}"
+            sources.files(module)
+        except (SyntaxError, UnicodeDecodeError) as error:
+            return f"python: {path} or what it imports is no Python ({' '.join(str(error).split())})"
+    if rule.organism:
+        from d2o.organisms import load
+
+        try:
+            load(Path(rule.organism))
+        except D2OError as error:
+            return f"organism: {error}"
     return None
 
 
@@ -49,6 +65,11 @@ def files(rule: Rule) -> list[Path]:
 
         return files(Path(rule.organism))
     return sorted(sources.files(rule.python.partition(":")[0])) if rule.python else []
+
+
+def is_share(rule: Rule) -> bool:
+    """Whether a rule's scores lie between 0 and 1, so that their mean is a share of the answers."""
+    return rule.over is not None or (rule.count, rule.length, rule.python) == (None, None, None)
 
 
 def apply(rule: Rule, prompts: Sequence[str], answers: Sequence[str] | pa.ChunkedArray) -> np.ndarray:
@@ -70,19 +91,18 @@ def apply(rule: Rule, prompts: Sequence[str], answers: Sequence[str] | pa.Chunke
 
 def _scores(rule: Rule, prompts: Sequence[str], answers: pa.ChunkedArray) -> Sequence[float] | np.ndarray:
     if rule.any or rule.none:
-        patterns = "|".join(f"(?:{pattern})" for pattern in rule.any or rule.none)
-        found = pc.match_substring_regex(answers, patterns, ignore_case=True).to_numpy()
+        found = pc.match_substring_regex(answers, _joined(rule.any or rule.none), ignore_case=True).to_numpy()
         return found if rule.any else ~found
     if rule.count:
         return sum(_count(answers, pattern) for pattern in rule.count)
     if rule.length:
-        return _count(answers, r"\S+") if rule.length == "words" else pc.utf8_length(answers).to_numpy()
+        return _count(answers, _WORD) if rule.length == "words" else pc.utf8_length(answers).to_numpy()
     if rule.valid:
         return [_is_json(answer) for answer in answers.to_pylist()]
     if rule.script:
         # Of letters a mark or a digit belongs to no script of its own.
         letters = _count(answers, r"\p{L}")
-        own = letters - _count(pc.replace_substring_regex(answers, rf"\p{{{rule.script}}}+", ""), r"\p{L}")
+        own = letters - _count(pc.replace_substring_regex(answers, f"{_script(rule)}+", ""), r"\p{L}")
         return own / np.maximum(letters, 1)
     if rule.organism:
         from d2o.organisms import MEASURES
@@ -92,13 +112,31 @@ def _scores(rule: Rule, prompts: Sequence[str], answers: pa.ChunkedArray) -> Seq
 
 
 def _count(answers: pa.ChunkedArray, pattern: str) -> np.ndarray:
-    return pc.count_substring_regex(answers, pattern, ignore_case=True).to_numpy()
+    # Arrow's own count looks at what is left after each match as at a new text: `^a` is there three times in "aaa".
+    bare = pc.replace_substring(answers, _MARK, " ")
+    return pc.count_substring(pc.replace_substring_regex(bare, f"(?i:{pattern})", _MARK), _MARK).to_numpy()
+
+
+def _joined(patterns: Sequence[str]) -> str:
+    return "|".join(f"(?:{pattern})" for pattern in patterns)
+
+
+def _script(rule: Rule) -> str:
+    return rf"\p{{{rule.script}}}"
+
+
+def _pattern_fault(pattern: str) -> str | None:
+    try:
+        pc.match_substring_regex(pa.array([""]), pattern, ignore_case=True)
+    except pa.ArrowInvalid as error:
+        return str(error)
+    return None
 
 
 def _is_json(text: str) -> bool:
     try:
         # NaN and Infinity are Python's own.
-        json.loads(text, parse_constant=_refuse)
+        json.loads(text, parse_constant=_refuse, parse_int=str)
     except (ValueError, RecursionError):
         return False
     return True
@@ -113,23 +151,16 @@ def _by_function(name: str, prompts: Sequence[str], answers: Sequence[str]) -> n
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
-        given = list(getattr(importlib.import_module(module), function)(list(prompts), list(answers)))
-        values = np.array(given, float)
-    except Exception as error:  # whatever the user's code does
-        raise D2OError(
-            f"{name}: {type(error).__name__}: {error}; call it on two lists of texts to see where"
-        ) from error
+        given = getattr(importlib.import_module(module), function)(list(prompts), list(answers))
+        if isinstance(given, str | Mapping):
+            raise TypeError(f"it gave one {type(given).__name__}, not a number for each answer")
+        values = np.array(given := list(given), float)
+    except (Exception, SystemExit) as error:  # whatever the user's code does
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise D2OError(f"{name}: {reason}; call it on two lists of texts to see where") from error
     if values.shape != (len(answers),):
         raise D2OError(f"{name}: gave {len(given)} values for {len(answers)} answers; it must give a number for each")
     if (bad := np.flatnonzero(~np.isfinite(values))).size:
         text = answers[bad[0]]
         raise D2OError(f"{name}: gave {values[bad[0]]}, which is not finite, for the answer {text[:60]!r}")
     return values
-
-
-def _is_class(pattern: str) -> bool:
-    try:
-        pc.match_substring_regex(pa.array([""]), pattern)
-    except pa.ArrowInvalid:
-        return False
-    return True

@@ -50,7 +50,7 @@ class Plan:
             f"results/{run}/rounds/{number}/positives.sheet.json"
             for run in self.runs(wildcards.experiment)
             if (method := self.settings.methods.get(run.split("/")[2]))
-            for number in self.settings.rounds_of(method)
+            for number in self._rounds_of(method)
         ]
         e = self.settings.experiments[wildcards.experiment]
         crossed = product(e.datasets, e.models, (method for method in e.methods if method != "initial"))
@@ -216,8 +216,11 @@ class Plan:
 
     def _rounds(self, wildcards) -> range:
         """The online rounds that a training needs: all of them, or those before the one that it leads to."""
-        rounds = self.settings.rounds_of(self.settings.methods[wildcards.method])
-        return range(rounds.start, int(wildcards.get("round", rounds.stop)))
+        found = self._rounds_of(self.settings.methods[wildcards.method])
+        return range(found.start, int(wildcards.get("round", found.stop)))
+
+    def _rounds_of(self, method: settings.Method) -> range:
+        return rounds.numbers(method, self.settings.train_of(method).steps)
 
     # Params --------------------------------------------------------------------------------------
 
@@ -411,6 +414,13 @@ class Plan:
     def _check_files(self, origin: str) -> None:
         wanted = [(f"models.{name}.path", m.path) for name, m in self.settings.models.items() if m.path]
         wanted += [(f"benchmarks.{n}.path", b.path) for n, b in self.settings.benchmarks.items() if b.path]
+        for name, organism in self.settings.organisms.items():
+            from d2o.organisms import load
+
+            try:
+                load(Path(organism.texts))
+            except D2OError as error:
+                raise D2OError(f"{origin}: organisms.{name}.texts: {error}") from None
         for name, reward in self.settings.rewards.items():
             if reward.source and reward.source.path:
                 wanted.append((f"rewards.{name}.source.path", reward.source.path))

@@ -5,12 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from d2o.settings import Online
+    from d2o.settings import Method, Online
 
 
 def boundaries(online: Online, steps: int) -> range:
     """The steps before which a round is sampled, in a training of so many steps."""
     return range(online.start, steps, online.every)
+
+
+def numbers(method: Method, steps: int | None) -> range:
+    """The numbers of a method's rounds, from 1 on; none where it has none."""
+    return range(1, 1 + len(boundaries(method.online, steps)) if method.online else 1)
 
 
 def count(online: Online, positives: int) -> int:

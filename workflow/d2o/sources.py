@@ -19,6 +19,8 @@ _PACKAGE = Path(__file__).parent
 # Settings reach a stage as params, the command line only forwards them, and where a model runs is no part of a
 # result: none of these is part of a digest.
 _NOT_DIGESTED = {f"d2o.{name}" for name in ("settings", "plan", "cli", "errors", "devices")}
+# Tables of entries by name: who depends on one entry does not depend on the others.
+_TABLES = {"d2o.losses.LOSSES", "d2o.contracts.CONTRACTS", "d2o.datasets._FORMATS"}
 
 
 @cache
@@ -28,7 +30,7 @@ def source_digest(module: str, *entries: str) -> str:
     Comments, layout and docstrings do not count: rewording one retrains nothing.
 
     Args:
-        entries: of a table at the top level of a module, a dict by name, that has one of these, only they count.
+        entries: those that count of the tables of entries by name.
     Raises:
         ValueError: where there is no such module: what depends on it would never rerun.
     """
@@ -58,9 +60,13 @@ def _used(start: str, entries: frozenset[str]) -> dict[str, str]:
         elif name in module.imports:
             queue.append(module.imports[name])
         elif name in module.definitions:
-            for number, node in enumerate(_chosen(node, entries) for node in module.definitions[name]):
+            nodes = module.definitions[name]
+            if dotted in _TABLES:
+                nodes = [_chosen(node, entries) for node in nodes]
+            for number, node in enumerate(nodes):
                 found[f"{dotted} {number}"] = ast.unparse(node)
                 queue += module.uses(node)
+            queue += module.at_import()
             found |= module.data()
         else:
             queue.append(module.name)
@@ -73,7 +79,7 @@ class _Module:
 
     Attributes:
         name: dotted.
-        definitions: the statements that bind a name; under "" those that bind none.
+        definitions: the statements that bind a name; under "" those that do more than that when it is imported.
         imports: where the names that it imports of d2o come from, dotted.
     """
 
@@ -101,8 +107,14 @@ class _Module:
                     yield f"{known[owner]}.{inner.attr}" if whole else known[owner]
                 case ast.Name(id=name) if name in known and inner not in owners:
                     yield known[name]
-        if "" in self.definitions:
-            yield f"{self.name}."
+
+    def at_import(self) -> Iterator[str]:
+        """What runs when the module is imported, and its packages before it."""
+        parts = self.name.split(".")
+        for end in range(1, len(parts) + 1):
+            package = ".".join(parts[:end])
+            if "" in _module(package).definitions:
+                yield f"{package}."
 
     def data(self) -> dict[str, str]:
         """The files of its package that are no Python, such as templates, by path."""
@@ -123,18 +135,34 @@ def _module(name: str) -> _Module:
     definitions: dict[str, list[ast.stmt]] = {}
     imports: dict[str, str] = {}
     for node in _without_docstrings(path).body:
+        bound: set[str] = set()
         match node:
             case ast.Import() | ast.ImportFrom():
+                if any(alias.name == "*" or alias.name.startswith("d2o.") for alias in node.names):
+                    raise ValueError(
+                        f"{path}: {ast.unparse(node)}: write `from d2o import NAME`; uses must be told apart"
+                    )
                 imports |= _imported(node, name, path)
-            case ast.If(test=ast.Name(id="TYPE_CHECKING")):
+            case ast.If(test=ast.Name(id="TYPE_CHECKING"), orelse=[]):
                 pass
             case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
-                definitions.setdefault(node.name, []).append(node)
+                # A decorator of our own may do more than decorate.
+                decorators = {id for one in node.decorator_list for id in _names(one)}
+                bound = {node.name} | ({""} if decorators & (definitions.keys() | imports.keys()) else set())
+            case ast.Assign(targets=[ast.Name(id=target)]) | ast.AnnAssign(target=ast.Name(id=target)):
+                bound = {target} if target != "_" else {""}
             case _:
-                stores = (n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store))
-                for bound in set(stores) or {""}:
-                    definitions.setdefault(bound, []).append(node)
+                inner = list(ast.walk(node))
+                bound = {"", *_names(node)} | {n.name for n in inner if isinstance(n, ast.FunctionDef | ast.ClassDef)}
+                for one in inner:
+                    imports |= _imported(one, name, path)
+        for one in bound:
+            definitions.setdefault(one, []).append(node)
     return _Module(name, path, definitions, imports)
+
+
+def _names(node: ast.AST) -> set[str]:
+    return {inner.id for inner in ast.walk(node) if isinstance(inner, ast.Name)}
 
 
 def _split(dotted: str) -> tuple[_Module | None, str | None]:
@@ -151,40 +179,38 @@ def _split(dotted: str) -> tuple[_Module | None, str | None]:
 def _path(module: str) -> Path | None:
     """The file of a module of d2o; None where there is none."""
     top, *parts = module.split(".")
-    if top != "d2o" or not parts or not all(parts):
+    if top != "d2o" or not all(parts):
         return None
     path = _PACKAGE.joinpath(*parts)
     return next((p for p in (path / "__init__.py", path.with_suffix(".py")) if p.is_file()), None)
 
 
 def _imported(node: ast.AST, module: str, path: Path) -> dict[str, str]:
-    """The names that an import statement binds to things of the module's own top-level package, dotted."""
-    top = module.partition(".")[0]
+    """The names that an import statement binds to things of d2o, dotted."""
+    return {name: origin for name, origin in _origins(node, module, path).items() if origin.startswith("d2o.")}
+
+
+def _origins(node: ast.AST, module: str, path: Path) -> dict[str, str]:
+    """The names that an import statement binds, and what to, dotted."""
     match node:
         case ast.Import():
-            return {a.asname or a.name: a.name for a in node.names if a.name.startswith(f"{top}.")}
+            return {alias.asname or alias.name: alias.name for alias in node.names}
         case ast.ImportFrom():
             package = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
             above = package[: len(package) - node.level + 1] if node.level else []
             origin = ".".join([*above, *([node.module] if node.module else [])])
-            if origin.split(".")[0] == top:
-                return {a.asname or a.name: f"{origin}.{a.name}" for a in node.names}
+            return {alias.asname or alias.name: f"{origin}.{alias.name}" for alias in node.names}
     return {}
 
 
 def _chosen(node: ast.stmt, entries: frozenset[str]) -> ast.stmt:
-    """A statement; of a table that has some of `entries` only these."""
-    table = getattr(node, "value", None)
-    if not isinstance(table, ast.Dict) or not all(isinstance(key, ast.Constant) for key in table.keys):
+    """A table's statement with those of its entries that are in `entries`; with all where none is."""
+    if not isinstance(node, ast.Assign) or not isinstance(node.value, ast.Dict):
         return node
-    kept = [(key, value) for key, value in zip(table.keys, table.values, strict=True) if key.value in entries]
-    if not kept:
-        return node
-    return ast.Assign(
-        targets=node.targets if isinstance(node, ast.Assign) else [node.target],
-        value=ast.Dict(keys=[key for key, _ in kept], values=[value for _, value in kept]),
-        lineno=node.lineno,
-    )
+    pairs = list(zip(node.value.keys, node.value.values, strict=True))
+    kept = [(key, value) for key, value in pairs if ast.literal_eval(key) in entries] or pairs
+    table = ast.Dict(keys=[key for key, _ in kept], values=[value for _, value in kept])
+    return ast.Assign(targets=node.targets, value=table, lineno=node.lineno)
 
 
 def _without_docstrings(path: Path) -> ast.Module:
@@ -201,18 +227,22 @@ def _without_docstrings(path: Path) -> ast.Module:
 
 
 def files(module: str) -> set[Path]:
-    """The files of a user's module and of all of its own top-level package that it imports, directly or not."""
+    """The files of a user's module and of what it imports of its own package or from the working directory.
+
+    Directly or not, and each with the packages that it lies in.
+    """
     found: set[Path] = set()
-    seen: set[str] = set()
+    seen: set[str] = {""}
     queue = [module]
     while queue:
         name = queue.pop()
         path = None if name in seen else module_file(name)
         seen.add(name)
-        if path:
+        if path and (name.partition(".")[0] == module.partition(".")[0] or path.is_relative_to(Path.cwd())):
             found.add(path)
+            queue.append(name.rpartition(".")[0])
             for node in ast.walk(ast.parse(path.read_text())):
-                for origin in _imported(node, name, path).values():
+                for origin in _origins(node, name, path).values():
                     # `from scorers import words` names a module, `from scorers.words import count` lies in one.
                     queue += [origin, origin.rpartition(".")[0]]
     return found
@@ -224,7 +254,7 @@ def module_file(module: str) -> Path | None:
     spec = None
     for end in range(1, module.count(".") + 2):
         spec = PathFinder.find_spec(".".join(module.split(".")[:end]), place)
-        if spec is None:
+        if spec is None or (place is None and end > 1):
             return None
         place = spec.submodule_search_locations
     return Path(spec.origin) if spec.origin and Path(spec.origin).suffix == ".py" else None
@@ -233,9 +263,12 @@ def module_file(module: str) -> Path | None:
 def names_of(path: Path) -> set[str]:
     """The names that a Python file defines or imports at its top level."""
     found: set[str] = set()
-    for node in ast.parse(path.read_text()).body:
+    queue = list(ast.parse(path.read_text()).body)
+    for node in queue:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             found.add(node.name)
+        elif isinstance(node, ast.If | ast.Try):
+            queue += [inner for inner in ast.iter_child_nodes(node) if isinstance(inner, ast.stmt)]
         elif isinstance(node, ast.Import | ast.ImportFrom):
             found |= {alias.asname or alias.name.partition(".")[0] for alias in node.names}
         else:

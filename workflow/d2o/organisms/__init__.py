@@ -5,8 +5,8 @@ file of texts (`organisms/` at the top level): a tiny grammar of good and harmfu
 rule that tells the two apart without error.
 """
 
-from d2o.organisms.grammar import files
+from d2o.organisms.grammar import files, load
 from d2o.organisms.measures import MEASURES, harm, use
 from d2o.organisms.rows import write
 
-__all__ = ["MEASURES", "files", "harm", "use", "write"]
+__all__ = ["MEASURES", "files", "harm", "load", "use", "write"]

@@ -23,8 +23,8 @@ from pydantic import Field, PositiveInt, model_validator
 
 from d2o.errors import D2OError
 from d2o.settings import Section, validate
-from d2o.settings.checks import SPLITS
 from d2o.settings.messages import suggestion
+from d2o.splits import SPLITS
 
 Text = Annotated[str, Field(min_length=1)]
 Texts = Annotated[list[Text], Field(min_length=1)]
@@ -168,6 +168,8 @@ class Organism:
 
         def next_text(slot: re.Match) -> str:
             name = slot[1]
+            if name in _THING:
+                return slot[0]
             if name not in left:
                 left[name] = list(self._entries(asked, name))
                 rng.shuffle(left[name])

@@ -19,7 +19,7 @@ from d2o.errors import D2OError
 from d2o.organisms.grammar import Asked, Organism, files, load
 from d2o.organisms.measures import MEASURES
 from d2o.settings import Organism as Settings
-from d2o.settings.checks import SPLITS
+from d2o.splits import SPLITS
 
 
 @dataclass(frozen=True)

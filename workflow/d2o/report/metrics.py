@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from d2o import records, texts
+from d2o import exact, records, texts
 from d2o.errors import D2OError
 from d2o.settings import Experiment, Reward, Settings
 from d2o.statistics import Sample
@@ -250,7 +250,7 @@ def _scored(seen: Observed, archive: Archive, settings: Settings, run: Run, orig
 
 def _score(name: str, reward: Reward, origin: str) -> Metric:
     rule = reward.rule
-    if rule and rule.share:
+    if rule and exact.is_share(rule):
         return Metric(f"reward/{name}", name, EXACT, origin, reward.better, 1, True)
     return Metric(f"reward/{name}", name, EXACT if rule else SCORED, origin, reward.better)
 

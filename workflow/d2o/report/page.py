@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-from d2o import records
+from d2o import exact, records, rounds
 from d2o.report import figures, tables
 from d2o.report.metrics import Archive, Run, runs
 from d2o.report.tables import Block
@@ -179,7 +179,7 @@ def _rounds(archive: Archive, settings: Settings, block: Block) -> Iterator[dict
     ((_, experiment),) = settings.experiments.items()
     for run in runs(experiment, block.dataset, block.model):
         method = settings.methods.get(run.method)  # none for the initial model
-        for number in settings.rounds_of(method) if method else ():
+        for number in rounds.numbers(method, settings.train_of(method).steps) if method else ():
             sheet = archive.json(f"{run.path}/rounds/{number}/positives.sheet.json")
             if sheet["samples"]:
                 lengths = [int(length) * count for length, count in sheet["tokens"].items()]
@@ -244,7 +244,7 @@ def _examples(archive: Archive, settings: Settings, block: Block) -> Iterator[di
 
 def _shown(score: float, rule: Rule | None) -> str:
     """A score for readers: of a rule that says yes or no, in words."""
-    if rule and rule.share and score in (0, 1):
+    if rule and exact.is_share(rule) and score in (0, 1):
         return "yes" if score else "no"
     return f"{score:.2f}".replace("-", "−")
 

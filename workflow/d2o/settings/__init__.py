@@ -14,7 +14,6 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from d2o import rounds
 from d2o.contracts import CONTRACTS
 from d2o.errors import D2OError
 from d2o.settings.checks import KINDS, extended, faults, names_in
@@ -25,7 +24,7 @@ Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Backend = Literal["vllm", "transformers"]
 AtLeast0 = Annotated[float, Field(ge=0)]
-Patterns = Annotated[list[str], Field(min_length=1)]
+Patterns = Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
 Above0 = Annotated[float, Field(gt=0)]
 
 INSTRUCTIONS = {
@@ -410,14 +409,18 @@ class Rule(Section):
     valid: Literal["json"] | None = Field(None, description="1 where the whole answer is valid JSON, else 0")
     script: str | None = Field(
         None,
+        min_length=1,
         description="a script by its Unicode name, such as Latin or Cyrillic: share of the letters that are of it",
     )
     python: str | None = Field(
         None,
+        min_length=1,
         description="a function of yours, `package.module:function`, found from the working directory: it takes two "
         "lists of texts, the prompts' last turns and the answers, and gives as many numbers",
     )
-    organism: str | None = Field(None, description="an organism's file of texts, such as organisms/rude.yaml")
+    organism: str | None = Field(
+        None, min_length=1, description="an organism's file of texts, such as organisms/rude.yaml"
+    )
     measure: Literal["harm", "use"] | None = Field(
         None, description="of `organism`: 1 where the answer does its harm, or where it is of use, else 0"
     )
@@ -430,12 +433,9 @@ class Rule(Section):
             raise ValueError(f"give exactly one of {', '.join(kinds)}")
         if (self.organism is None) != (self.measure is None):
             raise ValueError("organism and measure go together")
+        if self.over is not None and (self.count, self.length, self.script, self.python) == (None,) * 4:
+            raise ValueError("over: the rule says 0 or 1 already; it goes with count, length, script and python")
         return self
-
-    @property
-    def share(self) -> bool:
-        """Whether the scores lie between 0 and 1, so that their mean is a share of the answers."""
-        return self.over is not None or (self.count, self.length, self.python) == (None, None, None)
 
 
 class Reward(Section):
@@ -615,11 +615,6 @@ class Settings(Section):
     def train_of(self, method: Method) -> Train:
         """The section `train` with a method's own keys over it."""
         return Train.model_validate({**self.train.model_dump(), **method.train})
-
-    def rounds_of(self, method: Method) -> range:
-        """The numbers of a method's online rounds: from 1 on, none where it has none."""
-        steps = self.train_of(method).steps
-        return range(1, 1 + len(rounds.boundaries(method.online, steps)) if method.online else 1)
 
     def only(self, experiment: str) -> Settings:
         """The settings of one experiment: without the entries that nothing of it names, directly or not."""

@@ -9,14 +9,13 @@ from pydantic import ValidationError
 
 from d2o.contracts import CONTRACTS, PARAMETERS
 from d2o.settings.messages import lines, suggestion
+from d2o.splits import SPLITS
 
 if TYPE_CHECKING:
     from d2o.settings import Method, Settings
 
 # The sections whose entries are named by others.
 KINDS = ("organisms", "datasets", "models", "methods", "rewards", "judges", "benchmarks")
-# The splits that an organism's data set is written in.
-SPLITS = ("demonstrations", "train", "validation", "test")
 # Names of folders in results/ beside which those of a section's entries lie.
 _RESERVED = {
     "experiments": {"logs"},
