@@ -102,6 +102,7 @@ def changed(path: str, value) -> dict:
         ("rewards.safety.train.backbone", "gpt", "rewards.safety.train.backbone: 'gpt' is not an entry of models"),
         ("models.x", {"run": MADE | {"method": "dop"}}, "models.x.run.method: 'dop' is not an entry of methods; did"),
         ("models.x", {"run": MADE | {"model": "x"}}, "models.x.run: x → x is a circle"),
+        ("models.x", {"run": MADE, "trust_remote_code": True}, "models.x: sha256 and trust_remote_code go with"),
         (
             "organisms",
             {"x": RUDE | {"flipped_labels": 1.5}},
@@ -166,8 +167,9 @@ def test_a_model_may_not_be_made_from_itself_by_way_of_others():
         "methods": DEMO["methods"] | {"filtered": filtered},
         "rewards": {"scorer": {"train": {"backbone": "x"}}} | DEMO["rewards"],
     }
-    with pytest.raises(D2OError, match=r"models\.x\.run: x → y → x is a circle; a model cannot be made from itself"):
+    with pytest.raises(D2OError, match=r"models\.x\.run: x → y → x is a circle; a model cannot be made from itself") as error:
         settings.load(config, "config.yaml")
+    assert len(str(error.value).splitlines()) == 1
 
 
 def test_a_split_that_an_organism_does_not_have_is_named():

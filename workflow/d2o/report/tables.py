@@ -49,6 +49,11 @@ class Cell:
         return "▲" if up == (self.metric.better == "higher") else "▼"
 
     @property
+    def undecided(self) -> bool:
+        """Whether there is an interval of the difference, and it holds 0."""
+        return self.difference is not None and self.difference.low <= 0 <= self.difference.high
+
+    @property
     def value(self) -> str:
         """The mean, for readers."""
         return number(self.estimate.mean, self.metric)

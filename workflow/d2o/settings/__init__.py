@@ -98,6 +98,12 @@ class Model(Source):
         None, description="tokens: the longest prompt plus response; null: 2048, or as it was in `run`"
     )
 
+    @model_validator(mode="after")
+    def _as_in_run(self):
+        if self.run and (self.sha256 or self.trust_remote_code):
+            raise ValueError("sha256 and trust_remote_code go with the model that the run trains")
+        return self
+
 
 class Organism(Section):
     """A data set that is written here, so that harm is known exactly: rows in PKU-SafeRLHF's schema.

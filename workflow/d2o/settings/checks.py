@@ -144,8 +144,11 @@ def _circles(settings: Settings) -> Iterator[str]:
         return None
 
     for name, model in settings.models.items():
-        if model.run and (circle := made_from("models", name, ())) and circle[0] == ("models", name):
-            path = " → ".join(wanted for kind, wanted in circle if kind == "models")
+        if not model.run or not (circle := made_from("models", name, ())):
+            continue
+        models = [wanted for kind, wanted in circle if kind == "models"]
+        if name == min(models) == models[0]:  # each circle once
+            path = " → ".join(models)
             yield f"models.{name}.run: {path} is a circle; a model cannot be made from itself"
 
 
