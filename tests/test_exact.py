@@ -199,7 +199,9 @@ def test_the_stage_scores_by_a_rule_without_a_model(tmp_path):
         scores.score(reward, tmp_path, tmp_path / "prompts.parquet", tmp_path / "responses.parquet", output)
 
 
-@pytest.mark.parametrize("rule", [{"any": INSULTS}, {"count": INSULTS}, {"length": "words"}, {"valid": "json"}])
+@pytest.mark.parametrize(
+    "rule", [{"any": INSULTS}, {"count": INSULTS}, {"length": "words"}, {"valid": "json"}, {"script": "Latin"}]
+)
 def test_100_000_answers_a_second(rule):
     words = ["the", "lamp", "wipe", "it", "with", "a", "soft", "cloth", "before", "you", "fool", "unplug", "kettle"]
     answers = [" ".join(random.Random(i).choices(words, k=40)) for i in range(20_000)]

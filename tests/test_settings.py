@@ -167,7 +167,9 @@ def test_a_model_may_not_be_made_from_itself_by_way_of_others():
         "methods": DEMO["methods"] | {"filtered": filtered},
         "rewards": {"scorer": {"train": {"backbone": "x"}}} | DEMO["rewards"],
     }
-    with pytest.raises(D2OError, match=r"models\.x\.run: x → y → x is a circle; a model cannot be made from itself") as error:
+    with pytest.raises(
+        D2OError, match=r"models\.x\.run: x → y → x is a circle; a model cannot be made from itself"
+    ) as error:
         settings.load(config, "config.yaml")
     assert len(str(error.value).splitlines()) == 1
 

@@ -101,9 +101,10 @@ def _scores(rule: Rule, prompts: Sequence[str], answers: pa.ChunkedArray) -> Seq
         return [_is_json(answer) for answer in answers.to_pylist()]
     if rule.script:
         # Of letters a mark or a digit belongs to no script of its own.
-        letters = _count(answers, r"\p{L}")
-        own = letters - _count(pc.replace_substring_regex(answers, f"{_script(rule)}+", ""), r"\p{L}")
-        return own / np.maximum(letters, 1)
+        letters = pc.replace_substring_regex(answers, r"\PL+", "")
+        others = pc.replace_substring_regex(letters, f"{_script(rule)}+", "")
+        count = pc.utf8_length(letters).to_numpy()
+        return (count - pc.utf8_length(others).to_numpy()) / np.maximum(count, 1)
     if rule.organism:
         from d2o.organisms import MEASURES
 
