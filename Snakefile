@@ -9,8 +9,12 @@ os.environ.update(
     PYTHONPATH=sys.path[0], PATH=os.pathsep.join([os.path.dirname(sys.executable), *os.get_exec_path()])
 )
 
+from snakemake.utils import min_version
+
 from d2o.errors import D2OError
 from d2o.plan import Plan
+
+min_version("9.0")
 
 if not workflow.overwrite_configfiles:
 
