@@ -46,7 +46,7 @@ def side(answers: list[Answer], dtype=torch.float64) -> tuple[Side, torch.Tensor
 
 def value(name: str, positives: list[Answer], negatives: list[Answer], z0: float = 0.0, **parameters) -> float:
     loss = losses.of(Method(loss=name, **parameters))
-    extra = {"z0": torch.tensor(z0)} if CONTRACTS[name].mismatched else {}
+    extra = {"z0": torch.tensor(z0, dtype=torch.float64)} if CONTRACTS[name].mismatched else {}
     found = loss(side(positives)[0], side(negatives)[0], **extra)
     assert found.shape == ()
     return found.item()

@@ -221,13 +221,74 @@ def test_online_rounds_go_on_after_their_last_finished_rule(restored):
     assert restored.would_run("train") == {}
 
 
-def test_editing_scores_reruns_scoring_only(restored):
-    path = restored.folder / "workflow" / "d2o" / "scores.py"
+def of_runs(count: int) -> dict[str, int]:
+    """What reruns behind so many models that are made again."""
+    return {"answer_prompts": count, "score_likelihoods": count, "score_responses": count, "answer_questions": count}
+
+
+REPORT = {"write_report": 1}
+TRAINED = {"train_method": 3} | of_runs(3) | REPORT
+# An edit of one line, and all that it reruns: one method in four is the initial model.
+EDITS = [
+    ("scores.py", "def score(", "@staticmethod\ndef score(", {"score_responses": 4} | REPORT),
+    ("mmlu.py", "def task(", "@staticmethod\ndef task(", {"answer_questions": 4} | REPORT),
+    ("report/figures.py", "def effect(", "@staticmethod\ndef effect(", REPORT),
+    (
+        "records.py",
+        "QUESTIONS = pa.schema([",
+        'QUESTIONS = pa.schema([("x", pa.string()), ',
+        {"answer_questions": 4} | REPORT,
+    ),
+    ("train/schedule.py", "def rate(", "@staticmethod\ndef rate(", TRAINED),
+    ("rounds.py", "max(1, round(", "max(2, round(", TRAINED),
+    ("losses.py", "def dpo(", "@staticmethod\ndef dpo(", {"train_method": 1} | of_runs(1) | REPORT),
+    (
+        "references.py",
+        "def _logprobs(",
+        "@staticmethod\ndef _logprobs(",
+        {"score_references": 2, "train_method": 2} | of_runs(2) | {"score_likelihoods": 4} | REPORT,
+    ),
+    # A loss, a format, a schema that nothing here uses; what reaches a stage as params; a remark.
+    ("losses.py", "LOSSES = {", 'def new():\n    """New."""\n\n\nLOSSES = {\n    "new": new,', {}),
+    ("contracts.py", "CONTRACTS = {", 'CONTRACTS = {\n    "new": Contract("none", True, True),', {}),
+    ("datasets.py", "_FORMATS = {", '_FORMATS = {\n    "new": (None, (), ()),', {}),
+    ("records.py", "QUESTIONS = ", "NEW = pa.schema([])\nQUESTIONS = ", {}),
+    ("cli.py", "import", "import ast\nimport", {}),
+    ("losses.py", "def dpo(", "# A remark.\ndef dpo(", {}),
+]
+
+
+@pytest.mark.parametrize(("file", "old", "new", "reruns"), EDITS)
+def test_an_edit_reruns_what_it_touches_and_nothing_else(restored, file, old, new, reruns):
+    path = restored.folder / "workflow" / "d2o" / file
     text = path.read_text()
-    path.write_text(text + "\nEDITED = True\n")
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
     found = restored.would_run()
     path.write_text(text)
-    assert found == {"score_responses": 4, "write_report": 1}
+    assert found == reruns
+
+
+@pytest.mark.parametrize(
+    ("section", "change", "reruns"),
+    [
+        ("responses", {"max_tokens": 13}, {"answer_prompts": 4, "score_responses": 4} | REPORT),
+        ("train", {"epochs": 2}, TRAINED),
+        ("compute", {"minutes": 7}, REPORT),
+        ("quality", {"pairs": 7}, REPORT),
+        ("engine", {"eager": False}, REPORT),
+        ("benchmarks", {"mmlu": CONFIG["benchmarks"]["mmlu"] | {"shots": 2}}, {"answer_questions": 4} | REPORT),
+        (
+            "rewards",
+            {"safety": {"train": {"backbone": "tiny", "layers": 1, "epochs": 2}}},
+            {"train_reward": 1, "score_responses": 4} | REPORT,
+        ),
+        ("rewards", {"safety": CONFIG["rewards"]["safety"] | {"toxic_above": 0.5}}, REPORT),
+    ],
+)
+def test_a_key_reruns_what_depends_on_it_and_nothing_else(restored, section, change, reruns):
+    restored.configure(restored.config | {section: CONFIG.get(section, {}) | change})
+    assert restored.would_run() == reruns
 
 
 def test_an_edited_data_file_reruns_what_comes_from_it(restored):

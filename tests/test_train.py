@@ -569,6 +569,8 @@ for minutes in ((9, 11), (11, 9)):  # since the last checkpoint, by the clock of
     kept._saved = time.monotonic() - 60 * minutes[rank]
     due.append(kept.due(torch.device("cpu")))
 Path(sys.argv[4], f"rank{rank}").write_text(str(due))
+dist.barrier()
+dist.destroy_process_group()
 """
 
 
