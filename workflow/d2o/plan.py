@@ -414,13 +414,6 @@ class Plan:
     def _check_files(self, origin: str) -> None:
         wanted = [(f"models.{name}.path", m.path) for name, m in self.settings.models.items() if m.path]
         wanted += [(f"benchmarks.{n}.path", b.path) for n, b in self.settings.benchmarks.items() if b.path]
-        for name, organism in self.settings.organisms.items():
-            from d2o.organisms import load
-
-            try:
-                load(Path(organism.texts))
-            except D2OError as error:
-                raise D2OError(f"{origin}: organisms.{name}.texts: {error}") from None
         for name, reward in self.settings.rewards.items():
             if reward.source and reward.source.path:
                 wanted.append((f"rewards.{name}.source.path", reward.source.path))
@@ -437,7 +430,7 @@ class Plan:
                 raise D2OError(f"{origin}: {key}: no such file or folder: {path} (looked in {Path.cwd()})")
 
     def _check_entries(self, origin: str) -> None:
-        """What can be known of models and rules before anything runs."""
+        """What can be known of models, organisms and rules before anything runs."""
         made = {run for experiment in self.settings.experiments for run in self.runs(experiment)}
         for name, model in self.settings.models.items():
             if model.run and _run(model.run) not in made:
@@ -445,6 +438,13 @@ class Plan:
                     f"{origin}: models.{name}.run: no experiment makes {_run(model.run)}; "
                     f"add its data set, model, method and seed to one" + suggestion(_run(model.run), made)
                 )
+        for name, organism in self.settings.organisms.items():
+            from d2o.organisms import load
+
+            try:
+                load(Path(organism.texts))
+            except D2OError as error:
+                raise D2OError(f"{origin}: organisms.{name}.texts: {error}") from None
         for name, reward in self.settings.rewards.items():
             if reward.rule:
                 from d2o import exact

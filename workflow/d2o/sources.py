@@ -103,8 +103,7 @@ class _Module:
             match inner:
                 case ast.Attribute(value=ast.Name(id=owner)) if owner in known:
                     # Of a module its member; of anything else the thing itself.
-                    whole = _path(known[owner]) is not None
-                    yield f"{known[owner]}.{inner.attr}" if whole else known[owner]
+                    yield f"{known[owner]}.{inner.attr}" if _path(known[owner]) else known[owner]
                 case ast.Name(id=name) if name in known and inner not in owners:
                     yield known[name]
 
