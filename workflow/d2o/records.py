@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from d2o.errors import D2OError
+from d2o.layout import manifest_path
 
 # Lies in every folder that is made here: such a folder may be replaced.
 _MARK = ".d2o"
@@ -272,7 +273,7 @@ def artifact(
             **draft.facts,
             "settings": settings.model_dump() if hasattr(settings, "model_dump") else settings,
             "inputs": {str(path): file_digest(path) for path in inputs},
-            "versions": _versions(),
+            "versions": versions(),
         }
         if draft.path.is_dir():
             _mark(draft.path)
@@ -339,16 +340,6 @@ def discard(target: Path) -> None:
     manifest_path(target).unlink(missing_ok=True)
 
 
-def manifest_path(target: str | os.PathLike) -> Path:
-    """Where the manifest of an artifact lies."""
-    target = Path(target)
-    if target.is_dir():
-        return target / "manifest.json"
-    if target.name == "manifest.json" or target.name.endswith(".manifest.json"):
-        return target
-    return target.with_name(f"{target.name}.manifest.json")
-
-
 def read_manifest(target: str | os.PathLike) -> dict[str, Any]:
     """What is known of how an artifact was made.
 
@@ -403,7 +394,7 @@ def _sync(path: Path) -> None:
 
 
 @cache
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
     """Versions of the packages that decide what an artifact holds."""
     found = {}
     for name in (

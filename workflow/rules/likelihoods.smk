@@ -11,17 +11,17 @@ rule score_likelihoods:
         "Likelihoods under {wildcards.method} (seed {wildcards.seed}{wildcards.snapshot}), {wildcards.model}"
     input:
         model=plan.model_of,
-        comparisons="results/{dataset}/negatives.parquet",
+        comparisons="<negatives>",
     output:
-        "results/{dataset}/{model}/{method}/seed{seed}{snapshot}/likelihoods.parquet",
+        "<likelihoods>",
     params:
         model=plan.weights_of,
         settings=plan.params("likelihoods"),
         code=plan.code("references"),
     log:
-        "results/{dataset}/{model}/{method}/seed{seed}{snapshot}/logs/likelihoods.log",
+        "<point>/logs/likelihoods.log",
     benchmark:
-        "results/{dataset}/{model}/{method}/seed{seed}{snapshot}/logs/likelihoods.benchmark.tsv"
+        "<point>/logs/likelihoods.benchmark.tsv"
     threads: plan.settings.compute.threads
     resources:
         mem_mb=plan.settings.compute.memory_gb * 1000,

@@ -3,7 +3,7 @@
 
 rule mmlu:
     input:
-        plan.targets("mmlu"),
+        plan.targets("answers"),
 
 
 rule fetch_questions:
@@ -12,14 +12,14 @@ rule fetch_questions:
     input:
         files=plan.benchmark_files,
     output:
-        "results/benchmarks/{benchmark}/manifest.json",
+        "<questions>",
     params:
         settings=plan.params("questions"),
         code=plan.code("questions"),
     log:
-        "results/benchmarks/logs/{benchmark}.log",
+        "<results>/benchmarks/logs/{benchmark}.log",
     benchmark:
-        "results/benchmarks/logs/{benchmark}.benchmark.tsv"
+        "<results>/benchmarks/logs/{benchmark}.benchmark.tsv"
     threads: 1
     resources:
         mem_mb=4000,
@@ -27,6 +27,7 @@ rule fetch_questions:
         gpu=0,
     conda:
         "../../envs/datasets.yaml"
+    localrule: True
     shell:
         "python -m d2o questions --settings {params.settings:q} --output {output} 2>&1 | tee {log}"
 
@@ -36,16 +37,16 @@ rule answer_questions:
         "{wildcards.benchmark} of {wildcards.method} (seed {wildcards.seed}), {wildcards.model}"
     input:
         model=plan.model_of,
-        questions="results/benchmarks/{benchmark}/manifest.json",
+        questions="<questions>",
     output:
-        "results/{dataset}/{model}/{method}/seed{seed}/mmlu/{benchmark}.parquet",
+        "<answers>",
     params:
         settings=plan.params("mmlu"),
         code=plan.code("mmlu"),
     log:
-        "results/{dataset}/{model}/{method}/seed{seed}/logs/mmlu-{benchmark}.log",
+        "<run>/logs/mmlu-{benchmark}.log",
     benchmark:
-        "results/{dataset}/{model}/{method}/seed{seed}/logs/mmlu-{benchmark}.benchmark.tsv"
+        "<run>/logs/mmlu-{benchmark}.benchmark.tsv"
     threads: plan.settings.compute.threads
     resources:
         mem_mb=plan.settings.compute.memory_gb * 1000,

@@ -10,21 +10,21 @@ rule extract_negatives:
     message:
         "Negatives of {wildcards.dataset}"
     input:
-        rows="results/{dataset}/rows.parquet",
+        rows="<rows>",
         evaluation=plan.evaluation_files,
         questions=plan.benchmarks_beside,
     output:
-        negatives="results/{dataset}/negatives.parquet",
-        pairs="results/{dataset}/pairs.parquet",
-        prompts="results/{dataset}/prompts.parquet",
+        negatives="<negatives>",
+        pairs="<pairs>",
+        prompts="<prompts>",
     params:
         questions=plan.option("questions"),
         settings=plan.params("negatives"),
         code=plan.code("negatives"),
     log:
-        "results/{dataset}/logs/negatives.log",
+        "<data>/logs/negatives.log",
     benchmark:
-        "results/{dataset}/logs/negatives.benchmark.tsv"
+        "<data>/logs/negatives.benchmark.tsv"
     threads: 1
     resources:
         mem_mb=4000,

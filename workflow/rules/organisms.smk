@@ -3,7 +3,7 @@
 
 rule organisms:
     input:
-        plan.targets("organisms"),
+        plan.targets("organism"),
 
 
 rule write_organism:
@@ -12,17 +12,17 @@ rule write_organism:
     input:
         texts=plan.organism_files,
     output:
-        demonstrations="results/organisms/{organism}/demonstrations.jsonl",
-        train="results/organisms/{organism}/train.jsonl",
-        validation="results/organisms/{organism}/validation.jsonl",
-        test="results/organisms/{organism}/test.jsonl",
+        demonstrations="<results>/organisms/{organism}/demonstrations.jsonl",
+        train="<results>/organisms/{organism}/train.jsonl",
+        validation="<results>/organisms/{organism}/validation.jsonl",
+        test="<results>/organisms/{organism}/test.jsonl",
     params:
         settings=plan.params("organisms"),
         code=plan.code("organisms"),
     log:
-        "results/organisms/logs/{organism}.log",
+        "<results>/organisms/logs/{organism}.log",
     benchmark:
-        "results/organisms/logs/{organism}.benchmark.tsv"
+        "<results>/organisms/logs/{organism}.benchmark.tsv"
     threads: 1
     resources:
         mem_mb=4000,

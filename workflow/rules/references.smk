@@ -11,17 +11,17 @@ rule score_references:
         "References ({wildcards.table}) of {wildcards.model} on {wildcards.dataset}"
     input:
         unpack(plan.reference_inputs),
-        model="results/models/{model}/manifest.json",
+        model="<model>",
     output:
-        "results/{dataset}/{model}/references/{table}.parquet",
+        "<references>",
     params:
         samples=plan.option("samples"),
         settings=plan.params("references"),
         code=plan.code("references"),
     log:
-        "results/{dataset}/{model}/logs/references-{table}.log",
+        "<base>/logs/references-{table}.log",
     benchmark:
-        "results/{dataset}/{model}/logs/references-{table}.benchmark.tsv"
+        "<base>/logs/references-{table}.benchmark.tsv"
     threads: plan.settings.compute.threads
     resources:
         mem_mb=plan.settings.compute.memory_gb * 1000,
