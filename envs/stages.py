@@ -1,8 +1,8 @@
 """Writes the environments of each stage for `--sdm conda`, with the versions of the locks: `make lock` runs it.
 
 For GPU machines `gpu/<stage>.yaml`, which pip installs. The CPU build of torch lies on PyTorch's own index, and uv
-knows that: for CPU machines `cpu/<stage>.yaml` brings uv, and `cpu/<stage>.post-deploy.sh`, which Snakemake runs in the
-new environment, calls it. What these packages need is resolved; where it must be exactly the lock, use `make env`.
+knows that: for CPU machines `cpu/<stage>.yaml` brings uv, and `cpu/<stage>.post-deploy.sh`, which Snakemake runs in
+the new environment, calls it. What these packages need is resolved; where all must be the lock's, use `make env`.
 """
 
 import re
@@ -29,7 +29,7 @@ def locked(lock: Path) -> dict[str, str]:
 
 
 def environment(machine: str, packages: list[str]) -> str:
-    """The text of an environment file of these lines below `dependencies`."""
+    """The text of an environment file with these lines below `dependencies`."""
     head = HEAD.format(machine) + "channels:\n  - conda-forge\ndependencies:\n  - python=3.11\n"
     return head + "".join(f"  {line}\n" for line in packages)
 

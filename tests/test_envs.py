@@ -23,7 +23,7 @@ def test_the_files_of_conda_are_those_that_make_lock_writes():
 
 def test_a_stage_has_the_same_packages_on_either_machine_but_for_the_build_of_vllm():
     def names(path):
-        return [name for name in re.findall(r"^ +(?:- )?([\w-]+)==", path.read_text(), re.MULTILINE)]
+        return re.findall(r"^ +(?:- )?([\w-]+)==", path.read_text(), re.MULTILINE)
 
     stages = [path.stem for path in (ENVS / "gpu").iterdir()]
     for stage in stages:
@@ -63,7 +63,7 @@ def test_a_container_is_made_by_its_lock_from_files_that_are_there(machine, tmp_
             (copied / target).mkdir(parents=True, exist_ok=True)
             for source in sources:
                 shutil.copy(ROOT / source, copied / target)
-    install = next(rest for instruction, rest in steps(machine) if "install.sh" in rest)
+    install = next(rest for instruction, rest in steps(machine) if instruction == "RUN" and "install.sh" in rest)
     python = copied / ".venv" / "bin" / "python"
     python.parent.mkdir(parents=True)
     python.symlink_to(sys.executable)
