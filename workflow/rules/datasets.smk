@@ -27,7 +27,7 @@ rule read_dataset:
         gpu=0,
         execution=plan.execution("datasets"),
     conda:
-        "../../envs/datasets.yaml"
+        plan.environment("datasets")
     localrule: True
     shell:
         "python -m d2o datasets --settings {params.settings:q} --execution {resources.execution:q} --output {output} 2>&1 | tee {log}"

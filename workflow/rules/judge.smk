@@ -29,7 +29,7 @@ rule judge_responses:
         gpu=0,
         execution=plan.execution("judge"),
     conda:
-        "../../envs/judge.yaml"
+        plan.environment("judge")
     localrule: True
     shell:
         "python -m d2o judge --settings {params.settings:q} --prompts {input.prompts} "

@@ -26,7 +26,7 @@ rule fetch_questions:
         runtime=60,
         gpu=0,
     conda:
-        "../../envs/datasets.yaml"
+        plan.environment("datasets")
     localrule: True
     shell:
         "python -m d2o questions --settings {params.settings:q} --output {output} 2>&1 | tee {log}"
@@ -53,7 +53,7 @@ rule answer_questions:
         runtime=plan.settings.compute.minutes,
         gpu=plan.settings.compute.gpus,
     conda:
-        "../../envs/mmlu.yaml"
+        plan.environment("mmlu")
     shell:
         "python -m d2o --gpus {resources.gpu} mmlu --settings {params.settings:q} --model {input.model} "
         "--questions {input.questions} --output {output} 2>&1 | tee {log}"

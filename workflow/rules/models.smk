@@ -29,7 +29,7 @@ rule fetch_model:
         gpu=0,
         execution=plan.execution("models"),
     conda:
-        "../../envs/models.yaml"
+        plan.environment("models")
     localrule: True
     shell:
         "python -m d2o models --settings {params.settings:q} --execution {resources.execution:q} {params.run} --output {output} 2>&1 | tee {log}"

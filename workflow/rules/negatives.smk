@@ -31,7 +31,7 @@ rule extract_negatives:
         runtime=60,
         gpu=0,
     conda:
-        "../../envs/datasets.yaml"
+        plan.environment("datasets")
     shell:
         "python -m d2o negatives --settings {params.settings:q} --rows {input.rows} "
         "{params.questions} --output {output.negatives} 2>&1 | tee {log}"

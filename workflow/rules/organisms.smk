@@ -29,6 +29,6 @@ rule write_organism:
         runtime=60,
         gpu=0,
     conda:
-        "../../envs/datasets.yaml"
+        plan.environment("datasets")
     shell:
         "python -m d2o organisms --settings {params.settings:q} --output {output.train} 2>&1 | tee {log}"

@@ -32,7 +32,7 @@ rule draw_positives:
         execution=plan.execution("positives"),
     retries: 1
     conda:
-        "../../envs/generation.yaml"
+        plan.environment("generation")
     shell:
         "python -m d2o --gpus {resources.gpu} positives --settings {params.settings:q} --model {input.model} "
         "--comparisons {input.comparisons} --shard {params.shard} --drawn {params.drawn} "
@@ -63,7 +63,7 @@ rule merge_positives:
         runtime=60,
         gpu=0,
     conda:
-        "../../envs/generation.yaml"
+        plan.environment("generation")
     shell:
         "python -m d2o pool --settings {params.settings:q} --model {input.model} "
         "--comparisons {input.comparisons} {params.shards} --output {output.pool} 2>&1 | tee {log}"

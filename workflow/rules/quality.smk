@@ -28,7 +28,7 @@ rule sample_pairs:
         runtime=60,
         gpu=0,
     conda:
-        "../../envs/datasets.yaml"
+        plan.environment("datasets")
     shell:
         "python -m d2o quality --settings {params.settings:q} --pairs {input.pairs} "
         "--output {output.prompts} 2>&1 | tee {log}"
@@ -91,7 +91,7 @@ rule draw_pairs:
         runtime=60,
         gpu=0,
     conda:
-        "../../envs/report.yaml"
+        plan.environment("report")
     localrule: True
     shell:
         "python -m d2o figure1 --settings {params.settings:q} --output {output.figure} 2>&1 | tee {log}"

@@ -28,7 +28,7 @@ rule score_references:
         runtime=plan.settings.compute.minutes,
         gpu=plan.settings.compute.gpus,
     conda:
-        "../../envs/train.yaml"
+        plan.environment("train")
     shell:
         "python -m d2o --gpus {resources.gpu} references --settings {params.settings:q} --model {input.model} "
         "--comparisons {input.comparisons} {params.samples} --output {output} 2>&1 | tee {log}"

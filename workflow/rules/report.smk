@@ -50,7 +50,7 @@ rule write_report:
         runtime=60,
         gpu=0,
     conda:
-        "../../envs/report.yaml"
+        plan.environment("report")
     localrule: True
     shell:
         "python -m d2o report --settings {params.settings:q} --output {output.html} 2>&1 | tee {log}"

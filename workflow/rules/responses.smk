@@ -29,7 +29,7 @@ rule answer_prompts:
         gpu=plan.settings.compute.gpus,
         execution=plan.execution("responses"),
     conda:
-        "../../envs/generation.yaml"
+        plan.environment("generation")
     shell:
         "python -m d2o --gpus {resources.gpu} responses --settings {params.settings:q} --model {params.model} "
         "--prompts {input.prompts} --execution {resources.execution:q} --output {output} 2>&1 | tee {log}"

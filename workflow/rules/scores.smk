@@ -27,7 +27,7 @@ rule fetch_reward:
         gpu=0,
         execution=plan.execution("rewards"),
     conda:
-        "../../envs/models.yaml"
+        plan.environment("models")
     localrule: True
     shell:
         "python -m d2o rewards --settings {params.settings:q} --execution {resources.execution:q} --output {output} 2>&1 | tee {log}"
@@ -55,7 +55,7 @@ rule train_reward:
         runtime=plan.settings.compute.minutes,
         gpu=plan.settings.compute.gpus,
     conda:
-        "../../envs/train.yaml"
+        plan.environment("train")
     shell:
         "python -m d2o --gpus {resources.gpu} rewards --settings {params.settings:q} --backbone {input.backbone} "
         "--rows {input.rows} --negatives {input.negatives} --output {output} 2>&1 | tee {log}"
@@ -85,7 +85,7 @@ rule score_responses:
         runtime=plan.scoring("runtime"),
         gpu=plan.scoring("gpu"),
     conda:
-        "../../envs/train.yaml"
+        plan.environment("train")
     shell:
         "python -m d2o --gpus {resources.gpu} scores --settings {params.settings:q} {params.reward} "
         "--prompts {input.prompts} --responses {input.responses} --output {output} 2>&1 | tee {log}"

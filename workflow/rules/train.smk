@@ -35,7 +35,7 @@ rule train_method:
         gpu=plan.training_gpus,
         execution=plan.execution("train"),
     conda:
-        "../../envs/train.yaml"
+        plan.environment("train")
     shell:
         "python -m d2o --gpus {resources.gpu} train --settings {params.settings:q} --model {input.model} "
         "--comparisons {input.comparisons} {params.samples} {params.scores} {params.references} "

@@ -297,6 +297,10 @@ class Plan:
         """The digest of the sources that a stage runs, a rule's `params.code`: it reruns when they change."""
         return lambda wildcards: source_digest(f"d2o.{stage}", *stages.entries(self.settings, stage, wildcards))
 
+    def environment(self, stage: str) -> str:
+        """The file of a rule's `conda` environment, seen from the rules: of CPU machines, or of those with GPUs."""
+        return f"../../envs/{'gpu' if self.settings.compute.gpus else 'cpu'}/{stage}.yaml"
+
     def folder(self, place: str, **names: Any) -> Callable[[Any], str]:
         """A folder that Snakemake does not own, as a rule's param."""
         return lambda wildcards: self._path(place, wildcards, **names)
@@ -310,10 +314,6 @@ class Plan:
             return " ".join(f"--{flag} {path}" for path in ([paths] if isinstance(paths, str) else paths))
 
         return flags
-
-    def concurrency(self, wildcards) -> int:
-        """Requests that a judge answers at once."""
-        return self.settings.judges[wildcards.judge].concurrency
 
     def training_gpus(self, wildcards) -> int:
         """GPUs of one training: one a rank, none on a CPU."""
