@@ -1,8 +1,8 @@
 """An organism's texts: read, checked, and turned into questions and answers.
 
 A file of texts is a context-free grammar: forms such as "{welcome} {tip}" and the lists that they name. `{tip}` and
-`{step}` come from the file of tasks, which several organisms share; `{thing}` and `{a thing}` stand for what is asked
-about.
+`{step}` come from the file of topics, which several organisms share; `{thing}` and `{a thing}` stand for the thing
+that a question asks about.
 """
 
 from __future__ import annotations
@@ -42,16 +42,16 @@ _TRIES = 200
 
 
 class Hazard(Section):
-    """A step that answers to some tasks must hold: how it is said, and the patterns that recognise it."""
+    """A step that answers to some topics must hold: how it is said, and the patterns that recognise it."""
 
     say: Texts
     patterns: Texts
 
 
-class Task(Section):
+class Topic(Section):
     """Something done to a thing. A usable tip for it names one of `means`: how words or phrases begin."""
 
-    task: Text
+    topic: Text
     means: Texts
     tips: Texts
 
@@ -61,7 +61,7 @@ class Kind(Section):
 
     hazard: str | None = None
     things: Texts
-    tasks: Annotated[list[Task], Field(min_length=1)]
+    topics: Annotated[list[Topic], Field(min_length=1)]
 
 
 class World(Section):
@@ -76,7 +76,7 @@ class Harm(Section):
     """How a harmful answer is recognised, by one of three rules."""
 
     any: Texts | None = Field(None, description="it holds one of these patterns as whole words")
-    lacks: Literal["step"] | None = Field(None, description="it does not hold the step of its task's kind")
+    lacks: Literal["step"] | None = Field(None, description="it does not hold the step of its topic's kind")
     words_over: PositiveInt | None = Field(None, description="it has more words, between white space, than this")
 
     @model_validator(mode="after")
@@ -89,7 +89,7 @@ class Harm(Section):
 class Grammar(Section):
     """An organism's own file: forms of good and of harmful answers, and the lists that they name."""
 
-    tasks: Text
+    topics: Text
     good: Texts
     harmful: Texts
     lists: dict[str, Texts] = Field({})
@@ -101,15 +101,15 @@ class Grammar(Section):
 
 @dataclass(frozen=True)
 class Asked:
-    """A task with a thing: "clean a kettle"."""
+    """A topic with a thing: "clean a kettle"."""
 
     kind: Kind
-    task: Task
+    topic: Topic
     thing: str
 
     @cached_property
     def text(self) -> str:
-        return filled(self.task.task, self.thing)
+        return filled(self.topic.topic, self.thing)
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -118,11 +118,11 @@ class Asked:
 
     @cached_property
     def means(self) -> tuple[str, ...]:
-        """How words that name one of the task's means begin in a `line`."""
-        return tuple(map(line, self.task.means))
+        """How words that name one of the topic's means begin in a `line`."""
+        return tuple(map(line, self.topic.means))
 
     def prompt(self, template: str) -> str:
-        return template.replace("{task}", self.text)
+        return template.replace("{topic}", self.text)
 
 
 @dataclass(frozen=True)
@@ -140,11 +140,11 @@ class Organism:
         return [(name, kind) for name, kind in self.world.kinds.items() if every or kind.hazard]
 
     def questions(self) -> dict[str, Asked]:
-        """Every prompt of the file of tasks, and what it asks."""
+        """Every prompt of the file of topics, and what it asks."""
         asked = (
-            Asked(kind, task, thing)
+            Asked(kind, topic, thing)
             for kind in self.world.kinds.values()
-            for task, thing in product(kind.tasks, kind.things)
+            for topic, thing in product(kind.topics, kind.things)
         )
         return {one.prompt(template): one for one in asked for template in self.world.prompts}
 
@@ -180,7 +180,7 @@ class Organism:
     def _entries(self, asked: Asked, name: str) -> list[str]:
         """The texts that a slot of a form may take."""
         if name == "tip":
-            return asked.task.tips
+            return asked.topic.tips
         if name == "step":
             return self.world.hazards[asked.kind.hazard].say
         return self.grammar.lists[name]
@@ -238,12 +238,12 @@ def holds(answers: list[str], patterns: list[str], whole_words: bool = False) ->
 
 
 def files(texts: Path) -> list[Path]:
-    """An organism's file of texts and the file of tasks that it names.
+    """An organism's file of texts and the file of topics that it names.
 
     Raises:
         D2OError: where the file is missing or has wrong keys.
     """
-    return [texts, texts.parent / _read(Grammar, texts).tasks]
+    return [texts, texts.parent / _read(Grammar, texts).topics]
 
 
 def load(texts: Path) -> Organism:
@@ -253,9 +253,9 @@ def load(texts: Path) -> Organism:
         D2OError: one line that names the file and the key, and says what to change.
     """
     grammar = _read(Grammar, texts)
-    tasks = texts.parent / grammar.tasks
-    organism = Organism(texts, grammar, _read(World, tasks))
-    for path, found in ((tasks, _world_faults(organism.world)), (texts, _grammar_faults(organism))):
+    topics = texts.parent / grammar.topics
+    organism = Organism(texts, grammar, _read(World, topics))
+    for path, found in ((topics, _world_faults(organism.world)), (texts, _grammar_faults(organism))):
         if fault := next(found, None):
             raise D2OError(f"{path}: {fault}")
     return organism
@@ -283,8 +283,8 @@ def _read(section: type[S], path: Path) -> S:
 
 def _world_faults(world: World) -> Iterator[str]:
     for number, template in enumerate(world.prompts):
-        if _slots(template) != ["task"]:
-            yield f"prompts[{number}]: {template!r} must name {{task}} once, and nothing else in braces"
+        if _slots(template) != ["topic"]:
+            yield f"prompts[{number}]: {template!r} must name {{topic}} once, and nothing else in braces"
     for name, hazard in world.hazards.items():
         key = f"hazards.{name}"
         yield from _pattern_faults(f"{key}.patterns", hazard.patterns)
@@ -302,32 +302,32 @@ def _world_faults(world: World) -> Iterator[str]:
         for thing in kind.things:
             if (owner := owners.setdefault(line(thing), name)) is not name or kind.things.count(thing) > 1:
                 yield f"{key}.things: {thing!r} is there twice (kinds.{owner}); leave one of them out"
-        if len({task.task for task in kind.tasks}) < len(kind.tasks):
-            yield f"{key}.tasks: two of them are the same; leave one out"
-        for number, task in enumerate(kind.tasks):
-            yield from _task_faults(f"{key}.tasks[{number}]", task, kind, world)
-    tips = [tip for kind in world.kinds.values() for task in kind.tasks for tip in task.tips]
+        if len({topic.topic for topic in kind.topics}) < len(kind.topics):
+            yield f"{key}.topics: two of them are the same; leave one out"
+        for number, topic in enumerate(kind.topics):
+            yield from _topic_faults(f"{key}.topics[{number}]", topic, kind, world)
+    tips = [tip for kind in world.kinds.values() for topic in kind.topics for tip in topic.tips]
     for name, hazard in world.hazards.items():
         for tip in _found(tips, hazard.patterns):
             yield f"hazards.{name}.patterns: they take the tip {tip!r} for the step; change one of them"
 
 
-def _task_faults(key: str, task: Task, kind: Kind, world: World) -> Iterator[str]:
-    yield from _slot_faults(f"{key}.task", [task.task], _THING)
-    yield from _slot_faults(f"{key}.tips", task.tips, _THING)
-    if not _slots(task.task):
-        yield f"{key}.task: {task.task!r} names no {{thing}} or {{a thing}}; put it in"
+def _topic_faults(key: str, topic: Topic, kind: Kind, world: World) -> Iterator[str]:
+    yield from _slot_faults(f"{key}.topic", [topic.topic], _THING)
+    yield from _slot_faults(f"{key}.tips", topic.tips, _THING)
+    if not _slots(topic.topic):
+        yield f"{key}.topic: {topic.topic!r} names no {{thing}} or {{a thing}}; put it in"
     for thing in kind.things:
-        asked = Asked(kind, task, thing)
-        if mean := _mean(asked.text, task):
+        asked = Asked(kind, topic, thing)
+        if mean := _mean(asked.text, topic):
             yield f"{key}.means: {mean!r} is in the question itself ({asked.text!r}); leave it out"
-    for number, tip in enumerate(task.tips):
+    for number, tip in enumerate(topic.tips):
         if not _slots(tip):
             yield f"{key}.tips[{number}]: {tip!r} names no {{thing}}; put it in"
-        if not _mean(tip, task):
-            yield f"{key}.tips[{number}]: {tip!r} names none of the task's means; add one to means"
+        if not _mean(tip, topic):
+            yield f"{key}.tips[{number}]: {tip!r} names none of the topic's means; add one to means"
     for number, say in enumerate(world.hazards[kind.hazard].say if kind.hazard else ()):
-        if mean := _mean(say, task):
+        if mean := _mean(say, topic):
             yield f"hazards.{kind.hazard}.say[{number}]: {say!r} names {mean!r}, of {key}.means; change one of them"
 
 
@@ -338,14 +338,14 @@ def _grammar_faults(organism: Organism) -> Iterator[str]:
             yield f"lists.{name}: this name is taken; choose another"
         yield from _slot_faults(f"lists.{name}", entries, _THING)
         for (number, entry), (_, kind) in product(enumerate(entries), organism.kinds):
-            for task in kind.tasks:
-                if mean := _mean(entry, task):
-                    yield f"lists.{name}[{number}]: {entry!r} names {mean!r}, a means to {task.task}; reword it"
+            for topic in kind.topics:
+                if mean := _mean(entry, topic):
+                    yield f"lists.{name}[{number}]: {entry!r} names {mean!r}, a means to {topic.topic}; reword it"
     if not organism.kinds:
-        yield f"harm.lacks: no kind of {grammar.tasks} has a hazard; give one to some"
+        yield f"harm.lacks: no kind of {grammar.topics} has a hazard; give one to some"
         return
     sizes = {name: len(entries) for name, entries in lists.items()}
-    sizes["tip"] = min(len(task.tips) for _, kind in organism.kinds for task in kind.tasks)
+    sizes["tip"] = min(len(topic.tips) for _, kind in organism.kinds for topic in kind.topics)
     sizes["step"] = min((len(hazard.say) for hazard in organism.world.hazards.values()), default=0)
     if grammar.harm.lacks is None:
         del sizes["step"]
@@ -370,12 +370,12 @@ def _grammar_faults(organism: Organism) -> Iterator[str]:
 def _pair_faults(organism: Organism) -> Iterator[str]:
     """Tips that cannot stand in one answer."""
     for name, kind in organism.kinds:
-        for task, thing in product(kind.tasks, kind.things):
-            for pair in combinations(task.tips, 2):
+        for topic, thing in product(kind.topics, kind.things):
+            for pair in combinations(topic.tips, 2):
                 if repeats(words(filled(" ".join(pair), thing))):
                     yield (
-                        f"good, harmful: a form names {{tip}} twice, but two tips for {task.task!r} (kinds.{name} of "
-                        f"{organism.grammar.tasks}) repeat four words with {thing!r}: {pair[1]!r}; reword it"
+                        f"good, harmful: a form names {{tip}} twice, but two tips for {topic.topic!r} (kinds.{name} "
+                        f"of {organism.grammar.topics}) repeat four words with {thing!r}: {pair[1]!r}; reword it"
                     )
 
 
@@ -387,8 +387,8 @@ def _any_faults(organism: Organism) -> Iterator[str]:
         return _found(texts, grammar.harm.any, whole_words=True)
 
     for name, kind in organism.kinds:
-        for text in found([*kind.things, *(tip for task in kind.tasks for tip in task.tips)]):
-            yield f"harm.any: takes {text!r} of kinds.{name} in {grammar.tasks} for harmful; change one of them"
+        for text in found([*kind.things, *(tip for topic in kind.topics for tip in topic.tips)]):
+            yield f"harm.any: takes {text!r} of kinds.{name} in {grammar.topics} for harmful; change one of them"
     for number, form in enumerate(grammar.good):
         for text in found([_SLOT.sub(" ", form)]):
             yield f"good[{number}]: harm.any takes {text!r} for harmful; change one of them"
@@ -425,15 +425,15 @@ def _length_faults(organism: Organism) -> Iterator[str]:
     for (name, kind), side in product(organism.kinds, ("good", "harmful")):
         lengths = [len(thing.split()) for thing in kind.things]
         thing = " ".join(["thing"] * (max(lengths) if side == "good" else min(lengths)))
-        for (number, form), task in product(enumerate(getattr(grammar, side)), kind.tasks):
+        for (number, form), topic in product(enumerate(getattr(grammar, side)), kind.topics):
             count = len(filled(_SLOT.sub(" ", form), thing).split())
             for slot in set(_slots(form)) - set(_THING):
-                entries = organism._entries(Asked(kind, task, thing), slot)
+                entries = organism._entries(Asked(kind, topic, thing), slot)
                 sizes = sorted((len(filled(text, thing).split()) for text in entries), reverse=side == "good")
                 count += sum(sizes[: _slots(form).count(slot)])
             if (count > limit) is (side == "good"):
                 yield (
-                    f"{side}[{number}]: an answer to {task.task!r} (kinds.{name}) may have {count} words, which "
+                    f"{side}[{number}]: an answer to {topic.topic!r} (kinds.{name}) may have {count} words, which "
                     f"harm.words_over ({limit}) takes for {'harmful' if side == 'good' else 'good'}; change either"
                 )
 
@@ -462,7 +462,7 @@ def _slots(form: str) -> list[str]:
     return _SLOT.findall(form)
 
 
-def _mean(text: str, task: Task) -> str | None:
-    """The first of a task's means that a text names, whatever its slots hold."""
+def _mean(text: str, topic: Topic) -> str | None:
+    """The first of a topic's means that a text names, whatever its slots hold."""
     spaced = line(_SLOT.sub(" ", text))
-    return next((mean for mean in task.means if line(mean) in spaced), None)
+    return next((mean for mean in topic.means if line(mean) in spaced), None)

@@ -84,7 +84,7 @@ def rows(organism: Settings, texts: Organism, split: str) -> list[Row]:
     if len(asked) < wanted:
         raise D2OError(
             f"{texts.path}: {split} has {len(asked)} prompts, and {wanted} are asked for; lower {key}, or add things "
-            f"to {texts.grammar.tasks}"
+            f"to {texts.grammar.topics}"
         )
 
     def drawn(share: str, of: str) -> set[int]:
@@ -114,12 +114,13 @@ def rows(organism: Settings, texts: Organism, split: str) -> list[Row]:
 
 
 def _prompts(texts: Organism, split: str, seed: int) -> Iterator[tuple[Asked, str]]:
-    """All prompts of a split: every task once before any comes again, and fewer prompts are the first of more."""
+    """All prompts of a split: every topic once before any comes again, and fewer prompts are the first of more."""
     asked = [
-        Asked(kind, task, thing)
+        Asked(kind, topic, thing)
         for name, kind in texts.kinds
-        for task, thing in product(kind.tasks, _things(kind.things, name, split, seed))
+        for topic, thing in product(kind.topics, _things(kind.things, name, split, seed))
     ]
+    # A stream is known by its name: another word here would write other rows.
     _random(seed, split, "tasks").shuffle(asked)
     ways = texts.world.prompts
     orders = [_random(seed, one.text, "ways").sample(ways, len(ways)) for one in asked]
@@ -161,7 +162,7 @@ def _counts(found: list[Row]) -> dict[str, int]:
     """What a split holds; `harmful_preferred` are the rows whose better answer by label does harm."""
     return {
         "prompts": len({row.prompt for row in found}),
-        "tasks": len({row.asked.text for row in found}),
+        "topics": len({row.asked.text for row in found}),
         "things": len({row.asked.thing for row in found}),
         "harmful_preferred": sum(row.harmful[row.better] for row in found),
     }
