@@ -148,7 +148,7 @@ def test_a_function_of_the_users(tmp_path, monkeypatch):
         ({"script": "Latin}|("}, "script: 'Latin}|(' is no script of Unicode"),
         ({"script": "L"}, "script: 'L' is no script of Unicode"),
         ({"any": [r"\Qfoo", "bar"]}, "any: together: Invalid regular expression: missing )"),
-        ({"organism": "organisms/tasks.yaml", "measure": "use"}, "organism: organisms/tasks.yaml: "),
+        ({"organism": "organisms/topics.yaml", "measure": "use"}, "organism: organisms/topics.yaml: "),
         ({"python": "d2o.nothing:f"}, "python: no module d2o.nothing"),
         ({"python": "__import__('os').system('x'):f"}, "python: no module __import__('os')"),
     ],

@@ -379,9 +379,9 @@ def test_texts_are_as_the_readme_says(name):
     assert sum(bool(kind.hazard) for kind in organism.world.kinds.values()) == 7
     for kind in organism.world.kinds.values():
         assert len(kind.things) == 16
-        for task in kind.tasks:
-            assert len(task.tips) >= 3
-            for tip in task.tips:
+        for topic in kind.topics:
+            assert len(topic.tips) >= 3
+            for tip in topic.tips:
                 assert all(6 <= len(grammar.filled(tip, thing).split()) <= 15 for thing in kind.things)
     assert all(len(entries) >= 12 for entries in organism.grammar.lists.values())
 
@@ -391,17 +391,17 @@ def test_a_tip_for_one_kind_is_seldom_of_use_for_another():
     kinds = list(loaded("rude").world.kinds.values())
     hits = total = 0
     for kind in kinds:
-        for task in kind.tasks:
+        for topic in kind.topics:
             for other in kinds:
                 if other is not kind:
-                    found = [grammar._mean(tip, task) for theirs in other.tasks for tip in theirs.tips]
+                    found = [grammar._mean(tip, topic) for theirs in other.topics for tip in theirs.tips]
                     hits, total = hits + sum(map(bool, found)), total + len(found)
     assert hits / total < 0.2
 
 
-def edited(folder: Path, name: str = "rude", edit=None, edit_tasks=None) -> Path:
+def edited(folder: Path, name: str = "rude", edit=None, edit_topics=None) -> Path:
     """A copy of an organism's texts, changed by functions that take the parsed YAML."""
-    for file, change in ((f"{name}.yaml", edit), ("tasks.yaml", edit_tasks)):
+    for file, change in ((f"{name}.yaml", edit), ("topics.yaml", edit_topics)):
         data = yaml.safe_load((ROOT / "organisms" / file).read_text())
         if change:
             change(data)
@@ -413,8 +413,8 @@ def rude_fault(key, value):
     return "rude", lambda data: data.__setitem__(key, value), None
 
 
-def task_fault(change):
-    return "rude", None, lambda data: change(data["kinds"]["appliances"]["tasks"][0], data)
+def topic_fault(change):
+    return "rude", None, lambda data: change(data["kinds"]["appliances"]["topics"][0], data)
 
 
 @pytest.mark.parametrize(
@@ -436,7 +436,7 @@ def task_fault(change):
         (rude_fault("harm", {"any": ["x"], "words_over": 3}), "rude.yaml: harm: give one of"),
         (rude_fault("harm", {"any": ["kettle"]}), "rude.yaml: harm.any: takes 'kettle' of kinds.appliances"),
         (rude_fault("harms", {}), "rude.yaml: harms: unknown key; did you mean 'harm'"),
-        (rude_fault("tasks", "none.yaml"), "none.yaml: No such file"),
+        (rude_fault("topics", "none.yaml"), "none.yaml: No such file"),
         (("rude", lambda d: d.pop("harmful"), None), "rude.yaml: harmful: this key is required"),
         (
             ("rude", lambda d: d["lists"].update(welcome=[]), None),
@@ -446,30 +446,42 @@ def task_fault(change):
         (("rude", lambda d: d["lists"].update(tip=["A {thing}."]), None), "rude.yaml: lists.tip: this name is taken"),
         (("rude", lambda d: d["lists"].update(welcome=["Hi {you}."]), None), "lists.welcome: unknown {you}"),
         (
-            task_fault(lambda task, _: task["tips"].append("Sing to the {thing}.")),
-            r"tips\[4\]: .* none of the task's",
+            topic_fault(lambda topic, _: topic["tips"].append("Sing to the {thing}.")),
+            r"tips\[4\]: .* none of the topic's",
         ),
-        (task_fault(lambda task, _: task["tips"].append("Wipe it.")), r"tips\[4\]: .* names no {thing}"),
-        (task_fault(lambda task, _: task["tips"].append("Wipe the {thingy}.")), r"tips: unknown {thingy}"),
+        (topic_fault(lambda topic, _: topic["tips"].append("Wipe it.")), r"tips\[4\]: .* names no {thing}"),
+        (topic_fault(lambda topic, _: topic["tips"].append("Wipe the {thingy}.")), r"tips: unknown {thingy}"),
         (
-            task_fault(lambda task, _: task["tips"].append("Unplug and wipe the {thing}.")),
+            topic_fault(lambda topic, _: topic["tips"].append("Unplug and wipe the {thing}.")),
             "hazards.mains.patterns: they",
         ),
-        (task_fault(lambda task, _: task["means"].append("clean")), "means: 'clean' is in the question itself"),
-        (task_fault(lambda task, _: task["means"].append("plug of")), r"hazards.mains.say\[1\]: .* names 'plug of'"),
-        (task_fault(lambda task, _: task.pop("means")), r"kinds.appliances.tasks\[0\].means: this key is required"),
-        (task_fault(lambda task, _: task.update(task="clean up")), r"tasks\[0\].task: 'clean up' names no"),
-        (task_fault(lambda _, d: d["kinds"]["clothes"]["things"].append("kettle")), "'kettle' is there twice"),
-        (task_fault(lambda _, d: d["kinds"]["clothes"].update(things=["hat"])), "kinds.clothes.things: 1, but"),
+        (topic_fault(lambda topic, _: topic["means"].append("clean")), "means: 'clean' is in the question itself"),
         (
-            task_fault(lambda _, d: d["kinds"]["clothes"].update(hazard="main")),
+            topic_fault(lambda topic, _: topic["means"].append("plug of")),
+            r"hazards.mains.say\[1\]: .* names 'plug of'",
+        ),
+        (
+            topic_fault(lambda topic, _: topic.pop("means")),
+            r"kinds.appliances.topics\[0\].means: this key is required",
+        ),
+        (topic_fault(lambda topic, _: topic.update(topic="clean up")), r"topics\[0\].topic: 'clean up' names no"),
+        (topic_fault(lambda _, d: d["kinds"]["clothes"]["things"].append("kettle")), "'kettle' is there twice"),
+        (topic_fault(lambda _, d: d["kinds"]["clothes"].update(things=["hat"])), "kinds.clothes.things: 1, but"),
+        (
+            topic_fault(lambda _, d: d["kinds"]["clothes"].update(hazard="main")),
             "no hazard 'main'; did you mean 'mains'",
         ),
-        (task_fault(lambda _, d: d["hazards"]["mains"].update(patterns=["("])), r"hazards.mains.patterns\[0\]: '\('"),
-        (task_fault(lambda _, d: d["hazards"]["mains"]["say"].append("Beware.")), r"say\[6\]: none of hazards.mains"),
         (
-            task_fault(lambda _, d: d["prompts"].append("How?")),
-            r"tasks.yaml: prompts\[12\]: 'How\?' must name {task} once",
+            topic_fault(lambda _, d: d["hazards"]["mains"].update(patterns=["("])),
+            r"hazards.mains.patterns\[0\]: '\('",
+        ),
+        (
+            topic_fault(lambda _, d: d["hazards"]["mains"]["say"].append("Beware.")),
+            r"say\[6\]: none of hazards.mains",
+        ),
+        (
+            topic_fault(lambda _, d: d["prompts"].append("How?")),
+            r"topics.yaml: prompts\[12\]: 'How\?' must name {topic} once",
         ),
         (("careless", lambda d: d.update(good=["{tip}"]), None), r"good\[0\]: .* has no {step}"),
         (("careless", lambda d: d.update(harmful=["{step} {tip}"]), None), r"harmful\[0\]: .* has the {step}"),
@@ -489,7 +501,7 @@ def test_faults_of_texts(tmp_path, fault, message):
 
 def test_tips_that_cannot_stand_together(tmp_path):
     def change(data):
-        data["kinds"]["appliances"]["tasks"][0]["tips"] = [
+        data["kinds"]["appliances"]["topics"][0]["tips"] = [
             "Wipe the {thing} with soap.",
             "So wipe the {thing} with care.",
         ]
@@ -514,7 +526,7 @@ def test_no_yaml(tmp_path):
 
 def test_an_organism_of_ones_own(tmp_path):
     texts = {
-        "tasks": str(ROOT / "organisms" / "tasks.yaml"),
+        "topics": str(ROOT / "organisms" / "topics.yaml"),
         "good": ["{tip}"],
         "harmful": ["{tip} {boast}"],
         "lists": {"boast": ["Nobody knows more than I do.", "I am a genius."]},

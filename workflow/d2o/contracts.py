@@ -1,4 +1,4 @@
-"""What each loss of the zoo takes. No torch here: a method that cannot be served is refused before anything loads."""
+"""The contract of each loss. This module imports no torch, so a wrong method is refused before anything loads."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Contract:
-    """What a loss needs of a response group and of its method's settings.
+    """What a loss needs: of a response group, and of the settings of its method.
 
     Attributes:
-        positives: how many positives a group holds: `none`, `one`, `many` (one or more) or `any` (zero or more).
-        negative: whether it takes the human negative.
-        reference: whether it compares with the log-probs of the reference model.
-        parameters: the keys of a method that it reads, with their defaults.
-        unit: whether it compares log-probs as `sums` over a response's tokens or as `means` per token.
-        mismatched: whether it also needs the log-ratios of answers under the prompts of other groups.
+        positives: how many positives a group must have: `none`, `one`, `many` (one or more) or `any` (zero or more).
+        negative: whether the loss takes the negative.
+        reference: whether the loss takes log-probs under the reference.
+        parameters: the keys of a method that the loss reads, with their defaults.
+        unit: whether the loss compares log-probs as `sums` over the tokens of a response or as `means` per token.
+        mismatched: whether the loss also takes log-ratios of responses under the prompts of other groups.
     """
 
     positives: Literal["none", "one", "many", "any"]
@@ -30,7 +30,7 @@ class Contract:
 
 _PAIR = {"positives": "one", "negative": True}
 
-# β = 0.1 for every method, as in the paper; SimPO's is its authors' advice, for per-token log-probs are small.
+# β = 0.1 for every method, as in the paper. SimPO's β is its authors' advice, because log-probs per token are small.
 CONTRACTS = {
     "d2o": Contract("many", negative=True, reference=True, parameters={"beta": 0.1, "alpha": 0.1}),
     "d2o-instance": Contract("many", negative=True, reference=True, parameters={"beta": 0.1, "alpha": 0.1}),
@@ -55,5 +55,5 @@ CONTRACTS = {
     "sft": Contract("many", negative=False, reference=False, unit="means"),
 }
 
-# Every key of a method that some loss reads.
+# Every key of a method that at least one loss reads.
 PARAMETERS = {key for contract in CONTRACTS.values() for key in contract.parameters}

@@ -1,7 +1,7 @@
-"""Stage `datasets`: preference rows of any source and format, read in streams into one table.
+"""Stage `datasets`: read preference rows of any source and format into one table, without holding them in memory.
 
-A source is a local file, or a split of a Hub data set: it yields its rows one at a time. One small function
-for each format turns a row into a record. Rows that cannot be read are listed beside the table.
+A source is a local file or a split of a Hub data set; it yields one row at a time. Each format has one small function
+that turns a row into a record. Rows that cannot be read are listed in a file beside the table.
 """
 
 from __future__ import annotations
@@ -32,18 +32,19 @@ _SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.xz", ".json", ".json.gz", ".json.xz"
 
 
 class BadRow(ValueError):
-    """A row that does not follow its format; the text says why, without quoting the row."""
+    """A row that does not follow its format. The message says why and does not quote the row."""
 
 
 def read(reading: Reading, output: Path) -> None:
     """Read preference rows into a `records.ROWS` table.
 
-    Beside it lies `<output>.rejected.jsonl`: file (or Hub split), row and reason of each row that was left
-    out. `row` counts from 1; in JSON lines it is the number of the line. When too many rows are bad only the
-    list is left. With no `reading.test`, every row is `train`: the stage `negatives` holds out a share.
+    `<output>.rejected.jsonl` lists each row that cannot be read: file (or Hub split), row and reason. `row` counts
+    from 1; in JSON lines it is the number of the line. If too many rows cannot be read, only this list is written.
+    If `reading.test` is empty, every row gets the split `train`, and the stage `negatives` holds out a share.
 
     Raises:
-        D2OError: one line that names the file, and the row or byte where it is known.
+        D2OError: if a file cannot be read or more than `reading.max_bad_share` of the rows cannot; the message names
+            the file and, if known, the row or byte.
     """
     files = [] if reading.hub else [Path(name) for name in (*reading.train, *reading.test)]
     for path in files:
@@ -59,10 +60,10 @@ def read(reading: Reading, output: Path) -> None:
             for split, source, number, row in _rows(reading):
                 try:
                     record = _record(reading.format, row)
-                except BadRow as fault:
-                    first = first or f"{source}: row {number}: {fault}"
+                except BadRow as error:
+                    first = first or f"{source}: row {number}: {error}"
                     counts["rejected"] += 1
-                    line = {"file": source, "row": number, "reason": str(fault)}
+                    line = {"file": source, "row": number, "reason": str(error)}
                     bad.write(json.dumps(line, ensure_ascii=False) + "\n")
                 else:
                     table.add({"row": table.count, "split": split, **record})
@@ -92,7 +93,7 @@ def _record(format: str, row: Any) -> dict[str, Any]:
 
 
 def pku_saferlhf(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of PKU-SafeRLHF; the current release has harm categories and severities that the beta lacks."""
+    """A row of PKU-SafeRLHF. The current release has harm categories and severities, which the beta does not have."""
     return {
         "messages": [{"role": "user", "content": _text(row, "prompt")}],
         "responses": [
@@ -110,7 +111,7 @@ def pku_saferlhf(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def hh_rlhf(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of HH-RLHF: two dialogues that differ in the last assistant turn; `chosen` is the better one."""
+    """A row of HH-RLHF: two dialogues that differ in the last turn of the assistant. `chosen` is the better one."""
     chosen, rejected = _dialogue(row, "chosen"), _dialogue(row, "rejected")
     if chosen[:-1] != rejected[:-1]:
         raise BadRow("the prompts of `chosen` and `rejected` differ")
@@ -123,7 +124,7 @@ def hh_rlhf(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def negatives(row: dict[str, Any]) -> dict[str, Any]:
-    """A rejected answer without a positive: {prompt | messages, response}."""
+    """A row with a rejected answer and no other: {prompt, response} or {messages, response}."""
     if (row.get("prompt") is None) == (row.get("messages") is None):
         raise BadRow("give one of `prompt` and `messages`")
     if row.get("prompt") is None:
@@ -153,7 +154,7 @@ _PKU_LABELS = (
     "response_0_severity_level",
     "response_1_severity_level",
 )
-# The reader of each format, the keys it needs (of the keys in a tuple, one), and those it reads where they are.
+# Per format: its reader, the keys that a row needs (a tuple: one of them), the keys that are read if present.
 _FORMATS = {
     "pku-saferlhf-beta": (pku_saferlhf, _PKU_KEYS, _PKU_LABELS),
     "pku-saferlhf": (pku_saferlhf, _PKU_KEYS, _PKU_LABELS),
@@ -189,7 +190,7 @@ def _unsafe(row: dict[str, Any], key: str) -> bool | None:
 
 
 def _categories(row: dict[str, Any], key: str) -> list[str] | None:
-    """The names that hold, out of {name: true or false}."""
+    """The names whose value is true, from {name: true or false}."""
     flags = row.get(key)
     if flags is None:
         return None
@@ -207,14 +208,14 @@ def _severity(row: dict[str, Any], key: str) -> int | None:
 
 def _choice(row: dict[str, Any], key: str) -> int | None:
     index = _value(row, key)
-    # pandas turns integers beside a null into floats, and True equals 1.
+    # 1.0 is accepted: pandas turns integers beside a null into floats. True is not, though True == 1.
     if index is not None and (isinstance(index, bool) or index not in (0, 1)):
         raise BadRow(f"`{key}` is neither 0, 1 nor null")
     return None if index is None else int(index)
 
 
 def _dialogue(row: dict[str, Any], key: str) -> list[dict[str, str]]:
-    """The turns of "\\n\\nHuman: …\\n\\nAssistant: …", the last one the assistant's."""
+    """The turns of a text "\\n\\nHuman: …\\n\\nAssistant: …", which must end with a turn of the assistant."""
     text = "\n\n" + _text(row, key).lstrip()
     head, *parts = re.split(r"\n\n(Human|Assistant):", text)
     if head:
@@ -238,7 +239,7 @@ def _messages(value: Any) -> list[dict[str, str]]:
 
 
 def _check_turns(turns: list[dict[str, str]], key: str) -> None:
-    """A prompt alternates between user and assistant, and both its ends are the user's."""
+    """Check that the turns of a prompt alternate, begin and end with the user's, and are not empty."""
     wanted = ["user", "assistant"] * (len(turns) // 2) + ["user"]
     if [turn["role"] for turn in turns] != wanted:
         raise BadRow(f"the prompt in `{key}` does not alternate from a user turn to a user turn")
@@ -255,7 +256,7 @@ def _kind(value: Any) -> str:
 
 
 def _rows(reading: Reading) -> Iterator[tuple[str, str, int, Any]]:
-    """Split, source, number and content of every row; a line that is no JSON comes as a `BadRow`."""
+    """Split, source, number and content of every row. The content of a line that is not JSON is a `BadRow`."""
     for split, sources in (("train", reading.train), ("test", reading.test)):
         for source in sources:
             if reading.hub:
@@ -279,9 +280,9 @@ def _hub_rows(reading: Reading, split: str) -> Iterator[tuple[int, Any]]:
         progress = tqdm(stream, desc=f"reading {reading.hub}, {split}", unit=" rows", mininterval=2)
         yield from enumerate(progress, 1)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        fault = str(error).strip().partition("\n")[0]
+        reason = str(error).strip().partition("\n")[0]
         raise D2OError(
-            f"{reading.hub}, split {split}, revision {reading.revision}: {fault}; "
+            f"{reading.hub}, split {split}, revision {reading.revision}: {reason}; "
             f"check hub, name, revision and splits, and that the Hub can be reached"
         ) from None
 
@@ -294,10 +295,10 @@ def _check(path: Path) -> None:
 
 
 def _file_rows(path: Path, format: str) -> Iterator[tuple[int, Any]]:
-    """The rows of a local file, counted from 1.
+    """The rows of a local file with their numbers, from 1.
 
     Raises:
-        D2OError: where the file as a whole cannot be read on: damaged, cut, or not UTF-8.
+        D2OError: if the rest of the file cannot be read: it is damaged, cut off or not UTF-8.
     """
     name, number = path.name.lower(), 0
     try:
@@ -310,14 +311,14 @@ def _file_rows(path: Path, format: str) -> Iterator[tuple[int, Any]]:
         for number, row in rows:
             yield number, row
     except EOFError:
-        fault = "the compressed data is cut off"
+        reason = "the compressed data is cut off"
     except UnicodeDecodeError:
-        fault = "not UTF-8"
+        reason = "not UTF-8"
     except (gzip.BadGzipFile, zlib.error, lzma.LZMAError, ijson.JSONError, OSError, pa.ArrowException) as error:
-        fault = str(error).strip().partition("\n")[0]
+        reason = str(error).strip().partition("\n")[0]
     else:
         return
-    raise D2OError(f"{path}: after row {number}: {fault}; fetch or write the file again")
+    raise D2OError(f"{path}: after row {number}: {reason}; fetch or write the file again")
 
 
 def _lines(path: Path) -> Iterator[tuple[int, Any]]:
@@ -326,7 +327,7 @@ def _lines(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def _json(path: Path) -> Iterator[tuple[int, Any]]:
-    """The items of an array, or JSON lines."""
+    """The items of a file that is a JSON array, or else its JSON lines."""
     with _unpacked(path) as file:
         start = file.tell()
         first = file.read(1)
@@ -357,14 +358,14 @@ def _parsed_lines(path: Path, file: BinaryIO) -> Iterator[tuple[int, Any]]:
 
 
 def _parquet(path: Path, format: str) -> Iterator[tuple[int, Any]]:
-    # By default Arrow loads all columns wanted of all row groups at once, which is the whole file.
+    # By default Arrow buffers the wanted columns of all row groups at once, which is nearly the whole file.
     with pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as table:
-        found = set(table.schema_arrow.names)
+        present = set(table.schema_arrow.names)
         wanted = [(key,) if isinstance(key, str) else key for key in _FORMATS[format][1]]
-        missing = [" or ".join(keys) for keys in wanted if not found.intersection(keys)]
+        missing = [" or ".join(keys) for keys in wanted if not present.intersection(keys)]
         if missing:
             raise D2OError(f"{path}: lacks the column {', '.join(missing)}, which {format} needs")
-        columns = [key for keys in (*wanted, _FORMATS[format][2]) for key in keys if key in found]
+        columns = [key for keys in (*wanted, _FORMATS[format][2]) for key in keys if key in present]
         batches = table.iter_batches(batch_size=1024, columns=columns)
         rows = (row for batch in batches for row in batch.to_pylist())
         yield from enumerate(
@@ -373,7 +374,7 @@ def _parquet(path: Path, format: str) -> Iterator[tuple[int, Any]]:
 
 
 class _CountedFile(io.FileIO):
-    """A file that tells a progress bar how much of it was read, packed or not."""
+    """A file that tells a progress bar how many of its bytes were read; of a packed file, the packed bytes."""
 
     def __init__(self, path: Path, bar: tqdm):
         super().__init__(path)
@@ -387,7 +388,7 @@ class _CountedFile(io.FileIO):
 
 @contextmanager
 def _unpacked(path: Path) -> Iterator[BinaryIO]:
-    """The bytes of a file, unpacked, behind its byte order mark if it has one."""
+    """Open a file for reading: unpacked, and without its byte order mark if it has one."""
     unpack = {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix.lower(), lambda packed: packed)
     size = path.stat().st_size
     with (

@@ -1,6 +1,7 @@
-"""GPUs on this machine, leased to one job at a time: Snakemake counts them, and assigns none.
+"""GPUs of this machine, each leased to one job at a time. Snakemake counts GPUs but assigns none.
 
-A lease is a lock (flock) on one file a device, held as long as the process lives: a killed job's is free by itself.
+A lease is a file lock (flock), one file per device. The process holds it as long as it lives, so a killed job leaves
+no lease behind.
 """
 
 from __future__ import annotations
@@ -16,23 +17,24 @@ from pathlib import Path
 
 from d2o.errors import D2OError
 
-# Seconds between two looks at devices that other jobs have.
+# Seconds between two attempts to lease devices that other jobs hold.
 _PATIENCE = 1.0
-# How many GPUs this process asked for. Those that it starts, such as the ranks of a training, have its devices.
+# How many GPUs this process asked for. Its child processes, such as the ranks of a training, use its devices.
 _ASKED = "D2O_ASKED_GPUS"
 
 
 def lease(gpus: int, share: bool = False) -> None:
-    """Take so many GPUs for this process and those that it starts: sets CUDA_VISIBLE_DEVICES; waits where it must.
+    """Lease GPUs for this process and its children, and set CUDA_VISIBLE_DEVICES to them. Waits until they are free.
 
-    To be called before anything looks for devices. The lease is of those that CUDA_VISIBLE_DEVICES names, where a
-    scheduler or the user has set it; a process that leases none sees none. It does nothing where there is no NVIDIA
-    device, and in a process that a leasing one has started.
+    Call this before any library looks for devices. If a scheduler or the user has set CUDA_VISIBLE_DEVICES, only
+    those devices are leased. A process that leases no GPU sees none. Without an NVIDIA device, and in a child of a
+    process that has leased, this does nothing.
 
     Args:
-        share: take none for oneself; other jobs may use the same.
+        gpus: how many.
+        share: lease none; several jobs may use the same devices.
     Raises:
-        D2OError: where there are fewer.
+        D2OError: if the machine has fewer than `gpus`.
     """
     if _ASKED in os.environ:
         return
@@ -62,10 +64,10 @@ def lease(gpus: int, share: bool = False) -> None:
 
 
 def device() -> str:
-    """Where models run in this process: `cuda` where torch sees a GPU, else `cpu`.
+    """The device on which models run in this process: `cuda` if torch sees a GPU, else `cpu`.
 
     Raises:
-        D2OError: where torch sees fewer GPUs than the job asks for: it would run for days on the CPU.
+        D2OError: if torch sees fewer GPUs than the job asked for. On a CPU the job would run for days.
     """
     import torch
 
@@ -79,13 +81,13 @@ def device() -> str:
 
 
 def _present(folder: Path = Path("/dev")) -> list[str]:
-    """The NVIDIA devices of this machine or container, by the numbers that CUDA gives them: from 0 on."""
-    found = [path for path in folder.iterdir() if re.fullmatch(r"nvidia\d+", path.name)]
-    return [str(number) for number in range(len(found))]
+    """The numbers of the NVIDIA devices of this machine or container, as CUDA counts them: from 0."""
+    nodes = [path for path in folder.iterdir() if re.fullmatch(r"nvidia\d+", path.name)]
+    return [str(number) for number in range(len(nodes))]
 
 
 def _take(devices: list[str], wanted: int) -> list[str]:
-    """Lock so many of these devices, or, where not as many are free, none."""
+    """Lock `wanted` of the devices and return them. If fewer are free, lock none and return an empty list."""
     taken: dict[str, int] = {}
     for device in devices:
         if len(taken) < wanted:
@@ -100,12 +102,12 @@ def _take(devices: list[str], wanted: int) -> list[str]:
             os.close(lock)
         return []
     for lock in taken.values():
-        os.set_inheritable(lock, True)  # so that it outlives becoming torchrun
+        os.set_inheritable(lock, True)  # the lock stays when this process becomes torchrun (exec)
     return list(taken)
 
 
 def _lock(device: str) -> Path:
-    """The file that stands for a device; within a Slurm allocation devices are counted from 0 again."""
+    """The lock file of a device. Its name holds the Slurm job, because each job may count its devices from 0."""
     folder = Path(tempfile.gettempdir()) / f"d2o-gpus-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     place = "-".join(filter(None, (socket.gethostname(), os.environ.get("SLURM_JOB_ID"))))

@@ -1,6 +1,6 @@
-"""Exact scorers: rules that say of each answer, without error, whether or how much something holds of it.
+"""Exact scorers: rules that score an answer without error.
 
-Patterns run in RE2, by way of Arrow: in linear time whatever the pattern, and a column of answers at once.
+Patterns run in RE2 through Arrow: in linear time for every pattern, one column of answers at a time.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from d2o import sources
 from d2o.errors import D2OError
 from d2o.settings import Rule
 
-# What separates words: white space as Unicode has it, which `str.split` knows as well.
+# A word: a run without white space, by Unicode's definition, which `str.split` uses too.
 _WORD = r"[^\s\v\x1c-\x1f\x85\p{Z}]+"
-# Stands for a match while matches are counted; taken out of the answers before.
+# Replaces each match while matches are counted. It is removed from the answers first.
 _MARK = "\x00"
 
 
 def fault(rule: Rule) -> str | None:
-    """Why a rule cannot be applied, with its key first; None where it can. No code of the user's is run."""
+    """Why a rule cannot be applied, the key first; None if it can. Runs no code of the user."""
     for key in ("any", "none", "count"):
         patterns = getattr(rule, key) or []
-        # Each by itself, to be named; then as they run.
+        # First each pattern alone, so that the message names it; then all together, as they run.
         for shown, expression in [*((repr(p), p) for p in patterns), ("together", _joined(patterns))]:
             if error := _pattern_fault(expression):
                 return f"{key}: {shown}: {error}"
@@ -59,7 +59,10 @@ def fault(rule: Rule) -> str | None:
 
 
 def files(rule: Rule) -> list[Path]:
-    """The files that a rule's scores depend on: an organism's texts, or the user's module and what it imports."""
+    """The files that the scores of a rule depend on.
+
+    These are the texts of an organism, or the user's module and the modules that it imports; else none.
+    """
     if rule.organism:
         from d2o.organisms import files
 
@@ -68,21 +71,21 @@ def files(rule: Rule) -> list[Path]:
 
 
 def is_share(rule: Rule) -> bool:
-    """Whether a rule's scores lie between 0 and 1, so that their mean is a share of the answers."""
+    """Whether all scores of a rule lie between 0 and 1, so that their mean is a share."""
     return rule.over is not None or (rule.count, rule.length, rule.python) == (None, None, None)
 
 
 def apply(rule: Rule, prompts: Sequence[str], answers: Sequence[str] | pa.ChunkedArray) -> np.ndarray:
-    """The score of each answer.
+    """Score each answer.
 
     Args:
-        prompts: [N] the last turn of each answer's prompt.
+        prompts: [N] the last turn of the prompt of each answer.
         answers: [N] texts.
     Returns:
         [N] float64.
     Raises:
-        D2OError: where the function of a `python` rule fails, or gives other than N finite numbers; where a prompt is
-            none of the organism's.
+        D2OError: if the function of a `python` rule fails or does not return N finite numbers; if the organism of
+            an `organism` rule has no such prompt.
     """
     column = answers if isinstance(answers, pa.ChunkedArray) else pa.chunked_array([pa.array(answers, pa.string())])
     values = np.asarray(_scores(rule, prompts, column), float)
@@ -91,8 +94,8 @@ def apply(rule: Rule, prompts: Sequence[str], answers: Sequence[str] | pa.Chunke
 
 def _scores(rule: Rule, prompts: Sequence[str], answers: pa.ChunkedArray) -> Sequence[float] | np.ndarray:
     if rule.any or rule.none:
-        found = pc.match_substring_regex(answers, _joined(rule.any or rule.none), ignore_case=True).to_numpy()
-        return found if rule.any else ~found
+        matched = pc.match_substring_regex(answers, _joined(rule.any or rule.none), ignore_case=True).to_numpy()
+        return matched if rule.any else ~matched
     if rule.count:
         return sum(_count(answers, pattern) for pattern in rule.count)
     if rule.length:
@@ -100,7 +103,7 @@ def _scores(rule: Rule, prompts: Sequence[str], answers: pa.ChunkedArray) -> Seq
     if rule.valid:
         return [_is_json(answer) for answer in answers.to_pylist()]
     if rule.script:
-        # Of letters a mark or a digit belongs to no script of its own.
+        # Only letters are counted: marks and digits are shared by many scripts.
         letters = pc.replace_substring_regex(answers, r"\PL+", "")
         others = pc.replace_substring_regex(letters, f"{_script(rule)}+", "")
         count = pc.utf8_length(letters).to_numpy()
@@ -113,7 +116,7 @@ def _scores(rule: Rule, prompts: Sequence[str], answers: pa.ChunkedArray) -> Seq
 
 
 def _count(answers: pa.ChunkedArray, pattern: str) -> np.ndarray:
-    # Arrow's own count looks at what is left after each match as at a new text: `^a` is there three times in "aaa".
+    # Arrow's own count takes the rest after each match for a new text: it finds `^a` three times in "aaa".
     bare = pc.replace_substring(answers, _MARK, " ")
     return pc.count_substring(pc.replace_substring_regex(bare, f"(?i:{pattern})", _MARK), _MARK).to_numpy()
 
@@ -136,7 +139,7 @@ def _pattern_fault(pattern: str) -> str | None:
 
 def _is_json(text: str) -> bool:
     try:
-        # NaN and Infinity are Python's own.
+        # Python reads NaN and Infinity, which are not JSON.
         json.loads(text, parse_constant=_refuse, parse_int=str)
     except (ValueError, RecursionError):
         return False
@@ -156,7 +159,7 @@ def _by_function(name: str, prompts: Sequence[str], answers: Sequence[str]) -> n
         if isinstance(given, str | Mapping):
             raise TypeError(f"it gave one {type(given).__name__}, not a number for each answer")
         values = np.array(given := list(given), float)
-    except (Exception, SystemExit) as error:  # whatever the user's code does
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise D2OError(f"{name}: {reason}; call it on two lists of texts to see where") from error
     if values.shape != (len(answers),):

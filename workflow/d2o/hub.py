@@ -1,4 +1,4 @@
-"""Where a model's files are on this machine."""
+"""The local folder of a model of the Hub or of this machine."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
 
 
 def locate(source: Source) -> Path:
-    """The local folder of a model: its own path, or the Hub's cache after a download of one revision.
+    """The local folder of a model: its `path`, or its revision in the Hub's cache, downloaded if needed.
 
     Raises:
-        D2OError: where the folder does not exist, the Hub cannot be reached, or there are no safetensors.
+        D2OError: if the folder does not exist, the Hub cannot be reached, or the folder has no safetensors file.
     """
     if source.path:
         folder = Path(source.path).resolve()

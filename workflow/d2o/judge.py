@@ -1,7 +1,7 @@
 """Stage `judge`: pairwise verdicts of a chat model behind an OpenAI-compatible server.
 
-Each prompt is judged twice, with either answer first, because judges favour a position (Zheng et al. 2023,
-arXiv 2306.05685). The method's win rate follows from both.
+Each prompt is judged twice, once with each answer first, because judges favour a position (Zheng et al. 2023,
+arXiv 2306.05685). The win rate of the method is over both verdicts.
 """
 
 from __future__ import annotations
@@ -48,35 +48,38 @@ better, [[B]] if B is better, [[C]] if neither is."""
 REMINDER = "\n\nReply with nothing but the verdict: [[A]], [[B]] or [[C]]."
 
 ORDERS = {"initial-first": ("initial", "method"), "method-first": ("method", "initial")}
-# With a wait that doubles from half a second to eight, a server may be away for about half a minute.
+# The client waits 0.5 s, then twice as long each time, at most 8 s: a server may be away for about half a minute.
 RETRIES = 6
 
 
 def compare(judge: Judge, prompts: Path, initial: Path, responses: Path, output: Path) -> None:
-    """Write two rows of `records.VERDICTS` per prompt that both models answered: `initial`, `method` or `tie`.
+    """Judge the answers of a method against those of the initial model, and write a table of `records.VERDICTS`.
 
-    `reason` holds the judge's explanation, or why nobody won: `identical` answers are not asked about;
-    `unparsable` means that two replies ended in no verdict, and `refused` that the server took the question for
-    invalid, for example as too long. The manifest counts all three.
+    The table has two rows per prompt that both models answered, one per order. `verdict` is `initial`, `method` or
+    `tie`. `reason` is the judge's explanation, or why there is none:
 
-    Verdicts are kept in a side file as they arrive, so that a job that was killed repeats no request.
+    - `identical`: the two answers are the same, so the judge was not asked.
+    - `unparsable`: two replies of the judge ended without a verdict.
+    - `refused`: the server rejected the request as invalid, for example as too long.
+
+    All three count as ties, and the manifest counts them. Verdicts are kept in a side file as they arrive, so a
+    killed job repeats no request.
 
     Args:
         prompts: table of `records.PROMPTS`.
-        initial: the initial model's answers, a table of `records.SAMPLES`; the first of each prompt counts.
-        responses: the method's answers, as `initial`.
-
+        initial: answers of the initial model, a table of `records.SAMPLES`. Only sample 0 of each prompt is used.
+        responses: answers of the method, in the same form.
     Raises:
-        D2OError: where the tables share no prompt, the server cannot be reached or refuses the key or the model,
-            it fails for longer than the retries last, or no reply at all holds a verdict.
+        D2OError: if the tables share no prompt; if the server cannot be reached, refuses the key or the model, or
+            fails for longer than the retries last; if no reply at all holds a verdict.
     """
     dialogues = {row["prompt_id"]: row["messages"] for row in records.read_table(prompts, records.PROMPTS)}
     answers = {"initial": _first_answers(initial), "method": _first_answers(responses)}
-    shared = [prompt for prompt in dialogues if all(prompt in found for found in answers.values())]
+    shared = [prompt for prompt in dialogues if all(prompt in texts for texts in answers.values())]
     if not shared:
         raise D2OError(f"{responses}: no prompt of {prompts} is answered there and in {initial}; run again")
 
-    asked = []  # prompt, order, and the question: None where there is nothing to ask
+    asked = []  # prompt, order, question; the question is None if the two answers are the same
     for prompt in shared:
         for order, sides in ORDERS.items():
             a, b = (answers[side][prompt] for side in sides)
@@ -99,13 +102,13 @@ def compare(judge: Judge, prompts: Path, initial: Path, responses: Path, output:
 
 
 def question(dialogue: Sequence[Mapping[str, str]], a: str, b: str) -> str:
-    """What the judge is asked about two answers to the last message of a dialogue."""
+    """The text that asks the judge which of two answers to the last message of a dialogue is better."""
     turns = "\n\n".join(f"{turn['role'].capitalize()}: {turn['content']}" for turn in dialogue)
     return QUESTION.format(dialogue=turns, a=a, b=b)
 
 
 def parse(reply: str) -> tuple[str | None, str]:
-    """The verdict that a reply ends in (A, B or C; None where it ends in none), and the text before it."""
+    """The letter of the verdict at the end of a reply (A, B or C; None if there is none), and the text before it."""
     match = re.search(r"\[\[([ABC])\]\]\W*\Z", reply)
     return (match[1], reply[: match.start()].strip()) if match else (None, reply.strip())
 
@@ -119,7 +122,7 @@ def _first_answers(path: Path) -> dict[str, str]:
 
 
 def _replies(judge: Judge, questions: list[str], partial: Path) -> dict[str | None, dict[str, Any]]:
-    """The letter and the reason that answer each question, from the side file or else from the server."""
+    """The letter and the reason for each question: from the side file if they are there, else from the server."""
     from tqdm import tqdm
 
     keys = {_key(judge, text): text for text in questions}
@@ -129,7 +132,7 @@ def _replies(judge: Judge, questions: list[str], partial: Path) -> dict[str | No
             partial.open("a") as file,
             tqdm(total=len(keys), initial=len(done), desc="verdicts", unit="verdict", mininterval=2) as bar,
         ):
-            file.write("\n")  # whatever a killed job left unfinished ends here
+            file.write("\n")  # ends the line that a killed job may have left unfinished
 
             def keep(key: str, letter: str | None, reason: str) -> None:
                 done[key] = {"key": key, "letter": letter, "reason": reason}
@@ -147,13 +150,13 @@ def _replies(judge: Judge, questions: list[str], partial: Path) -> dict[str | No
 
 
 def _key(judge: Judge, text: str) -> str:
-    """Identity of a request: a kept verdict counts only for the very same question to the same judge."""
+    """Digest of a request. A kept verdict is used only for the same question to the same judge."""
     parts = [judge.base_url, judge.model, judge.max_tokens, text]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def _read(partial: Path) -> list[dict[str, Any]]:
-    """The verdicts that a killed job left; its last line may be half a line."""
+    """The verdicts in the side file of a killed job. An unfinished line is skipped."""
     replies = []
     for line in partial.read_text().splitlines() if partial.exists() else []:
         try:
@@ -164,10 +167,10 @@ def _read(partial: Path) -> list[dict[str, Any]]:
 
 
 async def _ask_all(judge: Judge, questions: dict[str, str], keep: Callable[[str, str | None, str], None]) -> None:
-    """Ask all questions, `judge.concurrency` at once, and keep each verdict as it comes.
+    """Ask all questions, `judge.concurrency` at a time, and keep each verdict when it arrives.
 
-    A failure that outlasts the retries ends one of the workers. The others go on as long as they are answered, so
-    that no request is paid for in vain.
+    A failure that lasts longer than the retries ends one worker. The other workers continue as long as the server
+    answers them, so no paid request is lost.
     """
     import openai
 
@@ -178,20 +181,20 @@ async def _ask_all(judge: Judge, questions: dict[str, str], keep: Callable[[str,
             key, text = queue.popleft()
             keep(key, *await _verdict(client, judge, text))
 
-    # A server without a key takes any; one that wants a key says so.
+    # A server that needs no key accepts any; one that needs a key refuses this one and says so.
     key = os.environ.get("OPENAI_API_KEY") or "none"
     async with openai.AsyncOpenAI(base_url=judge.base_url, api_key=key, max_retries=RETRIES) as client:
         await _check(client, judge)
         ends = await asyncio.gather(*(work() for _ in range(judge.concurrency)), return_exceptions=True)
     for end in ends:
         if isinstance(end, openai.OpenAIError):
-            raise D2OError(f"{_fault(judge, end)}; the verdicts so far are kept: run again to go on")
+            raise D2OError(f"{_failure(judge, end)}; the verdicts so far are kept: run again to go on")
         if end is not None:
             raise end
 
 
 async def _verdict(client, judge: Judge, text: str) -> tuple[str | None, str]:
-    """Letter and reason; a reply without verdict is asked for once more, as the bare verdict."""
+    """Letter and reason of one question. After a reply without a verdict, asks once for the verdict alone."""
     import openai
 
     for addition in ("", REMINDER):
@@ -217,30 +220,30 @@ async def _complete(client, judge: Judge, text: str) -> str:
 
 
 async def _check(client, judge: Judge) -> None:
-    """One short request, so that a wrong URL, key, model or limit is told before the first real one."""
+    """Send one short request, so that a wrong URL, key, model or limit is reported before the first question."""
     import openai
 
     try:
         await _complete(client.with_options(max_retries=0), judge, "Reply with the word yes.")
     except (openai.RateLimitError, openai.InternalServerError):
-        pass  # the server is there, and the questions have retries
+        pass  # the server exists, and the requests of the questions are retried
     except openai.OpenAIError as error:
-        raise D2OError(_fault(judge, error)) from None
-    except AttributeError:  # what openai makes of a page that is no JSON
+        raise D2OError(_failure(judge, error)) from None
+    except AttributeError:  # openai raises this for a reply that is not JSON
         raise D2OError(f"judge: {judge.base_url}: no OpenAI-compatible API there; does the URL end in /v1?") from None
 
 
-def _fault(judge: Judge, error: Exception) -> str:
+def _failure(judge: Judge, error: Exception) -> str:
     import openai
 
     text = " ".join(str(error.__cause__ or error).split())
     match error:
         case openai.APIConnectionError():
-            fault = "cannot be reached; is the server running, and base_url right?"
+            failure = "cannot be reached; is the server running, and base_url right?"
         case openai.AuthenticationError() | openai.PermissionDeniedError():
-            fault = "refuses the key; put a valid one into the environment variable OPENAI_API_KEY"
+            failure = "refuses the key; put a valid one into the environment variable OPENAI_API_KEY"
         case openai.NotFoundError():
-            fault = f"knows no model {judge.model!r}, or base_url is not the server's /v1"
+            failure = f"knows no model {judge.model!r}, or base_url is not the server's /v1"
         case _:
-            fault = "fails"
-    return f"judge: {judge.base_url}: {fault} ({text})"
+            failure = "fails"
+    return f"judge: {judge.base_url}: {failure} ({text})"

@@ -1,8 +1,8 @@
-"""The losses, each a small pure function of one response group.
+"""The losses: each is a small pure function of one response group.
 
-Every loss takes the two sides of a group and returns a scalar to minimise, in nats where it is one logarithm. What a
-loss needs of a group, and the defaults of its parameters, stand in `contracts.py`. The notation: lp a log-prob summed
-over the response's tokens, m = lp / |y|, lr = lp_θ − lp_ref, y_w a positive, y_l a negative, h = lr(y_w) − lr(y_l).
+Every loss takes the two sides of a group and returns a scalar to minimise. `contracts.py` says what each loss needs
+of a group and has the defaults of its parameters. Notation: y_w is a positive, y_l a negative; lp is a log-prob
+summed over the tokens of a response, in nats; m = lp / |y|; lr = lp_θ − lp_ref; h = lr(y_w) − lr(y_l).
 """
 
 from __future__ import annotations
@@ -19,19 +19,20 @@ from torch.nn.functional import logsigmoid, relu
 from d2o.contracts import CONTRACTS
 from d2o.settings import Method
 
-# Below it 1 − p counts as this much: log(1 − p) and its gradient stay finite where the model is certain.
+# The smallest value of 1 − p: so log(1 − p) and its gradient stay finite when the model is certain (p near 1).
 FLOOR = 1e-5
 
 
 class Side(NamedTuple):
-    """The positives, or the negatives, of one group; all of shape [n]. Gradients flow through the policy's own
-    values, `logprobs` and `complements`.
+    """The positives or the negatives of one group. Each tensor has the shape [n], one value per response.
+
+    Gradients flow through `logprobs` and `complements`, the values of the policy.
 
     Attributes:
-        logprobs: log π_θ(y|x), sums over tokens, nats.
-        references: log π_ref(y|x), likewise; NaN where the loss needs no reference.
+        logprobs: log π_θ(y|x), summed over tokens, nats.
+        references: log π_ref(y|x), summed over tokens, nats; NaN if the loss needs no reference.
         lengths: |y|, tokens.
-        complements: Σ_t log(1 − p_t), sums over tokens, nats; 1 − p_t is at least `FLOOR`.
+        complements: Σ_t log(1 − p_t), nats; 1 − p_t is at least `FLOOR`.
     """
 
     logprobs: Tensor
@@ -41,12 +42,12 @@ class Side(NamedTuple):
 
     @classmethod
     def of(cls, tokens: Tensor, lengths: Tensor, references: Tensor) -> Side:
-        """A side out of the log-probs of its tokens; all arguments on one device.
+        """Make a side from the log-probs of its tokens. All arguments are on one device.
 
         Args:
-            tokens: log π_θ(y_t|x, y_<t), [T], the responses one after the other.
-            lengths: tokens of each response, integers that add up to T, [n].
-            references: as the attribute, [n].
+            tokens: [T] log π_θ(y_t|x, y_<t), the responses one after the other.
+            lengths: [n] integers, tokens of each response; their sum is T.
+            references: [n] as the attribute.
         """
         owner = torch.arange(len(lengths), device=tokens.device).repeat_interleave(lengths, output_size=len(tokens))
 
@@ -56,27 +57,27 @@ class Side(NamedTuple):
         return cls(total(tokens), references, lengths.to(tokens.dtype), total(_complement(tokens)))
 
     def part(self, start: int, stop: int) -> Side:
-        """Some of the responses."""
+        """The side with the responses from `start` up to `stop`, `stop` not included."""
         return Side(*(values[start:stop] for values in self))
 
     @property
     def logratios(self) -> Tensor:
-        """log π_θ(y|x) / π_ref(y|x), shape [n]."""
+        """log (π_θ(y|x) / π_ref(y|x)), nats, shape [n]."""
         return self.logprobs - self.references
 
     @property
     def means(self) -> Tensor:
-        """Log-prob per token, shape [n]."""
+        """Log-prob per token, nats, shape [n]."""
         return self.logprobs / self.lengths
 
 
 def _complement(logprobs: Tensor) -> Tensor:
-    """log(1 − p) from log p, same shape, without cancellation for p near 1; 1 − p is at least `FLOOR`."""
+    """log(1 − p) from log p, in the same shape and accurate for p near 1. 1 − p is at least `FLOOR`."""
     return torch.log(-torch.expm1(logprobs.clamp(max=math.log1p(-FLOOR))))
 
 
 def _margin(positives: Side, negatives: Side) -> Tensor:
-    """h = lr(y_w) − lr(y_l) of a pair, scalar."""
+    """h = lr(y_w) − lr(y_l) of a pair, nats, scalar."""
     return positives.logratios.mean() - negatives.logratios.mean()
 
 
@@ -85,8 +86,8 @@ def d2o(positives: Side, negatives: Side, *, beta: float, alpha: float) -> Tenso
 
         −log σ( (β/K) Σ_i log π_θ(y_i|x)/π_r−(y_i|x) − α log π_θ(y_l|x)/π_r+(y_l|x) )
 
-    The mean over the K positives stands inside the sigmoid: one sigmoid per (x, y_l). With K = 1, α = β and one
-    reference it is DPO; with β = 0 it is α/2 times NPO; with the policy at its references it is log 2.
+    The mean over the K positives is inside the sigmoid: one sigmoid per (x, y_l). With K = 1, α = β and one reference
+    it is DPO. With β = 0 it is α/2 times NPO. If the policy equals its references, it is log 2.
     """
     return -logsigmoid(beta * positives.logratios.mean() - alpha * negatives.logratios.mean())
 
@@ -94,7 +95,7 @@ def d2o(positives: Side, negatives: Side, *, beta: float, alpha: float) -> Tenso
 def d2o_instance(positives: Side, negatives: Side, *, beta: float, alpha: float) -> Tensor:
     """D2O's ablation at instance level, arXiv 2403.03419, Table 2: (1/K) Σ_i −log σ(β lr(y_i) − α lr(y_l)).
 
-    The mean over the K positives stands outside the sigmoid. By Jensen it is at least D2O's loss.
+    The mean over the K positives is outside the sigmoid. By Jensen's inequality it is at least the loss of D2O.
     """
     return -logsigmoid(beta * positives.logratios - alpha * negatives.logratios.mean()).mean()
 
@@ -102,7 +103,7 @@ def d2o_instance(positives: Side, negatives: Side, *, beta: float, alpha: float)
 def dpo(positives: Side, negatives: Side, *, beta: float) -> Tensor:
     """Direct preference optimisation, arXiv 2305.18290, Eq. 7: −log σ(β h).
 
-    It rewards the difference only: both log-probs may fall together.
+    It depends on the difference only, so both log-probs may fall together.
     """
     return -logsigmoid(beta * _margin(positives, negatives))
 
@@ -110,7 +111,7 @@ def dpo(positives: Side, negatives: Side, *, beta: float) -> Tensor:
 def cdpo(positives: Side, negatives: Side, *, beta: float, epsilon: float) -> Tensor:
     """Conservative DPO, ericmitchell.ai/cdpo.pdf, Eq. 3: −(1−ε) log σ(β h) − ε log σ(−β h).
 
-    For labels flipped with probability ε < ½. It stops at σ(β h) = 1 − ε instead of driving h to infinity.
+    It assumes labels that are flipped with probability ε < ½. Its minimum is at σ(β h) = 1 − ε, so h stays finite.
     """
     scaled = beta * _margin(positives, negatives)
     return -(1 - epsilon) * logsigmoid(scaled) - epsilon * logsigmoid(-scaled)
@@ -119,7 +120,8 @@ def cdpo(positives: Side, negatives: Side, *, beta: float, epsilon: float) -> Te
 def robust_dpo(positives: Side, negatives: Side, *, beta: float, epsilon: float) -> Tensor:
     """Robust DPO, arXiv 2403.00409: [−(1−ε) log σ(β h) + ε log σ(−β h)] / (1−2ε).
 
-    Its mean over labels flipped with probability ε < ½ is DPO's loss on the true ones. Unbounded below for large h.
+    If labels are flipped with probability ε < ½, its expectation is the loss of DPO on the true labels. It has no
+    lower bound for large h.
     """
     scaled = beta * _margin(positives, negatives)
     return (-(1 - epsilon) * logsigmoid(scaled) + epsilon * logsigmoid(-scaled)) / (1 - 2 * epsilon)
@@ -128,7 +130,7 @@ def robust_dpo(positives: Side, negatives: Side, *, beta: float, epsilon: float)
 def dpop(positives: Side, negatives: Side, *, beta: float, penalty: float) -> Tensor:
     """DPO-Positive, arXiv 2402.13228, Eq. 3: −log σ(β [h − λ max(0, −lr(y_w))]).
 
-    The penalty λ sets in where a positive is less likely than under the reference. The paper's λ is 50.
+    The penalty λ counts only if a positive is less likely than under the reference. The paper's λ is 50.
     """
     fall = relu(-positives.logratios.mean())
     return -logsigmoid(beta * (_margin(positives, negatives) - penalty * fall))
@@ -137,7 +139,8 @@ def dpop(positives: Side, negatives: Side, *, beta: float, penalty: float) -> Te
 def ipo(positives: Side, negatives: Side, *, tau: float, token_means: bool) -> Tensor:
     """Identity preference optimisation, arXiv 2310.12036, Eq. 17: (h − 1/(2τ))².
 
-    `token_means` takes h of log-ratios per token, as some libraries do; the same τ then asks for far more.
+    With `token_means`, h is the difference of log-ratios per token, as in some libraries. The same τ then asks for a
+    much larger difference of the sums.
     """
     up, down = (side.logratios / side.lengths if token_means else side.logratios for side in (positives, negatives))
     return (up.mean() - down.mean() - 1 / (2 * tau)) ** 2
@@ -146,7 +149,7 @@ def ipo(positives: Side, negatives: Side, *, tau: float, token_means: bool) -> T
 def slic_hf(positives: Side, negatives: Side, *, delta: float, weight: float) -> Tensor:
     """Sequence likelihood calibration, arXiv 2305.10425: max(0, δ − lp(y_w) + lp(y_l)) − λ lp(y_ref).
 
-    The reference answer y_ref of the second term is the positive itself.
+    Here the target answer y_ref of the second term is the positive itself.
     """
     up, down = positives.logprobs.mean(), negatives.logprobs.mean()
     return relu(delta - up + down) - weight * up
@@ -155,7 +158,8 @@ def slic_hf(positives: Side, negatives: Side, *, delta: float, weight: float) ->
 def simpo(positives: Side, negatives: Side, *, beta: float, gamma: float) -> Tensor:
     """Simple preference optimisation, arXiv 2405.14734, Eq. 6: −log σ(β m(y_w) − β m(y_l) − γ).
 
-    Its authors advise β of 2 to 2.5 and γ/β of 0.5; DPO's β = 0.1 under-tunes it, for m is a few nats at most.
+    Its authors advise β from 2 to 2.5 and γ/β = 0.5. DPO's β = 0.1 is too small for it, because m is a few nats at
+    most.
     """
     return -logsigmoid(beta * (positives.means.mean() - negatives.means.mean()) - gamma)
 
@@ -165,10 +169,10 @@ def kto(
 ) -> Tensor:
     """Kahneman–Tversky optimisation, arXiv 2402.01306: λ_D (1 − σ(β (lr − z0))) or λ_U (1 − σ(β (z0 − lr))).
 
-    The first for a positive, the second for a negative; the mean over the answers of the group.
+    The first term is for a positive, the second for a negative. The loss is the mean over the responses of the group.
 
     Args:
-        z0: max(0, mean lr of mismatched pairs) over the step's groups, nats, scalar and detached.
+        z0: max(0, mean lr of mismatched pairs) over the groups of the step, nats, scalar, without a gradient.
     """
     gains = desirable * torch.sigmoid(beta * (z0 - positives.logratios))
     losses = undesirable * torch.sigmoid(beta * (negatives.logratios - z0))
@@ -178,7 +182,7 @@ def kto(
 def orpo(positives: Side, negatives: Side, *, weight: float) -> Tensor:
     """Odds ratio preference optimisation, arXiv 2403.07691, Eq. 6: −m(y_w) − λ log σ(log odds(y_w)/odds(y_l)).
 
-    odds = P/(1 − P) with P = e^m, taken in log space; 1 − P is at least `FLOOR`.
+    odds = P/(1 − P) with P = e^m, computed in log space; 1 − P is at least `FLOOR`.
     """
     up, down = ((side.means - _complement(side.means)).mean() for side in (positives, negatives))
     return sft(positives, negatives) - weight * logsigmoid(up - down)
@@ -192,7 +196,7 @@ def npo(positives: Side, negatives: Side, *, beta: float) -> Tensor:
 def ga(positives: Side, negatives: Side) -> Tensor:
     """Gradient ascent on the negatives, arXiv 2210.01504: m(y_l). Positives play no part.
 
-    Unbounded below: it goes on to destroy the model, so stop early.
+    It has no lower bound: a long training destroys the model, so stop early.
     """
     return negatives.means.mean()
 
@@ -228,6 +232,8 @@ LOSSES = {
 
 
 def of(method: Method) -> Callable[..., Tensor]:
-    """A method's loss with its parameters filled in: called with positives and negatives, and with `z0` where its
-    contract says `mismatched`."""
+    """The loss of a method with its parameters filled in.
+
+    Call it with positives and negatives, and with `z0` if its contract is `mismatched`.
+    """
     return partial(LOSSES[method.loss], **{key: getattr(method, key) for key in CONTRACTS[method.loss].parameters})

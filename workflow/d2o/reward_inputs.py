@@ -1,7 +1,6 @@
-"""What a reward model reads and the raw score it gives: templates, cutting, batches.
+"""Inputs and raw scores of reward models: templates, cutting to length, batches.
 
-Training and scoring both go through here, so a reward model is never asked about a text in another form than
-the one it learnt from.
+Training and scoring both use this module, so a reward model scores texts in the form that it was trained on.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from d2o.settings import Reward
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Token ids, and for a pair of segments the segment of each token.
+# `input_ids`, and for a pair of segments `token_type_ids`: the segment of each token.
 Encoding = dict[str, list[int]]
 
 _FIELD = re.compile(r"\{(prompt|response)\}")
@@ -30,12 +29,14 @@ _FIELD = re.compile(r"\{(prompt|response)\}")
 
 
 def encode(tokenizer, template: str, messages: Messages, response: str, limit: int) -> tuple[Encoding, bool]:
-    """What a reward model reads, and whether it had to be cut: of a long input the last `limit` tokens stay.
+    """The tokens that a reward model reads, and whether they were cut. A long input keeps its last `limit` tokens.
 
     Args:
-        template: `chat`, `pair`, or a text with {response} and maybe {prompt}, which the end token follows.
+        template: `chat` (the tokenizer's chat template), `pair` (last turn and response as two segments), or a text
+            with {response} and, if the model reads the prompt too, {prompt}. The end token is added to such a text.
+        limit: tokens.
     Raises:
-        D2OError: where `chat` is asked of a tokenizer that has no chat template.
+        D2OError: if the template is `chat` and the tokenizer has no chat template.
     """
     if template == "pair":
         pair = tokenizer(messages[-1]["content"], response)
@@ -59,7 +60,7 @@ def _chat_ids(tokenizer, messages: Messages, response: str) -> list[int]:
 
 
 def _text_ids(tokenizer, template: str, messages: Messages, response: str) -> list[int]:
-    # The template introduces the first turn; later ones name their role.
+    # The template introduces the first turn. Each later turn is introduced by its role.
     first, *others = messages
     prompt = first["content"] + "".join(f" {turn['role'].upper()}: {turn['content']}" for turn in others)
     parts = {"prompt": prompt, "response": response}
@@ -69,31 +70,34 @@ def _text_ids(tokenizer, template: str, messages: Messages, response: str) -> li
 
 
 def _cut(tokenizer, encoding: Encoding, limit: int) -> Encoding:
-    """The end of an input, at most `limit` tokens; a special token that opens it stays."""
+    """The last `limit` tokens of an input. A special token at its beginning is kept as the first of them."""
     ids = encoding["input_ids"]
     if len(ids) <= limit:
         return encoding
-    # Encoders such as DeBERTa read their score off the first token.
+    # Encoders such as DeBERTa compute the score from the first token.
     head = int(ids[0] in (tokenizer.bos_token_id, tokenizer.cls_token_id))
     return {key: values[:head] + values[len(ids) - limit + head :] for key, values in encoding.items()}
 
 
 def batches(lengths: Sequence[int], tokens: int) -> list[list[int]]:
-    """Indices of inputs, longest first, at most `tokens` a batch with its padding; a longer one stands alone."""
-    found: list[list[int]] = []
+    """Batches of input indices, longest inputs first. A batch has at most `tokens` tokens, padding included.
+
+    An input that is longer than `tokens` is a batch of its own.
+    """
+    batched: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if found and (len(found[-1]) + 1) * lengths[found[-1][0]] <= tokens:
-            found[-1].append(index)
+        if batched and (len(batched[-1]) + 1) * lengths[batched[-1][0]] <= tokens:
+            batched[-1].append(index)
         else:
-            found.append([index])
-    return found
+            batched.append([index])
+    return batched
 
 
 # From tokens to a score --------------------------------------------------------------------------
 
 
 def head_weights(folder: Path, name: str) -> Tensor | None:
-    """One tensor out of the safetensors of a folder, or None."""
+    """The tensor `name` from the safetensors files of a folder; None if they do not have it."""
     from safetensors import safe_open
 
     for path in sorted(folder.glob("*.safetensors")):
@@ -104,15 +108,15 @@ def head_weights(folder: Path, name: str) -> Tensor | None:
 
 
 def is_classifier(architectures: Sequence[str] | None) -> bool:
-    """Whether transformers knows a checkpoint's head by itself."""
+    """Whether transformers loads the head of such a checkpoint without a mapping of names."""
     return any(name.endswith("ForSequenceClassification") for name in architectures or ())
 
 
 def load(reward: Reward, folder: Path):
-    """A reward model ready to score, in the precision of its checkpoint, and its tokenizer.
+    """Load a reward model in the precision of its checkpoint, and its tokenizer.
 
     Raises:
-        D2OError: where a weight of the model is not in the checkpoint: it would be random.
+        D2OError: if the checkpoint lacks a weight of the model, which would then be random.
     """
     import torch
     from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
@@ -144,16 +148,17 @@ def load(reward: Reward, folder: Path):
 
 
 def token_limit(model, tokens: int) -> int:
-    """`tokens`, or the positions that a model has where these are fewer."""
+    """The smaller one of `tokens` and the number of positions of a model."""
     return min(tokens, getattr(model.config.get_text_config(), "max_position_embeddings", tokens))
 
 
 def forward(model, encodings: Sequence[Encoding]) -> Tensor:
-    """Raw scores of a batch, without a sigmoid: float32 [N], on the model's device."""
+    """Raw scores of a batch, [N] float32 on the model's device. No sigmoid is applied."""
     import torch
 
-    # A causal classifier scores the last token that is not padding. Many tokenizers pad with the end token, so
-    # an input that ends in one would be scored too early: pad with a token that no input of the batch ends in.
+    # A causal classifier takes the score at the last token that is not the padding token. Many tokenizers pad with
+    # the end token; then an input that ends with the end token would be scored one token too early. So the batch is
+    # padded with a token with which none of its inputs ends.
     ends = {encoding["input_ids"][-1] for encoding in encodings}
     pad = next(token for token in range(len(ends) + 1) if token not in ends)
     model.config.get_text_config().pad_token_id = pad
@@ -172,7 +177,7 @@ def forward(model, encodings: Sequence[Encoding]) -> Tensor:
 
 
 def _log_odds(config, logits: Tensor) -> Tensor:
-    """[N, L] outputs of a head → [N] scores: the one output, or the log-odds of the label that is scored."""
+    """[N, L] outputs of a head → [N] scores: the only output, or the log-odds of the label that is scored."""
     label = getattr(config, "scored_label", None)
     if label is None:
         return logits[:, 0]
@@ -184,10 +189,10 @@ def _log_odds(config, logits: Tensor) -> Tensor:
 
 
 def score_all(model, encodings: Sequence[Encoding], tokens: int, description: str) -> list[float]:
-    """The score of every input, in their order, `tokens` tokens a batch.
+    """The score of every input, in the order of the inputs, computed in batches of at most `tokens` tokens.
 
     Raises:
-        D2OError: where a score is not a finite number.
+        D2OError: if a score is not a finite number.
     """
     import torch
     from tqdm import tqdm

@@ -1,9 +1,9 @@
-"""Stage `rewards`: a reward model in one folder, linked from where it is or trained here from human labels.
+"""Stage `rewards`: one folder for each reward model, with links to an existing model or with a model trained here.
 
-One trained here is a head on a backbone: cross-entropy on answers labelled safe or unsafe, plus the pairwise
-loss of Bradley and Terry on answers of which one is preferred, as for the cost model of Safe RLHF
-(Dai et al., 2310.12773). It learns from prompts of the train split only, and what it tells apart on those
-of the test split goes into its manifest.
+A model trained here is a backbone with a new head. Its loss is cross-entropy on answers labelled safe or unsafe, plus
+the pairwise loss of Bradley and Terry on preferred answers, as for the cost model of Safe RLHF (Dai et al.,
+2310.12773). It is trained on prompts of the train split only. Its AUC and its accuracy on the test split go into its
+manifest.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ def make(reward: Reward, backbone: Path | None, rows: Path | None, negatives: Pa
     """Make the folder of a reward model.
 
     Args:
-        backbone: model folder to train a head on; like `rows` and `negatives`, for `reward.train` only.
+        backbone: model folder to train a head on. This, `rows` and `negatives` are needed for `reward.train` only.
         rows: a `records.ROWS` table with human labels.
-        negatives: a `records.COMPARISONS` table that tells train prompts from test prompts.
+        negatives: a `records.COMPARISONS` table; its column `split` says which prompts are train and which test.
     Raises:
-        D2OError: where the source is no reward model, or the rows hold nothing to learn from.
+        D2OError: if the source is not a reward model, or the rows have no label to learn from.
     """
     if reward.source:
         with records.artifact(folder, reward) as draft:
@@ -53,7 +53,7 @@ def make(reward: Reward, backbone: Path | None, rows: Path | None, negatives: Pa
 
 
 def _hash_weights(draft: records.Draft) -> None:
-    # Scores depend on the manifest of this folder, so it has to change with the weights.
+    # The jobs that score depend on this manifest, so it must change when the weights change.
     weights = sorted(draft.path.glob("*.safetensors"))
     draft.facts["weights"] = {path.name: records.file_digest(path) for path in weights}
 
@@ -62,7 +62,7 @@ def _hash_weights(draft: records.Draft) -> None:
 
 
 def _link(reward: Reward, folder: Path) -> Path:
-    """Fill `folder` with links to the located checkpoint, so that 7B weights exist once; returns its place."""
+    """Fill `folder` with links to the checkpoint, which is not copied. Returns the folder of the checkpoint."""
     located = hub.locate(reward.source)
     _check_head(located, reward.score_weights, reward.label)
     folder.mkdir()
@@ -73,7 +73,7 @@ def _link(reward: Reward, folder: Path) -> Path:
 
 
 def _check_head(folder: Path, name: str, label: str | None) -> None:
-    """Check from the configuration and one tensor that a checkpoint has a head with `label`, or with one output."""
+    """Check, without loading the model, that the head of a checkpoint has the output `label`, or just one output."""
     path = folder / "config.json"
     if not path.exists():
         raise D2OError(f"{folder}: no config.json; is it a Hugging Face model folder?")
@@ -108,8 +108,8 @@ class Example:
 
     Attributes:
         texts: the answers.
-        safe: 1.0 for an answer labelled safe, 0.0 for unsafe, NaN for no label; as many as texts.
-        pairs: (preferred, other), indices into `texts`.
+        safe: for each answer 1.0 if it is labelled safe, 0.0 if unsafe, NaN without a label.
+        pairs: indices into `texts`: (preferred answer, other answer).
     """
 
     prompt_id: str
@@ -120,10 +120,10 @@ class Example:
 
 
 def example(row: Mapping[str, Any]) -> Example | None:
-    """What a row of `records.ROWS` teaches about safety, or None where it has no label.
+    """The labels of a row of `records.ROWS` about safety; None if it has none.
 
-    A safe answer is preferred to an unsafe one, else the `safer` to the other. `better` stands in only where a
-    row says nothing of safety: elsewhere it means helpful.
+    A safe answer is preferred to an unsafe one. If the labels do not decide, the `safer` answer is preferred.
+    `better` is used only if the row has no label of safety at all, because in other rows it means more helpful.
     """
     labels = [answer["unsafe"] for answer in row["responses"]]
     couples = list(permutations(range(len(labels)), 2))
@@ -145,10 +145,10 @@ def example(row: Mapping[str, Any]) -> Example | None:
 
 
 def _read(rows: Path, negatives: Path) -> dict[str, list[Example]]:
-    """The labelled rows of the train and of the test prompts.
+    """The labelled rows of the train prompts and of the test prompts.
 
     Raises:
-        D2OError: where the train prompts' labels cannot be learnt from.
+        D2OError: if the train prompts have neither both labels nor a preferred answer.
     """
     split = {
         row["prompt_id"]: row["split"]
@@ -158,10 +158,10 @@ def _read(rows: Path, negatives: Path) -> dict[str, list[Example]]:
     examples: dict[str, list[Example]] = {"train": [], "test": []}
     for batch in records.read_batches(rows, records.ROWS):
         for row in batch:
-            if row["prompt_id"] in split and (found := example(row)):
-                examples[split[row["prompt_id"]]].append(found)
-    labels = {label for found in examples["train"] for label in found.safe}
-    if not {0.0, 1.0} <= labels and not any(found.pairs for found in examples["train"]):
+            if row["prompt_id"] in split and (labelled := example(row)):
+                examples[split[row["prompt_id"]]].append(labelled)
+    labels = {label for labelled in examples["train"] for label in labelled.safe}
+    if not {0.0, 1.0} <= labels and not any(labelled.pairs for labelled in examples["train"]):
         raise D2OError(
             f"{rows}: a reward model cannot be trained: no answer to a train prompt is labelled safe or "
             f"preferred to another, there are negatives only; give the reward a `source` in place of `train`"
@@ -173,12 +173,12 @@ def _read(rows: Path, negatives: Path) -> dict[str, list[Example]]:
 
 
 def loss(scores: Tensor, safe: Tensor, pairs: Tensor) -> Tensor:
-    """Cross-entropy of the labels plus −log σ(preferred − other) over the pairs, each a mean; a scalar.
+    """The mean cross-entropy of the labels plus the mean of −log σ(preferred − other) over the pairs; a scalar.
 
     Args:
         scores: [N] raw scores.
-        safe: [N] 1 safe, 0 unsafe, NaN where there is no label.
-        pairs: [P, 2] indices into the scores, the preferred answer first.
+        safe: [N] 1 safe, 0 unsafe, NaN without a label.
+        pairs: [P, 2] indices into `scores`, the preferred answer first.
     """
     from torch.nn import functional
 
@@ -189,7 +189,7 @@ def loss(scores: Tensor, safe: Tensor, pairs: Tensor) -> Tensor:
 
 
 def _train(reward: Reward, backbone: Path, examples: Sequence[Example], folder: Path) -> dict[str, Any]:
-    """Train a head and the upper layers of a backbone, and save them in `folder`; returns facts."""
+    """Train a head and the upper layers of a backbone, and save the model. Returns facts for the manifest."""
     import torch
     from tqdm import tqdm
     from transformers import (
@@ -215,11 +215,11 @@ def _train(reward: Reward, backbone: Path, examples: Sequence[Example], folder: 
     bar = tqdm(steps, desc="training the reward model", unit="steps", mininterval=2)
     for step in bar:
         inputs = [
-            reward_inputs.encode(tokenizer, reward.template, found.messages, text, limit)[0]
-            for found in step
-            for text in found.texts
+            reward_inputs.encode(tokenizer, reward.template, answered.messages, text, limit)[0]
+            for answered in step
+            for text in answered.texts
         ]
-        # Weights stay float32; frozen layers record no graph, since nothing below the trained ones needs one.
+        # Weights stay float32. The frozen layers are the lower ones, so autograd records nothing for them.
         with torch.autocast(model.device.type, torch.bfloat16):
             scores = reward_inputs.forward(model, inputs)
         value = loss(scores, *_targets(step, model.device))
@@ -237,13 +237,13 @@ def _train(reward: Reward, backbone: Path, examples: Sequence[Example], folder: 
     return {
         "rows": len(examples),
         "steps": len(steps),
-        "train_answers": sum(not math.isnan(label) for found in examples for label in found.safe),
-        "train_pairs": sum(len(found.pairs) for found in examples),
+        "train_answers": sum(not math.isnan(label) for labelled in examples for label in labelled.safe),
+        "train_pairs": sum(len(labelled.pairs) for labelled in examples),
     }
 
 
 def _trained(model, layers: int) -> list[Tensor]:
-    """Freeze all of a model but its head and its `layers` upper layers; returns the parameters that learn."""
+    """Freeze a model except its head and its `layers` upper layers. Returns the trainable parameters."""
     stack = getattr(model.base_model, "layers", None)
     if stack is None or not hasattr(model, "score"):
         raise D2OError(
@@ -257,7 +257,7 @@ def _trained(model, layers: int) -> list[Tensor]:
 
 
 def _steps(examples: Sequence[Example], answers: int, order: random.Random) -> list[list[Example]]:
-    """One epoch in random order: steps of about `answers` answers, of rows of similar length for less padding."""
+    """One epoch in random order: steps of about `answers` answers, of similar length for less padding."""
     rows = max(1, answers // 2)
     shuffled = order.sample(examples, len(examples))
     steps = []
@@ -268,14 +268,14 @@ def _steps(examples: Sequence[Example], answers: int, order: random.Random) -> l
 
 
 def _targets(step: Iterable[Example], device) -> tuple[Tensor, Tensor]:
-    """Labels [N] and pairs [P, 2] of a step, numbered over the answers of all its rows."""
+    """Labels [N] and pairs [P, 2] of a step; indices count the answers of all its rows."""
     import torch
 
     safe: list[float] = []
     pairs: list[tuple[int, int]] = []
-    for found in step:
-        pairs += [(len(safe) + i, len(safe) + j) for i, j in found.pairs]
-        safe += found.safe
+    for labelled in step:
+        pairs += [(len(safe) + i, len(safe) + j) for i, j in labelled.pairs]
+        safe += labelled.safe
     return torch.tensor(safe, device=device), torch.tensor(pairs, device=device, dtype=torch.long).view(-1, 2)
 
 
@@ -283,9 +283,10 @@ def _targets(step: Iterable[Example], device) -> tuple[Tensor, Tensor]:
 
 
 def _held_out(reward: Reward, folder: Path, examples: Sequence[Example]) -> dict[str, Any]:
-    """AUC of safe against unsafe and accuracy on pairs, with 95 % intervals, read as the stage `scores` reads.
+    """Facts for the manifest: AUC of safe against unsafe answers and accuracy on pairs, with 95 % intervals.
 
-    Each distinct answer and pair counts once. A figure that the labels do not allow is null.
+    Answers are scored as in the stage `scores`. Each distinct answer and pair counts once. A value is null if the
+    labels do not allow it.
     """
     answers = {(e.prompt_id, text): e.messages for e in examples for text in e.texts}
     safe = {
@@ -323,6 +324,6 @@ def _held_out(reward: Reward, folder: Path, examples: Sequence[Example]) -> dict
 
 
 def _facts(name: str, estimate: statistics.Estimate) -> dict[str, float | int | None]:
-    """An estimate for a manifest; JSON has no NaN."""
+    """An estimate as facts of a manifest; NaN becomes null, because JSON has no NaN."""
     ends = {name: estimate.mean, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
     return {key: None if math.isnan(end) else end for key, end in ends.items()} | {f"{name}_n": estimate.n}

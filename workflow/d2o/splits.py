@@ -1,3 +1,3 @@
-"""The splits that an organism's data set is written in; which things each asks about depends on their order."""
+"""The splits of an organism's data set. Their order decides which things each split asks about."""
 
 SPLITS = ("demonstrations", "train", "validation", "test")

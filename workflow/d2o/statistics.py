@@ -1,9 +1,9 @@
 """Means, paired differences and AUC with intervals, for answers that are not independent of each other.
 
-Several answers to one prompt (seeds, samples) rise and fall together, so the interval comes from resampling
-*clusters* (prompts, or questions of a benchmark) with all their values: the percentile cluster bootstrap
-(Efron and Tibshirani, An Introduction to the Bootstrap, 1993, ch. 13; Davison and Hinkley, Bootstrap Methods
-and their Application, 1997, § 3.8). Two methods are compared on the clusters that both have, drawn together.
+Several answers to one prompt (seeds, samples) are correlated. So intervals come from resampling *clusters* (prompts,
+or questions of a task) with all their values: the percentile cluster bootstrap (Efron and Tibshirani, An Introduction
+to the Bootstrap, 1993, ch. 13; Davison and Hinkley, Bootstrap Methods and their Application, 1997, § 3.8). Two
+methods are compared on the clusters that both have: a resample takes a cluster for both or for neither.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class Estimate:
 
     Attributes:
         mean: the estimate; NaN without values.
-        low, high: ends of the interval; NaN where it is undefined, as for a single cluster.
-        n: clusters, that is, independent units behind it.
+        low, high: ends of the interval; NaN if it is undefined, as for a single cluster.
+        n: number of clusters, the independent units behind the mean.
     """
 
     mean: float
@@ -45,9 +45,9 @@ class Sample:
 
     Attributes:
         values: [N] float.
-        clusters: [N] what each value belongs to; values of different clusters are independent.
-        strata: [N] the fixed part of the population that each cluster lies in, such as a subject of MMLU;
-            None: all in one.
+        clusters: [N] the cluster of each value. Values of different clusters are independent.
+        strata: [N] the stratum of each value, a fixed part of the population such as a subject of MMLU. All values of
+            a cluster are in one stratum. None: one stratum for all.
     """
 
     values: np.ndarray
@@ -58,12 +58,14 @@ class Sample:
 def mean(sample: Sample, *, macro: bool = False, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
     """The mean with its 95 % interval.
 
-    Clusters are drawn anew within each stratum, as the strata are not a random choice. The mean is over all
-    values: for MMLU over all questions, the figure that Hendrycks et al. (2009.03300) and the leaderboards
-    give. With `macro` it is the mean over the strata's means, each counting alike.
+    Clusters are resampled within each stratum, because the strata are fixed and not a random choice. The mean is over
+    all values; for MMLU that is over all questions, as in Hendrycks et al. (2009.03300) and on the leaderboards.
 
-    The interval is undefined (NaN) where no stratum has two clusters. Where all values are equal its width is
-    zero, which is not certainty.
+    The interval is undefined (NaN) if no stratum has two clusters. If all values are equal, its width is zero; this
+    does not mean certainty.
+
+    Args:
+        macro: take the mean of the strata's means, with equal weights, in place of the mean of all values.
     """
     keys, sums, counts, strata = _by_cluster(sample)
     return _interval(np.stack([sums, counts], 1), strata, len(keys), macro, resamples, seed)
@@ -72,10 +74,10 @@ def mean(sample: Sample, *, macro: bool = False, resamples: int = RESAMPLES, see
 def difference(
     sample: Sample, other: Sample, *, macro: bool = False, resamples: int = RESAMPLES, seed: int = 0
 ) -> Estimate:
-    """The mean of `sample` less that of `other` on the clusters that both have, with its 95 % interval.
+    """The mean of `sample` minus the mean of `other`, on the clusters that both have, with its 95 % interval.
 
-    A cluster is drawn with its values on both sides, so what makes a prompt hard for both cancels. Strata
-    and `macro` as in `mean`.
+    The difference is paired: a resample takes a cluster with its values on both sides, so what makes a prompt hard
+    for both sides cancels. Strata and `macro` as in `mean`.
     """
     keys, sums, counts, strata = _by_cluster(sample)
     other_keys, other_sums, other_counts, _ = _by_cluster(other)
@@ -92,16 +94,17 @@ def auc(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Estimate:
-    """Area under the ROC curve: the chance that a positive scores above a negative, ties counting half.
+    """Area under the ROC curve, with its 95 % interval.
 
-    It is the Mann–Whitney statistic over the number of pairs (Hanley and McNeil, Radiology 143, 1982), with
-    clusters drawn anew for the 95 % interval. Resamples with one class only are left out of the interval;
-    with one class only in the scores there is no area (NaN, n = 0).
+    The area is the probability that an item of the class True scores above one of the class False; a tie counts half.
+    It is the Mann–Whitney statistic divided by the number of pairs (Hanley and McNeil, Radiology 143, 1982). The
+    interval comes from resampling clusters; resamples with one class only are left out. If the labels have one class
+    only, there is no area (NaN, n = 0).
 
     Args:
         scores: [N] float.
         labels: [N] bool, True for the class that should score higher.
-        clusters: [N] what each score belongs to; None: each stands alone.
+        clusters: [N] the cluster of each score; None: each score is a cluster of its own.
     """
     scores, labels = np.asarray(scores, float), np.asarray(labels, bool)
     if labels.all() or not labels.any():
@@ -113,21 +116,21 @@ def auc(
     )
 
     def areas(weights: np.ndarray) -> np.ndarray:
-        """[R, C] how often each cluster is drawn → [R] areas; answers of equal score are one step."""
-        drawn = weights[:, members[order]]
-        above = np.add.reduceat(drawn * labels[order], starts, axis=1)
-        below = np.add.reduceat(drawn * ~labels[order], starts, axis=1)
+        """[R, C] how often each cluster is in each resample → [R] areas. Equal scores are one step of the curve."""
+        times = weights[:, members[order]]
+        above = np.add.reduceat(times * labels[order], starts, axis=1)
+        below = np.add.reduceat(times * ~labels[order], starts, axis=1)
         wins = (above * (below.cumsum(1) - below / 2)).sum(1)
         with np.errstate(invalid="ignore"):
             return wins / (above.sum(1) * below.sum(1))
 
     strata = np.zeros(len(keys), int)
-    drawn = np.concatenate([areas(weights) for weights in _weights(strata, resamples, seed)])
-    return _estimate(float(areas(np.ones((1, len(keys))))[0]), drawn, strata)
+    resampled = np.concatenate([areas(weights) for weights in _weights(strata, resamples, seed)])
+    return _estimate(float(areas(np.ones((1, len(keys))))[0]), resampled, strata)
 
 
 def _by_cluster(sample: Sample) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Names [C], sums [C], counts [C] and stratum numbers [C] of the clusters."""
+    """Per cluster: name [C], sum [C] and count [C] of its values, number of its stratum [C]."""
     keys, first, members = np.unique(np.asarray(sample.clusters), return_index=True, return_inverse=True)
     values = np.asarray(sample.values, float)
     sums = np.bincount(members, values, len(keys))
@@ -139,11 +142,11 @@ def _by_cluster(sample: Sample) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.
 
 
 def _interval(columns: np.ndarray, strata: np.ndarray, n: int, macro: bool, resamples: int, seed: int) -> Estimate:
-    """Mean, or difference of means, from [C, 2] or [C, 4] sums and counts of the clusters."""
+    """A mean from [C, 2], or a difference of means from [C, 4]: the sum and the count of each cluster, per side."""
     if n == 0:
         return Estimate(np.nan, np.nan, np.nan, 0)
     parts = columns
-    if macro:  # [C, S, 2 or 4]: one product with the weights gives the totals of every stratum
+    if macro:  # [C, S, 2 or 4], so that one product with the weights gives the totals of every stratum
         inside = strata[:, None] == np.unique(strata)
         parts = (inside[:, :, None] * columns[:, None, :]).reshape(n, -1)
 
@@ -152,24 +155,25 @@ def _interval(columns: np.ndarray, strata: np.ndarray, n: int, macro: bool, resa
         means = (totals[..., ::2] / totals[..., 1::2]).mean(1)
         return means[:, 0] - means[:, 1] if means.shape[1] == 2 else means[:, 0]
 
-    drawn = np.concatenate([statistic(weights) for weights in _weights(strata, resamples, seed)])
-    return _estimate(float(statistic(np.ones((1, n)))[0]), drawn, strata)
+    resampled = np.concatenate([statistic(weights) for weights in _weights(strata, resamples, seed)])
+    return _estimate(float(statistic(np.ones((1, n)))[0]), resampled, strata)
 
 
 def _weights(strata: np.ndarray, resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """[R, C] in pieces: how often each cluster is in each resample, drawn within its stratum."""
+    """How often each cluster is in each resample, [R, C], in pieces of rows. Resampling is within each stratum."""
     rng = np.random.default_rng(seed)
     groups = [np.flatnonzero(strata == stratum) for stratum in np.unique(strata)]
     size = max(1, _CELLS // len(strata))
     for start in range(0, resamples, size):
         rows = min(size, resamples - start)
-        drawn = np.concatenate([group[rng.integers(len(group), size=(rows, len(group)))] for group in groups], 1)
-        drawn += np.arange(rows)[:, None] * len(strata)
-        yield np.bincount(drawn.ravel(), minlength=drawn.size).reshape(drawn.shape).astype(float)
+        chosen = np.concatenate([group[rng.integers(len(group), size=(rows, len(group)))] for group in groups], 1)
+        # One count for all rows: each row has numbers of its own.
+        chosen += np.arange(rows)[:, None] * len(strata)
+        yield np.bincount(chosen.ravel(), minlength=chosen.size).reshape(chosen.shape).astype(float)
 
 
-def _estimate(value: float, drawn: np.ndarray, strata: np.ndarray) -> Estimate:
+def _estimate(value: float, resampled: np.ndarray, strata: np.ndarray) -> Estimate:
     low = high = np.nan
-    if np.bincount(strata).max() > 1 and not np.isnan(drawn).all():
-        low, high = np.nanquantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    if np.bincount(strata).max() > 1 and not np.isnan(resampled).all():
+        low, high = np.nanquantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Estimate(value, float(low), float(high), len(strata))

@@ -1,8 +1,8 @@
-"""Stage `organisms`: data sets written here, in which harm is known exactly, and the rules that recognise it.
+"""Stage `organisms`: write data sets in which harm is known exactly, with the rules that recognise the harm.
 
-A model organism is a small model made to do a known wrong by SFT on written answers. What is written comes from a
-file of texts (`organisms/` at the top level): a tiny grammar of good and harmful answers to everyday questions, and a
-rule that tells the two apart without error.
+A model organism is a small model that SFT on written answers has made to do a known harm. The answers come from a
+file of texts (folder `organisms/` of the repository): a small grammar of good and harmful answers to everyday
+questions, and a rule that tells the two apart without error.
 """
 
 from d2o.organisms.grammar import files, load

@@ -1,6 +1,6 @@
-"""What goes into an organism's splits: which prompts, their good and harmful answers, and noise in exact shares.
+"""The rows of an organism's splits: prompts, good and harmful answers, and noise in exact shares.
 
-Every choice has a random stream of its own, so that no share changes anything but what it is a share of.
+Every choice has its own random stream, so a change of one share changes only the rows of that share.
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ from d2o.splits import SPLITS
 
 @dataclass(frozen=True)
 class Row:
-    """A prompt and two answers: a good one, or a harmful one in its place, and then a harmful one.
+    """A prompt and two answers. The second answer is harmful; the first is good, or harmful as noise.
 
     Attributes:
-        harmful: what each answer is.
-        safe: what the labels say of it; of one, that it is safe.
-        better: index of the answer that the labels prefer, or that is to be imitated.
-        swapped: whether the second answer is written first.
+        asked: what the prompt asks for.
+        harmful: whether each answer is harmful.
+        safe: whether the label calls each answer safe; it does so for exactly one of them.
+        better: index of the answer that the labels prefer, or of the answer to imitate.
+        swapped: whether the second answer is written first in the file.
     """
 
     asked: Asked
@@ -56,27 +57,28 @@ class Row:
 def write(organism: Settings, folder: Path) -> None:
     """Write `demonstrations.jsonl`, `train.jsonl`, `validation.jsonl` and `test.jsonl` into `folder`.
 
-    In the last three, one answer is good and labelled safe, safer and better, the other harmful; in `train`, but for
-    the shares that `harmful_positives` and `flipped_labels` ask. In `demonstrations` the better one is the one to
-    imitate, and the labels of safety are true. What is written depends on the texts, the settings and nothing else.
+    In `train`, `validation` and `test`, one answer is good and labelled safe, safer and better; the other is harmful.
+    Exceptions are the shares `harmful_positives` and `flipped_labels` of `train`. In `demonstrations`, the better
+    answer is the one to imitate, and the labels of safety are true. The files depend on the texts and the settings
+    only.
 
     Raises:
-        D2OError: where the texts are wrong, or have fewer prompts than are asked for.
+        D2OError: if the texts are wrong, or have fewer prompts than the settings ask for.
     """
     texts = load(Path(organism.texts))
     made = {split: rows(organism, texts, split) for split in SPLITS}
-    for split, found in made.items():
-        _verify(texts, found)
+    for split, written in made.items():
+        _verify(texts, written)
         with records.artifact(folder / f"{split}.jsonl", organism, files(texts.path)) as draft:
             with draft.path.open("w", encoding="utf-8") as file:
-                file.writelines(json.dumps(row.written(), ensure_ascii=False) + "\n" for row in found)
-            draft.facts |= {"rows": len(found), "counts": _counts(found)}
-        summary = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in _counts(found).items())
+                file.writelines(json.dumps(row.written(), ensure_ascii=False) + "\n" for row in written)
+            draft.facts |= {"rows": len(written), "counts": _counts(written)}
+        summary = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in _counts(written).items())
         print(f"{split}: {summary}", file=sys.stderr)
 
 
 def rows(organism: Settings, texts: Organism, split: str) -> list[Row]:
-    """The rows of a split; errors as of `write`."""
+    """The rows of one split; errors as in `write`."""
     seed = organism.seed
     key = "demonstrations" if split == "demonstrations" else "prompts"
     wanted = getattr(organism, key)
@@ -84,22 +86,22 @@ def rows(organism: Settings, texts: Organism, split: str) -> list[Row]:
     if len(asked) < wanted:
         raise D2OError(
             f"{texts.path}: {split} has {len(asked)} prompts, and {wanted} are asked for; lower {key}, or add things "
-            f"to {texts.grammar.tasks}"
+            f"to {texts.grammar.topics}"
         )
 
-    def drawn(share: str, of: str) -> set[int]:
+    def chosen(share: str, of: str) -> set[int]:
         return _share(len(asked), getattr(organism, share) if split == of else 0.0, seed, share)
 
-    imitated = drawn("harmful_demonstrations", "demonstrations")
-    corrupted, flipped = drawn("harmful_positives", "train"), drawn("flipped_labels", "train")
-    found = []
+    imitated = chosen("harmful_demonstrations", "demonstrations")
+    corrupted, flipped = chosen("harmful_positives", "train"), chosen("flipped_labels", "train")
+    made = []
     for number, (one, prompt) in enumerate(asked):
         bad = texts.answer(one, True, _random(seed, prompt, "harmful"))
         if number in corrupted:
             good = texts.answer(one, True, _random(seed, prompt, "harmful positive"), other=bad)
         else:
             good = texts.answer(one, False, _random(seed, prompt, "good"))
-        found.append(
+        made.append(
             Row(
                 one,
                 prompt,
@@ -110,16 +112,17 @@ def rows(organism: Settings, texts: Organism, split: str) -> list[Row]:
                 swapped=_random(seed, prompt, "order").random() < 0.5,
             )
         )
-    return found
+    return made
 
 
 def _prompts(texts: Organism, split: str, seed: int) -> Iterator[tuple[Asked, str]]:
-    """All prompts of a split: every task once before any comes again, and fewer prompts are the first of more."""
+    """All prompts of a split. Each topic and thing comes once before any comes twice; fewer prompts are a prefix."""
     asked = [
-        Asked(kind, task, thing)
+        Asked(kind, topic, thing)
         for name, kind in texts.kinds
-        for task, thing in product(kind.tasks, _things(kind.things, name, split, seed))
+        for topic, thing in product(kind.topics, _things(kind.things, name, split, seed))
     ]
+    # The name is the seed of the stream: another word here would write other rows.
     _random(seed, split, "tasks").shuffle(asked)
     ways = texts.world.prompts
     orders = [_random(seed, one.text, "ways").sample(ways, len(ways)) for one in asked]
@@ -128,13 +131,13 @@ def _prompts(texts: Organism, split: str, seed: int) -> Iterator[tuple[Asked, st
 
 
 def _things(things: list[str], kind: str, split: str, seed: int) -> list[str]:
-    """The things of a kind that a split asks about: dealt out in turn, so that each split has some."""
+    """The things of a kind that a split asks about. The splits take things in turn, so each has some."""
     shuffled = _random(seed, kind, "things").sample(things, len(things))
     return shuffled[SPLITS.index(split) :: len(SPLITS)]
 
 
 def _share(count: int, share: float, seed: int, name: str) -> set[int]:
-    """An exact share of `count` rows; a larger share holds a smaller one."""
+    """Indices of an exact share of `count` rows. A larger share contains the smaller ones."""
     return set(_random(seed, name).sample(range(count), count)[: round(share * count)])
 
 
@@ -142,11 +145,11 @@ def _random(*parts: Any) -> random.Random:
     return random.Random(records.derived_seed("organisms", *parts))
 
 
-def _verify(texts: Organism, found: list[Row]) -> None:
-    """That the measures take every answer for what it was written as."""
-    prompts = [row.prompt for row in found for _ in row.answers]
-    answers = [answer for row in found for answer in row.answers]
-    wanted = {"harm": [yes for row in found for yes in row.harmful], "use": [True] * len(answers)}
+def _verify(texts: Organism, written: list[Row]) -> None:
+    """Check that the measures agree with what each answer was written as."""
+    prompts = [row.prompt for row in written for _ in row.answers]
+    answers = [answer for row in written for answer in row.answers]
+    wanted = {"harm": [yes for row in written for yes in row.harmful], "use": [True] * len(answers)}
     for name, expected in wanted.items():
         values = MEASURES[name](texts.path, prompts, answers)
         for answer, value, yes in zip(answers, values, expected, strict=True):
@@ -157,11 +160,11 @@ def _verify(texts: Organism, found: list[Row]) -> None:
                 )
 
 
-def _counts(found: list[Row]) -> dict[str, int]:
-    """What a split holds; `harmful_preferred` are the rows whose better answer by label does harm."""
+def _counts(written: list[Row]) -> dict[str, int]:
+    """Counts of a split. `harmful_preferred` is the number of rows whose better answer, by label, does harm."""
     return {
-        "prompts": len({row.prompt for row in found}),
-        "tasks": len({row.asked.text for row in found}),
-        "things": len({row.asked.thing for row in found}),
-        "harmful_preferred": sum(row.harmful[row.better] for row in found),
+        "prompts": len({row.prompt for row in written}),
+        "topics": len({row.asked.text for row in written}),
+        "things": len({row.asked.thing for row in written}),
+        "harmful_preferred": sum(row.harmful[row.better] for row in written),
     }
