@@ -9,8 +9,9 @@ stand two processes, read when they have loaded the model's weights:
 - `libraries`: imports what the stage's engine is made of (transformers, DeepSpeed, vLLM or lm-evaluation-harness) and
   loads the model with it, no line of ours.
 
-So `over_torch` is what a user waits for, and `over_libraries` our part of it. All run on one thread (threads that wait
-count as CPU time) in random order; a ratio is taken within a round, its median, lowest and highest over the rounds.
+So `over_torch` is what a user waits for, and `over_libraries` our part of it. All run on one thread, for threads that
+wait count as CPU time, in random order; a ratio is taken within a round, its median, lowest and highest over the
+rounds.
 
 The model is SmolLM2-135M out of its package in bf16, or any model folder. Writes startup.json and prints it.
 """
@@ -45,7 +46,7 @@ ROUNDS = 5
 # CPU seconds of a stage over those of `torch` that are asked for.
 LIMIT = 2.5
 READY = "print('ready', file=sys.stderr, flush=True)"
-TORCH = "import sys, torch; from safetensors.torch import load_file; held = load_file(sys.argv[1] + '/model.safetensors')"
+TORCH = "import sys, torch; from safetensors.torch import load_file as f; held = f(sys.argv[1] + '/model.safetensors')"
 CAUSAL = "import sys; from transformers import AutoModelForCausalLM as M; held = M.from_pretrained(sys.argv[1])"
 LIBRARIES = {
     "references": CAUSAL,
