@@ -14,7 +14,7 @@ STAGES = {
     "train": ["torch", "transformers", "accelerate", "deepspeed", "tensorboard", "peft"],
     "mmlu": ["torch", "transformers", "accelerate", "lm-eval", "datasets"],
     "judge": ["openai"],
-    "report": ["numpy", "matplotlib", "jinja2"],
+    "report": ["numpy", "pandas", "tabulate", "matplotlib", "jinja2"],
 }
 HERE = Path(__file__).parent
 
