@@ -17,13 +17,16 @@ from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from d2o.errors import D2OError
 from d2o.layout import manifest_path
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # Lies in every folder that is made here: such a folder may be replaced.
 _MARK = ".d2o"
@@ -174,6 +177,12 @@ def read_columns(
             fault = f"lacks the columns {', '.join(missing)}" if missing else "has columns of other types"
             raise D2OError(f"{path}: {fault}; it was made by another version: delete it and run again")
         yield from table.iter_batches(batch_size=size, columns=columns)
+
+
+def read_frame(path: str | os.PathLike, schema: pa.Schema, columns: list[str] | None = None) -> pd.DataFrame:
+    """A table, or some of its columns, as a data frame, for tables that fit in memory; errors as above."""
+    wanted = schema if columns is None else pa.schema([schema.field(name) for name in columns])
+    return pa.Table.from_batches(read_columns(path, schema, columns), wanted).to_pandas()
 
 
 def read_any(path: str | os.PathLike, columns: Sequence[str]) -> pa.Table:
