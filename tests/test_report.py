@@ -93,7 +93,7 @@ class Results:
             self._dataset(root / dataset)
             for model in self.experiment.models:
                 self._pool(
-                    root / dataset / "negatives.parquet", root / dataset / model / "positives/corrected.parquet"
+                    root / dataset / "negatives.parquet", root / dataset / model / "positives/corrected-k4.parquet"
                 )
                 for method in self.experiment.methods:
                     for seed in self.experiment.seeds[:1] if method == "initial" else self.experiment.seeds:
@@ -158,7 +158,9 @@ class Results:
                 }
                 for i in range(30)
             ]
-            folder.mkdir(parents=True, exist_ok=True)
+            with records.artifact(folder / "model") as draft:
+                draft.path.mkdir()
+                draft.facts["pool"] = "corrected-k4"
             folder.joinpath("train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         texts = ["I’m sorry, I can’t help." if trained else "Sure, " + NASTY for _ in self.ids]
         answers = [self._sample(p, 0, None, t) for p, t in zip(self.ids, texts, strict=True)]
@@ -468,7 +470,7 @@ def test_the_scores_that_a_method_filters_its_pool_by(tmp_path):
     assert chosen.rewards.keys() == {"harm"} and chosen.models.keys() == {"smol"}
     made = Results(tmp_path, chosen)
     rows = [{"prompt_id": p, "sample": k, "score": float(k)} for p in made.ids for k in range(4)]
-    write(tmp_path / "pku/smol/positives/corrected.scores/harm.parquet", records.SCORES, rows)
+    write(tmp_path / "pku/smol/positives/corrected-k4.scores/harm.parquet", records.SCORES, rows)
     report.write(chosen, tmp_path, tmp_path / "reports/demo/report.html")
     assert "score, harm" in (tmp_path / "reports/demo/report.html").read_text()
 

@@ -95,15 +95,9 @@ class Run:
         }
 
 
-def runs(experiment: Experiment) -> list[Run]:
-    """The runs of an experiment, method by method."""
-    return [
-        Run(dataset, model, method, seed)
-        for dataset in experiment.datasets
-        for model in experiment.models
-        for method in experiment.methods
-        for seed in seeds(experiment, method)
-    ]
+def runs(experiment: Experiment, dataset: str, model: str) -> list[Run]:
+    """The runs of an experiment on one data set and model, method by method."""
+    return [Run(dataset, model, method, seed) for method in experiment.methods for seed in seeds(experiment, method)]
 
 
 def seeds(experiment: Experiment, method: str) -> list[int]:

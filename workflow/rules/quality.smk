@@ -90,8 +90,10 @@ rule draw_pairs:
         mem_mb=4000,
         runtime=60,
         gpu=0,
+        results=plan.settings.results,
     conda:
         plan.environment("report")
     localrule: True
     shell:
-        "python -m d2o figure1 --settings {params.settings:q} --output {output.figure} 2>&1 | tee {log}"
+        "python -m d2o figure1 --settings {params.settings:q} --results {resources.results:q} "
+        "--output {output.figure} 2>&1 | tee {log}"

@@ -49,8 +49,10 @@ rule write_report:
         mem_mb=4000,
         runtime=60,
         gpu=0,
+        results=plan.settings.results,
     conda:
         plan.environment("report")
     localrule: True
     shell:
-        "python -m d2o report --settings {params.settings:q} --output {output.html} 2>&1 | tee {log}"
+        "python -m d2o report --settings {params.settings:q} --results {resources.results:q} "
+        "--output {output.html} 2>&1 | tee {log}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -46,8 +47,12 @@ def _files(s: Settings) -> Iterator[tuple[str, str]]:
 
 def _problems(s: Settings) -> Iterator[str]:
     """What is wrong with models, organisms and rules."""
-    runs = (run for experiment in s.experiments.values() for run in layout.runs(experiment))
-    made = {layout.below("run", run.names) for run in runs}
+    made = {
+        layout.below("run", run.names)
+        for experiment in s.experiments.values()
+        for dataset, model in product(experiment.datasets, experiment.models)
+        for run in layout.runs(experiment, dataset, model)
+    }
     for name, model in s.models.items():
         if model.run and (run := layout.below("run", model.run.model_dump())) not in made:
             yield (

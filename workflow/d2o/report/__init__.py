@@ -53,7 +53,7 @@ def write(settings: Settings, results: Path, output: Path) -> None:
         svgs[figure] = files[f"figures/{figure}.svg"] = figures.render(plotted, "svg")
         files[f"figures/{figure}.png"] = figures.render(plotted, "png")
     if experiment.quality:
-        svgs["quality"] = archive.content(f"reports/{name}/figures/quality.svg")
+        svgs["quality"] = archive.content("quality_figure", experiment=name)
     html = page.render(settings, archive, measured, svgs, csvs)
     for file, content in files.items():
         _publish(output.parent / file, content, settings)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from operator import itemgetter
@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from d2o import exact, records, texts
 from d2o.errors import D2OError
+from d2o.layout import Layout, Run, manifest_path, runs
 from d2o.settings import Experiment, Reward, Settings
 
 EXACT = "Exact scorers"
@@ -61,37 +62,14 @@ class Metric:
     course: bool = False
 
 
-@dataclass(frozen=True)
-class Run:
-    """One model: a method's training with one seed, a snapshot of it after `step` steps, or the initial model."""
-
-    dataset: str
-    model: str
-    method: str
-    seed: int
-    step: int | None = None
-
-    @property
-    def path(self) -> str:
-        """Its folder below the results."""
-        folder = f"{self.dataset}/{self.model}/{self.method}/seed{self.seed}"
-        return folder if self.step is None else f"{folder}/step{self.step}"
-
-
-def runs(experiment: Experiment, dataset: str, model: str) -> list[Run]:
-    """The runs of an experiment on one data set and model, method by method."""
-    return [
-        Run(dataset, model, method, seed)
-        for method in experiment.methods
-        for seed in (experiment.seeds[:1] if method == "initial" else experiment.seeds)
-    ]
-
-
 class Archive:
-    """The results folder; remembers what was read, as the report's inputs."""
+    """What lies in the folder of results; remembers what was read, as the report's inputs.
 
-    def __init__(self, root: Path):
-        self._root = root
+    An artifact is named as in `layout.PLACES`, with the names that its path is made of.
+    """
+
+    def __init__(self, results: Path):
+        self._layout = Layout(str(results))
         self._read: dict[Path, None] = {}
 
     @property
@@ -99,26 +77,27 @@ class Archive:
         """The files read so far."""
         return list(self._read)
 
-    def table(self, path: str, schema: pa.Schema) -> pd.DataFrame:
+    def path(self, place: str, **names: Any) -> Path:
+        """Where an artifact lies."""
+        return Path(self._layout.path(place, names))
+
+    def table(self, place: str, schema: pa.Schema, **names: Any) -> pd.DataFrame:
         """A table; errors as `records.read_table`."""
-        return records.read_frame(self._noted(self._root / path), schema)
+        return records.read_frame(self._noted(self.path(place, **names)), schema)
 
-    def manifest(self, path: str) -> dict[str, Any]:
+    def manifest(self, place: str, **names: Any) -> dict[str, Any]:
         """The manifest of an artifact; errors as `records.read_manifest`."""
-        self._noted(records.manifest_path(self._root / path))
-        return records.read_manifest(self._root / path)
+        path = self.path(place, **names)
+        self._noted(manifest_path(path))
+        return records.read_manifest(path)
 
-    def json(self, path: str) -> dict[str, Any]:
-        """A JSON file."""
-        return json.loads(self._noted(self._root / path).read_text())
-
-    def log(self, path: str) -> list[dict[str, Any]]:
-        """The lines of a training log.
+    def log(self, run: Run) -> list[dict[str, Any]]:
+        """The lines of a run's training log.
 
         Raises:
             D2OError: where it is missing or a line is not JSON.
         """
-        file = self._noted(self._root / path)
+        file = self._noted(self.path("train_log", **run.names))
         if not file.exists():
             raise D2OError(f"{file}: no such file; it is written by the training of the model beside it")
         rows = []
@@ -129,13 +108,13 @@ class Archive:
                 raise D2OError(f"{file}:{number}: not JSON ({error.msg}); train this run again") from None
         return rows
 
-    def content(self, path: str) -> bytes:
+    def content(self, place: str, **names: Any) -> bytes:
         """A file as it is.
 
         Raises:
             D2OError: where it is missing.
         """
-        file = self._noted(self._root / path)
+        file = self._noted(self.path(place, **names))
         if not file.exists():
             raise D2OError(f"{file}: no such file; make it with: snakemake {file}")
         return file.read_bytes()
@@ -148,11 +127,7 @@ class Archive:
 def logs(archive: Archive, experiment: Experiment, dataset: str, model: str) -> pd.DataFrame:
     """The training logs of each run, a row a step, with `method` and `seed`; errors as `Archive.log`."""
     trained = [run for run in runs(experiment, dataset, model) if run.method != "initial"]
-    rows = [
-        {"method": run.method, "seed": run.seed} | row
-        for run in trained
-        for row in archive.log(f"{run.path}/train.jsonl")
-    ]
+    rows = [{"method": run.method, "seed": run.seed} | row for run in trained for row in archive.log(run)]
     return pd.DataFrame(rows).reindex(columns=["method", "seed", "step", "epoch", *LOGGED, *SPENT])
 
 
@@ -180,14 +155,16 @@ class Source:
     """A table of a run, and what is measured of it.
 
     Attributes:
-        path: below the run's folder.
+        place: the artifact, as in `layout.PLACES`.
+        names: those of its path that are not the run's.
         rows: from the table, the context and the table's path to rows with `cluster`, `prompts` (their origin) and
             `stratum`.
     """
 
-    path: str
+    place: str
+    names: Mapping[str, str]
     schema: pa.Schema
-    rows: Callable[[pd.DataFrame, Context, str], pd.DataFrame]
+    rows: Callable[[pd.DataFrame, Context, Path], pd.DataFrame]
     metrics: Sequence[Metric]
 
 
@@ -198,11 +175,14 @@ def sources(settings: Settings, trained: bool = True) -> list[Source]:
     judges = experiment.judges if trained else []
     human = [metric for metric in HUMAN_METRICS if trained or metric.neutral is None]
     return [
-        *(Source(f"scores/{name}.parquet", records.SCORES, _answers, found) for name, found in rewards.items()),
-        *(Source(f"judge/{name}.parquet", records.VERDICTS, _answers, _judged(name)) for name in judges),
-        *(Source(f"mmlu/{b}.parquet", records.QUESTIONS, _questions, _answered(b)) for b in experiment.benchmarks),
-        Source("likelihoods.parquet", records.LOGPROBS, _likely, human),
-        Source("responses.parquet", records.SAMPLES, _answers, STYLE_METRICS),
+        *(Source("scores", {"reward": name}, records.SCORES, _answers, found) for name, found in rewards.items()),
+        *(Source("verdicts", {"judge": name}, records.VERDICTS, _answers, _judged(name)) for name in judges),
+        *(
+            Source("answers", {"benchmark": name}, records.QUESTIONS, _questions, _answered(name))
+            for name in experiment.benchmarks
+        ),
+        Source("likelihoods", {}, records.LOGPROBS, _likely, human),
+        Source("responses", {}, records.SAMPLES, _answers, STYLE_METRICS),
     ]
 
 
@@ -263,8 +243,9 @@ def together(tables: Iterable[pd.DataFrame], columns: Sequence[str] = VALUES) ->
 
 
 def _values(archive: Archive, run: Run, source: Source, context: Context) -> pd.DataFrame:
-    path = f"{run.path}/{source.path}"
-    rows = source.rows(archive.table(path, source.schema), context, path)
+    names = run.names | source.names
+    table = archive.table(source.place, source.schema, **names)
+    rows = source.rows(table, context, archive.path(source.place, **names))
     place = {"dataset": run.dataset, "model": run.model, "method": run.method, "seed": run.seed}
     return together(
         rows[["prompts", "cluster", "stratum"]]
@@ -276,8 +257,8 @@ def _values(archive: Archive, run: Run, source: Source, context: Context) -> pd.
 
 
 def _context(archive: Archive, experiment: Experiment, dataset: str, model: str) -> Context:
-    prompts = archive.table(f"{dataset}/prompts.parquet", records.PROMPTS)
-    human = archive.table(f"{dataset}/negatives.parquet", records.COMPARISONS)
+    prompts = archive.table("prompts", records.PROMPTS, dataset=dataset)
+    human = archive.table("negatives", records.COMPARISONS, dataset=dataset)
     human = human[human["split"] == "test"].reset_index(drop=True)
     for side in ("negative", "positive"):
         pairs = zip(human["prompt_id"], human[side], strict=True)
@@ -285,11 +266,11 @@ def _context(archive: Archive, experiment: Experiment, dataset: str, model: str)
     initial = pd.Series(dtype=float)
     for run in runs(experiment, dataset, model):
         if run.method == "initial":
-            initial = _by_response(archive.table(f"{run.path}/likelihoods.parquet", records.LOGPROBS))["logprob"]
+            initial = _by_response(archive.table("likelihoods", records.LOGPROBS, **run.names))["logprob"]
     return Context(prompts.set_index("prompt_id")["origin"], human, initial)
 
 
-def _answers(table: pd.DataFrame, context: Context, path: str) -> pd.DataFrame:
+def _answers(table: pd.DataFrame, context: Context, path: Path) -> pd.DataFrame:
     """Rows about answers, each with its prompt."""
     prompts = table["prompt_id"].map(context.origins)
     for unknown in table["prompt_id"][prompts.isna()][:1]:
@@ -335,7 +316,7 @@ def _disagree(rows: pd.DataFrame) -> pd.Series:
     return verdicts.transform("nunique").gt(1)[verdicts.transform("size").eq(2) & ~rows.duplicated("prompt_id")]
 
 
-def _questions(table: pd.DataFrame, context: Context, path: str) -> pd.DataFrame:
+def _questions(table: pd.DataFrame, context: Context, path: Path) -> pd.DataFrame:
     """Rows about questions, which come with a benchmark."""
     question = table["subject"] + "/" + table["question"].astype(str)
     return table.assign(cluster=question, prompts="", stratum=table["subject"])
@@ -351,7 +332,7 @@ def _answered(benchmark: str) -> list[Metric]:
     ]
 
 
-def _likely(table: pd.DataFrame, context: Context, path: str) -> pd.DataFrame:
+def _likely(table: pd.DataFrame, context: Context, path: Path) -> pd.DataFrame:
     """Held-out human answers, each side with its log-prob in nats per token and its gain over the initial model.
 
     Answers that are too long for the forward pass have no log-prob; their response id is left out.

@@ -54,7 +54,7 @@ def render(
     return environment.get_template("report.html.jinja").render(
         name=name,
         experiment=experiment,
-        k=sorted({method.k or settings.positives.k for method in trained if method.positives == "self"}),
+        k=sorted({method.k for method in trained if method.positives == "self"}),
         settings=json.dumps(settings.model_dump(mode="json"), indent=2, ensure_ascii=False),
         effects=effects,
         exact=[reward for reward in experiment.rewards if settings.rewards[reward].rule],
@@ -83,13 +83,13 @@ def render(
 
 def _prompts(archive: Archive, dataset: str) -> dict[str, int]:
     """How many prompts were answered, by origin."""
-    return archive.table(f"{dataset}/prompts.parquet", records.PROMPTS)["origin"].value_counts(sort=False).to_dict()
+    return archive.table("prompts", records.PROMPTS, dataset=dataset)["origin"].value_counts(sort=False).to_dict()
 
 
 def _check(archive: Archive, dataset: str, reward: str) -> dict[str, Any]:
     """How well a reward model trained here agrees with held-out human labels: AUC, or accuracy on pairs where
     no answer is labelled, or nothing (`measure` is None)."""
-    manifest = archive.manifest(f"{dataset}/rewards/{reward}/manifest.json")
+    manifest = archive.manifest("trained_reward", dataset=dataset, reward=reward)
     known = [key for key in ("auc", "pair_accuracy") if manifest.get(key) is not None]
     place = {"dataset": dataset, "reward": reward}
     if not known:
@@ -102,7 +102,7 @@ def _check(archive: Archive, dataset: str, reward: str) -> dict[str, Any]:
 
 def _splits(archive: Archive, dataset: str) -> pd.DataFrame:
     """Per split: prompts, negatives, those with a human positive, those with a positive labelled safe."""
-    rows = archive.table(f"{dataset}/negatives.parquet", records.COMPARISONS)
+    rows = archive.table("negatives", records.COMPARISONS, dataset=dataset)
     rows = rows.assign(safe=rows["positive"].notna() & rows["positive_unsafe"].eq(False))
     counts = rows.groupby("split").agg(
         prompts=("prompt_id", "nunique"),
@@ -115,7 +115,7 @@ def _splits(archive: Archive, dataset: str) -> pd.DataFrame:
 
 def _counts(archive: Archive, dataset: str) -> dict[str, str]:
     """What the manifest of the negatives counts, a line for each group of counts."""
-    counts = archive.manifest(f"{dataset}/negatives.parquet").get("counts", {})
+    counts = archive.manifest("negatives", dataset=dataset).get("counts", {})
     lines = {}
     for key, value in counts.items():
         parts = value if isinstance(value, Mapping) else {"": value}
@@ -126,32 +126,32 @@ def _counts(archive: Archive, dataset: str) -> dict[str, str]:
 
 def categories(archive: Archive, dataset: str) -> dict[str, dict[str, int]]:
     """Negatives in each harm category, by split; nothing where the data set has no categories."""
-    counts = archive.manifest(f"{dataset}/negatives.parquet").get("counts", {})
+    counts = archive.manifest("negatives", dataset=dataset).get("counts", {})
     keys = {split: f"{split}_categories" for split in ("train", "test")}
     return {split: counts[key] for split, key in keys.items() if key in counts}
 
 
 def _leaks(archive: Archive, dataset: str) -> list[dict[str, Any]]:
     """Examples of train prompts that are evaluated as well, or nearly so."""
-    return archive.manifest(f"{dataset}/negatives.parquet").get("leaks", [])
+    return archive.manifest("negatives", dataset=dataset).get("leaks", [])
 
 
 def _pools(archive: Archive, settings: Settings, block: Block) -> Iterator[dict[str, Any]]:
     """The data sheets of the pools that this experiment's methods draw from, and the scores that they filter by."""
     ((_, experiment),) = settings.experiments.items()
-    entries = [settings.methods[method] for method in experiment.methods if method != "initial"]
     filters: dict[str, set[str]] = {}
-    for method in entries:
-        if method.positives == "self":
-            pool = filters.setdefault("corrected" if method.self_correction else "plain", set())
-            pool |= {method.filter.reward} if method.filter else set()
+    for run in runs(experiment, block.dataset, block.model):
+        method = settings.methods.get(run.method)  # none for the initial model
+        if method and method.positives == "self":
+            rewards = filters.setdefault(archive.manifest("trained", **run.names)["pool"], set())
+            rewards |= {method.filter.reward} if method.filter else set()
     for number, (pool, rewards) in enumerate(filters.items()):
-        place = f"{block.dataset}/{block.model}/positives/{pool}"
-        sheet = archive.json(f"{place}.sheet.json")
+        names = {"dataset": block.dataset, "model": block.model, "pool": pool}
+        sheet = json.loads(archive.content("pool_sheet", **names))
         if not sheet["samples"]:  # no prompt fitted the context
             continue
         scores = {
-            reward: archive.table(f"{place}.scores/{reward}.parquet", records.SCORES)["score"]
+            reward: archive.table("pool_scores", records.SCORES, reward=reward, **names)["score"]
             for reward in sorted(rewards)
         }
         svg = figures.render(figures.pool(sheet, scores), "svg")
@@ -170,7 +170,7 @@ def _rounds(archive: Archive, settings: Settings, block: Block) -> Iterator[dict
     for run in runs(experiment, block.dataset, block.model):
         method = settings.methods.get(run.method)  # none for the initial model
         for number in rounds.numbers(method, settings.train_of(method).steps) if method else ():
-            sheet = archive.json(f"{run.path}/rounds/{number}/positives.sheet.json")
+            sheet = json.loads(archive.content("round_sheet", round=number, **run.names))
             if sheet["samples"]:
                 lengths = [int(length) * count for length, count in sheet["tokens"].items()]
                 yield {"run": run, "round": number, "sheet": sheet, "length": sum(lengths) / sheet["samples"]}
@@ -204,14 +204,14 @@ def duration(seconds: float) -> str:
 def _examples(archive: Archive, settings: Settings, block: Block) -> Iterator[dict[str, Any]]:
     """Test prompts drawn by a hash of their identity, with every method's first answer, first seed."""
     ((_, experiment),) = settings.experiments.items()
-    prompts = archive.table(f"{block.dataset}/prompts.parquet", records.PROMPTS)
+    prompts = archive.table("prompts", records.PROMPTS, dataset=block.dataset)
     asked = prompts[prompts["origin"] == "test"].set_index("prompt_id")["messages"]
     chosen = sorted(asked.index, key=lambda prompt: records.derived_seed("examples", prompt))[:EXAMPLES]
     answers: dict[str, list[dict[str, Any]]] = {prompt: [] for prompt in chosen}
     for run in runs(experiment, block.dataset, block.model):
         if run.seed == experiment.seeds[0]:
             scores = _first_scores(archive, settings, run, chosen)
-            rows = archive.table(f"{run.path}/responses.parquet", records.SAMPLES)
+            rows = archive.table("responses", records.SAMPLES, **run.names)
             for row in _firsts(rows, chosen).to_dict("records"):
                 prompt = row["prompt_id"]
                 answers[prompt].append({"method": run.method, "scores": scores[prompt], **row})
@@ -237,11 +237,11 @@ def _first_scores(
     ((_, experiment),) = settings.experiments.items()
     found = defaultdict(list)
     for reward in experiment.rewards:
-        rows = _firsts(archive.table(f"{run.path}/scores/{reward}.parquet", records.SCORES), prompts)
+        rows = _firsts(archive.table("scores", records.SCORES, reward=reward, **run.names), prompts)
         for prompt, score in zip(rows["prompt_id"], rows["score"], strict=True):
             found[prompt].append((reward, _shown(score, settings.rewards[reward].rule)))
     for judge in experiment.judges if run.method != "initial" else []:
-        rows = archive.table(f"{run.path}/judge/{judge}.parquet", records.VERDICTS)
+        rows = archive.table("verdicts", records.VERDICTS, judge=judge, **run.names)
         words = rows["verdict"].map({"method": "won", "initial": "lost", "tie": "tied"})
         for prompt, outcomes in words[rows["prompt_id"].isin(prompts)].groupby(rows["prompt_id"]):
             found[prompt].append((judge, outcomes.iloc[0] if outcomes.nunique() == 1 else "orders disagree"))

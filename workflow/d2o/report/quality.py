@@ -35,8 +35,7 @@ def measure(archive: Archive, settings: Settings, dataset: str) -> pd.DataFrame:
         D2OError: where an artifact is missing, or chosen and rejected answers are not of the same pairs.
     """
     (experiment,) = settings.experiments.values()
-    folder = f"{dataset}/quality"
-    splits = archive.table(f"{folder}/prompts.parquet", records.PROMPTS).set_index("prompt_id")["origin"]
+    splits = archive.table("pair_prompts", records.PROMPTS, dataset=dataset).set_index("prompt_id")["origin"]
     found = []
 
     def add(measure: str, scorer: str, side: str, values: pd.Series, prompts: pd.Series) -> None:
@@ -46,7 +45,7 @@ def measure(archive: Archive, settings: Settings, dataset: str) -> pd.DataFrame:
 
     for name in experiment.rewards:
         reward = settings.rewards[name]
-        pairs = _scores(archive, f"{folder}/scores/{name}")
+        pairs = _scores(archive, dataset, name)
         if reward.train:
             pairs = pairs[pairs["prompt_id"].map(splits) == "test"]
         scores, prompts = pairs[[*_SIDES]], pairs["prompt_id"]
@@ -58,18 +57,20 @@ def measure(archive: Archive, settings: Settings, dataset: str) -> pd.DataFrame:
             spread = (scores.to_numpy().std() if len(scores) else 0) or 1.0
             add("difference", name, "", sign * (scores["chosen"] - scores["rejected"]) / spread, prompts)
     for name in experiment.judges:
-        verdicts = archive.table(f"{folder}/judge/{name}.parquet", records.VERDICTS)
+        verdicts = archive.table("pair_verdicts", records.VERDICTS, dataset=dataset, judge=name)
         add("win_rate", name, "", verdicts["verdict"].map(WINS), verdicts["prompt_id"])
     return pd.DataFrame(found, columns=_COLUMNS)
 
 
-def _scores(archive: Archive, folder: str) -> pd.DataFrame:
+def _scores(archive: Archive, dataset: str, reward: str) -> pd.DataFrame:
     """The scores of both answers of each pair."""
-    chosen, rejected = (archive.table(f"{folder}/{side}.parquet", records.SCORES) for side in _SIDES)
+    names = {"dataset": dataset, "reward": reward}
+    chosen, rejected = (archive.table("pair_scores", records.SCORES, side=side, **names) for side in _SIDES)
     pairs = chosen.merge(
         rejected, "outer", ["prompt_id", "sample"], suffixes=("_chosen", "_rejected"), validate="1:1", indicator=True
     ).rename(columns={f"score_{side}": side for side in _SIDES})
     if not pairs["_merge"].eq("both").all():
+        folder = archive.path("pair_scores", side="chosen", **names).parent
         raise D2OError(f"{folder}: chosen and rejected are of different pairs: delete it, run again")
     return pairs
 
