@@ -1,5 +1,6 @@
 # make demo       the whole chain on SmolLM2, about ten minutes on two cores after the install
-# make test       linters, unit, contract and pipeline tests
+# make test       linters, unit, contract and pipeline tests; with D2O_TEST_SLURM=1 and as root, those on a real
+#                 Slurm too, which they install by apt-get
 # make test-quick those that take under two minutes
 # make bench      a training step and generation beside others' code, about an hour
 # make env        .venv from the locked list (LOCK=gpu on a machine with NVIDIA GPUs)

@@ -4,7 +4,7 @@ import os
 import sys
 
 # Here and in jobs: this checkout's code, run by the Python that runs Snakemake (`--sdm conda` gives jobs another).
-sys.path.insert(0, os.path.join(workflow.basedir, "workflow"))
+sys.path.insert(0, os.path.join(workflow.current_basedir, "workflow"))
 os.environ.update(
     PYTHONPATH=sys.path[0], PATH=os.pathsep.join([os.path.dirname(sys.executable), *os.get_exec_path()])
 )
@@ -12,9 +12,10 @@ os.environ.update(
 from snakemake.utils import min_version
 
 from d2o.errors import D2OError
+from d2o.layout import PLACES
 from d2o.plan import Plan
 
-min_version("9.0")
+min_version("9.15")
 
 if not workflow.overwrite_configfiles:
 
@@ -27,27 +28,27 @@ except D2OError as error:
     raise WorkflowError(str(error)) from None
 
 
+if workflow.is_main_process:
+    for line in plan.replaced():
+        print(line, file=sys.stderr)
+
 # Outside the params: to share GPUs or not changes no result.
 os.environ.update(D2O_SHARE_GPUS=str(int(plan.settings.compute.share_gpus)))
 
 
-wildcard_constraints:
-    organism=r"[A-Za-z0-9._-]+",
-    dataset=r"[A-Za-z0-9._-]+",
-    model=r"[A-Za-z0-9._-]+",
-    method=r"[A-Za-z0-9._-]+",
-    seed=r"\d+",
-    round=r"\d+",
-    snapshot=r"(/step\d+)?",
-    pool="corrected|plain",
-    table="negatives|pairs|corrected|plain",
-    side="chosen|rejected",
+# Where artifacts lie: rules name them, as `<responses>`.
+pathvars:
+    **PLACES,
+    results=plan.settings.results,
+
+
+report: "workflow/report/workflow.rst"
 
 
 rule all:
     default_target: True
     input:
-        plan.targets("report"),
+        plan.targets("page"),
 
 
 include: "workflow/rules/organisms.smk"
@@ -67,7 +68,22 @@ include: "workflow/rules/mmlu.smk"
 include: "workflow/rules/report.smk"
 
 
+# Below the rules: constraints reach the wildcards of path variables only in rules that are there already.
+wildcard_constraints:
+    organism=r"[A-Za-z0-9._-]+",
+    dataset=r"[A-Za-z0-9._-]+",
+    model=r"[A-Za-z0-9._-]+",
+    method=r"[A-Za-z0-9._-]+",
+    seed=r"\d+",
+    round=r"\d+",
+    snapshot=r"(/step\d+)?",
+    pool=r"(corrected|plain)-k\d+",
+    shard=r"\d+-of-\d+",
+    table=r"negatives|pairs|(corrected|plain)-k\d+",
+    side="chosen|rejected",
+
+
 onsuccess:
-    for path in plan.targets("report"):
+    for path in plan.targets("page"):
         if os.path.exists(path):
             print(f"The report: {os.path.abspath(path)}")

@@ -35,7 +35,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from d2o import chat, generation, models, positives, records
-from d2o.settings import Capacity, Model, Positives, PositivesStage
+from d2o.settings import Engine, Model, Positives, PositivesStage
 from workload import SMOLLM2
 
 ROOT = Path(__file__).parent.parent
@@ -77,9 +77,8 @@ def measure(plan: Plan, folder: Path) -> dict:
     model = folder / "model"
     models.fetch(SMOLLM2_135M, None, model)
     SMOLLM2.model("bf16").save_pretrained(model)
-    capacity = Capacity(eager=True, kv_cache_gib=4, max_num_seqs=256)
     start = time.perf_counter()
-    vllm = generation.start(model, "vllm", capacity)
+    vllm = generation.start(model, Engine(eager=True, kv_cache_gib=4, max_num_seqs=256))
     start_vllm = time.perf_counter() - start
     start = time.perf_counter()
     loop = Loop(model)
@@ -152,7 +151,7 @@ def _stage(stage: PositivesStage, model: Path, prompts: Path, folder: Path, vllm
     start = generation.start
     generation.start = lambda *_: vllm
     try:
-        positives.draw(stage, Capacity(), model, prompts, "1-of-1", folder / "drawn", folder / "1-of-1.parquet")
+        positives.draw(stage, model, prompts, "1-of-1", folder / "drawn", folder / "1-of-1.parquet")
     finally:
         generation.start = start
     return sum(row["tokens"] for row in records.read_table(folder / "1-of-1.parquet", records.POOL))

@@ -52,12 +52,12 @@ def _measure(shape: Shape, lengths: Lengths, plan: Scaling) -> list[float]:
 
     from d2o import losses
     from d2o.logprobs import Policy
-    from d2o.settings import Method, Optimisation, TrainStage
+    from d2o.settings import Method, Train, TrainStage
     from d2o.train import schedule
     from d2o.train.engine import Engine, start
 
     rank, ranks = start()
-    train = Optimisation(groups_per_step=plan.groups)
+    train = Train(groups_per_step=plan.groups)
     stage = TrainStage(method=Method(loss="d2o", positives="self", negatives=True), train=train)
     engine = Engine(Policy(shape.model("bf16")), stage, total=plan.steps + 1)
     loss_of = losses.of(stage.method)

@@ -9,9 +9,13 @@ from transformers import AutoModelForCausalLM
 from d2o import chat, generation
 from d2o.errors import D2OError
 from d2o.generation import Completion, Request
-from d2o.settings import Capacity, Sampling
+from d2o.settings import Engine, Sampling
 
-CAPACITY = Capacity(eager=True, kv_cache_gib=1, max_num_seqs=8)
+
+def engine(backend: str) -> Engine:
+    return Engine(backend=backend, eager=True, kv_cache_gib=1, max_num_seqs=8)
+
+
 QUESTIONS = ["Hello?", "How do I cheat at cards without being seen?", "Tell me about rain, wind and snow, please."]
 
 
@@ -30,7 +34,7 @@ def answers(generator, requests, **sampling) -> list[Completion]:
 @pytest.mark.slow
 def test_both_engines_give_the_same_greedy_answers(tiny_model, requests):
     ours = [
-        answers(generation.start(tiny_model, backend, CAPACITY), requests, **sampling)
+        answers(generation.start(tiny_model, engine(backend)), requests, **sampling)
         for backend in ("vllm", "transformers")
         for sampling in [{"temperature": 0.0, "max_tokens": 24}]
     ]
@@ -40,7 +44,7 @@ def test_both_engines_give_the_same_greedy_answers(tiny_model, requests):
 
 def test_transformers_draws_each_answer_from_its_own_seed(tiny_model, requests):
     """Whatever else is in the batch; and the draws follow temperature and nucleus."""
-    generator = generation.start(tiny_model, "transformers", CAPACITY)
+    generator = generation.start(tiny_model, engine("transformers"))
     together = answers(generator, requests, max_tokens=8)
     assert [answers(generator, [request], max_tokens=8)[0] for request in requests] == together
     again = [Request(requests[0].ids, seed) for seed in range(8)]
@@ -57,12 +61,12 @@ def test_an_answer_ends_with_its_turn(tiny_model, requests, monkeypatch, backend
     asked = requests[0].ids
     said = model.generate(torch.tensor([asked]), max_new_tokens=6, do_sample=False)[0, len(asked) :].tolist()
     monkeypatch.setattr(chat, "end_of_turn", lambda tokenizer: said[2])
-    (found,) = answers(generation.start(tiny_model, backend, CAPACITY), requests[:1], temperature=0.0, max_tokens=6)
+    (found,) = answers(generation.start(tiny_model, engine(backend)), requests[:1], temperature=0.0, max_tokens=6)
     assert (found.tokens, found.finish) == (said.index(said[2]) + 1, "stop")
 
 
 def test_an_answer_ends_at_the_context(tiny_model, requests):
-    generator = generation.start(tiny_model, "transformers", CAPACITY)
+    generator = generation.start(tiny_model, engine("transformers"))
     long = Request((requests[2].ids * 40)[:508], 0)
     found = answers(generator, [requests[0], long], max_tokens=6)
     assert [completion.tokens for completion in found] == [6, 4]
@@ -72,4 +76,4 @@ def test_a_missing_vllm_names_the_other_engine(tiny_model, monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", None)
     monkeypatch.delitem(sys.modules, "d2o.generation.with_vllm", raising=False)
     with pytest.raises(D2OError, match=r"engine\.backend: vLLM cannot be loaded here .* `engine: {backend: trans"):
-        generation.start(tiny_model, "vllm", CAPACITY)
+        generation.start(tiny_model, engine("vllm"))

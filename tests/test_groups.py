@@ -49,7 +49,7 @@ def test_a_smaller_k_is_the_beginning_of_the_pool():
 
 def test_a_pool_with_a_gap_is_refused():
     with pytest.raises(D2OError, match="sample 1 of 3 is missing from its pool"):
-        list(groups.view(D2O, [comparison()], [sample(0), sample(2)]))
+        list(groups.view(D2O.model_copy(update={"k": 3}), [comparison()], [sample(0), sample(2)]))
 
 
 def test_prompts_without_a_pool_are_left_out():

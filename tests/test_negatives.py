@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from d2o import datasets, groups, negatives, records
 from d2o.errors import D2OError
 from d2o.negatives import evaluated, leaks
-from d2o.negatives.rows import RULES, Row, negatives_of, pairs_of, rows_of
+from d2o.negatives.rows import RULES, negatives_of, normalised, pairs_of, scan
 from d2o.settings import Extraction, Method, Reading
 
 DATA = Path(__file__).parent.parent.parent / "shared" / "data"
@@ -41,9 +41,11 @@ def row(prompt, *answers, better=None, safer=None, split="train") -> dict:
     }
 
 
-def as_read(row: dict) -> Row:
-    [found] = rows_of(pa.RecordBatch.from_pylist([row], records.ROWS))
-    return found
+def found_in(folder: Path, rows: list[dict], find, rule: str) -> list[tuple]:
+    """Negative, positive, and whether that is unsafe, of each comparison that `find` finds by a rule."""
+    records.write_table(folder / "rows.parquet", records.ROWS, rows)
+    found = find(scan(folder / "rows.parquet"), rule).sort("place").collect()
+    return found.select("negative", "positive", "positive_unsafe").rows()
 
 
 def asked(index: int, split: str = "train", **labels) -> dict:
@@ -117,12 +119,8 @@ UNLABELLED = (("a", None), ("b", None))
         ("every-unsafe", (("Same.", False), ("same. ", True)), {"safer": 0}, [("same. ", None, None)]),
     ],
 )
-def test_rules(rule, answers, labels, found):
-    read = as_read(row("q", *answers, **labels))
-    taken = negatives_of(read, rule)
-    sides = [(read.texts[negative], positive) for negative, positive in taken]
-    labelled = [(text, *((None, None) if i is None else (read.texts[i], read.unsafe[i]))) for text, i in sides]
-    assert labelled == found
+def test_rules(rule, answers, labels, found, tmp_path):
+    assert found_in(tmp_path, [row("q", *answers, **labels)], negatives_of, rule) == found
 
 
 @pytest.mark.parametrize(
@@ -136,11 +134,10 @@ def test_rules(rule, answers, labels, found):
         ("less-helpful", {}, None),
     ],
 )
-def test_pairs(rule, labels, preferred):
-    read = as_read(row("q", *SAFE_UNSAFE, **labels))
-    taken = pairs_of(read, rule)
-    assert [read.texts[positive] for _, positive in taken] == ([preferred] if preferred else [])
-    assert all({negative, positive} == {0, 1} for negative, positive in taken)
+def test_pairs(rule, labels, preferred, tmp_path):
+    found = found_in(tmp_path, [row("q", *SAFE_UNSAFE, **labels)], pairs_of, rule)
+    assert [positive for _, positive, _ in found] == ([preferred] if preferred else [])
+    assert all({negative, positive} == {"a", "b"} for negative, positive, _ in found)
 
 
 def test_no_negative_says_which_rule_would_find_some(tmp_path):
@@ -388,7 +385,7 @@ def test_whatever_the_rows(tmp_path_factory, rows, rule, cap, rng):
     try:
         made = extract(folder, rows, **options)
     except D2OError as error:
-        none = not any(negatives_of(as_read(r), rule) for r in rows)
+        none = not found_in(folder, rows, negatives_of, rule)
         assert ("finds no negative" if none else "no negative is left to train on") in str(error)
         return
     shuffled = extract(folder, rng.sample(rows, len(rows)), **options)

@@ -110,8 +110,8 @@ def test_every_artifact_is_there_and_says_what_made_it(project):
     assert set(manifest["inputs"]) == {
         "results/models/tiny/manifest.json",
         "results/demo/negatives.parquet",
-        "results/demo/tiny/positives/corrected.parquet",
-        "results/demo/tiny/references/corrected.parquet",
+        "results/demo/tiny/positives/corrected-k2.parquet",
+        "results/demo/tiny/references/corrected-k2.parquet",
         "results/demo/tiny/references/negatives.parquet",
     }
     page = (results / "reports" / "tiny" / "report.html").read_text()
@@ -131,7 +131,7 @@ def test_touching_everything_reruns_nothing(project):
         for path in [top, *top.rglob("*")]:
             path.touch()
     assert project.would_run() == {}
-    (project.folder / "results" / "demo" / "tiny" / "positives" / "corrected.parquet").touch()
+    (project.folder / "results" / "demo" / "tiny" / "positives" / "corrected-k2.parquet").touch()
     (project.folder / "results" / "demo" / "negatives.parquet").touch()
     assert project.would_run() == {}
 
@@ -150,21 +150,24 @@ def test_beta_of_one_method_reruns_that_method_only(restored):
     assert restored.would_run() == {"train_method": 1, "write_report": 1} | per_run
 
 
-def test_upkeep_of_a_training_retrains_nothing_and_reaches_the_next_one(restored):
-    upkeep = {"checkpoint_minutes": 7.0, "keep_checkpoints": 3, "alarms": {"stop": []}, "trackers": []}
-    restored.configure(restored.config | {"train": CONFIG["train"] | upkeep})
-    assert restored.would_run("train") == {}
-    model = "results/demo/tiny/dpo/seed0/model/manifest.json"
-    command = restored.snakemake("-n", "-p", "--forcerun", "train_method", "--", model)
-    assert re.search(r"""--upkeep '?\{"checkpoint_minutes":7.0,"keep_checkpoints":3,""", command)
-
-
-def test_the_capacity_of_an_engine_makes_nothing_anew_and_reaches_the_next_one(restored):
-    restored.configure(restored.config | {"engine": CONFIG["engine"] | {"max_num_seqs": 7, "kv_cache_gib": 2}})
-    assert restored.would_run("train") == {} and restored.would_run("responses") == {}
-    answers = "results/demo/tiny/dpo/seed0/responses.parquet"
-    command = restored.snakemake("-n", "-p", "--forcerun", "answer_prompts", "--", answers)
-    assert re.search(r"""--capacity '?\{"max_num_seqs":7,.*"kv_cache_gib":2,""", command)
+def test_how_jobs_run_makes_nothing_again_and_reaches_the_next_ones(restored):
+    """A checkpoint's minutes, an engine's cache, a checksum, the shards of a pool: each by its key."""
+    watched = {"checkpoint_minutes": 7.0, "keep_checkpoints": 3, "alarms": {"stop": []}, "trackers": []}
+    changes = {
+        "train": CONFIG["train"] | watched,
+        "engine": CONFIG["engine"] | {"max_num_seqs": 7, "kv_cache_gib": 2},
+        "positives": CONFIG["positives"] | {"shards": 3},
+        "datasets": {"demo": CONFIG["datasets"]["demo"] | {"max_bad_share": 0.5}},
+        "compute": CONFIG["compute"] | {"minutes": 7},
+    }
+    restored.configure(restored.config | changes)
+    assert restored.would_run() == {}
+    for rule, target, keys in [
+        ("train_method", "model/manifest.json", r'"train":\{"checkpoint_minutes":7.0,"keep_checkpoints":3,'),
+        ("answer_prompts", "responses.parquet", r'"engine":\{"max_num_seqs":7,.*"kv_cache_gib":2,'),
+    ]:
+        command = restored.snakemake("-n", "-p", "--forcerun", rule, "--", f"results/demo/tiny/dpo/seed0/{target}")
+        assert re.search(r"--execution '?\{" + keys, command)
 
 
 def test_snapshots_are_answered_and_scored(restored):
@@ -178,20 +181,78 @@ def test_snapshots_are_answered_and_scored(restored):
 
 def test_more_shards_draw_nothing_anew(restored):
     pool = restored.folder / "results" / "demo" / "tiny" / "positives"
-    before = (pool / "corrected.parquet").read_bytes()
+    before = (pool / "corrected-k2.parquet").read_bytes()
     drawn = sum(path.read_text().count("\n") for path in (pool / "corrected.drawn").glob("*.jsonl"))
     assert drawn == 2 * len(
-        {row["prompt_id"] for row in records.read_table(pool / "corrected.parquet", records.POOL)}
+        {row["prompt_id"] for row in records.read_table(pool / "corrected-k2.parquet", records.POOL)}
     )
     restored.configure(restored.config | {"positives": CONFIG["positives"] | {"shards": 3}})
-    assert restored.would_run("positives") == {"draw_positives": 3, "merge_positives": 1}
+    assert restored.would_run() == {}
+    (pool / "corrected-k2.parquet").unlink()
+    (pool / "corrected-k2.parquet.manifest.json").unlink()
     printed = restored.snakemake("positives")
-    assert "answers" not in printed, "no engine is started"
-    assert (pool / "corrected.parquet").read_bytes() == before
-    assert restored.would_run("train") == {}
-    restored.configure(restored.config | {"positives": CONFIG["positives"]})
-    restored.snakemake("positives")
-    assert restored.would_run("train") == {}
+    assert "3 of 5 steps" in printed and "answers" not in printed, "three shards, and no engine is started"
+    assert (pool / "corrected-k2.parquet").read_bytes() == before
+    assert restored.would_run() == {}
+
+
+def test_a_larger_pool_retrains_the_methods_that_take_all_of_it(restored):
+    """One with a `k` of its own has its samples already; of the references the new answers are computed."""
+    tiny = CONFIG["experiments"]["tiny"]
+    first = {"extends": "d2o", "k": 1}
+    config = restored.config | {"methods": CONFIG["methods"] | {"d2o-first": first}}
+    config["experiments"] = {"tiny": tiny | {"methods": [*tiny["methods"], "d2o-first"]}}
+    restored.configure(config)
+    restored.snakemake("train")
+    restored.configure(config | {"positives": CONFIG["positives"] | {"k": 3}})
+    new = {"draw_positives": 1, "merge_positives": 1, "score_references": 1}
+    assert restored.would_run("train") == new | {"train_method": 2}, "d2o and sft"
+    table = "results/demo/tiny/references/corrected-k{}.parquet"
+    restored.snakemake(table.format(3))
+    small, large = (records.read_table(restored.folder / table.format(k), records.LOGPROBS) for k in (2, 3))
+    assert [row for row in large if row in small] == small
+    log = (restored.folder / "results/demo/tiny/logs/references-corrected-k3.log").read_text()
+    assert f"{len(large) - len(small)}/{len(large) - len(small)}" in log
+
+
+def test_two_configs_over_one_folder_are_told_of_each_other(restored):
+    """Before the first job; another folder keeps both."""
+    tiny = restored.config["models"]["tiny"]
+    restored.configure(restored.config | {"models": {"tiny": tiny | {"context": 256}}})
+    told = restored.snakemake("-n", "models")
+    assert "models.tiny: results/models/tiny/manifest.json was made with other settings (context: 512 → 256)" in told
+    assert "set `results` to another folder" in told
+    restored.configure(restored.config | {"results": "elsewhere/mine"})
+    told = restored.snakemake("-n", "models")
+    assert "was made with other settings" not in told and "elsewhere/mine/models/tiny/manifest.json" in told
+
+
+def test_the_pipeline_is_a_module_of_another(restored, tmp_path):
+    """Its rules, with their own config and folder, beside the rules of a workflow elsewhere."""
+    config = yaml.safe_dump(restored.config | {"results": "aligned"})
+    (tmp_path / "aligned.yaml").write_text(config)
+    for name in ("tests", "demo"):
+        (tmp_path / name).symlink_to(restored.folder / name)
+    (tmp_path / "Snakefile").write_text(
+        f"""
+import yaml
+
+module d2o:
+    snakefile: {str(restored.folder / "Snakefile")!r}
+    config: yaml.safe_load(open("aligned.yaml"))
+
+use rule * from d2o as d2o_*
+
+rule count:
+    input: rules.d2o_extract_negatives.output.negatives.format(dataset="demo")
+    output: "count.txt"
+    shell: "wc -c {{input}} > {{output}}"
+"""
+    )
+    command = [sys.executable, "-m", "snakemake", "--cores", "2", "count"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "count.txt").read_text().endswith("aligned/demo/negatives.parquet\n")
 
 
 def test_online_rounds_go_on_after_their_last_finished_rule(restored):
@@ -274,9 +335,12 @@ def test_an_edit_reruns_what_it_touches_and_nothing_else(restored, file, old, ne
     [
         ("responses", {"max_tokens": 13}, {"answer_prompts": 4, "score_responses": 4} | REPORT),
         ("train", {"epochs": 2}, TRAINED),
-        ("compute", {"minutes": 7}, REPORT),
         ("quality", {"pairs": 7}, REPORT),
-        ("engine", {"eager": False}, REPORT),
+        (
+            "engine",
+            {"backend": "transformers"},
+            {"draw_positives": 1, "merge_positives": 1, "score_references": 1} | TRAINED,
+        ),
         ("benchmarks", {"mmlu": CONFIG["benchmarks"]["mmlu"] | {"shots": 2}}, {"answer_questions": 4} | REPORT),
         (
             "rewards",

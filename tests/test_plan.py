@@ -5,10 +5,10 @@ import re
 import shutil
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
 import yaml
+from snakemake.iocontainers import Wildcards
 
 from conftest import ROOT
 from d2o import settings
@@ -17,10 +17,17 @@ from d2o.plan import Plan
 from d2o.sources import source_digest
 
 CONFIG = yaml.safe_load((ROOT / "tests" / "data" / "config.yaml").read_text())
-W = SimpleNamespace(
-    dataset="demo", model="smollm2", method="d2o", seed="0", pool="corrected", table="negatives",
-    reward="safety", benchmark="mmlu", experiment="demo", judge="none",
-)  # fmt: skip
+NAMES = {
+    "dataset": "demo", "model": "smollm2", "method": "d2o", "seed": "0", "pool": "corrected-k3", "table": "negatives",
+    "reward": "safety", "benchmark": "mmlu", "experiment": "demo", "judge": "none",
+}  # fmt: skip
+
+
+def wildcards(**names) -> Wildcards:
+    return Wildcards(fromdict=NAMES | names)
+
+
+W = wildcards()
 STAGES = ["models", "datasets", "negatives", "positives", "references", "train", "responses", "rewards", "scores"]
 
 
@@ -38,16 +45,20 @@ def test_a_key_reaches_only_the_stages_that_depend_on_it():
     assert stages_changed_by(positives=CONFIG["positives"] | {"top_p": 0.5}) == {"positives"}
     assert stages_changed_by(responses=CONFIG["responses"] | {"temperature": 1.0}) == {"responses"}
     assert stages_changed_by(train=CONFIG["train"] | {"epochs": 2}) == {"train"}
-    upkeep = {"checkpoint_minutes": 7.0, "keep_checkpoints": 3, "trackers": ["wandb"], "alarms": {"stop": []}}
-    assert stages_changed_by(train=CONFIG["train"] | upkeep) == set()
-    capacity = {"max_num_seqs": 7, "eager": True, "kv_cache_gib": 2, "gpu_memory_utilization": 0.5}
-    assert stages_changed_by(engine=capacity) == set()
+    watched = {"checkpoint_minutes": 7.0, "keep_checkpoints": 3, "trackers": ["wandb"], "alarms": {"stop": []}}
+    assert stages_changed_by(train=CONFIG["train"] | watched) == set()
+    taken = {"max_num_seqs": 7, "eager": True, "kv_cache_gib": 2, "gpu_memory_utilization": 0.5}
+    assert stages_changed_by(engine=taken) == set()
+    assert stages_changed_by(positives=CONFIG["positives"] | {"shards": 5}) == set()
+    smollm2 = CONFIG["models"]["smollm2"]
+    assert stages_changed_by(models={"smollm2": smollm2 | {"sha256": None}}) == set()
     assert stages_changed_by(engine={"backend": "transformers"}) == {"positives", "responses"}
     assert stages_changed_by(forward=CONFIG["forward"] | {"precision": "fp32"}) == {"references", "train"}
     assert stages_changed_by(compute=CONFIG["compute"] | {"threads": 2}) == set()
     demo = CONFIG["datasets"]["demo"]
     assert stages_changed_by(datasets={"demo": demo | {"rule": "every-unsafe"}}) == {"negatives"}
-    assert stages_changed_by(datasets={"demo": demo | {"max_bad_share": 0.5}}) == {"datasets"}
+    assert stages_changed_by(datasets={"demo": demo | {"max_bad_share": 0.5}}) == set()
+    assert stages_changed_by(datasets={"demo": demo | {"train": ["tests/data/thumbs-down.jsonl"]}}) == {"datasets"}
 
 
 SCHEMA = json.loads((ROOT / "config" / "schema.json").read_text())
@@ -79,7 +90,6 @@ NOT_ALONE = {
         "train",
         "self_correction",
     },
-    "positives": {"shards"},
     "organisms.rude": {"texts"},
 }
 
@@ -131,14 +141,9 @@ def test_what_is_written_is_what_a_stage_gets(place, key, value):
     node = config.setdefault(section, {})
     (node.setdefault(entry, {}) if entry else node)[key] = value
     plan = Plan(config, "c")
-    where = SimpleNamespace(**vars(W) | {"organism": "rude", "snapshot": ""})
+    where = wildcards(organism="rude", snapshot="", pool=f"corrected-k{plan.settings.positives.k}")
     stages = [*STAGES, "organisms", "quality", "judge", "questions", "mmlu", "likelihoods"]
-    got = [json.loads(plan.params(stage)(where)) for stage in stages]
-    got += [
-        json.loads(plan.capacity(where)),
-        json.loads(plan.upkeep(where)),
-        {"concurrency": plan.concurrency(where)},
-    ]
+    got = [json.loads(part(stage)(where)) for stage in stages for part in (plan.params, plan.execution)]
     assert any(holds(found, key, value) for found in got)
 
 
@@ -156,10 +161,10 @@ def test_every_round_of_every_training_draws_with_seeds_of_its_own():
     online = {"extends": "d2o", "train": {"steps": 9}, "online": {"start": 3, "every": 3, "share": 0.5}}
     plan = Plan(CONFIG | {"methods": CONFIG["methods"] | {"online": online}}, "c")
     places = [{"method": "online", "round": n, "seed": seed} for n in "12" for seed in "01"]
-    drawn = [plan.params("rounds")(SimpleNamespace(**vars(W) | place)) for place in places]
+    drawn = [plan.params("rounds")(wildcards(**place)) for place in places]
     seeds = {json.loads(one)["sampling"]["seed"] for one in drawn}
     assert len(seeds | {CONFIG["positives"].get("seed", 0)}) == 5
-    assert drawn == [plan.params("rounds")(SimpleNamespace(**vars(W) | place)) for place in places]
+    assert drawn == [plan.params("rounds")(wildcards(**place)) for place in places]
 
 
 @pytest.mark.parametrize("name", ["config", "paper", "thumbs-down"])
@@ -167,7 +172,7 @@ def test_the_settings_of_every_report_are_whole(name):
     """Also where a method extends one that its experiment does not list, as in `steps` of the paper."""
     plan = Plan(yaml.safe_load((ROOT / "config" / f"{name}.yaml").read_text()), name)
     for experiment in plan.settings.experiments:
-        text = plan.params("report")(SimpleNamespace(experiment=experiment))
+        text = plan.params("report")(wildcards(experiment=experiment))
         assert settings.parse(settings.Settings, text).experiments.keys() == {experiment}
 
 
@@ -188,14 +193,15 @@ def test_methods_take_the_tables_that_their_loss_needs():
         "moving": {"extends": "d2o", "ema": {"positives": average, "negatives": average}},
     }
     plan = Plan(CONFIG | {"methods": methods}, "c")
-    tables = {name: (plan.pools(name), plan.comparisons(name), plan.reference_tables(name)) for name in methods}
+    runs = {name: NAMES | {"method": name} for name in methods}
+    tables = {n: (plan.pools(run), plan.human_table(n), plan.reference_tables(run)) for n, run in runs.items()}
     assert tables == {
-        "d2o": (["corrected"], "negatives", ["corrected", "negatives"]),
-        "moving": (["corrected"], "negatives", []),
-        "uncorrected": (["plain"], "negatives", ["plain", "negatives"]),
+        "d2o": (["corrected-k3"], "negatives", ["corrected-k3", "negatives"]),
+        "moving": (["corrected-k3"], "negatives", []),
+        "uncorrected": (["plain-k3"], "negatives", ["plain-k3", "negatives"]),
         "dpo": ([], "negatives", ["negatives"]),
         "full": ([], "pairs", ["pairs"]),
-        "self-align-sft": (["corrected"], "negatives", []),
+        "self-align-sft": (["corrected-k3"], "negatives", []),
     }
 
 
@@ -203,28 +209,29 @@ def test_snapshots_are_answered_and_scored_like_the_model_they_lead_to():
     methods = CONFIG["methods"] | {"dpo": CONFIG["methods"]["dpo"] | {"train": {"snapshots": [5, 10]}}}
     plan = Plan(CONFIG | {"methods": methods}, "c")
     run = "results/demo/smollm2/dpo/seed0"
-    for stage, name in {
+    for place, name in {
         "responses": "responses",
         "likelihoods": "likelihoods",
         "scores": "scores/safety",
-        "mmlu": "mmlu/mmlu",
+        "answers": "mmlu/mmlu",
     }.items():
-        more = {f"{run}/step{n}/{name}.parquet" for n in (5, 10)} if stage != "mmlu" else set()
-        assert set(plan.targets(stage)) == set(Plan(CONFIG, "c").targets(stage)) | more
-    place = {"dataset": "demo", "model": "smollm2", "seed": "0"}
-    later = SimpleNamespace(**place, method="dpo", snapshot="/step5")
+        more = {f"{run}/step{n}/{name}.parquet" for n in (5, 10)} if place != "answers" else set()
+        assert set(plan.targets(place)) == set(Plan(CONFIG, "c").targets(place)) | more
+    later = wildcards(method="dpo", snapshot="/step5")
     assert plan.weights_of(later) == f"{run}/step5/model/manifest.json"
     assert plan.model_of(later) == f"{run}/model/manifest.json"
-    assert plan.weights_of(SimpleNamespace(**place, method="dpo", snapshot="")) == f"{run}/model/manifest.json"
-    initial = SimpleNamespace(**place, method="initial", snapshot="")
+    assert plan.weights_of(wildcards(method="dpo", snapshot="")) == f"{run}/model/manifest.json"
+    initial = wildcards(method="initial", snapshot="")
     assert plan.weights_of(initial) == "results/models/smollm2/manifest.json"
 
 
 def test_the_initial_model_runs_once_whatever_the_seeds():
     config = CONFIG | {"experiments": {"e": CONFIG["experiments"]["demo"] | {"seeds": [3, 4]}}}
-    runs = list(Plan(config, "c").runs("e"))
-    assert [run for run in runs if "/initial/" in run] == ["demo/smollm2/initial/seed3"]
-    assert len(runs) == 1 + 3 * 2
+    answered = Plan(config, "c").targets("responses")
+    assert [path for path in answered if "/initial/" in path] == [
+        "results/demo/smollm2/initial/seed3/responses.parquet"
+    ]
+    assert len(answered) == 1 + 3 * 2
 
 
 def with_organism(**sections) -> dict:
@@ -244,11 +251,11 @@ def with_organism(**sections) -> dict:
 
 def test_a_run_is_the_input_of_the_model_that_it_makes():
     plan = Plan(with_organism(), "c")
-    assert plan.run_of(SimpleNamespace(model="made")) == ["results/demo/smollm2/dpo/seed0/model/manifest.json"]
-    assert plan.run_of(SimpleNamespace(model="smollm2")) == []
-    assert "results/organisms/rude/train.jsonl" in plan.targets("organisms")
-    assert plan.reward_model(SimpleNamespace(reward="exact")) == []
-    reading = json.loads(plan.params("datasets")(SimpleNamespace(dataset="rude")))
+    assert plan.run_of(wildcards(model="made")) == ["results/demo/smollm2/dpo/seed0/model/manifest.json"]
+    assert plan.run_of(wildcards(model="smollm2")) == []
+    assert "results/organisms/rude/train.jsonl" in plan.targets("organism")
+    assert plan.reward_model(wildcards(reward="exact")) == []
+    reading = json.loads(plan.params("datasets")(wildcards(dataset="rude")))
     assert reading["train"] == ["results/organisms/rude/train.jsonl"]
 
 

@@ -17,14 +17,13 @@ from d2o.generation import Completion
 from d2o.positives import requests, shard
 from d2o.positives.drawn import Drawn
 from d2o.positives.quality import reasons, settle
-from d2o.settings import INSTRUCTIONS, Capacity, Positives, PositivesStage
+from d2o.settings import INSTRUCTIONS, Engine, Positives, PositivesStage
 
 MESSAGES = [
     {"role": "user", "content": "Hello."},
     {"role": "assistant", "content": "Hello!"},
     {"role": "user", "content": "How do I cheat?"},
 ]
-CAPACITY = Capacity(eager=True, kv_cache_gib=1, max_num_seqs=8)
 
 
 # The plan ----------------------------------------------------------------------------------------
@@ -164,7 +163,8 @@ def model(tiny_model):
 
 
 def stage(backend="transformers", **sampling) -> PositivesStage:
-    return PositivesStage(sampling=Positives(**{"k": 3, "max_tokens": 8, "faults": []} | sampling), backend=backend)
+    engine = Engine(backend=backend, eager=True, kv_cache_gib=1, max_num_seqs=8)
+    return PositivesStage(sampling=Positives(**{"k": 3, "max_tokens": 8, "faults": []} | sampling), engine=engine)
 
 
 def drawn_and_merged(chosen, model, prompts, folder, shards=1, drawn=None):
@@ -172,7 +172,7 @@ def drawn_and_merged(chosen, model, prompts, folder, shards=1, drawn=None):
     paths = []
     for number in range(1, shards + 1):
         paths.append(folder / f"{number}-of-{shards}.parquet")
-        positives.draw(chosen, CAPACITY, model, prompts, paths[-1].stem, drawn or folder / "drawn", paths[-1])
+        positives.draw(chosen, model, prompts, paths[-1].stem, drawn or folder / "drawn", paths[-1])
     positives.merge(chosen, model, prompts, paths, folder / "pool.parquet")
     return records.read_table(folder / "pool.parquet", records.POOL)
 
@@ -186,11 +186,11 @@ def one_start(monkeypatch):
     """Engines are loaded once a test and backend; says how often one was asked for."""
     asked, started, start = [], {}, generation.start
 
-    def remembered(folder, backend, capacity):
-        asked.append(backend)
-        if backend not in started:
-            started[backend] = start(folder, backend, capacity)
-        return started[backend]
+    def remembered(folder, engine):
+        asked.append(engine.backend)
+        if engine.backend not in started:
+            started[engine.backend] = start(folder, engine)
+        return started[engine.backend]
 
     monkeypatch.setattr(generation, "start", remembered)
     return asked
@@ -316,7 +316,7 @@ def test_shards_of_another_plan_or_other_prompts_are_refused(model, tmp_path, on
     with pytest.raises(D2OError, match=r"1-of-1\.parquet: not drawn from .*negatives\.parquet as it is now"):
         positives.merge(stage(), model, comparisons(tmp_path / "new", 3), shards, tmp_path / "pool.parquet")
     with pytest.raises(D2OError, match="--shard: '4-of-3' is not of the form 1-of-3"):
-        positives.draw(stage(), CAPACITY, model, prompts, "4-of-3", tmp_path / "drawn", tmp_path / "x.parquet")
+        positives.draw(stage(), model, prompts, "4-of-3", tmp_path / "drawn", tmp_path / "x.parquet")
 
 
 @pytest.mark.slow

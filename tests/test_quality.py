@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from d2o import quality, records, settings
@@ -117,8 +116,8 @@ def test_measures(tmp_path):
     records.write_table(tmp_path / "pku/quality/judge/gpt.parquet", records.VERDICTS, verdicts)
 
     chosen = config(rewards=["reward", "cost", "trained", "toxicity"], judges=["gpt"])
-    found = {(m.panel, m.scorer, m.side): m for m in measure(Archive(tmp_path), chosen, "pku")}
-    means = {key: (m.estimate.mean, m.estimate.n, len(m.values)) for key, m in found.items()}
+    found = measure(Archive(tmp_path), chosen, "pku")
+    means = {(m.measure, m.scorer, m.side): (m.mean, m.prompts, len(m.values)) for m in found.itertuples()}
     # Half of the scores are one apart from the other half: their standard deviation is half of that.
     assert means == {
         ("difference", "reward", ""): (2.0, 10, 20),
@@ -128,9 +127,9 @@ def test_measures(tmp_path):
         ("toxic", "toxicity", "rejected"): (1.0, 10, 20),
         ("win_rate", "gpt", ""): (0.75, 10, 20),
     }
-    lines = as_csv(list(found.values())).splitlines()
+    lines = as_csv(found).splitlines()
     assert lines[1] == "pku,difference,reward,,2,2,2,10,20"
-    svg = figures.render(figures.quality(list(found.values()), ["pku"]), "svg").decode()
+    svg = figures.render(figures.quality(found, ["pku"]), "svg").decode()
     assert "not measured" not in svg
     assert all(name in svg for name in ("reward", "cost", "chosen, toxicity", "gpt"))
 
@@ -138,9 +137,9 @@ def test_measures(tmp_path):
 def test_a_panel_without_entries_says_which_would_fill_it(tmp_path):
     tables = sample(tmp_path, [pair(i, 0) for i in range(5)], 10)
     scored(tmp_path, "trained", tables, lambda side, r: 0.0)
-    [only] = measure(Archive(tmp_path), config(rewards=["trained"]), "pku")
-    assert np.isnan(only.estimate.mean)  # no test prompt was drawn
-    svg = figures.render(figures.quality([only], ["pku"]), "svg").decode()
+    only = measure(Archive(tmp_path), config(rewards=["trained"]), "pku")
+    assert only["mean"].isna().tolist() == [True]  # no test prompt was drawn
+    svg = figures.render(figures.quality(only, ["pku"]), "svg").decode()
     assert svg.count("not measured") == 2
     assert "names no judges" in svg
     assert "names no rewards with toxic_above" in svg

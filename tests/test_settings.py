@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from conftest import ROOT
-from d2o import settings
+from d2o import layout, settings
 from d2o.contracts import CONTRACTS
 from d2o.errors import D2OError
 from d2o.plan import Plan
@@ -130,7 +130,10 @@ ENTRY = {section.removesuffix("s"): section for section in ("experiments", *KIND
 def folders_beside_entries() -> list[tuple[str, str]]:
     """Each section with each name of a folder that the rules put beside its entries."""
     rules = "".join(path.read_text() for path in sorted((ROOT / "workflow" / "rules").glob("*.smk")))
-    paths = re.findall(r'"(results/[^"]+)"', rules.replace("{{", "{").replace("}}", "}"))
+    places = {"results": ""} | {place: layout.pattern(place) for place in layout.PLACES}
+    paths = [
+        f"results/{places[place]}{rest}".replace("//", "/") for place, rest in re.findall(r'"<(\w+)>([^"]*)"', rules)
+    ]
     children = defaultdict(set)
     for path in paths:
         *folders, _ = path.split("/")

@@ -22,7 +22,7 @@ from d2o.contracts import CONTRACTS
 from d2o.errors import D2OError
 from d2o.groups import Group, Response
 from d2o.losses import Side
-from d2o.settings import Alarms, Average, Forward, Lora, Method, Online, Optimisation, References, TrainStage, Upkeep
+from d2o.settings import Alarms, Average, Forward, Lora, Method, Online, References, Train, TrainStage, execution_keys
 from d2o.train import Inputs, run, schedule, watch
 
 # Minutes between checkpoints: one after every step.
@@ -35,7 +35,7 @@ D2O = Method(loss="d2o", positives="self", negatives=True)
 
 
 def test_every_group_is_seen_once_an_epoch_and_every_step_is_full():
-    train = Optimisation(groups_per_step=4, epochs=3)
+    train = Train(groups_per_step=4, epochs=3)
     total = schedule.total_steps(train, 10)
     steps = [schedule.step_groups(step, 10, train, seed=1) for step in range(total)]
     assert total == 8
@@ -49,7 +49,7 @@ def test_every_group_is_seen_once_an_epoch_and_every_step_is_full():
 
 @pytest.mark.parametrize("decay", ["cosine", "linear", "constant"])
 def test_learning_rate_rises_then_falls(decay):
-    train = Optimisation(warmup=0.2, decay=decay)
+    train = Train(warmup=0.2, decay=decay)
     rates = [schedule.rate(step, 50, train) for step in range(50)]
     assert rates[:10] == sorted(rates[:10])
     assert rates[9] == 1 == max(rates)
@@ -174,7 +174,7 @@ def tables(tiny_model, tmp_path_factory):
 
 def stage(method: Method, precision="fp32", **train) -> TrainStage:
     settings = {"groups_per_step": 4, "tokens_per_pass": 1, "learning_rate": 1e-3, "zero_stage": 0, "epochs": 2}
-    return TrainStage(method=method, train=Optimisation(**settings | train), forward=Forward(precision=precision))
+    return TrainStage(method=method, train=Train(**settings | train), forward=Forward(precision=precision))
 
 
 def inputs(tables, method: Method) -> dict[str, list]:
@@ -189,9 +189,10 @@ def inputs(tables, method: Method) -> dict[str, list]:
 
 
 def command(tables, model, folder, method, precision="fp32", **train) -> list[str]:
-    upkeep = Upkeep(**{key: train.pop(key) for key in Upkeep.model_fields if key in train})
-    settings = stage(method, precision, **train).model_dump_json()
-    options = ["--settings", settings, "--upkeep", upkeep.model_dump_json()]
+    whole = stage(method, precision, **train)
+    execution = execution_keys(whole)
+    options = ["--settings", whole.model_dump_json(exclude=execution)]
+    options += ["--execution", whole.model_dump_json(include=execution)]
     options += ["--model", model, "--comparisons", tables / "human.parquet"]
     options += ["--checkpoints", folder / "checkpoints", "--output", folder / "model" / "manifest.json"]
     options += [x for name, paths in inputs(tables, method).items() for path in paths for x in (f"--{name}", path)]
@@ -289,14 +290,14 @@ _TRAIN_ALL = """
 import json, sys
 from pathlib import Path
 import torch.distributed as dist
-from d2o.settings import TrainStage, Upkeep
+from d2o.settings import TrainStage
 from d2o.train import Inputs, run
 
 dist.destroy_process_group = lambda: None  # DeepSpeed joins its ranks once in a process
 for found in json.loads(sys.argv[1]):
     stage = TrainStage.model_validate_json(found["stage"])
     read = {k: [*map(Path, v)] if isinstance(v, list) else Path(v) for k, v in found["inputs"].items()}
-    run(stage, Upkeep(), Inputs(**read), Path(found["checkpoints"]), Path(found["output"]))
+    run(stage, Inputs(**read), Path(found["checkpoints"]), Path(found["output"]))
 """
 
 
@@ -470,7 +471,7 @@ def test_a_folder_that_is_not_ours_is_refused_before_anything_is_read(tiny_model
     with pytest.raises(
         D2OError, match=rf"{name}: not made by this pipeline .*; delete it yourself, or choose another"
     ):
-        run(stage(DPO, snapshots=[2]), Upkeep(), read, tmp_path / "checkpoints", tmp_path / "model")
+        run(stage(DPO, snapshots=[2]), read, tmp_path / "checkpoints", tmp_path / "model")
     assert (tmp_path / name / "thesis.txt").read_text() == "mine"
 
 
@@ -557,13 +558,13 @@ _DUE = """
 import os, sys, time
 from pathlib import Path
 import torch, torch.distributed as dist
-from d2o.settings import TrainStage, Upkeep
+from d2o.settings import TrainStage
 from d2o.train.checkpoints import Checkpoints
 from d2o.train.data import Inputs
 
 dist.init_process_group("gloo")
 stage, model = (TrainStage.model_validate_json(sys.argv[1]), Path(sys.argv[2]))
-kept = Checkpoints(Path(sys.argv[3]), stage, Inputs(model, model / "config.json"), Upkeep(checkpoint_minutes=10))
+kept = Checkpoints(Path(sys.argv[3]), stage, Inputs(model, model / "config.json"))
 rank, due = dist.get_rank(), []
 for minutes in ((9, 11), (11, 9)):  # since the last checkpoint, by the clock of each rank
     kept._saved = time.monotonic() - 60 * minutes[rank]
@@ -579,7 +580,15 @@ def test_a_checkpoint_is_due_when_the_minutes_have_passed_on_rank_0(tiny_model, 
     (tiny_model / "manifest.json").write_text("{}")
     run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", tmp_path / "due.py"]
     (tmp_path / "due.py").write_text(_DUE)
-    finished([*map(str, run), stage(DPO).model_dump_json(), str(tiny_model), str(tmp_path / "kept"), str(tmp_path)])
+    finished(
+        [
+            *map(str, run),
+            stage(DPO, checkpoint_minutes=10).model_dump_json(),
+            str(tiny_model),
+            str(tmp_path / "kept"),
+            str(tmp_path),
+        ]
+    )
     assert [(tmp_path / f"rank{rank}").read_text() for rank in (0, 1)] == ["[False, True]"] * 2
 
 
@@ -654,7 +663,7 @@ def test_checkpoints_of_other_settings_are_not_resumed(tables, tiny_model, tmp_p
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_under_another_upkeep(tables, tiny_model, tmp_path):
+def test_a_killed_run_goes_on_with_other_keys_of_execution(tables, tiny_model, tmp_path):
     train(tables, tiny_model, tmp_path / "whole", DPO, steps=30)
     folder = tmp_path / "killed"
     line = command(tables, tiny_model, folder, DPO, steps=30, checkpoint_minutes=OFTEN)

@@ -5,6 +5,8 @@ Each imports its stage only when called, so that help and messages about wrong i
 
 from __future__ import annotations
 
+import atexit
+import gc
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -21,11 +23,15 @@ Json = Annotated[str, typer.Option("--settings", help="the stage's settings as J
 Input = Annotated[Path, typer.Option(exists=True, dir_okay=False)]
 Output = Annotated[Path, typer.Option(dir_okay=False)]
 Model = Annotated[Path, typer.Option("--model", help="model folder, or the manifest in it")]
-Capacity = Annotated[str, typer.Option(help="JSON of the keys of `engine` that change no answer")]
+Execution = Annotated[str, typer.Option(help="JSON of the keys that change no result, over those of --settings")]
 
 
 def main() -> None:
     """Run the command; wrong input ends in one line on stderr and exit status 1."""
+    # The libraries of a stage are a million objects that stay: to look for garbage among them takes a quarter of a
+    # start, and once more at the exit up to two seconds.
+    gc.set_threshold(50_000)
+    atexit.register(gc.freeze)
     try:
         app()
     except D2OError as error:
@@ -61,11 +67,14 @@ def models(
     output: Output,
     settings_json: Json,
     run: Annotated[Path | None, typer.Option(help="model folder that a training made, or the manifest in it")] = None,
+    execution: Execution = "{}",
 ) -> None:
     """Bring a model into one folder: safetensors, tokenizer, chat template. OUTPUT is its manifest.json."""
     from d2o import models
 
-    models.fetch(settings.parse(settings.Model, settings_json), _folder(run) if run else None, output.parent)
+    models.fetch(
+        settings.parse(settings.Model, settings_json, execution), _folder(run) if run else None, output.parent
+    )
 
 
 @_command(settings.Organism)
@@ -80,11 +89,11 @@ def organisms(
 
 
 @_command(settings.Reading)
-def datasets(output: Output, settings_json: Json) -> None:
+def datasets(output: Output, settings_json: Json, execution: Execution = "{}") -> None:
     """Read preference rows of any format into one table."""
     from d2o import datasets
 
-    datasets.read(settings.parse(settings.Reading, settings_json), output)
+    datasets.read(settings.parse(settings.Reading, settings_json, execution), output)
 
 
 @_command(settings.Extraction)
@@ -125,14 +134,13 @@ def positives(
     drawn: Annotated[Path, typer.Option(help="folder of all answers drawn so far; only what it lacks is drawn")],
     settings_json: Json,
     shard: Annotated[str, typer.Option(help="which of the prompts: 1-of-3")] = "1-of-1",
-    capacity: Capacity = "{}",
+    execution: Execution = "{}",
 ) -> None:
     """Draw K answers to each train prompt: one shard of a pool."""
     from d2o import positives
 
-    stage = settings.parse(settings.PositivesStage, settings_json)
-    taken = settings.parse(settings.Capacity, capacity, "--capacity")
-    positives.draw(stage, taken, _folder(model), comparisons, shard, drawn, output)
+    stage = settings.parse(settings.PositivesStage, settings_json, execution)
+    positives.draw(stage, _folder(model), comparisons, shard, drawn, output)
 
 
 @_command(settings.PositivesStage)
@@ -179,14 +187,13 @@ def train(
     references: Annotated[list[Path], typer.Option(help="log-probs under the reference")] = [],  # noqa: B006
     fresh: Annotated[list[Path], typer.Option(help="pool of an online round, in order")] = [],  # noqa: B006
     fresh_references: Annotated[list[Path], typer.Option(help="log-probs of such a pool")] = [],  # noqa: B006
-    upkeep: Annotated[str, typer.Option(help="JSON of the keys of `train` that change no weight")] = "{}",
+    execution: Execution = "{}",
 ) -> None:
     """Align a model with one method. OUTPUT is the manifest.json of the aligned model's folder."""
     from d2o import train
 
     train.run(
-        settings.parse(settings.TrainStage, settings_json),
-        settings.parse(settings.Upkeep, upkeep, "--upkeep"),
+        settings.parse(settings.TrainStage, settings_json, execution),
         train.Inputs(_folder(model), comparisons, samples, scores, references, fresh, fresh_references),
         checkpoints,
         output.parent,
@@ -194,14 +201,12 @@ def train(
 
 
 @_command(settings.ResponsesStage)
-def responses(model: Model, prompts: Input, output: Output, settings_json: Json, capacity: Capacity = "{}") -> None:
+def responses(model: Model, prompts: Input, output: Output, settings_json: Json, execution: Execution = "{}") -> None:
     """Answer the test and evaluation prompts."""
     from d2o import responses
 
-    stage = settings.parse(settings.ResponsesStage, settings_json)
-    responses.answer(
-        stage, settings.parse(settings.Capacity, capacity, "--capacity"), _folder(model), prompts, output
-    )
+    stage = settings.parse(settings.ResponsesStage, settings_json, execution)
+    responses.answer(stage, _folder(model), prompts, output)
 
 
 @_command(settings.Reward)
@@ -211,12 +216,13 @@ def rewards(
     backbone: Annotated[Path | None, typer.Option(help="model to train a head on")] = None,
     rows: Annotated[Path | None, typer.Option(help="table with the human labels")] = None,
     negatives: Annotated[Path | None, typer.Option(help="table that says which prompts are train and test")] = None,
+    execution: Execution = "{}",
 ) -> None:
     """Fetch a reward model, or train one from the human labels. OUTPUT is its manifest.json."""
     from d2o import rewards
 
     rewards.make(
-        settings.parse(settings.Reward, settings_json),
+        settings.parse(settings.Reward, settings_json, execution),
         _folder(backbone) if backbone else None,
         rows,
         negatives,
@@ -246,15 +252,12 @@ def judge(
     responses: Input,
     output: Output,
     settings_json: Json,
-    concurrency: Annotated[int | None, typer.Option(help="requests at once, in place of the settings'")] = None,
+    execution: Execution = "{}",
 ) -> None:
     """Pairwise verdicts against the initial model's answers, in both orders."""
     from d2o import judge
 
-    chosen = settings.parse(settings.Judge, settings_json)
-    if concurrency:
-        chosen = chosen.model_copy(update={"concurrency": concurrency})
-    judge.compare(chosen, prompts, initial, responses, output)
+    judge.compare(settings.parse(settings.Judge, settings_json, execution), prompts, initial, responses, output)
 
 
 @_command(settings.QuestionSource)

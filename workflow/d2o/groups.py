@@ -140,17 +140,14 @@ def _positives(method: Method, row: Mapping[str, Any], pool: Mapping[int, Answer
     if method.positives == "self":
         if not pool:  # its prompt did not fit the context with an instruction
             return ()
-        k = method.k or max(pool) + 1
-        if method.filter:
-            k = min(k, len(pool))
-        missing = set(range(k)) - pool.keys()
+        missing = set() if method.filter else set(range(method.k or 0)) - pool.keys()
         if missing:
             raise D2OError(
-                f"prompt {row['prompt_id']}: sample {min(missing)} of {k} is missing from its pool of "
+                f"prompt {row['prompt_id']}: sample {min(missing)} of {method.k} is missing from its pool of "
                 f"self-generated answers; the pool was drawn for other negatives: delete it and run again"
             )
         # The first fit ones: a method with a smaller K sees the same prompts.
-        return tuple(answer for _, answer in sorted(pool.items()) if answer)[:k]
+        return tuple(answer for _, answer in sorted(pool.items()) if answer)[: method.k]
     unsafe_is_fine = method.positives == "human"
     if method.positives == "none" or row["positive"] is None:
         return ()

@@ -17,12 +17,16 @@ from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from d2o.errors import D2OError
+from d2o.layout import manifest_path
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # Lies in every folder that is made here: such a folder may be replaced.
 _MARK = ".d2o"
@@ -175,6 +179,12 @@ def read_columns(
         yield from table.iter_batches(batch_size=size, columns=columns)
 
 
+def read_frame(path: str | os.PathLike, schema: pa.Schema, columns: list[str] | None = None) -> pd.DataFrame:
+    """A table, or some of its columns, as a data frame, for tables that fit in memory; errors as above."""
+    wanted = schema if columns is None else pa.schema([schema.field(name) for name in columns])
+    return pa.Table.from_batches(read_columns(path, schema, columns), wanted).to_pandas()
+
+
 def read_any(path: str | os.PathLike, columns: Sequence[str]) -> pa.Table:
     """Some columns of a table of whatever schema that has them; errors as `read_table`."""
     try:
@@ -272,7 +282,7 @@ def artifact(
             **draft.facts,
             "settings": settings.model_dump() if hasattr(settings, "model_dump") else settings,
             "inputs": {str(path): file_digest(path) for path in inputs},
-            "versions": _versions(),
+            "versions": versions(),
         }
         if draft.path.is_dir():
             _mark(draft.path)
@@ -339,16 +349,6 @@ def discard(target: Path) -> None:
     manifest_path(target).unlink(missing_ok=True)
 
 
-def manifest_path(target: str | os.PathLike) -> Path:
-    """Where the manifest of an artifact lies."""
-    target = Path(target)
-    if target.is_dir():
-        return target / "manifest.json"
-    if target.name == "manifest.json" or target.name.endswith(".manifest.json"):
-        return target
-    return target.with_name(f"{target.name}.manifest.json")
-
-
 def read_manifest(target: str | os.PathLike) -> dict[str, Any]:
     """What is known of how an artifact was made.
 
@@ -403,7 +403,7 @@ def _sync(path: Path) -> None:
 
 
 @cache
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
     """Versions of the packages that decide what an artifact holds."""
     found = {}
     for name in (

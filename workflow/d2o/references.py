@@ -5,10 +5,14 @@ The same work with a trained model and the test split gives the stage `likelihoo
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from d2o import chat, devices, groups, records
 from d2o.settings import Forward
+from d2o.sources import source_digest
 
 
 def score(forward: Forward, model: Path, comparisons: Path, samples: Path | None, split: str, output: Path) -> None:
@@ -24,10 +28,26 @@ def score(forward: Forward, model: Path, comparisons: Path, samples: Path | None
     texts = groups.every_response(records.read_table(comparisons, records.COMPARISONS), pool, split)
     found, counts = groups.tokenise(texts, tokenizer, forward)
     inputs = [model / "manifest.json", comparisons, *([samples] if samples else [])]
+    sources = source_digest(__name__)
+    known = dict(_known(forward, model, sources, output)) if samples else {}
     with records.artifact(output, forward, inputs) as draft:
-        draft.facts |= counts
-        rows = _logprobs(forward, model, found, f"log-probs of {split} responses")
+        draft.facts |= counts | {"sources": sources}
+        here = [known[r.response_id] for group in found for r in group.responses if r.response_id in known]
+        for group in found:
+            group.positives = [response for response in group.positives if response.response_id not in known]
+        new = [group for group in found if group.positives]
+        rows = chain(here, _logprobs(forward, model, new, f"log-probs of {split} responses"))
         draft.facts["rows"] = records.write_table(draft.path, records.LOGPROBS, rows)
+
+
+def _known(forward: Forward, model: Path, sources: str, output: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows, by response, of other pools' tables beside `output` that are as they would come out here."""
+    digest = records.file_digest(model / "manifest.json")
+    for path in sorted(output.parent.glob(f"{output.stem.partition('-k')[0]}-k*.parquet")):
+        made = records.read_manifest(path)
+        same = made.get("sources") == sources and made["versions"] == records.versions()
+        if same and made["settings"] == forward.model_dump() and digest in made["inputs"].values():
+            yield from ((row["response_id"], row) for row in records.read_table(path, records.LOGPROBS))
 
 
 def _logprobs(forward: Forward, model: Path, found: list[groups.Group], description: str):

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from d2o import chat, generation, records
 from d2o.generation import Request
-from d2o.settings import Capacity, ResponsesStage
+from d2o.settings import ResponsesStage
 
 
-def answer(stage: ResponsesStage, capacity: Capacity, model: Path, prompts: Path, output: Path) -> None:
+def answer(stage: ResponsesStage, model: Path, prompts: Path, output: Path) -> None:
     """Write one row of `records.SAMPLES` per prompt of `records.PROMPTS`.
 
     Prompts that do not fit the context are left out and counted.
@@ -23,7 +23,7 @@ def answer(stage: ResponsesStage, capacity: Capacity, model: Path, prompts: Path
     ]
     with records.artifact(output, stage, [model / "manifest.json", prompts]) as draft:
         requests = [Request(ids, seed) for _, ids, seed in asked]
-        generator = generation.start(model, stage.backend, capacity)
+        generator = generation.start(model, stage.engine)
         done = dict(generation.complete(generator, requests, stage.sampling, "responses"))
         rows = [
             {"prompt_id": prompt, "sample": 0, "instruction": None, "seed": seed, **vars(done[index])}

@@ -16,9 +16,9 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 
 _PACKAGE = Path(__file__).parent
-# Settings reach a stage as params, the command line only forwards them, and where a model runs is no part of a
-# result: none of these is part of a digest.
-_NOT_DIGESTED = {f"d2o.{name}" for name in ("settings", "plan", "cli", "errors", "devices")}
+# Settings reach a stage as params, the command line only forwards them, and where a model runs or an artifact lies is
+# no part of a result: none of these is part of a digest.
+_NOT_DIGESTED = {f"d2o.{name}" for name in ("settings", "plan", "layout", "sources", "cli", "errors", "devices")}
 # Tables of entries by name: who depends on one entry does not depend on the others.
 _TABLES = {"d2o.losses.LOSSES", "d2o.contracts.CONTRACTS", "d2o.datasets._FORMATS"}
 

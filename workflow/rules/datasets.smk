@@ -3,7 +3,7 @@
 
 rule datasets:
     input:
-        plan.targets("datasets"),
+        plan.targets("rows"),
 
 
 rule read_dataset:
@@ -12,20 +12,22 @@ rule read_dataset:
     input:
         files=plan.dataset_files,
     output:
-        "results/{dataset}/rows.parquet",
+        "<rows>",
     params:
         settings=plan.params("datasets"),
         code=plan.code("datasets"),
     log:
-        "results/{dataset}/logs/rows.log",
+        "<data>/logs/rows.log",
     benchmark:
-        "results/{dataset}/logs/rows.benchmark.tsv"
+        "<data>/logs/rows.benchmark.tsv"
     threads: 1
     resources:
         mem_mb=4000,
         runtime=60,
         gpu=0,
+        execution=plan.execution("datasets"),
     conda:
-        "../../envs/datasets.yaml"
+        plan.environment("datasets")
+    localrule: True
     shell:
-        "python -m d2o datasets --settings {params.settings:q} --output {output} 2>&1 | tee {log}"
+        "python -m d2o datasets --settings {params.settings:q} --execution {resources.execution:q} --output {output} 2>&1 | tee {log}"

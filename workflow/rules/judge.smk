@@ -3,34 +3,35 @@
 
 rule judge:
     input:
-        plan.targets("judge"),
+        plan.targets("verdicts"),
 
 
 rule judge_responses:
     message:
         "Verdicts of {wildcards.judge} on {wildcards.method} (seed {wildcards.seed}), {wildcards.model}"
     input:
-        prompts="results/{dataset}/prompts.parquet",
+        prompts="<prompts>",
         initial=plan.initial_responses,
-        responses="results/{dataset}/{model}/{method}/seed{seed}/responses.parquet",
+        responses="<run>/responses.parquet",
     output:
-        "results/{dataset}/{model}/{method}/seed{seed}/judge/{judge}.parquet",
+        "<verdicts>",
     params:
         settings=plan.params("judge"),
         code=plan.code("judge"),
     log:
-        "results/{dataset}/{model}/{method}/seed{seed}/logs/judge-{judge}.log",
+        "<run>/logs/judge-{judge}.log",
     benchmark:
-        "results/{dataset}/{model}/{method}/seed{seed}/logs/judge-{judge}.benchmark.tsv"
+        "<run>/logs/judge-{judge}.benchmark.tsv"
     threads: 1
     resources:
         mem_mb=4000,
         runtime=600,
         gpu=0,
-        requests=plan.concurrency,
+        execution=plan.execution("judge"),
     conda:
-        "../../envs/judge.yaml"
+        plan.environment("judge")
+    localrule: True
     shell:
         "python -m d2o judge --settings {params.settings:q} --prompts {input.prompts} "
         "--initial {input.initial} --responses {input.responses} "
-        "--concurrency {resources.requests} --output {output} 2>&1 | tee {log}"
+        "--execution {resources.execution:q} --output {output} 2>&1 | tee {log}"

@@ -11,24 +11,24 @@ rule score_likelihoods:
         "Likelihoods under {wildcards.method} (seed {wildcards.seed}{wildcards.snapshot}), {wildcards.model}"
     input:
         model=plan.model_of,
-        comparisons="results/{dataset}/negatives.parquet",
+        comparisons="<negatives>",
     output:
-        "results/{dataset}/{model}/{method}/seed{seed}{snapshot}/likelihoods.parquet",
+        "<likelihoods>",
     params:
         model=plan.weights_of,
         settings=plan.params("likelihoods"),
         code=plan.code("references"),
     log:
-        "results/{dataset}/{model}/{method}/seed{seed}{snapshot}/logs/likelihoods.log",
+        "<point>/logs/likelihoods.log",
     benchmark:
-        "results/{dataset}/{model}/{method}/seed{seed}{snapshot}/logs/likelihoods.benchmark.tsv"
+        "<point>/logs/likelihoods.benchmark.tsv"
     threads: plan.settings.compute.threads
     resources:
         mem_mb=plan.settings.compute.memory_gb * 1000,
         runtime=plan.settings.compute.minutes,
         gpu=plan.settings.compute.gpus,
     conda:
-        "../../envs/train.yaml"
+        plan.environment("train")
     shell:
         "python -m d2o --gpus {resources.gpu} references --settings {params.settings:q} --model {params.model} "
         "--comparisons {input.comparisons} --split test --output {output} 2>&1 | tee {log}"

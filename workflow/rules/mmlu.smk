@@ -3,7 +3,7 @@
 
 rule mmlu:
     input:
-        plan.targets("mmlu"),
+        plan.targets("answers"),
 
 
 rule fetch_questions:
@@ -12,21 +12,22 @@ rule fetch_questions:
     input:
         files=plan.benchmark_files,
     output:
-        "results/benchmarks/{benchmark}/manifest.json",
+        "<questions>",
     params:
         settings=plan.params("questions"),
         code=plan.code("questions"),
     log:
-        "results/benchmarks/logs/{benchmark}.log",
+        "<results>/benchmarks/logs/{benchmark}.log",
     benchmark:
-        "results/benchmarks/logs/{benchmark}.benchmark.tsv"
+        "<results>/benchmarks/logs/{benchmark}.benchmark.tsv"
     threads: 1
     resources:
         mem_mb=4000,
         runtime=60,
         gpu=0,
     conda:
-        "../../envs/datasets.yaml"
+        plan.environment("datasets")
+    localrule: True
     shell:
         "python -m d2o questions --settings {params.settings:q} --output {output} 2>&1 | tee {log}"
 
@@ -36,23 +37,23 @@ rule answer_questions:
         "{wildcards.benchmark} of {wildcards.method} (seed {wildcards.seed}), {wildcards.model}"
     input:
         model=plan.model_of,
-        questions="results/benchmarks/{benchmark}/manifest.json",
+        questions="<questions>",
     output:
-        "results/{dataset}/{model}/{method}/seed{seed}/mmlu/{benchmark}.parquet",
+        "<answers>",
     params:
         settings=plan.params("mmlu"),
         code=plan.code("mmlu"),
     log:
-        "results/{dataset}/{model}/{method}/seed{seed}/logs/mmlu-{benchmark}.log",
+        "<run>/logs/mmlu-{benchmark}.log",
     benchmark:
-        "results/{dataset}/{model}/{method}/seed{seed}/logs/mmlu-{benchmark}.benchmark.tsv"
+        "<run>/logs/mmlu-{benchmark}.benchmark.tsv"
     threads: plan.settings.compute.threads
     resources:
         mem_mb=plan.settings.compute.memory_gb * 1000,
         runtime=plan.settings.compute.minutes,
         gpu=plan.settings.compute.gpus,
     conda:
-        "../../envs/mmlu.yaml"
+        plan.environment("mmlu")
     shell:
         "python -m d2o --gpus {resources.gpu} mmlu --settings {params.settings:q} --model {input.model} "
         "--questions {input.questions} --output {output} 2>&1 | tee {log}"

@@ -3,7 +3,7 @@
 
 rule models:
     input:
-        plan.targets("models"),
+        plan.targets("model"),
 
 
 rule fetch_model:
@@ -13,21 +13,23 @@ rule fetch_model:
         files=plan.model_files,
         run=plan.run_of,
     output:
-        "results/models/{model}/manifest.json",
+        "<model>",
     params:
         run=plan.option("run"),
         settings=plan.params("models"),
         code=plan.code("models"),
     log:
-        "results/models/logs/{model}.log",
+        "<results>/models/logs/{model}.log",
     benchmark:
-        "results/models/logs/{model}.benchmark.tsv"
+        "<results>/models/logs/{model}.benchmark.tsv"
     threads: 1
     resources:
         mem_mb=4000,
         runtime=60,
         gpu=0,
+        execution=plan.execution("models"),
     conda:
-        "../../envs/models.yaml"
+        plan.environment("models")
+    localrule: True
     shell:
-        "python -m d2o models --settings {params.settings:q} {params.run} --output {output} 2>&1 | tee {log}"
+        "python -m d2o models --settings {params.settings:q} --execution {resources.execution:q} {params.run} --output {output} 2>&1 | tee {log}"

@@ -10,28 +10,28 @@ rule extract_negatives:
     message:
         "Negatives of {wildcards.dataset}"
     input:
-        rows="results/{dataset}/rows.parquet",
+        rows="<rows>",
         evaluation=plan.evaluation_files,
         questions=plan.benchmarks_beside,
     output:
-        negatives="results/{dataset}/negatives.parquet",
-        pairs="results/{dataset}/pairs.parquet",
-        prompts="results/{dataset}/prompts.parquet",
+        negatives="<negatives>",
+        pairs="<pairs>",
+        prompts="<prompts>",
     params:
         questions=plan.option("questions"),
         settings=plan.params("negatives"),
         code=plan.code("negatives"),
     log:
-        "results/{dataset}/logs/negatives.log",
+        "<data>/logs/negatives.log",
     benchmark:
-        "results/{dataset}/logs/negatives.benchmark.tsv"
+        "<data>/logs/negatives.benchmark.tsv"
     threads: 1
     resources:
         mem_mb=4000,
         runtime=60,
         gpu=0,
     conda:
-        "../../envs/datasets.yaml"
+        plan.environment("datasets")
     shell:
         "python -m d2o negatives --settings {params.settings:q} --rows {input.rows} "
         "{params.questions} --output {output.negatives} 2>&1 | tee {log}"

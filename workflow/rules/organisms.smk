@@ -3,7 +3,7 @@
 
 rule organisms:
     input:
-        plan.targets("organisms"),
+        plan.targets("organism"),
 
 
 rule write_organism:
@@ -12,23 +12,23 @@ rule write_organism:
     input:
         texts=plan.organism_files,
     output:
-        demonstrations="results/organisms/{organism}/demonstrations.jsonl",
-        train="results/organisms/{organism}/train.jsonl",
-        validation="results/organisms/{organism}/validation.jsonl",
-        test="results/organisms/{organism}/test.jsonl",
+        demonstrations="<results>/organisms/{organism}/demonstrations.jsonl",
+        train="<results>/organisms/{organism}/train.jsonl",
+        validation="<results>/organisms/{organism}/validation.jsonl",
+        test="<results>/organisms/{organism}/test.jsonl",
     params:
         settings=plan.params("organisms"),
         code=plan.code("organisms"),
     log:
-        "results/organisms/logs/{organism}.log",
+        "<results>/organisms/logs/{organism}.log",
     benchmark:
-        "results/organisms/logs/{organism}.benchmark.tsv"
+        "<results>/organisms/logs/{organism}.benchmark.tsv"
     threads: 1
     resources:
         mem_mb=4000,
         runtime=60,
         gpu=0,
     conda:
-        "../../envs/datasets.yaml"
+        plan.environment("datasets")
     shell:
         "python -m d2o organisms --settings {params.settings:q} --output {output.train} 2>&1 | tee {log}"

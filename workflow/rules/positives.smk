@@ -1,76 +1,69 @@
-# Self-generated answers to the train prompts: `corrected` with instructions, `plain` without; drawn in shards.
-
-
-scattergather:
-    pool=plan.settings.positives.shards,
+# Self-generated answers to the train prompts: `corrected` with instructions, `plain` without; sampled in shards.
 
 
 rule positives:
     input:
-        plan.targets("positives"),
+        plan.targets("pool"),
 
 
 rule draw_positives:
     message:
-        "Positives ({wildcards.pool}, {wildcards.scatteritem}) of {wildcards.model} on {wildcards.dataset}"
+        "Positives ({wildcards.pool}, {wildcards.shard}) of {wildcards.model} on {wildcards.dataset}"
     input:
-        model="results/models/{model}/manifest.json",
-        comparisons="results/{dataset}/negatives.parquet",
+        model="<model>",
+        comparisons="<negatives>",
     output:
-        samples=temp("results/{dataset}/{model}/positives/{pool}.shards/{scatteritem}.parquet"),
-        manifest=temp("results/{dataset}/{model}/positives/{pool}.shards/{scatteritem}.parquet.manifest.json"),
+        samples=temp("<pool_shard>"),
+        manifest=temp("<pool_shard>.manifest.json"),
     params:
-        shard="{scatteritem}",
-        drawn="results/{dataset}/{model}/positives/{pool}.drawn",
+        shard="{shard}",
+        drawn=plan.folder("sampled"),
         settings=plan.params("positives"),
         code=plan.code("positives"),
     log:
-        "results/{dataset}/{model}/logs/positives-{pool}-{scatteritem}.log",
+        "<base>/logs/positives-{pool}-{shard}.log",
     benchmark:
-        "results/{dataset}/{model}/logs/positives-{pool}-{scatteritem}.benchmark.tsv"
+        "<base>/logs/positives-{pool}-{shard}.benchmark.tsv"
     threads: plan.settings.compute.threads
     resources:
         mem_mb=plan.settings.compute.memory_gb * 1000,
         runtime=plan.settings.compute.minutes,
         gpu=plan.settings.compute.gpus,
-        capacity=plan.capacity,
+        execution=plan.execution("positives"),
     retries: 1
     conda:
-        "../../envs/generation.yaml"
+        plan.environment("generation")
     shell:
         "python -m d2o --gpus {resources.gpu} positives --settings {params.settings:q} --model {input.model} "
         "--comparisons {input.comparisons} --shard {params.shard} --drawn {params.drawn} "
-        "--capacity {resources.capacity:q} --output {output.samples} 2>&1 | tee {log}"
+        "--execution {resources.execution:q} --output {output.samples} 2>&1 | tee {log}"
 
 
 rule merge_positives:
     message:
         "The pool of positives ({wildcards.pool}) of {wildcards.model} on {wildcards.dataset}"
     input:
-        model="results/models/{model}/manifest.json",
-        comparisons="results/{dataset}/negatives.parquet",
-        shards=gather.pool("results/{{dataset}}/{{model}}/positives/{{pool}}.shards/{scatteritem}.parquet"),
-        manifests=gather.pool(
-            "results/{{dataset}}/{{model}}/positives/{{pool}}.shards/{scatteritem}.parquet.manifest.json"
-        ),
+        model="<model>",
+        comparisons="<negatives>",
+        shards=plan.pool_shards,
     output:
-        pool="results/{dataset}/{model}/positives/{pool}.parquet",
-        sheet="results/{dataset}/{model}/positives/{pool}.sheet.json",
+        pool="<pool>",
+        sheet="<pool_sheet>",
     params:
         shards=plan.option("shards"),
         settings=plan.params("positives"),
         code=plan.code("positives"),
     log:
-        "results/{dataset}/{model}/logs/positives-{pool}.log",
+        "<base>/logs/positives-{pool}.log",
     benchmark:
-        "results/{dataset}/{model}/logs/positives-{pool}.benchmark.tsv"
+        "<base>/logs/positives-{pool}.benchmark.tsv"
     threads: 1
     resources:
         mem_mb=4000,
         runtime=60,
         gpu=0,
     conda:
-        "../../envs/generation.yaml"
+        plan.environment("generation")
     shell:
         "python -m d2o pool --settings {params.settings:q} --model {input.model} "
         "--comparisons {input.comparisons} {params.shards} --output {output.pool} 2>&1 | tee {log}"

@@ -11,24 +11,24 @@ rule score_references:
         "References ({wildcards.table}) of {wildcards.model} on {wildcards.dataset}"
     input:
         unpack(plan.reference_inputs),
-        model="results/models/{model}/manifest.json",
+        model="<model>",
     output:
-        "results/{dataset}/{model}/references/{table}.parquet",
+        "<references>",
     params:
         samples=plan.option("samples"),
         settings=plan.params("references"),
         code=plan.code("references"),
     log:
-        "results/{dataset}/{model}/logs/references-{table}.log",
+        "<base>/logs/references-{table}.log",
     benchmark:
-        "results/{dataset}/{model}/logs/references-{table}.benchmark.tsv"
+        "<base>/logs/references-{table}.benchmark.tsv"
     threads: plan.settings.compute.threads
     resources:
         mem_mb=plan.settings.compute.memory_gb * 1000,
         runtime=plan.settings.compute.minutes,
         gpu=plan.settings.compute.gpus,
     conda:
-        "../../envs/train.yaml"
+        plan.environment("train")
     shell:
         "python -m d2o --gpus {resources.gpu} references --settings {params.settings:q} --model {input.model} "
         "--comparisons {input.comparisons} {params.samples} --output {output} 2>&1 | tee {log}"

@@ -3,7 +3,7 @@
 
 rule report:
     input:
-        plan.targets("report"),
+        plan.targets("page"),
 
 
 rule write_report:
@@ -13,26 +13,26 @@ rule write_report:
         plan.report_inputs,
     output:
         html=report(
-            "results/reports/{experiment}/report.html",
+            "<page>",
             caption="../report/report.rst",
             category="{experiment}",
             labels={"what": "report"},
         ),
-        table="results/reports/{experiment}/table.csv",
+        table="<report_folder>/table.csv",
         wide=report(
-            "results/reports/{experiment}/table.md",
+            "<report_folder>/table.md",
             caption="../report/table.rst",
             category="{experiment}",
             labels={"what": "table"},
         ),
         methods=report(
-            "results/reports/{experiment}/figures/methods.svg",
+            "<report_folder>/figures/methods.svg",
             caption="../report/methods.rst",
             category="{experiment}",
             labels={"what": "methods"},
         ),
         training=report(
-            "results/reports/{experiment}/figures/training.svg",
+            "<report_folder>/figures/training.svg",
             caption="../report/training.rst",
             category="{experiment}",
             labels={"what": "training"},
@@ -41,15 +41,16 @@ rule write_report:
         settings=plan.params("report"),
         code=plan.code("report"),
     log:
-        "results/reports/logs/{experiment}.log",
+        "<reports>/logs/{experiment}.log",
     benchmark:
-        "results/reports/logs/{experiment}.benchmark.tsv"
+        "<reports>/logs/{experiment}.benchmark.tsv"
     threads: 1
     resources:
         mem_mb=4000,
         runtime=60,
         gpu=0,
     conda:
-        "../../envs/report.yaml"
+        plan.environment("report")
+    localrule: True
     shell:
         "python -m d2o report --settings {params.settings:q} --output {output.html} 2>&1 | tee {log}"

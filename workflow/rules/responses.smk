@@ -11,25 +11,25 @@ rule answer_prompts:
         "Responses of {wildcards.method} (seed {wildcards.seed}{wildcards.snapshot}), {wildcards.model}"
     input:
         model=plan.model_of,
-        prompts="results/{dataset}/prompts.parquet",
+        prompts="<prompts>",
     output:
-        "results/{dataset}/{model}/{method}/seed{seed}{snapshot}/responses.parquet",
+        "<responses>",
     params:
         model=plan.weights_of,
         settings=plan.params("responses"),
         code=plan.code("responses"),
     log:
-        "results/{dataset}/{model}/{method}/seed{seed}{snapshot}/logs/responses.log",
+        "<point>/logs/responses.log",
     benchmark:
-        "results/{dataset}/{model}/{method}/seed{seed}{snapshot}/logs/responses.benchmark.tsv"
+        "<point>/logs/responses.benchmark.tsv"
     threads: plan.settings.compute.threads
     resources:
         mem_mb=plan.settings.compute.memory_gb * 1000,
         runtime=plan.settings.compute.minutes,
         gpu=plan.settings.compute.gpus,
-        capacity=plan.capacity,
+        execution=plan.execution("responses"),
     conda:
-        "../../envs/generation.yaml"
+        plan.environment("generation")
     shell:
         "python -m d2o --gpus {resources.gpu} responses --settings {params.settings:q} --model {params.model} "
-        "--prompts {input.prompts} --capacity {resources.capacity:q} --output {output} 2>&1 | tee {log}"
+        "--prompts {input.prompts} --execution {resources.execution:q} --output {output} 2>&1 | tee {log}"

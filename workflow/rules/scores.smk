@@ -12,23 +12,25 @@ rule fetch_reward:
     input:
         files=plan.reward_files,
     output:
-        "results/rewards/{reward}/manifest.json",
+        "<fetched_reward>",
     params:
         settings=plan.params("rewards"),
         code=plan.code("rewards"),
     log:
-        "results/rewards/logs/{reward}.log",
+        "<results>/rewards/logs/{reward}.log",
     benchmark:
-        "results/rewards/logs/{reward}.benchmark.tsv"
+        "<results>/rewards/logs/{reward}.benchmark.tsv"
     threads: 1
     resources:
         mem_mb=4000,
         runtime=60,
         gpu=0,
+        execution=plan.execution("rewards"),
     conda:
-        "../../envs/models.yaml"
+        plan.environment("models")
+    localrule: True
     shell:
-        "python -m d2o rewards --settings {params.settings:q} --output {output} 2>&1 | tee {log}"
+        "python -m d2o rewards --settings {params.settings:q} --execution {resources.execution:q} --output {output} 2>&1 | tee {log}"
 
 
 rule train_reward:
@@ -36,24 +38,24 @@ rule train_reward:
         "Reward model {wildcards.reward} from the labels of {wildcards.dataset}"
     input:
         backbone=plan.backbone,
-        rows="results/{dataset}/rows.parquet",
-        negatives="results/{dataset}/negatives.parquet",
+        rows="<rows>",
+        negatives="<negatives>",
     output:
-        "results/{dataset}/rewards/{reward}/manifest.json",
+        "<trained_reward>",
     params:
         settings=plan.params("rewards"),
         code=plan.code("rewards"),
     log:
-        "results/{dataset}/rewards/logs/{reward}.log",
+        "<data>/rewards/logs/{reward}.log",
     benchmark:
-        "results/{dataset}/rewards/logs/{reward}.benchmark.tsv"
+        "<data>/rewards/logs/{reward}.benchmark.tsv"
     threads: plan.settings.compute.threads
     resources:
         mem_mb=plan.settings.compute.memory_gb * 1000,
         runtime=plan.settings.compute.minutes,
         gpu=plan.settings.compute.gpus,
     conda:
-        "../../envs/train.yaml"
+        plan.environment("train")
     shell:
         "python -m d2o --gpus {resources.gpu} rewards --settings {params.settings:q} --backbone {input.backbone} "
         "--rows {input.rows} --negatives {input.negatives} --output {output} 2>&1 | tee {log}"
@@ -65,25 +67,25 @@ rule score_responses:
     input:
         reward=plan.reward_model,
         sources=plan.rule_files,
-        prompts="results/{dataset}/prompts.parquet",
-        responses="results/{dataset}/{model}/{method}/seed{seed}{snapshot}/responses.parquet",
+        prompts="<prompts>",
+        responses="<responses>",
     output:
-        "results/{dataset}/{model}/{method}/seed{seed}{snapshot}/scores/{reward}.parquet",
+        "<scores>",
     params:
         reward=plan.option("reward"),
         settings=plan.params("scores"),
         code=plan.code("scores"),
     log:
-        "results/{dataset}/{model}/{method}/seed{seed}{snapshot}/logs/scores-{reward}.log",
+        "<point>/logs/scores-{reward}.log",
     benchmark:
-        "results/{dataset}/{model}/{method}/seed{seed}{snapshot}/logs/scores-{reward}.benchmark.tsv"
+        "<point>/logs/scores-{reward}.benchmark.tsv"
     threads: plan.scoring("threads")
     resources:
         mem_mb=plan.scoring("mem_mb"),
         runtime=plan.scoring("runtime"),
         gpu=plan.scoring("gpu"),
     conda:
-        "../../envs/train.yaml"
+        plan.environment("train")
     shell:
         "python -m d2o --gpus {resources.gpu} scores --settings {params.settings:q} {params.reward} "
         "--prompts {input.prompts} --responses {input.responses} --output {output} 2>&1 | tee {log}"
@@ -95,11 +97,11 @@ use rule score_responses as score_positives with:
     input:
         reward=plan.reward_model,
         sources=plan.rule_files,
-        prompts="results/{dataset}/negatives.parquet",
-        responses="results/{dataset}/{model}/positives/{pool}.parquet",
+        prompts="<negatives>",
+        responses="<pool>",
     output:
-        "results/{dataset}/{model}/positives/{pool}.scores/{reward}.parquet",
+        "<pool_scores>",
     log:
-        "results/{dataset}/{model}/logs/scores-{pool}-{reward}.log",
+        "<base>/logs/scores-{pool}-{reward}.log",
     benchmark:
-        "results/{dataset}/{model}/logs/scores-{pool}-{reward}.benchmark.tsv"
+        "<base>/logs/scores-{pool}-{reward}.benchmark.tsv"

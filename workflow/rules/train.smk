@@ -3,7 +3,7 @@
 
 rule train:
     input:
-        plan.targets("train"),
+        plan.targets("trained"),
 
 
 rule train_method:
@@ -11,12 +11,12 @@ rule train_method:
         "{wildcards.method} (seed {wildcards.seed}) on {wildcards.model}"
     input:
         unpack(plan.train_inputs),
-        model="results/models/{model}/manifest.json",
+        model="<model>",
     output:
-        model="results/{dataset}/{model}/{method}/seed{seed}/model/manifest.json",
-        log="results/{dataset}/{model}/{method}/seed{seed}/train.jsonl",
+        model="<trained>",
+        log="<train_log>",
     params:
-        checkpoints="results/{dataset}/{model}/{method}/seed{seed}/checkpoints",
+        checkpoints=plan.folder("checkpoints"),
         samples=plan.option("samples"),
         scores=plan.option("scores"),
         references=plan.option("references"),
@@ -25,19 +25,19 @@ rule train_method:
         settings=plan.params("train"),
         code=plan.code("train"),
     log:
-        "results/{dataset}/{model}/{method}/seed{seed}/logs/train.log",
+        "<run>/logs/train.log",
     benchmark:
-        "results/{dataset}/{model}/{method}/seed{seed}/logs/train.benchmark.tsv"
+        "<run>/logs/train.benchmark.tsv"
     threads: plan.settings.compute.threads
     resources:
         mem_mb=plan.settings.compute.memory_gb * 1000,
         runtime=plan.settings.compute.minutes,
         gpu=plan.training_gpus,
-        upkeep=plan.upkeep,
+        execution=plan.execution("train"),
     conda:
-        "../../envs/train.yaml"
+        plan.environment("train")
     shell:
         "python -m d2o --gpus {resources.gpu} train --settings {params.settings:q} --model {input.model} "
         "--comparisons {input.comparisons} {params.samples} {params.scores} {params.references} "
         "{params.fresh} {params.fresh_references} "
-        "--checkpoints {params.checkpoints} --upkeep {resources.upkeep:q} --output {output.model} 2>&1 | tee {log}"
+        "--checkpoints {params.checkpoints} --execution {resources.execution:q} --output {output.model} 2>&1 | tee {log}"

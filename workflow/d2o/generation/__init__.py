@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from d2o.errors import D2OError
-from d2o.settings import Backend, Capacity, Sampling
+from d2o.settings import Engine, Sampling
 
 
 @dataclass(frozen=True)
@@ -37,21 +37,21 @@ class Generator(Protocol):
         ...
 
 
-def start(folder: Path, backend: Backend, capacity: Capacity) -> Generator:
+def start(folder: Path, engine: Engine) -> Generator:
     """Load a model folder into an engine.
 
     Raises:
         D2OError: where the backend is not installed.
     """
-    if backend == "transformers":
+    if engine.backend == "transformers":
         from d2o.generation.with_transformers import Transformers
 
-        return Transformers(folder, capacity)
+        return Transformers(folder, engine)
     # vLLM reads these when it is imported and when its engine starts; a value that the user has set stays.
     for key, value in {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "VLLM_CPU_KVCACHE_SPACE": str(capacity.kv_cache_gib),
+        "VLLM_CPU_KVCACHE_SPACE": str(engine.kv_cache_gib),
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_LOGGING_LEVEL": "WARNING",
     }.items():
@@ -63,7 +63,7 @@ def start(folder: Path, backend: Backend, capacity: Capacity) -> Generator:
             f"engine.backend: vLLM cannot be loaded here ({error}); install it from envs/, or set "
             f"`engine: {{backend: transformers}}`, which is slower"
         ) from None
-    return VLLM(folder, capacity)
+    return VLLM(folder, engine)
 
 
 def complete(

@@ -17,14 +17,14 @@ from transformers import (
 
 from d2o import chat, devices, records
 from d2o.generation import Completion, Request
-from d2o.settings import Capacity, Sampling
+from d2o.settings import Engine, Sampling
 
 
 class Transformers:
     """As `generation.Generator`."""
 
-    def __init__(self, folder: Path, capacity: Capacity):
-        self._batch = capacity.max_num_seqs
+    def __init__(self, folder: Path, engine: Engine):
+        self._batch = engine.max_num_seqs
         self._tokenizer = chat.load_tokenizer(folder)
         self._device = torch.device(devices.device())
         self._model = AutoModelForCausalLM.from_pretrained(

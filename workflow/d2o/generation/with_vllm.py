@@ -11,7 +11,7 @@ from vllm.sampling_params import RequestOutputKind
 
 from d2o import chat, devices, records
 from d2o.generation import Completion, Request
-from d2o.settings import Capacity, Sampling
+from d2o.settings import Engine, Sampling
 
 
 class VLLM:
@@ -21,8 +21,8 @@ class VLLM:
         llm: vLLM's own object.
     """
 
-    def __init__(self, folder: Path, capacity: Capacity):
-        self._queue = 4 * capacity.max_num_seqs
+    def __init__(self, folder: Path, engine: Engine):
+        self._queue = 4 * engine.max_num_seqs
         tokenizer = chat.load_tokenizer(folder)
         self._context, self._end = tokenizer.model_max_length, chat.end_of_turn(tokenizer)
         options = {}
@@ -32,10 +32,10 @@ class VLLM:
         self.llm = LLM(
             model=str(folder),
             max_model_len=self._context,
-            max_num_seqs=capacity.max_num_seqs,
-            enforce_eager=capacity.eager,
-            gpu_memory_utilization=capacity.gpu_memory_utilization,
-            tensor_parallel_size=capacity.tensor_parallel,
+            max_num_seqs=engine.max_num_seqs,
+            enforce_eager=engine.eager,
+            gpu_memory_utilization=engine.gpu_memory_utilization,
+            tensor_parallel_size=engine.tensor_parallel,
             enable_prefix_caching=True,
             trust_remote_code=records.trusts_code(folder),
             **options,

@@ -1,8 +1,8 @@
 """Stage `negatives`: human negatives and human pairs out of preference rows, split by prompt.
 
-The table of rows may be larger than memory. A first pass keeps digests, and the text of each distinct prompt, and
-decides what stays: which prompts are train and test, and which of several equal comparisons is taken. A second pass
-writes, a batch of columns at a time. Nothing depends on the order of the rows.
+The table of rows may be larger than memory. First passes keep digests, and the text of each distinct prompt, and
+decide what stays: which prompts are train and test, and which of several equal comparisons is taken. Last passes
+write, a batch at a time. Nothing depends on the order of the rows.
 """
 
 from __future__ import annotations
@@ -10,13 +10,15 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import polars as pl
+
 from d2o import records
 from d2o.errors import D2OError
 from d2o.negatives import evaluated
-from d2o.negatives.rows import read_rows
-from d2o.negatives.split import split_prompts
-from d2o.negatives.survey import Survey, no_negative
-from d2o.negatives.tables import capped_negatives, write_comparisons, write_prompts
+from d2o.negatives.distinct import taken
+from d2o.negatives.rows import equal_answers, negatives_of, no_negative, normalised, pairs_of, scan
+from d2o.negatives.split import read_prompts, split_prompts
+from d2o.negatives.tables import capped_negatives, counts_of, write_comparisons, write_prompts
 from d2o.settings import Extraction
 
 
@@ -33,41 +35,51 @@ def extract(extraction: Extraction, rows: Path, folder: Path, questions: list[Pa
     """
     rule = extraction.rule
     evaluation = evaluated.prompts(extraction.evaluation_prompts)
-    asked = {
+    texts = {
         "evaluation": [prompt["messages"][0]["content"] for prompt in evaluation],
         "benchmark": [text for path in questions for text in evaluated.questions(path)],
     }
+    asked = [(origin, text) for origin, found in texts.items() for text in found]
+    asked = pl.DataFrame(asked, {"origin": pl.String, "text": pl.String}, orient="row")
+    asked = asked.with_columns(text=normalised(pl.col("text"))).with_columns(key=pl.col("text").hash())
 
-    survey = Survey()
-    for number, row in enumerate(read_rows(rows, "surveying rows")):
-        survey.add(number, row, rule)
-    if not survey.negatives.seen:
-        raise D2OError(f"{rows}: {no_negative(rows, rule)}")
-    split, leaks, capped = split_prompts(survey, extraction, asked)
-    if split.kept["train"].isdisjoint(survey.with_negative["train"]):
+    table = scan(rows)
+    total, equal = table.select(pl.len(), equal_answers().sum()).collect(engine="streaming").row(0)
+    compared = {"negatives": negatives_of(table, rule), "pairs": pairs_of(table, rule)}
+    negatives, duplicates = taken(compared["negatives"], "surveying negatives", total, by_positive=False)
+    if negatives.is_empty():
+        raise D2OError(f"{rows}: {no_negative(table, rule)}")
+    pairs, pair_duplicates = taken(compared["pairs"], "surveying pairs", total, by_positive=True)
+    prompts = read_prompts(table, total)
+    split, leaks, capped = split_prompts(prompts, negatives, extraction, asked)
+    kept_negatives, kept_pairs = (found.join(split, on=["prompt", "split"]) for found in (negatives, pairs))
+    if kept_negatives.filter(to="train").is_empty():
         raise D2OError(
-            f"{rows}: no negative is left to train on: {len(split.kept['test'])} prompts are test prompts, and "
+            f"{rows}: no negative is left to train on: {len(split.filter(to='test'))} prompts are test prompts, and "
             f"{len(leaks.prompts)} train prompts are evaluated as well; "
             f"change test_share, the test part, evaluation_prompts or near_duplicates"
         )
-    taken = survey.negatives.taken()
-    kept = capped_negatives(taken, rows, split, extraction)
+    negative_count = len(kept_negatives)
+    kept_negatives = capped_negatives(kept_negatives, compared["negatives"], extraction, rows, total)
+    capped["negatives"] = negative_count - len(kept_negatives)
 
     files = [path for questions_of in questions for path in evaluated.parquet_files(questions_of)]
     inputs = [rows, *extraction.evaluation_prompts, *files]
     with (
-        records.artifact(folder / "negatives.parquet", extraction, inputs) as negatives,
-        records.artifact(folder / "prompts.parquet", extraction, inputs) as prompts,
-        records.artifact(folder / "pairs.parquet", extraction, inputs) as pairs,
+        records.artifact(folder / "negatives.parquet", extraction, inputs) as negatives_draft,
+        records.artifact(folder / "prompts.parquet", extraction, inputs) as prompts_draft,
+        records.artifact(folder / "pairs.parquet", extraction, inputs) as pairs_draft,
     ):
-        counts = {"rows": survey.rows, "equal_answers": survey.equal_answers}
-        counts |= write_comparisons(rows, survey.rows, split, (negatives, kept), (pairs, survey.pairs.taken()))
-        counts |= write_prompts(prompts, negatives, evaluation)
+        write_comparisons(negatives_draft, compared["negatives"], kept_negatives, "writing negatives", total)
+        write_comparisons(pairs_draft, compared["pairs"], kept_pairs, "writing pairs", total)
+        counts = {"rows": total, "equal_answers": equal}
+        counts |= counts_of(negatives_draft.path, pairs_draft.path)
+        counts |= write_prompts(prompts_draft, negatives_draft, evaluation)
         counts |= leaks.counts()
-        counts["capped"] = capped | {"negatives": len(taken) - len(kept)}
-        counts["duplicates"] = survey.negatives.duplicates()
-        counts["pair_duplicates"] = survey.pairs.duplicates()
-        negatives.facts |= {"counts": counts, "leaks": leaks.examples(survey.texts)}
+        counts["capped"] = capped
+        counts["duplicates"] = duplicates
+        counts["pair_duplicates"] = pair_duplicates
+        negatives_draft.facts |= {"counts": counts, "leaks": leaks.examples(prompts)}
     for group, count in counts.items():
         parts = count.items() if isinstance(count, dict) else [("in all", count)]
         shown = ", ".join(f"{n} {name}" for name, n in parts) or "none"

@@ -13,23 +13,25 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise, product
 from typing import Any
 
 import numpy as np
+import polars as pl
 from tqdm import tqdm
 
+# Where something is asked that is not trained on.
+ORIGINS = ("test", "evaluation", "benchmark")
 # Places of a sketch. The bands are chosen such that few true neighbours are missed; false ones are sorted out after.
 _PLACES = 64
 _WEIGHTS = (0.1, 0.9)  # of false and of missed neighbours
 # Train texts that share a band are compared with so many that follow: a band of thousands is one pattern.
 _WINDOW = 10
+# Texts that are sketched at once: their hashes stay in the processor's cache.
+_CHUNK = 4096
 _EXAMPLES = 3
-
-# Of prompts by id: a text near to it, and their similarity.
-Neighbours = dict[str, tuple[str, float]]
 
 
 @dataclass(frozen=True)
@@ -37,77 +39,71 @@ class Leaks:
     """What was found among train prompts.
 
     Attributes:
-        exact: by origin (`test`, `evaluation`, `benchmark`), the prompts that are asked there.
-        near: by origin, further prompts that are near to something asked there.
-        alike: prompts without a leak that are near to another one.
+        found: a row for each `prompt` and `other` text that says the same: its `kind` (leak, near leak, or
+            near-duplicate where the other one is a train prompt, too), the `origin` of the other text, and their
+            `similarity`. A prompt is of one kind only.
     """
 
-    exact: dict[str, set[str]]
-    near: dict[str, Neighbours]
-    alike: Neighbours
+    found: pl.DataFrame
 
     @property
-    def prompts(self) -> set[str]:
-        """All prompts that leak."""
-        return set().union(*self.exact.values(), *self.near.values())
+    def prompts(self) -> pl.DataFrame:
+        """Each `prompt` that leaks."""
+        return self.found.filter(pl.col("kind") != "near-duplicate").select("prompt").unique()
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Prompts in all, and by origin; a prompt may leak to several."""
-        kinds = {"leaks": self.exact, "near_leaks": self.near}
         counts = {
-            kind: {"prompts": len(set().union(*found.values()))} | {origin: len(ids) for origin, ids in found.items()}
-            for kind, found in kinds.items()
+            name: {"prompts": self._count(kind=kind)} | {o: self._count(kind=kind, origin=o) for o in ORIGINS}
+            for name, kind in (("leaks", "leak"), ("near_leaks", "near leak"))
         }
-        return counts | {"near_duplicates": {"train": len(self.alike)}}
+        return counts | {"near_duplicates": {"train": self._count(kind="near-duplicate")}}
 
-    def examples(self, texts: Mapping[str, str]) -> list[dict[str, Any]]:
+    def _count(self, **what: str) -> int:
+        return self.found.filter(**what)["prompt"].n_unique()
+
+    def examples(self, train: pl.DataFrame) -> list[dict[str, Any]]:
         """A few prompts of each kind and origin, with a text near to each and their similarity."""
-        kinds = [("leak", origin, {p: (texts[p], 1.0) for p in found}) for origin, found in self.exact.items()]
-        kinds += [("near leak", origin, found) for origin, found in self.near.items()]
-        kinds += [("near-duplicate", "train", self.alike)]
-        return [
-            {
-                "kind": kind,
-                "origin": origin,
-                "train": texts[prompt],
-                "other": other,
-                "similarity": round(similarity, 3),
-            }
-            for kind, origin, found in kinds
-            for prompt, (other, similarity) in sorted(found.items())[:_EXAMPLES]
-        ]
+        place = ["kind", "origin", "prompt"]
+        first = self.found.sort(*place, "other").unique(place, keep="first", maintain_order=True)
+        shown = first.group_by("kind", "origin", maintain_order=True).head(_EXAMPLES)
+        shown = shown.join(train.select("prompt", train="text"), on="prompt", maintain_order="left")
+        return shown.select("kind", "origin", "train", "other", pl.col("similarity").round(3)).to_dicts()
 
 
-def find_leaks(
-    exact: dict[str, set[str]], texts: Mapping[str, str], asked: Mapping[str, Iterable[str]], threshold: float | None
-) -> Leaks:
+def find_leaks(train: pl.DataFrame, asked: pl.DataFrame, known: pl.DataFrame, threshold: float | None) -> Leaks:
     """Leaks among train prompts.
 
     Args:
-        exact: by origin, the train prompts known to be asked there.
-        texts: the train prompts, by id.
-        asked: by origin, the texts that are asked there.
+        train: the train prompts in order: `prompt`, `text` (what the user says in all), `turns` (digests of each).
+        asked: each `text` that is asked elsewhere, its `origin`, and its `key` as in `turns`. Texts are normalised.
+        known: `prompt` and `origin` of further leaks.
         threshold: Jaccard similarity from which two texts are near; None: not searched.
     """
-    near: dict[str, Neighbours] = {origin: {} for origin in exact}
+    turns = train.select("prompt", key="turns").explode("key").join(asked, on="key").select("prompt", "origin")
+    exact = pl.concat([turns, known]).unique().join(train, on="prompt")
+    leaks = exact.select("prompt", "origin", other="text", similarity=1.0, kind=pl.lit("leak"))
     if threshold is None:
-        return Leaks(exact, near, {})
-    leaking = set().union(*exact.values())
-    names = sorted(texts.keys() - leaking)
-    others = [(origin, text) for origin, found in asked.items() for text in dict.fromkeys(found)]
-    origins = ["train"] * len(names) + [origin for origin, _ in others]
-    everything = [*(texts[name] for name in names), *(text for _, text in others)]
-    found = list(near_pairs(everything, origins, threshold))
-    for first, second, similarity in found:
-        if origins[second] != "train":
-            near[origins[second]][names[first]] = everything[second], similarity
-    leaking.update(*near.values())
-    alike: Neighbours = {}
-    for first, second, similarity in found:
-        if origins[second] == "train" and leaking.isdisjoint((names[first], names[second])):
-            alike[names[first]] = everything[second], similarity
-            alike[names[second]] = everything[first], similarity
-    return Leaks(exact, near, alike)
+        return Leaks(leaks)
+    rest = train.join(exact, on="prompt", how="anti", maintain_order="left")
+    asked = asked.unique(["text", "origin"], keep="first", maintain_order=True)
+    texts = pl.concat([rest["text"], asked["text"]])
+    origins = pl.concat([pl.repeat("train", len(rest), eager=True), asked["origin"]])
+    schema = {"first": pl.UInt32, "second": pl.UInt32, "similarity": pl.Float64}
+    pairs = pl.DataFrame(list(near_pairs(texts, origins.to_list(), threshold)), schema, orient="row")
+    far = pl.col("second") >= len(rest)
+    swapped = pairs.filter(~far).rename({"first": "second", "second": "first"}).select(*schema)
+    pairs = pl.concat([pairs, swapped])
+    leaking = pairs.filter(far)["first"].implode()
+    pairs = pairs.filter(far | ~(pl.col("first").is_in(leaking) | pl.col("second").is_in(leaking)))
+    near = pairs.select(
+        prompt=rest["prompt"].gather(pairs["first"]),
+        origin=origins.gather(pairs["second"]),
+        other=texts.gather(pairs["second"]),
+        similarity="similarity",
+        kind=pl.when(far).then(pl.lit("near leak")).otherwise(pl.lit("near-duplicate")),
+    )
+    return Leaks(pl.concat([leaks, near]))
 
 
 def near_pairs(texts: Sequence[str], origins: Sequence[str], threshold: float) -> Iterator[tuple[int, int, float]]:
@@ -120,39 +116,67 @@ def near_pairs(texts: Sequence[str], origins: Sequence[str], threshold: float) -
         origins: where each text is from; those of `train` come first.
         threshold: Jaccard similarity from which two texts are near, above 0.
     """
-    from datasketch import MinHash, MinHashLSH
-
-    words = ([pair.encode() for pair in word_pairs(text)] for text in texts)
-    words = tqdm(words, "near-duplicates", len(texts), unit=" prompts", mininterval=2)
-    sketches = np.empty((len(texts), _PLACES), np.uint32)
-    for row, sketch in enumerate(MinHash.generator(words, num_perm=_PLACES, hashfunc=zlib.crc32)):
-        sketches[row] = sketch.hashvalues
-    # The library's choice of bands, not its tables: they take 9 kB a text.
-    bands = MinHashLSH(threshold, _PLACES, weights=_WEIGHTS)
-    ours, far, known = origins.count("train"), set(), set()
-    for start in range(0, bands.b * bands.r, bands.r):
-        for alike in _equal_rows(sketches[:, start : start + bands.r]):
+    ours = origins.count("train")
+    known = {origin: bytearray(ours) for origin in {"train", *origins}}
+    for keys in tqdm(_band_keys(texts, threshold), "comparing", unit=" bands", mininterval=2):
+        for alike in _equal(keys):
             train, others = alike[alike < ours].tolist(), alike[alike >= ours].tolist()
             following = chain.from_iterable(zip(train, train[i:], strict=False) for i in range(1, _WINDOW + 1))
             for first, second in chain(following, product(train, others)):
-                sides = {(first, origins[second])} | ({(second, "train")} if second < ours else set())
-                if sides <= known or (first, second) in far:
+                of_first, of_second = known[origins[second]], known["train"]
+                if of_first[first] and (second >= ours or of_second[second]):
                     continue
                 similarity = jaccard(word_pairs(texts[first]), word_pairs(texts[second]))
                 if similarity >= threshold:
-                    known |= sides
+                    of_first[first] = True
+                    if second < ours:
+                        of_second[second] = True
                     yield first, second, similarity
-                else:
-                    far.add((first, second))
 
 
-def _equal_rows(table: np.ndarray) -> Iterator[np.ndarray]:
-    """The indices, ascending, of each set of two or more equal rows of [N, R]."""
-    if not len(table):
-        return
-    order = np.lexsort(table.T)  # stable
-    starts = np.flatnonzero(np.r_[True, (table[order[1:]] != table[order[:-1]]).any(1)])
-    ends = np.r_[starts[1:], len(table)]
+def _band_keys(texts: Sequence[str], threshold: float) -> np.ndarray:
+    """[bands, N]: of two texts, one band or more is equal where they may be near."""
+    bands, size = _bands(threshold)
+    # Multiply-shift hashing (Dietzfelbinger et al., 1997).
+    factors, terms = np.random.default_rng(0).integers(2**64, size=(2, bands * size), dtype=np.uint64)
+    factors |= np.uint64(1)
+    keys = np.empty((bands, len(texts)), np.uint64)
+    with tqdm(desc="near-duplicates", total=len(texts), unit=" prompts", mininterval=2) as bar:
+        for start in range(0, len(texts), _CHUNK):
+            words = [word_pairs(text) or {""} for text in texts[start : start + _CHUNK]]
+            hashes = np.array([zlib.crc32(pair.encode()) for pair in chain.from_iterable(words)], np.uint64)
+            starts = np.cumsum([0, *map(len, words[:-1])])
+            places = [
+                np.minimum.reduceat(hashes * factor + term >> np.uint64(32), starts)
+                for factor, term in zip(factors, terms, strict=True)
+            ]
+            sketches = np.reshape(places, (bands, size, len(words)))
+            keys[:, start : start + len(words)] = (sketches * factors[:size, None]).sum(axis=1)
+            bar.update(len(words))
+    return keys
+
+
+def _bands(threshold: float) -> tuple[int, int]:
+    """Number of bands, and places of each, such that few neighbours are missed.
+
+    Two texts of similarity s have a band in common with a probability of 1 - (1 - s ** size) ** bands.
+    """
+    similarity = np.linspace(0, 1, 1001)
+    near = similarity >= threshold
+
+    def cost(shape: tuple[int, int]) -> float:
+        bands, size = shape
+        missed = (1 - similarity**size) ** bands
+        return _WEIGHTS[0] * (1 - missed[~near]).sum() + _WEIGHTS[1] * missed[near].sum()
+
+    return min(((_PLACES // size, size) for size in range(1, _PLACES + 1)), key=cost)
+
+
+def _equal(keys: np.ndarray) -> Iterator[np.ndarray]:
+    """The indices, ascending, of each set of two or more equal keys of [N]."""
+    order = np.argsort(keys, kind="stable")
+    ends = np.flatnonzero(np.diff(keys[order])) + 1
+    starts, ends = np.r_[0, ends], np.r_[ends, len(keys)]
     for place in np.flatnonzero(ends - starts > 1):
         yield order[starts[place] : ends[place]]
 
@@ -160,7 +184,7 @@ def _equal_rows(table: np.ndarray) -> Iterator[np.ndarray]:
 def word_pairs(text: str) -> set[str]:
     """The pairs of neighbouring words; of a lone word, itself. Case, punctuation and white space do not count."""
     words = re.findall(r"\w+", text.lower()) or text.split()
-    return {f"{first} {second}" for first, second in pairwise(words)} or set(words)
+    return set(map(" ".join, pairwise(words))) or set(words)
 
 
 def jaccard(first: set[str], second: set[str]) -> float:

@@ -1,21 +1,14 @@
-"""Preference rows, and the comparisons that a rule finds in one: which answer is the negative, which the positive."""
+"""Preference rows, and the comparisons that a rule finds in them: which answer is the negative, which preferred."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
-from typing import Any
 
-import pyarrow as pa
+import polars as pl
 from tqdm import tqdm
 
 from d2o import records
-
-# Which answer of a row is the negative, and which is preferred to it, if any.
-Comparison = tuple[int, int | None]
 
 # The label that tells which answer each rule prefers, and the one that stands in for it in human pairs.
 RULES = {
@@ -24,106 +17,117 @@ RULES = {
     "less-helpful": ("better", "safer"),
 }
 
+SPLIT = pl.Enum(["train", "test"])
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A preference row.
+# What is white space to `str.split`: four separators more than to a regular expression.
+_SPACE = r"[\s\x1c-\x1f]"
 
-    Attributes:
-        turns: role and content of each message of the prompt.
-        texts: the answers.
-        keys: digests of the answers, equal for texts that differ in case or white space only.
-        unsafe, categories, severity: the answers' labels, as in `records.ROWS`.
-        better, safer: indices of answers, or None.
+
+def scan(rows: Path) -> pl.LazyFrame:
+    """The rows of a `records.ROWS` table with their `number`, and their `prompt`: the id as a number.
+
+    Raises:
+        D2OError: as `records.read_table`.
     """
-
-    prompt_id: str
-    split: str
-    turns: list[tuple[str, str]]
-    texts: list[str]
-    keys: list[bytes]
-    unsafe: list[bool | None]
-    categories: list[list[str] | None]
-    severity: list[int | None]
-    better: int | None
-    safer: int | None
-
-    @property
-    def equal_answers(self) -> bool:
-        """Whether two answers are the same but for case and white space: they make no comparison."""
-        return len(set(self.keys)) < len(self.keys)
-
-    def preferred(self, label: str) -> int | None:
-        """The answer that the label `better` or `safer` prefers, if any."""
-        return None if self.equal_answers else getattr(self, label)
+    next(records.read_columns(rows, records.ROWS, ["row"]), None)
+    prompt = pl.col("prompt_id").str.to_integer(base=16, dtype=pl.UInt64)
+    split = pl.col("split").cast(SPLIT)
+    return pl.scan_parquet(rows, glob=False).with_row_index("number").with_columns(prompt=prompt, split=split)
 
 
-def rows_of(batch: pa.RecordBatch) -> Iterator[Row]:
-    """The rows of a batch of `records.ROWS`. Column by column: five times as fast as dictionaries."""
-    messages, responses = batch["messages"], batch["responses"]
-    texts = list(_lists(responses, "text"))
-    yield from map(
-        Row,
-        batch["prompt_id"].to_pylist(),
-        batch["split"].to_pylist(),
-        map(list, map(zip, _lists(messages, "role"), _lists(messages, "content"))),
-        texts,
-        ([text_key(text) for text in answers] for answers in texts),
-        *(_lists(responses, label) for label in ("unsafe", "categories", "severity")),
-        batch["better"].to_pylist(),
-        batch["safer"].to_pylist(),
+def normalised(text: pl.Expr) -> pl.Expr:
+    """Texts as `records.normalised` has them."""
+    # Single spaces are left alone: three times as fast.
+    spaced = text.str.to_lowercase().str.replace_all(rf"{_SPACE}{{2,}}|[{_SPACE}--\x20]", " ")
+    return spaced.str.strip_chars(" ")
+
+
+def equal_answers() -> pl.Expr:
+    """Whether two answers of a row are the same but for case and white space: they make no comparison."""
+    keys = pl.col("responses").list.eval(normalised(pl.element().struct.field("text")))
+    return keys.list.n_unique() < keys.list.len()
+
+
+def negatives_of(rows: pl.LazyFrame, rule: str) -> pl.LazyFrame:
+    """The negatives of rows, each with the answer preferred to it, if there is one; columns as `_compared`."""
+    answers = pl.col("responses").list.len()
+    each = rows.with_columns(
+        preferred=pl.when(~equal_answers()).then(RULES[rule][0]), at=pl.int_ranges(answers, dtype=pl.Int16)
+    ).explode("at")
+    unsafe, other = _answer("at", "unsafe"), pl.col("at") != pl.col("preferred")
+    found = {
+        # Without a comparison, only a lone answer is known not to be the safer one.
+        "safer-unsafe": unsafe & pl.when(pl.col("preferred").is_null()).then(answers == 1).otherwise(other),
+        "every-unsafe": unsafe,
+        "less-helpful": other,
+    }
+    return _compared(each.filter(found[rule]), pl.col("at"), pl.when(other).then("preferred"))
+
+
+def pairs_of(rows: pl.LazyFrame, rule: str) -> pl.LazyFrame:
+    """The preferred answer of each row and the other one; nothing of a row where no label prefers one."""
+    preferred = pl.when(~equal_answers()).then(pl.coalesce(RULES[rule]))
+    found = rows.with_columns(preferred=preferred).filter(pl.col("preferred").is_not_null())
+    return _compared(found, 1 - pl.col("preferred"), pl.col("preferred"))
+
+
+def _compared(rows: pl.LazyFrame, negative: pl.Expr, positive: pl.Expr) -> pl.LazyFrame:
+    """Comparisons: the columns of `records.COMPARISONS`, `number` and `prompt` of the row, and `place`.
+
+    `place` tells comparisons of a table apart: the number of the row times 2¹⁶, the negative times 2⁸, and the
+    positive counted from 1 (0: none).
+    """
+    sides = rows.with_columns(at=negative, to=positive)
+    number, at, to = (pl.col(name).cast(pl.Int64) for name in ("number", "at", "to"))
+    return sides.select(
+        "number",
+        "prompt",
+        (number * 2**16 + at * 2**8 + to.fill_null(-1) + 1).alias("place"),
+        "prompt_id",
+        "split",
+        "messages",
+        _answer("at", "text").alias("negative"),
+        _answer("to", "text").alias("positive"),
+        _answer("to", "unsafe").alias("positive_unsafe"),
+        _answer("at", "categories").alias("categories"),
+        _answer("at", "severity").alias("severity"),
     )
 
 
-def _lists(column: pa.ListArray, field: str) -> Iterator[list[Any]]:
-    """Per row, one field of the structs in its list."""
-    values = iter(column.flatten().field(field).to_pylist())
-    return (list(islice(values, length)) for length in column.value_lengths().to_pylist())
+def _answer(place: str, field: str) -> pl.Expr:
+    """A field of the answer at a place; null where the place is."""
+    return pl.col("responses").list.get(pl.col(place)).struct.field(field)
 
 
-def negatives_of(row: Row, rule: str) -> list[Comparison]:
-    """The negatives of a row, each with the answer preferred to it, if there is one."""
-    preferred = row.preferred(RULES[rule][0])
-    unsafe = [label is True for label in row.unsafe]
-    match rule:
-        case "safer-unsafe":
-            # Without a comparison, only a lone answer is known not to be the safer one.
-            known = preferred is not None or len(unsafe) == 1
-            found = [i for i, bad in enumerate(unsafe) if bad and known and i != preferred]
-        case "every-unsafe":
-            found = [i for i, bad in enumerate(unsafe) if bad]
-        case "less-helpful":
-            found = [] if preferred is None else [i for i in range(len(unsafe)) if i != preferred]
-    return [(i, None if i == preferred else preferred) for i in found]
-
-
-def pairs_of(row: Row, rule: str) -> list[Comparison]:
-    """The preferred answer of a row and the other one; nothing where no label prefers one."""
-    for label in RULES[rule]:
-        preferred = row.preferred(label)
-        if preferred is not None:
-            return [(1 - preferred, preferred)]
-    return []
-
-
-def read_rows(rows: Path, doing: str) -> Iterator[Row]:
-    """The rows of a table of `records.ROWS`, with progress."""
-    return (row for _, batch in row_batches(rows, doing) for row in rows_of(batch))
-
-
-def row_batches(rows: Path, doing: str, total: int | None = None) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """The batches of a table of rows, with the number of the first row of each."""
+def batches(frame: pl.LazyFrame, doing: str, total: int) -> Iterator[pl.DataFrame]:
+    """A frame in batches, in the order of the rows that it is made of, with progress by their `number`."""
     with tqdm(desc=doing, total=total, unit=" rows", mininterval=2) as bar:
-        for batch in records.read_columns(rows, records.ROWS):
-            yield bar.n, batch
-            bar.update(batch.num_rows)
+        for batch in frame.collect_batches(chunk_size=16384, maintain_order=True, engine="streaming"):
+            if len(batch):
+                yield batch.drop("number")
+                bar.update(batch["number"][-1] + 1 - bar.n)
+        bar.update(total - bar.n)
 
 
-def text_key(text: str) -> bytes:
-    """What identifies a text: equal for texts that differ in case or white space only."""
-    return digest(records.normalised(text).encode())
+def collect(frame: pl.LazyFrame, doing: str, total: int) -> pl.DataFrame:
+    """All of a frame, with progress as `batches`, and without `number`."""
+    return pl.concat([frame.drop("number").clear().collect(), *batches(frame, doing, total)])
 
 
-def digest(*parts: bytes) -> bytes:
-    """Eight bytes that stand for the parts."""
-    return hashlib.blake2b(b"\x1f".join(parts), digest_size=8).digest()
+def no_negative(rows: pl.LazyFrame, rule: str) -> str:
+    """Why a rule finds no negative, and which rules would find some."""
+    labels = {
+        "unsafe": pl.col("responses").list.eval(pl.element().struct.field("unsafe").is_not_null()).list.any(),
+        "safer": pl.col("safer").is_not_null(),
+        "better": pl.col("better").is_not_null(),
+    }
+    found = rows.select(label.sum().alias(name) for name, label in labels.items())
+    [there] = found.collect(engine="streaming").to_dicts()
+    counts = {other: negatives_of(rows, other).select(pl.len()) for other in RULES}
+    negatives = {other: count.collect(engine="streaming").item() for other, count in counts.items()}
+    shown = [f"`{label}` in {n} rows" for label, n in there.items() if n]
+    others = [f"{other} ({n} negatives)" for other, n in negatives.items() if n]
+    return (
+        f"the rule {rule} finds no negative; labels: {', '.join(shown) or 'none'}; "
+        f"rules that find some: {', '.join(others) or 'none'}"
+    )

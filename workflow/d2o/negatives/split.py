@@ -2,31 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import polars as pl
 
 from d2o.negatives.leaks import Leaks, find_leaks
-from d2o.negatives.rows import text_key
-from d2o.negatives.survey import Survey
+from d2o.negatives.rows import SPLIT, collect, normalised
 from d2o.settings import Extraction
 
 
-@dataclass(frozen=True)
-class Split:
-    """The prompts `kept` in train and test. `given` tells whether the rows came with a test part."""
+def read_prompts(rows: pl.LazyFrame, total: int) -> pl.DataFrame:
+    """The prompts of rows, in the order of their ids.
 
-    kept: dict[str, set[str]]
-    given: bool
-
-    def of(self, prompt: str, split: str) -> str | None:
-        """The split that a prompt of a row's `split` goes to; None where it is dropped."""
-        splits = [split] if self.given else ["train", "test"]
-        return next((split for split in splits if prompt in self.kept[split]), None)
+    Returns:
+        columns `prompt`; `train` and `test`: whether it is in such a row; `text`: what its user says, normalised;
+        `turns`: a digest of what the user says in each turn, normalised.
+    """
+    test = pl.col("test")
+    found = rows.select("number", "prompt", first="number", test=pl.col("split") == "test")
+    prompts = (
+        collect(found, "surveying prompts", total)
+        .group_by("prompt")
+        .agg(number=pl.col("first").min(), train=(~test).any(), test=test.any())
+    )
+    # Prompts of one id differ in case and white space only: once normalised, it does not matter which is taken.
+    user = pl.element().filter(pl.element().struct.field("role") == "user").struct.field("content")
+    said = rows.select("number", turns=pl.col("messages").list.eval(user))
+    said = said.join(prompts.lazy(), on="number", maintain_order="left")
+    read = said.select(
+        "number",
+        "prompt",
+        "train",
+        "test",
+        text=normalised(pl.col("turns").list.join("\n")),
+        turns=pl.col("turns").list.eval(normalised(pl.element()).hash()),
+    )
+    return collect(read, "reading prompts", total).sort("prompt")
 
 
 def split_prompts(
-    survey: Survey, extraction: Extraction, asked: Mapping[str, list[str]]
-) -> tuple[Split, Leaks, dict[str, int]]:
+    prompts: pl.DataFrame, negatives: pl.DataFrame, extraction: Extraction, asked: pl.DataFrame
+) -> tuple[pl.DataFrame, Leaks, dict[str, int]]:
     """Train and test prompts, disjoint, none of train equal or near to anything that is evaluated.
 
     A prompt id is a digest, so its order is a fixed shuffle of the prompts: the share that is held out and
@@ -35,43 +49,47 @@ def split_prompts(
     when all that its user says is a near-duplicate of one of these.
 
     Args:
-        survey: what the first pass kept.
+        prompts: as `read_prompts`.
+        negatives: `prompt` and `split` of each.
         extraction: `test_share`, `near_duplicates` and the caps. With a cap, only prompts with negatives stay.
-        asked: by origin, what is evaluated besides test prompts.
+        asked: what is evaluated besides test prompts: `origin`, `text`, and the text's `key` as in `turns`.
     Returns:
-        the split, the leaks, and how many prompts of each split exceed a cap.
+        each `prompt` that is kept, with the `split` that its rows come with and the one they go `to`; the leaks; and
+        how many prompts of each split exceed a cap.
     """
-    train, test = survey.prompts["train"], survey.prompts["test"]
-    train_negatives, test_negatives = survey.with_negative["train"], survey.with_negative["test"]
-    given = bool(test)
+    given = prompts["test"].any()
+    with_negative = {split: negatives.filter(split=split)["prompt"].unique() for split in ("train", "test")}
     if not given:
-        test = _held_out(train, train_negatives, extraction.test_share)
-        train, test_negatives = train - test, train_negatives
-    turns, texts = survey.user_turns, survey.texts
-    questions = {"test": {turns[prompt][0] for prompt in test if len(turns[prompt]) == 1}}
-    questions |= {origin: set(map(text_key, found)) for origin, found in asked.items()}
-    exact = {origin: {p for p in train if not found.isdisjoint(turns[p])} for origin, found in questions.items()}
-    exact["test"] |= train & test
-    everything = {"test": [texts[prompt] for prompt in sorted(test)]} | asked
-    leaks = find_leaks(exact, {p: texts[p] for p in train}, everything, extraction.near_duplicates)
-    kept_train, capped_train = _capped(train - leaks.prompts, train_negatives, extraction.train_prompts)
-    kept_test, capped_test = _capped(test, test_negatives, extraction.test_prompts)
-    split = Split({"train": kept_train, "test": kept_test}, given)
-    return split, leaks, {"train": capped_train, "test": capped_test}
+        with_negative["test"] = with_negative["train"]
+        test = _held_out(with_negative["train"], extraction.test_share)
+        prompts = prompts.with_columns(test=test, train=~test)
+    train, test = (prompts.filter(split) for split in ("train", "test"))
+    lone = pl.when(pl.col("turns").list.len() == 1).then(pl.col("turns").list.first())
+    asked = pl.concat([test.select("text", origin=pl.lit("test"), key=lone), asked.select("text", "origin", "key")])
+    both = train.filter("test").select("prompt", origin=pl.lit("test"))
+    leaks = find_leaks(train, asked, both, extraction.near_duplicates)
+
+    train = train.join(leaks.prompts, on="prompt", how="anti", maintain_order="left")
+    kept_train, capped_train = _capped(train, with_negative["train"], extraction.train_prompts)
+    kept_test, capped_test = _capped(test, with_negative["test"], extraction.test_prompts)
+    kept = pl.concat(
+        found.select("prompt", to=pl.lit(to, SPLIT)) for to, found in (("train", kept_train), ("test", kept_test))
+    )
+    kept = kept.with_columns(split="to" if given else pl.lit("train", SPLIT))
+    return kept, leaks, {"train": capped_train, "test": capped_test}
 
 
-def _held_out(prompts: set[str], with_negative: set[str], share: float) -> set[str]:
-    """The first prompts in the order of their ids, such that `share` of those with negatives is among them."""
+def _held_out(with_negative: pl.Series, share: float) -> pl.Expr:
+    """Whether a prompt's id comes so early that `share` of the prompts with negatives are held out."""
     if share == 0:
-        return set()
-    order = sorted(with_negative)
-    last = order[max(1, round(share * len(order))) - 1]
-    return {prompt for prompt in prompts if prompt <= last}
+        return pl.lit(False)
+    last = with_negative.sort()[max(1, round(share * len(with_negative))) - 1]
+    return pl.col("prompt") <= pl.lit(last, pl.UInt64)
 
 
-def _capped(prompts: set[str], with_negative: set[str], cap: int | None) -> tuple[set[str], int]:
-    """The prompts that a cap keeps, and how many it drops."""
+def _capped(prompts: pl.DataFrame, with_negative: pl.Series, cap: int | None) -> tuple[pl.DataFrame, int]:
+    """The prompts, in order, that a cap keeps, and how many it drops."""
     if cap is None:
         return prompts, 0
-    kept = set(sorted(prompts & with_negative)[:cap])
+    kept = prompts.filter(pl.col("prompt").is_in(with_negative.implode())).head(cap)
     return kept, len(prompts) - len(kept)

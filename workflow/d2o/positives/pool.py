@@ -10,7 +10,7 @@ from pathlib import Path
 from d2o import records
 from d2o.errors import D2OError
 from d2o.positives import sheet
-from d2o.settings import PositivesStage
+from d2o.settings import PositivesStage, result_keys
 
 
 def merge(stage: PositivesStage, model: Path, prompts: Path, shards: Sequence[Path], output: Path) -> None:
@@ -32,7 +32,7 @@ def merge(stage: PositivesStage, model: Path, prompts: Path, shards: Sequence[Pa
         with records.TableWriter(draft.path, records.POOL) as table:
             for row in _complete(_sorted(shards), expected, stage.sampling.k, output):
                 table.add(row)
-        draft.facts |= {"rows": table.count, "long_prompts": sorted(long)}
+        draft.facts |= {"rows": table.count, "shards": len(shards), "long_prompts": sorted(long)}
         found = sheet.describe(draft.path, prompts, stage.sampling)
         with records.artifact(output.with_suffix(".sheet.json"), stage, inputs) as page:
             records.write_json(page.path, {"long_prompts": len(long)} | found)
@@ -41,7 +41,7 @@ def merge(stage: PositivesStage, model: Path, prompts: Path, shards: Sequence[Pa
 def _check(shard: Path, stage: PositivesStage, inputs: Sequence[Path]) -> set[str]:
     """The prompts that a shard left out, once it is known to be of this pool."""
     made = records.read_manifest(shard)
-    if made["settings"] != stage.model_dump():
+    if result_keys(PositivesStage.model_validate(made["settings"])) != result_keys(stage):
         raise D2OError(f"{shard}: drawn by another plan than this pool's; delete it and run again")
     for path in inputs:
         if records.file_digest(path) not in made["inputs"].values():

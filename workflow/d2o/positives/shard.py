@@ -13,15 +13,13 @@ from d2o.generation import Completion, Request
 from d2o.positives.drawn import Drawn
 from d2o.positives.quality import Chosen, reasons, settle
 from d2o.positives.requests import Draw, identity, instructed, planned, shard_of
-from d2o.settings import Capacity, Positives, PositivesStage
+from d2o.settings import Positives, PositivesStage
 
 # Tokens to the limit of the context from which a prompt's length is taken exactly.
 _NEAR = 16
 
 
-def draw(
-    stage: PositivesStage, capacity: Capacity, model: Path, prompts: Path, shard: str, drawn: Path, output: Path
-) -> None:
+def draw(stage: PositivesStage, model: Path, prompts: Path, shard: str, drawn: Path, output: Path) -> None:
     """Write the samples of one shard: rows of `records.POOL`, sorted by prompt and sample.
 
     All that is missing is one call of the engine, and so is what has to be drawn again. Prompts that do not fit the
@@ -36,12 +34,12 @@ def draw(
     asked, long = _fitting(stage.sampling, tokenizer, _messages(prompts, shard))
     if long:
         print(f"positives: {len(long)} prompts are longer than the model's context, left out", file=sys.stderr)
-    source = f"{records.model_digest(model)} {stage.backend}"
+    source = f"{records.model_digest(model)} {stage.engine.backend}"
     with Drawn(drawn, shard, asked) as known:
         prompted = [_Samples(stage.sampling, *item, known, source) for item in sorted(asked.items())]
         unsettled, generator = prompted, None
         while unsettled := [samples for samples in unsettled if not samples.settle()]:
-            generator = generator or generation.start(model, stage.backend, capacity)
+            generator = generator or generation.start(model, stage.engine)
             wanted = [(samples, draw) for samples in unsettled for draw in samples.wanted]
             requests = [
                 Request(array("i", chat.encode_prompt(tokenizer, s.asked(draw))), draw.seed) for s, draw in wanted

@@ -3,21 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import product
 from pathlib import Path
 
 from d2o import records
 from d2o.errors import D2OError
 from d2o.settings import Settings
-
-# Of a report's files, those that are there only where there is something to show.
-_OCCASIONAL = [
-    "course.csv",
-    *(
-        f"figures/{name}.{kind}"
-        for name in ("effect", "course", "distributions", "categories")
-        for kind in ("svg", "png")
-    ),
-]
 
 
 def write(settings: Settings, results: Path, output: Path) -> None:
@@ -26,8 +17,8 @@ def write(settings: Settings, results: Path, output: Path) -> None:
     Args:
         settings: the whole config with one experiment.
         results: folder that holds everything made.
-        output: the page; `table.csv`, `table.md`, `figures/` and, where there are snapshots, `course.csv` go into its
-            folder.
+        output: the page; `table.csv`, `table.md`, `table.tex`, `figures/` and, where there are snapshots,
+            `course.csv` go into its folder.
     Raises:
         D2OError: where an artifact of the experiment is missing or not readable, or there are several experiments.
     """
@@ -38,45 +29,41 @@ def write(settings: Settings, results: Path, output: Path) -> None:
     from d2o.report import figures, metrics, page, tables
 
     archive = metrics.Archive(results)
-    blocks = [
-        tables.Block(
-            dataset,
-            model,
-            tables.cells(dataset, model, metrics.observe(archive, settings, dataset, model)),
-            metrics.logs(archive, experiment, dataset, model),
-            tables.points(metrics.courses(archive, settings, dataset, model)),
-        )
-        for dataset in experiment.datasets
-        for model in experiment.models
-    ]
+    declared = metrics.declared(settings)
+    blocks = []
+    for dataset, model in product(experiment.datasets, experiment.models):
+        values = metrics.observe(archive, settings, dataset, model)
+        logs = metrics.logs(archive, experiment, dataset, model)
+        steps = metrics.course(archive, settings, values, logs, dataset, model)
+        course = tables.estimates(steps, declared, tables.COURSE)
+        blocks.append(tables.Block(dataset, model, tables.estimates(values, declared), steps, course, logs))
     categories = {dataset: page.categories(archive, dataset) for dataset in experiment.datasets}
-    drawn = {
-        "methods": figures.methods(blocks, experiment.methods),
-        "training": figures.training(blocks, experiment.methods),
-    }
-    if any(tables.effect(block, experiment.methods) for block in blocks):
-        drawn["effect"] = figures.effect(blocks, experiment.methods)
-    if any(categories.values()):
-        drawn["categories"] = figures.categories({name: found for name, found in categories.items() if found})
+    measured = tables.Measured(experiment.methods, declared, blocks, categories, experiment.quality)
+
     files = {
-        "table.csv": tables.as_csv(blocks).encode(),
-        "table.md": tables.as_markdown(blocks, experiment.methods).encode(),
+        "table.csv": tables.as_csv([block.estimates for block in blocks]).encode(),
+        "table.md": tables.as_markdown(measured).encode(),
+        "table.tex": tables.as_latex(measured).encode(),
     }
-    if any(block.course for block in blocks):
-        drawn["course"] = figures.course(blocks, experiment.methods)
-        files["course.csv"] = tables.course_as_csv(blocks).encode()
-        if any(block.scored for block in blocks):
-            drawn["distributions"] = figures.distributions(blocks, experiment.methods)
-    for figure in drawn:
-        for kind in ("svg", "png"):
-            files[f"figures/{figure}.{kind}"] = figures.render(drawn[figure], kind)
-    svgs = {figure: files[f"figures/{figure}.svg"] for figure in drawn}
+    if any(len(block.course) for block in blocks):
+        files["course.csv"] = tables.as_csv([block.course for block in blocks], tables.COURSE).encode()
+    csvs = list(files)
+    svgs = {}
+    for figure, plotted in figures.plotted(measured).items():
+        svgs[figure] = files[f"figures/{figure}.svg"] = figures.render(plotted, "svg")
+        files[f"figures/{figure}.png"] = figures.render(plotted, "png")
     if experiment.quality:
         svgs["quality"] = archive.content(f"reports/{name}/figures/quality.svg")
-    html = page.render(settings, archive, blocks, svgs)
+    html = page.render(settings, archive, measured, svgs, csvs)
     for file, content in files.items():
         _publish(output.parent / file, content, settings)
-    for file in set(_OCCASIONAL) - files.keys():
+    occasional = {
+        f"figures/{figure}.{kind}"
+        for figure, entry in figures.FIGURES.items()
+        if entry.plot
+        for kind in ("svg", "png")
+    }
+    for file in {"course.csv", *occasional} - files.keys():
         records.discard(output.parent / file)
     _publish(output, html.encode(), settings, archive.inputs)
 
@@ -92,10 +79,12 @@ def write_quality(settings: Settings, results: Path, output: Path) -> None:
     """
     (experiment,) = settings.experiments.values()
 
+    import pandas as pd
+
     from d2o.report import figures, metrics, quality
 
     archive = metrics.Archive(results)
-    measures = [m for dataset in experiment.datasets for m in quality.measure(archive, settings, dataset)]
+    measures = pd.concat([quality.measure(archive, settings, dataset) for dataset in experiment.datasets])
     figure = figures.quality(measures, experiment.datasets)
     _publish(output.parent.parent / "quality.csv", quality.as_csv(measures).encode(), settings, archive.inputs)
     _publish(output.with_suffix(".png"), figures.render(figure, "png"), settings, archive.inputs)

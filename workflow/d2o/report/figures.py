@@ -5,17 +5,19 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 
 from d2o.report import tables
-from d2o.report.metrics import Metric
-from d2o.report.quality import PANELS, Measure
-from d2o.report.tables import Block, Cell, grids
+from d2o.report.metrics import EXACT, SCORED, Metric
+from d2o.report.quality import PANELS
+from d2o.report.tables import Block, Measured
 
 # Ink and paper are looked up again in the page, where they follow its light or dark theme.
 _INK, _MUTED, _PAPER = "#1f2329", "#7b8491", "#fffffe"
@@ -45,9 +47,11 @@ _STYLE = {
     "svg.hashsalt": "d2o",
 }
 _WIDTH, _COLUMNS = 11.0, 4
+# The line of what nothing has changed against.
+_RULE = {"color": _MUTED, "lw": 0.8, "ls": (0, (2, 2)), "zorder": 0}
 # Bars of a histogram of scores.
 BINS = 24
-# Longer logs are drawn as means over consecutive steps.
+# Longer logs are plotted as means over consecutive steps.
 POINTS = 200
 _PANELS = {
     "loss": "loss",
@@ -57,99 +61,89 @@ _PANELS = {
 }
 
 
-@mpl.rc_context(_STYLE)
-def methods(blocks: Sequence[Block], order: Sequence[str]) -> Figure:
-    """Every metric: a part a data set and model, a panel a metric, a point and 95 % interval a method.
-
-    Args:
-        order: methods from top to bottom.
-    """
-    measured = [{cell.metric for cell in block.cells} for block in blocks]
-    shown = [
-        [m for grid in grids(block, order) for m in grid.metrics if m.shown and m in found]
-        for block, found in zip(blocks, measured, strict=True)
-    ]
-    return _forest(blocks, shown, order)
+def methods(measured: Measured) -> Figure:
+    """Every metric: a part a data set and model, a panel a metric, a point and 95 % interval a method."""
+    shown = []
+    for block in measured.blocks:
+        known = set(zip(block.estimates["metric"], block.estimates["prompts"], strict=True))
+        columns = [(m, grid.prompts) for grid in tables.grids(measured, block) for m in grid.metrics]
+        shown.append((block, [(m, prompts) for m, prompts in columns if m.shown and (m.key, prompts) in known]))
+    return _forest(measured, shown)
 
 
-@mpl.rc_context(_STYLE)
-def effect(blocks: Sequence[Block], order: Sequence[str]) -> Figure:
+def effect(measured: Measured) -> Figure:
     """As `methods`, of what the report opens with."""
-    found = [(block, grid) for block in blocks if (grid := tables.effect(block, order))]
-    return _forest([block for block, _ in found], [grid.metrics for _, grid in found], order)
+    return _forest(measured, [(block, [(m, "test") for m in grid.metrics]) for block, grid in measured.effects])
 
 
-def _forest(blocks: Sequence[Block], shown: Sequence[Sequence[Metric]], order: Sequence[str]) -> Figure:
-    lines = [max(1, math.ceil(len(metrics) / _COLUMNS)) for metrics in shown]
-    heights = [0.35 + n * (0.85 + 0.26 * len(order)) for n in lines]
-    colours = _colours(order)
-    figure, parts = _parts(_titles(blocks), heights)
-    for part, block, metrics, n in zip(parts, blocks, shown, lines, strict=True):
-        axes = part.subplots(n, _COLUMNS, squeeze=False, sharey=True).ravel()
-        for axis in axes[len(metrics) :]:
-            axis.set_visible(False)
-        for axis, metric in zip(axes, metrics, strict=False):
-            _panel(axis, metric, {c.method: c for c in block.cells if c.metric == metric}, order, colours)
+def _forest(measured: Measured, shown: Sequence[tuple[Block, Sequence[tuple[Metric, str]]]]) -> Figure:
+    """A panel a metric and origin of its prompts."""
+    order, colours = measured.methods, _colours(measured.methods)
+    lines = [max(1, math.ceil(len(metrics) / _COLUMNS)) for _, metrics in shown]
+    figure, parts = _parts([block for block, _ in shown], [0.35 + n * (0.85 + 0.26 * len(order)) for n in lines])
+    for part, (block, metrics), n in zip(parts, shown, lines, strict=True):
+        panels = _panels(part, n, len(metrics), sharey=True)
+        for axis, (metric, prompts) in zip(panels, metrics, strict=True):
+            found = block.estimates
+            found = found[(found["metric"] == metric.key) & (found["prompts"] == prompts)].set_index("method")
+            _panel(axis, metric, prompts, found, order, colours)
     return figure
 
 
-def _panel(axis, metric, cells: Mapping[str, Cell], order: Sequence[str], colours: Mapping[str, str]) -> None:
+def _panel(axis, metric: Metric, prompts: str, found: pd.DataFrame, order: Sequence[str], colours) -> None:
     scale = 100 if metric.percent else 1
     for place, method in enumerate(order):
-        if method in cells:
-            e = cells[method].estimate
-            axis.plot([e.low * scale, e.high * scale], [place, place], color=colours[method], lw=1.6)
-            axis.plot(e.mean * scale, place, "o", color=colours[method], ms=4.5)
+        if method in found.index:
+            _interval(axis, place, found.loc[method, ["mean", "low", "high"]] * scale, colours[method])
     start = metric.neutral
-    if start is None and "initial" in cells:
-        start = cells["initial"].estimate.mean
+    if start is None and "initial" in found.index:
+        start = found.loc["initial", "mean"]
     if start is not None:
-        axis.axvline(start * scale, color=_MUTED, lw=0.8, ls=(0, (2, 2)), zorder=0)
-    axis.set_yticks(range(len(order)), order)
-    axis.set_ylim(len(order) - 0.5, -0.5)
+        axis.axvline(start * scale, **_RULE)
+    _rows(axis, order)
     axis.locator_params(axis="x", nbins=4)
+    _title(axis, metric, {"higher": "better →", "lower": "← better", None: ""}[metric.better], prompts)
+
+
+def _interval(axis, place: float, estimate: Mapping[str, float], colour: str) -> None:
+    """A point with its interval, on the line `place`."""
+    axis.plot([estimate["low"], estimate["high"]], [place, place], color=colour, lw=1.6)
+    axis.plot(estimate["mean"], place, "o", color=colour, ms=4.5)
+
+
+def _rows(axis, names: Sequence[str]) -> None:
+    """A line a name, from top to bottom."""
+    axis.set_yticks(range(len(names)), names)
+    axis.set_ylim(len(names) - 0.5, -0.5)
     axis.tick_params(axis="y", length=0)
-    _title(axis, metric, {"higher": "better →", "lower": "← better", None: ""}[metric.better])
 
 
-def _title(axis, metric, note: str) -> None:
+def _title(axis, metric: Metric, note: str, prompts: str) -> None:
     """A panel's title, and under it a note and where the prompts come from."""
     axis.set_title(metric.label + (", %" if metric.percent else ""), loc="left", pad=14)
-    origin = metric.prompts if metric.prompts != "test" else ""
+    origin = prompts if prompts != "test" else ""
     under = {"xycoords": "axes fraction", "textcoords": "offset points", "color": _MUTED, "size": 8}
     axis.annotate(" · ".join(filter(None, (note, origin))), (0, 1), (0, 4), **under)
 
 
-@mpl.rc_context(_STYLE)
-def training(blocks: Sequence[Block], order: Sequence[str]) -> Figure:
-    """Loss, margin and the log-ratio of either side against steps: a colour a method, a thin line a seed.
-
-    Args:
-        order: methods in the order of the legend.
-    """
-    figure, parts = _parts(_titles(blocks), [2.75] * len(blocks))
-    colours = _colours(order)
-    for part, block in zip(parts, blocks, strict=True):
-        axes = part.subplots(1, len(_PANELS))
+def training(measured: Measured) -> Figure:
+    """Loss, margin and the log-ratio of either side against steps: a colour a method, a thin line a seed."""
+    figure, parts = _parts(measured.blocks, [2.75] * len(measured.blocks))
+    colours = _colours(measured.methods)
+    for part, block in zip(parts, measured.blocks, strict=True):
+        seeds = block.logs.groupby("method")["seed"].nunique()
         handles = {}
-        for axis, (key, label) in zip(axes, _PANELS.items(), strict=True):
-            for method, runs in block.logs.items():
-                for log in runs:
-                    steps, values = _curve(log, key)
-                    if len(steps):
-                        width = 1.5 if len(runs) == 1 else 0.8
-                        mark = "o" if len(steps) == 1 else None
-                        (handles[method],) = axis.plot(
-                            steps, values, color=colours[method], lw=width, marker=mark, ms=4
-                        )
+        for axis, (key, label) in zip(part.subplots(1, len(_PANELS)), _PANELS.items(), strict=True):
+            for (method, _), log in block.logs.dropna(subset=key).groupby(["method", "seed"], sort=False):
+                steps, values = _curve(log["step"], log[key])
+                width, mark = 1.5 if seeds[method] == 1 else 0.8, "o" if len(steps) == 1 else None
+                (handles[method],) = axis.plot(steps, values, color=colours[method], lw=width, marker=mark, ms=4)
             if key != "loss":
-                axis.axhline(0, color=_MUTED, lw=0.8, ls=(0, (2, 2)), zorder=0)
+                axis.axhline(0, **_RULE)
             axis.set_title(label, loc="left")
             axis.set_xlabel("step")
             axis.locator_params(nbins=5)
-        names = [method for method in order if method in handles]
-        if names:
-            part.legend([handles[name] for name in names], names, loc="outside lower center", ncols=8, frameon=False)
+        _legend(part, handles, measured.methods)
     return figure
 
 
@@ -178,74 +172,67 @@ def pool(sheet: Mapping[str, Any], scores: Mapping[str, Sequence[float]]) -> Fig
     return figure
 
 
-@mpl.rc_context(_STYLE)
-def course(blocks: Sequence[Block], order: Sequence[str]) -> Figure:
-    """Scores and log-probs of human answers against the steps of training: a line a method, its 95 % interval.
-
-    Args:
-        order: methods in the order of the legend.
-    """
-    blocks = [block for block in blocks if block.course]
-    shown = [list(dict.fromkeys(point.metric for point in block.course)) for block in blocks]
-    lines = [math.ceil(len(metrics) / _COLUMNS) for metrics in shown]
-    figure, parts = _parts(_titles(blocks), [0.6 + 2.4 * n for n in lines])
-    colours = _colours(order)
-    for part, block, metrics, n in zip(parts, blocks, shown, lines, strict=True):
-        axes = part.subplots(n, _COLUMNS, squeeze=False).ravel()
-        for axis in axes[len(metrics) :]:
-            axis.set_visible(False)
+def course(measured: Measured) -> Figure:
+    """Scores and log-probs of human answers against the steps of training: a line a method, its 95 % interval."""
+    blocks = [block for block in measured.blocks if len(block.course)]
+    shown = [list(block.course.groupby(["metric", "prompts"], sort=False)) for block in blocks]
+    lines = [math.ceil(len(panels) / _COLUMNS) for panels in shown]
+    figure, parts = _parts(blocks, [0.6 + 2.4 * n for n in lines])
+    colours = _colours(measured.methods)
+    for part, panels, n in zip(parts, shown, lines, strict=True):
         handles = {}
-        for axis, metric in zip(axes, metrics, strict=False):
-            for method in dict.fromkeys(point.method for point in block.course):
-                found = [p for p in block.course if p.method == method and p.metric == metric]
-                steps, colour = [p.step for p in found], colours[method]
-                low, high = ([getattr(p.estimate, end) for p in found] for end in ("low", "high"))
-                axis.fill_between(steps, low, high, color=colour, alpha=0.15, lw=0)
-                means = [p.estimate.mean for p in found]
-                (handles[method],) = axis.plot(steps, means, color=colour, lw=1.5, marker="o", ms=3.5)
-            _title(axis, metric, {"higher": "↑ better", "lower": "↓ better", None: ""}[metric.better])
+        for axis, ((key, prompts), found) in zip(_panels(part, n, len(panels)), panels, strict=True):
+            for method, e in found.groupby("method", sort=False):
+                axis.fill_between(e["step"], e["low"], e["high"], color=colours[method], alpha=0.15, lw=0)
+                (handles[method],) = axis.plot(
+                    e["step"], e["mean"], color=colours[method], lw=1.5, marker="o", ms=3.5
+                )
+            metric = measured.metrics[key]
+            _title(axis, metric, {"higher": "↑ better", "lower": "↓ better", None: ""}[metric.better], prompts)
             axis.set_xlabel("step")
             axis.locator_params(nbins=5)
-        names = [method for method in order if method in handles]
-        part.legend([handles[name] for name in names], names, loc="outside lower center", ncols=8, frameon=False)
+        _legend(part, handles, measured.methods)
     return figure
 
 
-@mpl.rc_context(_STYLE)
-def distributions(blocks: Sequence[Block], order: Sequence[str]) -> Figure:
-    """Histograms of every score at several steps, one under the other: a row a reward model, a column a method.
-
-    Args:
-        order: methods from left to right.
-    """
-    blocks = [block for block in blocks if block.scored]
-    kinds = [list(dict.fromkeys(point.metric for point in block.scored)) for block in blocks]
-    tall = [max(len({p.step for p in block.scored if p.method == m}) for m in order) for block in blocks]
-    heights = [0.35 + len(k) * (0.7 + 0.32 * n) for k, n in zip(kinds, tall, strict=True)]
-    figure, parts = _parts(_titles(blocks), heights)
-    colours = _colours(order)
-    for part, block, metrics in zip(parts, blocks, kinds, strict=True):
-        methods = [method for method in order if any(point.method == method for point in block.scored)]
-        rows = part.subplots(len(metrics), len(methods), squeeze=False, sharex="row")
-        for axes, metric in zip(rows, metrics, strict=True):
-            found = [point for point in block.scored if point.metric == metric]
-            edges = np.histogram_bin_edges(np.concatenate([point.values for point in found]), BINS)
-            shares = [np.histogram(point.values, edges)[0] / len(point.values) for point in found]
-            scale = 0.9 / max(share.max() for share in shares)
+def distributions(measured: Measured) -> Figure:
+    """Histograms of every score at several steps, one under the other: a row a reward model, a column a method."""
+    found = [(block, scored) for block in measured.blocks if len(scored := _scored(measured, block))]
+    shown = [(block, scored, list(scored.groupby(["metric", "prompts"], sort=False))) for block, scored in found]
+    tall = [scored.groupby("method")["step"].nunique().max() for _, scored in found]
+    heights = [0.35 + len(rows) * (0.7 + 0.32 * n) for (_, _, rows), n in zip(shown, tall, strict=True)]
+    figure, parts = _parts([block for block, _ in found], heights)
+    colours = _colours(measured.methods)
+    for part, (_, scored, rows) in zip(parts, shown, strict=True):
+        methods = [method for method in measured.methods if method in set(scored["method"])]
+        panels = part.subplots(len(rows), len(methods), squeeze=False, sharex="row")
+        for axes, ((key, prompts), own) in zip(panels, rows, strict=True):
+            edges = np.histogram_bin_edges(own["value"], BINS)
+            shares = {
+                place: np.histogram(values, edges)[0] / len(values)
+                for place, values in own.groupby(["method", "step"])["value"]
+            }
+            scale = 0.9 / max(share.max() for share in shares.values())
             for axis, method in zip(axes, methods, strict=True):
-                own = [(p.step, share) for p, share in zip(found, shares, strict=True) if p.method == method]
-                for place, (_, share) in enumerate(own):
+                steps = {step: share for (name, step), share in shares.items() if name == method}
+                for place, share in enumerate(steps.values()):
                     axis.stairs(share * scale - place, edges, baseline=-place, fill=True, color=colours[method])
                     axis.axhline(-place, color=_MUTED, lw=0.4, zorder=0)
-                axis.set_yticks([-place for place in range(len(own))], [f"step {step}" for step, _ in own])
+                axis.set_yticks([-place for place in range(len(steps))], [f"step {step}" for step in steps])
                 axis.tick_params(axis="y", length=0)
-                axis.set_ylim(0.8 - len(own), 1)
-                _title(axis, metric, method)
+                axis.set_ylim(0.8 - len(steps), 1)
+                _title(axis, measured.metrics[key], method, prompts)
     return figure
 
 
+def _scored(measured: Measured, block: Block) -> pd.DataFrame:
+    """The part of the course that has a distribution: scores, but no shares."""
+    wanted = [m.key for m in measured.metrics.values() if m.group in (EXACT, SCORED) and not m.percent]
+    return block.steps[block.steps["metric"].isin(wanted)]
+
+
 @mpl.rc_context(_STYLE)
-def quality(measures: Sequence[Measure], datasets: Sequence[str]) -> Figure:
+def quality(measures: pd.DataFrame, datasets: Sequence[str]) -> Figure:
     """Figure 1 of the paper: a row a data set; score differences, win rates and toxic shares of its human pairs.
 
     A panel has the same scale in all rows. One for which nothing was measured says which entries of the config would
@@ -256,7 +243,7 @@ def quality(measures: Sequence[Measure], datasets: Sequence[str]) -> Figure:
     for dataset, part in zip(datasets, parts, strict=True):
         axes = part.subplots(1, len(PANELS))
         for axis, (panel, (title, entries)) in zip(axes, PANELS.items(), strict=True):
-            shown = [m for m in measures if m.dataset == dataset and m.panel == panel]
+            shown = measures[(measures["dataset"] == dataset) & (measures["measure"] == panel)].to_dict("records")
             axis.set_title(title, loc="left")
             if not shown:
                 axis.text(0.5, 0.5, f"not measured: the experiment\nnames no {entries}", ha="center", color=_MUTED)
@@ -274,84 +261,164 @@ def quality(measures: Sequence[Measure], datasets: Sequence[str]) -> Figure:
     return figure
 
 
-def _differences(axis, shown: Sequence[Measure]) -> None:
+def _differences(axis, shown: Sequence[Mapping[str, Any]]) -> None:
     """Distributions, each with its mean and interval below."""
-    low, high = (extreme([end for m in shown for end in m.values] or [0]) for extreme in (min, max))
-    edges = np.linspace(min(low, -0.1), max(high, 0.1), 26)
+    ends = np.concatenate([m["values"] for m in shown])
+    edges = np.linspace(ends.min(initial=-0.1), ends.max(initial=0.1), 26)
     for place, (m, colour) in enumerate(zip(shown, _COLOURS * len(shown), strict=False)):
-        shares = np.histogram(m.values, edges)[0] / max(1, len(m.values))
-        axis.stairs(shares, edges, color=colour, lw=1.4, label=m.scorer)
-        e, below = m.estimate, -0.012 * (place + 1)
-        axis.plot([e.low, e.high], [below, below], color=colour, lw=1.6)
-        axis.plot(e.mean, below, "o", color=colour, ms=4.5)
-    axis.axvline(0, color=_MUTED, lw=0.8, ls=(0, (2, 2)), zorder=0)
+        shares = np.histogram(m["values"], edges)[0] / max(1, len(m["values"]))
+        axis.stairs(shares, edges, color=colour, lw=1.4, label=m["scorer"])
+        _interval(axis, -0.012 * (place + 1), m, colour)
+    axis.axvline(0, **_RULE)
     axis.set_ylabel("share of pairs")
     axis.legend(frameon=False)
 
 
-def _shares(axis, shown: Sequence[Measure], neutral: float | None) -> None:
+def _shares(axis, shown: Sequence[Mapping[str, Any]], neutral: float | None) -> None:
     for place, m in enumerate(shown):
-        e = m.estimate
-        colour = _MUTED if m.side == "rejected" else _COLOURS[0]
-        axis.plot([e.low * 100, e.high * 100], [place, place], color=colour, lw=1.6)
-        axis.plot(e.mean * 100, place, "o", color=colour, ms=4.5)
+        percent = {end: 100 * m[end] for end in ("mean", "low", "high")}
+        _interval(axis, place, percent, _MUTED if m["side"] == "rejected" else _COLOURS[0])
     if neutral is not None:
-        axis.axvline(neutral, color=_MUTED, lw=0.8, ls=(0, (2, 2)), zorder=0)
-    axis.set_yticks(range(len(shown)), [f"{m.side}, {m.scorer}" if m.side else m.scorer for m in shown])
-    axis.set_ylim(len(shown) - 0.5, -0.5)
-    axis.tick_params(axis="y", length=0)
+        axis.axvline(neutral, **_RULE)
+    _rows(axis, [f"{m['side']}, {m['scorer']}" if m["side"] else m["scorer"] for m in shown])
 
 
-@mpl.rc_context(_STYLE)
-def categories(counts: Mapping[str, Mapping[str, Mapping[str, int]]]) -> Figure:
-    """Negatives in each harm category, most frequent first: a part a data set, a bar a split.
-
-    Args:
-        counts: by data set, split and category.
-    """
-    sizes = [len(set().union(*splits.values())) for splits in counts.values()]
+def categories(measured: Measured) -> Figure:
+    """Negatives in each harm category, most frequent first: a part a data set, a bar a split."""
+    counts = {dataset: pd.DataFrame(found).fillna(0) for dataset, found in measured.categories.items() if found}
+    sizes = [len(found) for found in counts.values()]
     figure = Figure((_WIDTH, sum(0.6 + 0.24 * size for size in sizes)), layout="constrained")
     axes = figure.subplots(len(counts), 1, height_ratios=sizes, squeeze=False).ravel()
-    for axis, (dataset, splits) in zip(axes, counts.items(), strict=True):
-        names = sorted(set().union(*splits.values()), key=lambda name: -sum(s.get(name, 0) for s in splits.values()))
-        left = np.zeros(len(names))
-        for (split, found), colour in zip(splits.items(), (_COLOURS[0], _MUTED), strict=False):
-            widths = np.array([found.get(name, 0) for name in names])
-            axis.barh(range(len(names)), widths, 0.7, left=left, color=colour, label=split)
-            left += widths
-        axis.set_yticks(range(len(names)), names)
-        axis.set_ylim(len(names) - 0.5, -0.5)
-        axis.tick_params(axis="y", length=0)
+    for axis, (dataset, found) in zip(axes, counts.items(), strict=True):
+        found = found.loc[found.sum(axis=1).sort_values(ascending=False, kind="stable").index]
+        left = found.cumsum(axis=1) - found
+        for split, colour in zip(found, (_COLOURS[0], _MUTED), strict=False):
+            axis.barh(range(len(found)), found[split], 0.7, left=left[split], color=colour, label=split)
+        _rows(axis, found.index)
         axis.set_title(f"{dataset}: negatives by harm category", loc="left")
         axis.legend(frameon=False, loc="lower right")
     return figure
 
 
-def _curve(log: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and values of one curve, averaged in bins to at most `POINTS`; empty where there is no such value."""
-    found = [(row["step"], row[key]) for row in log if row.get(key) is not None]
-    pieces = np.array_split(np.array(found, float).reshape(-1, 2), min(POINTS, max(1, len(found))))
-    steps, values = np.array([piece.mean(0) for piece in pieces if len(piece)]).reshape(-1, 2).T
-    return steps, values
+def _curve(*columns: pd.Series) -> list[np.ndarray]:
+    """Columns averaged over consecutive rows to at most `POINTS` values."""
+    return [
+        np.array([piece.mean() for piece in np.array_split(column.to_numpy(float), min(POINTS, len(column)))])
+        for column in columns
+    ]
 
 
-def _titles(blocks: Sequence[Block]) -> list[str]:
-    return [f"{block.dataset}, {block.model}" for block in blocks]
-
-
-def _parts(titles: Sequence[str], heights: Sequence[float]):
-    """A figure with a part for each title, heights in inches."""
+def _parts(blocks: Sequence[Block | str], heights: Sequence[float]):
+    """A figure with a part for each block or data set, heights in inches."""
     figure = Figure((_WIDTH, sum(heights)), layout="constrained")
     parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False).ravel()
-    for part, title in zip(parts, titles, strict=True):
+    for part, block in zip(parts, blocks, strict=True):
+        title = block if isinstance(block, str) else f"{block.dataset}, {block.model}"
         part.suptitle(title, x=0.005, ha="left", weight="bold", size=10.5)
     return figure, parts
+
+
+def _panels(part, lines: int, n: int, **shared):
+    """The first `n` axes of so many lines; the others are hidden."""
+    axes = part.subplots(lines, _COLUMNS, squeeze=False, **shared).ravel()
+    for axis in axes[n:]:
+        axis.set_visible(False)
+    return axes[:n]
+
+
+def _legend(part, handles: Mapping[str, Any], order: Sequence[str]) -> None:
+    names = [method for method in order if method in handles]
+    if names:
+        part.legend([handles[name] for name in names], names, loc="outside lower center", ncols=8, frameon=False)
 
 
 def _colours(order: Sequence[str]) -> dict[str, str]:
     """A colour a method, the same in all figures; the initial model is grey."""
     trained = [method for method in order if method != "initial"]
     return {"initial": _MUTED} | {m: _COLOURS[i % len(_COLOURS)] for i, m in enumerate(trained)}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A figure of the report: plotted, published as SVG and PNG, and shown in the page.
+
+    Attributes:
+        plot: makes it; None where a command of its own has made it.
+        section: of the page: `effect`, `results`, `training` or `data`.
+        label: what it shows, for those who do not see it.
+        caption: HTML below it.
+        when: whether there is something to plot.
+    """
+
+    plot: Callable[[Measured], Figure] | None
+    section: Literal["effect", "results", "training", "data"]
+    label: str
+    caption: str
+    when: Callable[[Measured], bool] = lambda measured: True
+
+
+# By name, in reading order within a section. A figure is added by a function and its entry here.
+FIGURES = {
+    "effect": Entry(
+        effect,
+        "effect",
+        "Exact scores of the answers, their length and repetition, by method",
+        "Mean and 95 % interval. The dotted line is the initial model. Δ: paired difference to it.",
+        lambda measured: bool(measured.effects),
+    ),
+    "methods": Entry(
+        methods,
+        "results",
+        "Mean and 95 % interval of every metric, by method",
+        "Mean and 95 % interval of each metric. The dotted line is the initial model.",
+    ),
+    "training": Entry(
+        training,
+        "training",
+        "Loss, margin and log-ratios against training steps, by method",
+        f"A line a seed; longer logs are plotted as means in {POINTS} bins. The margin is the mean log-ratio of a "
+        "group's positives less that of its negative, against the initial model. Losses of different methods have "
+        "different scales.",
+    ),
+    "course": Entry(
+        course,
+        "training",
+        "Scores and log-probs of human answers against training steps, by method",
+        "Answers to the test prompts, and held-out human answers, under the weights of several steps; step 0 is the "
+        "initial model. Band: 95 % interval. Log-probs in nats per token.",
+        lambda measured: any(len(block.course) for block in measured.blocks),
+    ),
+    "distributions": Entry(
+        distributions,
+        "training",
+        "Histograms of the scores at several training steps, by method",
+        f"Scores of the single answers at these steps, as shares in {BINS} bins, to one scale in each row.",
+        lambda measured: any(len(_scored(measured, block)) for block in measured.blocks),
+    ),
+    "quality": Entry(
+        None,
+        "data",
+        "Score differences, win rates and toxic shares of the human pairs, by data set",
+        "The human pairs as reward models, judges and classifiers see them. Left, the distribution of the chosen "
+        "answer's score less the rejected one's, in standard deviations of the scores and such that more is better, "
+        "with its mean and 95 % interval; a reward model trained on these labels is asked about test prompts only. "
+        'The numbers are in <a href="quality.csv">quality.csv</a>.',
+        lambda measured: measured.pair_quality,
+    ),
+    "categories": Entry(
+        categories,
+        "data",
+        "Negatives in each harm category, by split and data set",
+        "Human negatives in each harm category; one may be in several.",
+        lambda measured: any(measured.categories.values()),
+    ),
+}
+
+
+@mpl.rc_context(_STYLE)
+def plotted(measured: Measured) -> dict[str, Figure]:
+    """The figures of `FIGURES` for which there is something to plot, without those made by other commands."""
+    return {name: entry.plot(measured) for name, entry in FIGURES.items() if entry.plot and entry.when(measured)}
 
 
 @mpl.rc_context(_STYLE)

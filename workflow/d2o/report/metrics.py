@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
+import pandas as pd
 import pyarrow as pa
 
 from d2o import exact, records, texts
 from d2o.errors import D2OError
 from d2o.settings import Experiment, Reward, Settings
-from d2o.statistics import Sample
 
 EXACT = "Exact scorers"
 SCORED = "Scorers and judges"
 BENCHMARKS = "Benchmarks"
 HUMAN = "Held-out human answers under each model"
 STYLE = "The answers as such"
+
+# What a verdict is worth: the answer that is asked about is the method's, or the chosen one of a pair.
+WINS = {"method": 1.0, "tie": 0.5, "initial": 0.0}
+
+# The columns of a table of values. What shares a cluster (a prompt, a question) is not independent.
+VALUES = ["dataset", "model", "method", "seed", "metric", "prompts", "cluster", "stratum", "value"]
 
 
 @dataclass(frozen=True)
@@ -33,25 +38,27 @@ class Metric:
         key: its name in table.csv.
         label: its name for readers.
         group: the table that it is shown in.
-        prompts: where its prompts come from: `test`, an evaluation file, or `` where there is no prompt.
+        of: its values from the rows of a `Source`; rows that it leaves out, or gives no value, have none.
         better: which values are better; None where that depends on the prompt.
         digits: decimals shown.
         percent: a share, shown in per cent.
         neutral: what the metric is for the initial model by definition, where it compares with that model.
         macro: the mean of the strata's means.
         shown: whether it has a panel in the figure.
+        course: whether it is measured of snapshots as well.
     """
 
     key: str
     label: str
     group: str
-    prompts: str = "test"
+    of: Callable[[pd.DataFrame], pd.Series]
     better: Literal["higher", "lower"] | None = None
     digits: int = 2
     percent: bool = False
     neutral: float | None = None
     macro: bool = False
     shown: bool = True
+    course: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,10 +99,9 @@ class Archive:
         """The files read so far."""
         return list(self._read)
 
-    def table(self, path: str, schema: pa.Schema) -> Iterator[dict[str, Any]]:
-        """The rows of a table; errors as `records.read_table`."""
-        for batch in records.read_batches(self._noted(self._root / path), schema):
-            yield from batch
+    def table(self, path: str, schema: pa.Schema) -> pd.DataFrame:
+        """A table; errors as `records.read_table`."""
+        return records.read_frame(self._noted(self._root / path), schema)
 
     def manifest(self, path: str) -> dict[str, Any]:
         """The manifest of an artifact; errors as `records.read_manifest`."""
@@ -139,222 +145,284 @@ class Archive:
         return file
 
 
-def logs(archive: Archive, experiment: Experiment, dataset: str, model: str) -> dict[str, list[list[dict]]]:
-    """The training logs of each trained method, one a seed; errors as `Archive.log`."""
-    found = defaultdict(list)
-    for run in runs(experiment, dataset, model):
-        if run.method != "initial":
-            found[run.method].append(archive.log(f"{run.path}/train.jsonl"))
-    return dict(found)
+def logs(archive: Archive, experiment: Experiment, dataset: str, model: str) -> pd.DataFrame:
+    """The training logs of each run, a row a step, with `method` and `seed`; errors as `Archive.log`."""
+    trained = [run for run in runs(experiment, dataset, model) if run.method != "initial"]
+    rows = [
+        {"method": run.method, "seed": run.seed} | row
+        for run in trained
+        for row in archive.log(f"{run.path}/train.jsonl")
+    ]
+    return pd.DataFrame(rows).reindex(columns=["method", "seed", "step", "epoch", *LOGGED, *SPENT])
 
 
-class Observed:
-    """Values as they are found; `samples` hands them to the statistics."""
-
-    def __init__(self):
-        self._found: dict[Metric, list[tuple[str, float, str]]] = defaultdict(list)
-
-    def add(self, metric: Metric, cluster: str, value: float, stratum: str = "") -> None:
-        """One value; `cluster` is what it shares with dependent values: its prompt or question."""
-        self._found[metric].append((cluster, float(value), stratum))
-
-    def samples(self) -> dict[Metric, Sample]:
-        """The values of each metric as arrays."""
-        found = {}
-        for metric, rows in self._found.items():
-            clusters, values, strata = map(np.array, zip(*rows, strict=True))
-            found[metric] = Sample(values, clusters, strata)
-        return found
+LOGGED = ["loss", "margin", "positive_logratio", "negative_logratio"]
+SPENT = ["seconds", "tokens_per_second", "memory_gb"]
 
 
-def observe(archive: Archive, settings: Settings, dataset: str, model: str) -> dict[str, dict[Metric, Sample]]:
-    """Every metric of every method on one data set and model, the seeds of a method pooled.
+@dataclass(frozen=True)
+class Context:
+    """What the tables of every run on one data set and model are joined with.
+
+    Attributes:
+        origins: where each prompt that was answered comes from, by prompt.
+        human: the human answers of the test split, with `negative_id` and `positive_id`, their response ids.
+        initial: log-probs under the initial model by response; none where it is not among the methods.
+    """
+
+    origins: pd.Series
+    human: pd.DataFrame
+    initial: pd.Series
+
+
+@dataclass(frozen=True)
+class Source:
+    """A table of a run, and what is measured of it.
+
+    Attributes:
+        path: below the run's folder.
+        rows: from the table, the context and the table's path to rows with `cluster`, `prompts` (their origin) and
+            `stratum`.
+    """
+
+    path: str
+    schema: pa.Schema
+    rows: Callable[[pd.DataFrame, Context, str], pd.DataFrame]
+    metrics: Sequence[Metric]
+
+
+def sources(settings: Settings, trained: bool = True) -> list[Source]:
+    """The tables of each run of an experiment; a model that is not trained here has fewer."""
+    (experiment,) = settings.experiments.values()
+    rewards = {name: [_score(name, settings.rewards[name])] for name in experiment.rewards}
+    judges = experiment.judges if trained else []
+    human = [metric for metric in HUMAN_METRICS if trained or metric.neutral is None]
+    return [
+        *(Source(f"scores/{name}.parquet", records.SCORES, _answers, found) for name, found in rewards.items()),
+        *(Source(f"judge/{name}.parquet", records.VERDICTS, _answers, _judged(name)) for name in judges),
+        *(Source(f"mmlu/{b}.parquet", records.QUESTIONS, _questions, _answered(b)) for b in experiment.benchmarks),
+        Source("likelihoods.parquet", records.LOGPROBS, _likely, human),
+        Source("responses.parquet", records.SAMPLES, _answers, STYLE_METRICS),
+    ]
+
+
+def declared(settings: Settings) -> dict[str, Metric]:
+    """Every metric of an experiment by its key, in reading order."""
+    return {metric.key: metric for source in sources(settings) for metric in source.metrics}
+
+
+def observe(archive: Archive, settings: Settings, dataset: str, model: str) -> pd.DataFrame:
+    """The values of every metric of every run on one data set and model: columns `VALUES`.
 
     Raises:
         D2OError: where an artifact is missing, or an answer's prompt is not among the prompts.
     """
     (experiment,) = settings.experiments.values()
-    origins, human = _prompts(archive, dataset), _held_out(archive, dataset)
-    found: dict[str, Observed] = {method: Observed() for method in experiment.methods}
-    found_runs = runs(experiment, dataset, model)
-    initial = next((_logprobs(archive, run) for run in found_runs if run.method == "initial"), None)
-    for run in found_runs:
-        seen = found[run.method]
-        _scored(seen, archive, settings, run, origins)
-        for judge in experiment.judges if run.method != "initial" else []:
-            path = f"{run.path}/judge/{judge}.parquet"
-            _judged(
-                seen, judge, list(archive.table(path, records.VERDICTS)), lambda r, p=path: _origin(origins, r, p)
-            )
-        for benchmark in experiment.benchmarks:
-            _answered(seen, benchmark, archive.table(f"{run.path}/mmlu/{benchmark}.parquet", records.QUESTIONS))
-        against = initial if run.method != "initial" else None
-        _likely(seen, human, _logprobs(archive, run), against)
-        path = f"{run.path}/responses.parquet"
-        for row in archive.table(path, records.SAMPLES):
-            _written(seen, row, _origin(origins, row, path))
-    return {method: seen.samples() for method, seen in found.items()}
+    context = _context(archive, experiment, dataset, model)
+    return together(
+        _values(archive, run, source, context)
+        for run in runs(experiment, dataset, model)
+        for source in sources(settings, run.method != "initial")
+    )
 
 
-def courses(
-    archive: Archive, settings: Settings, dataset: str, model: str
-) -> dict[str, dict[int, dict[Metric, Sample]]]:
-    """By method with snapshots and by step, 0 for the initial model: scores, and log-probs of human answers.
+def course(
+    archive: Archive, settings: Settings, values: pd.DataFrame, logs: pd.DataFrame, dataset: str, model: str
+) -> pd.DataFrame:
+    """The values at every step of the runs with snapshots, 0 being the initial model: columns `VALUES` and `step`.
 
-    The seeds of a method are pooled; errors as `observe`.
+    Args:
+        values: as from `observe`, which has the two ends.
+        logs: as from `logs`.
+    Raises:
+        D2OError: as `observe`.
     """
     (experiment,) = settings.experiments.values()
-    origins, human = _prompts(archive, dataset), _held_out(archive, dataset)
-    found: dict[str, dict[int, Observed]] = {}
-    found_runs = runs(experiment, dataset, model)
-    first = [(0, run) for run in found_runs if run.method == "initial"]
-    for run in (run for run in found_runs if run.method != "initial"):
-        if not (snapshots := settings.train_of(settings.methods[run.method]).snapshots):
+    context = _context(archive, experiment, dataset, model)
+    followed = [replace(s, metrics=[m for m in s.metrics if m.course]) for s in sources(settings, trained=False)]
+    followed = [source for source in followed if source.metrics]
+    values = values[values["metric"].isin([metric.key for source in followed for metric in source.metrics])]
+    found = []
+    for run in runs(experiment, dataset, model):
+        snapshots = run.method != "initial" and settings.train_of(settings.methods[run.method]).snapshots
+        if not snapshots:
             continue
-        last = len(archive.log(f"{run.path}/train.jsonl"))
-        points = dict([*first, *((step, replace(run, step=step)) for step in sorted(snapshots)), (last, run)])
-        for step, point in points.items():
-            seen = found.setdefault(run.method, {}).setdefault(step, Observed())
-            _scored(seen, archive, settings, point, origins)
-            _likely(seen, human, _logprobs(archive, point), None)
-
-    def drawn(metric: Metric) -> bool:
-        return metric.group in (EXACT, SCORED) or metric in (_NEGATIVES, _POSITIVES)
-
-    return {
-        method: {step: {m: s for m, s in seen.samples().items() if drawn(m)} for step, seen in steps.items()}
-        for method, steps in found.items()
-    }
+        last = int((logs["method"].eq(run.method) & logs["seed"].eq(run.seed)).sum())
+        points = {0: values[values["method"] == "initial"]}
+        for step in sorted(set(snapshots) - {last}):
+            points[step] = together(_values(archive, replace(run, step=step), s, context) for s in followed)
+        points[last] = values[values["method"].eq(run.method) & values["seed"].eq(run.seed)]
+        found += [rows.assign(method=run.method, seed=run.seed, step=step) for step, rows in points.items()]
+    return together(found, [*VALUES, "step"])
 
 
-def _prompts(archive: Archive, dataset: str) -> dict[str, str]:
-    """Where each prompt that was answered comes from."""
-    return {r["prompt_id"]: r["origin"] for r in archive.table(f"{dataset}/prompts.parquet", records.PROMPTS)}
+def together(tables: Iterable[pd.DataFrame], columns: Sequence[str] = VALUES) -> pd.DataFrame:
+    """One table of several, the empty ones left out."""
+    filled = [table for table in tables if len(table)]
+    return pd.concat(filled, ignore_index=True) if filled else pd.DataFrame(columns=columns)
 
 
-def _held_out(archive: Archive, dataset: str) -> list[dict]:
-    """The human answers of the test split."""
-    rows = archive.table(f"{dataset}/negatives.parquet", records.COMPARISONS)
-    return [row for row in rows if row["split"] == "test"]
+def _values(archive: Archive, run: Run, source: Source, context: Context) -> pd.DataFrame:
+    path = f"{run.path}/{source.path}"
+    rows = source.rows(archive.table(path, source.schema), context, path)
+    place = {"dataset": run.dataset, "model": run.model, "method": run.method, "seed": run.seed}
+    return together(
+        rows[["prompts", "cluster", "stratum"]]
+        .assign(metric=metric.key, value=value, **place)
+        .loc[value.index, VALUES]
+        for metric in source.metrics
+        for value in [metric.of(rows).astype(float)]
+    )
 
 
-def _scored(seen: Observed, archive: Archive, settings: Settings, run: Run, origins: Mapping[str, str]) -> None:
-    """The scores of a run's answers by every reward model of the experiment."""
-    (experiment,) = settings.experiments.values()
-    for reward in experiment.rewards:
-        path = f"{run.path}/scores/{reward}.parquet"
-        for row in archive.table(path, records.SCORES):
-            origin = _origin(origins, row, path)
-            seen.add(_score(reward, settings.rewards[reward], origin), row["prompt_id"], row["score"])
+def _context(archive: Archive, experiment: Experiment, dataset: str, model: str) -> Context:
+    prompts = archive.table(f"{dataset}/prompts.parquet", records.PROMPTS)
+    human = archive.table(f"{dataset}/negatives.parquet", records.COMPARISONS)
+    human = human[human["split"] == "test"].reset_index(drop=True)
+    for side in ("negative", "positive"):
+        pairs = zip(human["prompt_id"], human[side], strict=True)
+        human[f"{side}_id"] = [None if text is None else records.response_id(prompt, text) for prompt, text in pairs]
+    initial = pd.Series(dtype=float)
+    for run in runs(experiment, dataset, model):
+        if run.method == "initial":
+            initial = _by_response(archive.table(f"{run.path}/likelihoods.parquet", records.LOGPROBS))["logprob"]
+    return Context(prompts.set_index("prompt_id")["origin"], human, initial)
 
 
-def _score(name: str, reward: Reward, origin: str) -> Metric:
-    rule = reward.rule
-    if rule and exact.is_share(rule):
-        return Metric(f"reward/{name}", name, EXACT, origin, reward.better, 1, True)
-    return Metric(f"reward/{name}", name, EXACT if rule else SCORED, origin, reward.better)
-
-
-def _origin(origins: Mapping[str, str], row: Mapping[str, Any], path: str) -> str:
-    try:
-        return origins[row["prompt_id"]]
-    except KeyError:
+def _answers(table: pd.DataFrame, context: Context, path: str) -> pd.DataFrame:
+    """Rows about answers, each with its prompt."""
+    prompts = table["prompt_id"].map(context.origins)
+    for unknown in table["prompt_id"][prompts.isna()][:1]:
         raise D2OError(
-            f"{path}: prompt {row['prompt_id']} is not in prompts.parquet: they were made from different "
-            f"prompts; run snakemake again"
-        ) from None
+            f"{path}: prompt {unknown} is not in prompts.parquet: they were made from different prompts; run "
+            f"snakemake again"
+        )
+    return table.assign(cluster=table["prompt_id"], prompts=prompts, stratum="")
 
 
-def _judged(seen: Observed, judge: str, verdicts: list[dict], origin_of) -> None:
-    """Win rate, ties counting half, over both orders; how often the orders disagree, and how often no verdict
-    could be read, which the judge's table counts as a tie."""
-    by_prompt = defaultdict(list)
-    for row in verdicts:
-        origin = origin_of(row)
-        win = Metric(f"judge/{judge}/win_rate", f"{judge} win rate", SCORED, origin, "higher", 1, True, 0.5)
-        seen.add(win, row["prompt_id"], {"method": 1.0, "tie": 0.5, "initial": 0.0}[row["verdict"]])
-        by_prompt[row["prompt_id"], origin].append(row)
-    for (prompt, origin), both in by_prompt.items():
-        share = partial(Metric, group=SCORED, prompts=origin, digits=1, percent=True, shown=False)
-        if len(both) == 2:
-            metric = share(f"judge/{judge}/disagreement", f"{judge} orders disagree")
-            seen.add(metric, prompt, both[0]["verdict"] != both[1]["verdict"])
-        for row in both:
-            metric = share(f"judge/{judge}/unread", f"{judge} unread")
-            seen.add(metric, prompt, row["reason"] in ("unparsable", "refused"))
+def _score(name: str, reward: Reward) -> Metric:
+    rule, key, values = reward.rule, f"reward/{name}", itemgetter("score")
+    if rule and exact.is_share(rule):
+        return Metric(key, name, EXACT, values, reward.better, 1, True, course=True)
+    return Metric(key, name, EXACT if rule else SCORED, values, reward.better, course=True)
 
 
-def _answered(seen: Observed, benchmark: str, questions: Iterable[dict]) -> None:
+def _judged(judge: str) -> list[Metric]:
+    """Win rate, ties counting half, over both orders; how often the orders disagree, and how often no verdict could
+    be read, which the judge's table counts as a tie."""
+    share = partial(Metric, group=SCORED, digits=1, percent=True)
+    return [
+        share(
+            f"judge/{judge}/win_rate",
+            f"{judge} win rate",
+            of=lambda rows: rows["verdict"].map(WINS),
+            better="higher",
+            neutral=0.5,
+        ),
+        share(f"judge/{judge}/disagreement", f"{judge} orders disagree", of=_disagree, shown=False),
+        share(
+            f"judge/{judge}/unread",
+            f"{judge} unread",
+            of=lambda rows: rows["reason"].isin(["unparsable", "refused"]),
+            shown=False,
+        ),
+    ]
+
+
+def _disagree(rows: pd.DataFrame) -> pd.Series:
+    """Whether the two verdicts on a prompt differ, at the first of them; not where there is one only."""
+    verdicts = rows.groupby("prompt_id")["verdict"]
+    return verdicts.transform("nunique").gt(1)[verdicts.transform("size").eq(2) & ~rows.duplicated("prompt_id")]
+
+
+def _questions(table: pd.DataFrame, context: Context, path: str) -> pd.DataFrame:
+    """Rows about questions, which come with a benchmark."""
+    question = table["subject"] + "/" + table["question"].astype(str)
+    return table.assign(cluster=question, prompts="", stratum=table["subject"])
+
+
+def _answered(benchmark: str) -> list[Metric]:
     """Accuracy over all questions, which is MMLU's usual figure, and over the means of the subjects."""
-    name = f"benchmark/{benchmark}/accuracy"
-    overall = Metric(name, f"{benchmark} accuracy", BENCHMARKS, "", "higher", 1, True)
-    by_subject = Metric(
-        f"{name}_by_subject", f"{benchmark}, mean of subjects", BENCHMARKS, "", "higher", 1, True,
-        macro=True, shown=False,
-    )  # fmt: skip
-    for row in questions:
-        for metric in (overall, by_subject):
-            seen.add(metric, f"{row['subject']}/{row['question']}", row["correct"], row["subject"])
+    key = f"benchmark/{benchmark}/accuracy"
+    share = partial(Metric, group=BENCHMARKS, of=itemgetter("correct"), better="higher", digits=1, percent=True)
+    return [
+        share(key, f"{benchmark} accuracy"),
+        share(f"{key}_by_subject", f"{benchmark}, mean of subjects", macro=True, shown=False),
+    ]
 
 
-_NEGATIVES = Metric("human/negative_logprob", "log-prob of negatives", HUMAN, better="lower", digits=3)
-_POSITIVES = Metric("human/positive_logprob", "log-prob of positives", HUMAN, better="higher", digits=3)
-_SAFE = Metric("human/safe_positive_logprob", "log-prob of safe positives", HUMAN, better="higher", digits=3)
-_MARGIN = Metric("human/margin", "margin", HUMAN, better="higher", digits=3)
-_IMPLICIT = Metric(
-    "human/implicit_accuracy", "implicit accuracy", HUMAN, better="higher", digits=1, percent=True, neutral=0.5
+def _likely(table: pd.DataFrame, context: Context, path: str) -> pd.DataFrame:
+    """Held-out human answers, each side with its log-prob in nats per token and its gain over the initial model.
+
+    Answers that are too long for the forward pass have no log-prob; their response id is left out.
+    """
+    found = _by_response(table)
+    rows = context.human.assign(cluster=context.human["prompt_id"], prompts="test", stratum="", compared=True)
+    for side in ("negative", "positive"):
+        identity = rows[f"{side}_id"]
+        rows[f"{side}_id"] = identity.where(identity.isin(found.index))
+        rows[side] = identity.map(found["logprob"] / found["tokens"])
+        rows[f"{side}_gain"] = identity.map(found["logprob"]) - identity.map(context.initial)
+        rows["compared"] &= identity.isin(context.initial.index)
+    return rows
+
+
+def _by_response(table: pd.DataFrame) -> pd.DataFrame:
+    return table.drop_duplicates("response_id", keep="last").set_index("response_id")
+
+
+def _once(rows: pd.DataFrame, *sides: str) -> pd.DataFrame:
+    """The rows with a log-prob of every side, each answer, or pair of answers, once."""
+    ids = [f"{side}_id" for side in sides]
+    return rows.dropna(subset=ids).drop_duplicates(ids)
+
+
+def _margin(rows: pd.DataFrame) -> pd.Series:
+    pairs = _once(rows, "negative", "positive")
+    return pairs["positive"] - pairs["negative"]
+
+
+def _implicit(rows: pd.DataFrame) -> pd.Series:
+    pairs = _once(rows[rows["compared"]], "negative", "positive")
+    return pairs["positive_gain"] > pairs["negative_gain"]
+
+
+_LOGPROB = partial(Metric, group=HUMAN, digits=3, better="higher")
+HUMAN_METRICS = (
+    _LOGPROB(
+        "human/negative_logprob",
+        "log-prob of negatives",
+        of=lambda rows: _once(rows, "negative")["negative"],
+        better="lower",
+        course=True,
+    ),
+    _LOGPROB(
+        "human/positive_logprob",
+        "log-prob of positives",
+        of=lambda rows: _once(rows, "positive")["positive"],
+        course=True,
+    ),
+    _LOGPROB(
+        "human/safe_positive_logprob",
+        "log-prob of safe positives",
+        of=lambda rows: _once(rows[rows["positive_unsafe"].eq(False)], "positive")["positive"],
+    ),
+    _LOGPROB("human/margin", "margin", of=_margin),
+    _LOGPROB("human/implicit_accuracy", "implicit accuracy", of=_implicit, digits=1, percent=True, neutral=0.5),
 )
 
-HUMAN_METRICS = (_NEGATIVES, _POSITIVES, _SAFE, _MARGIN, _IMPLICIT)
-
-_Logprobs = dict[str, tuple[float, int]]
-
-
-def _logprobs(archive: Archive, run: Run) -> _Logprobs:
-    rows = archive.table(f"{run.path}/likelihoods.parquet", records.LOGPROBS)
-    return {row["response_id"]: (row["logprob"], row["tokens"]) for row in rows}
-
-
-def _likely(seen: Observed, human: list[dict], logprobs: _Logprobs, initial: _Logprobs | None) -> None:
-    """Log-probs of held-out human answers, in nats per token; each distinct answer counts once, as does each
-    pair. Answers that are too long for the forward pass have no log-prob and are left out."""
-    done = set()
-
-    def value(prompt: str, text: str | None) -> tuple[str, float] | None:
-        identity = records.response_id(prompt, text) if text is not None else ""
-        if identity not in logprobs:
-            return None
-        logprob, tokens = logprobs[identity]
-        return identity, logprob / tokens
-
-    for row in human:
-        prompt = row["prompt_id"]
-        negative, positive = value(prompt, row["negative"]), value(prompt, row["positive"])
-        wanted = [(_NEGATIVES, negative), (_POSITIVES, positive)]
-        if row["positive_unsafe"] is False:
-            wanted.append((_SAFE, positive))
-        for metric, side in wanted:
-            if side and (metric, side[0]) not in done:
-                done.add((metric, side[0]))
-                seen.add(metric, prompt, side[1])
-        if negative and positive and (negative[0], positive[0]) not in done:
-            done.add((negative[0], positive[0]))
-            seen.add(_MARGIN, prompt, positive[1] - negative[1])
-            if initial and {negative[0], positive[0]} <= initial.keys():
-                up, down = (logprobs[i][0] - initial[i][0] for i in (positive[0], negative[0]))
-                seen.add(_IMPLICIT, prompt, up > down)
-
-
+STYLE_METRICS = (
+    Metric("answers/tokens", "length, tokens", STYLE, itemgetter("tokens"), digits=0),
+    Metric("answers/cut", "cut by length", STYLE, lambda rows: rows["finish"] == "length", "lower", 1, True),
+    Metric(
+        "answers/distinct_2",
+        "distinct-2",
+        STYLE,
+        lambda rows: rows["text"].map(lambda text: texts.distinct([text], 2)).dropna(),
+    ),
+    Metric(
+        "answers/refusal", "refusals", STYLE, lambda rows: rows["text"].map(texts.refuses), digits=1, percent=True
+    ),
+)
 # What tells whether the answers are still whole.
 WHOLE = ("answers/cut", "answers/tokens", "answers/distinct_2")
-
-
-def _written(seen: Observed, row: Mapping[str, Any], origin: str) -> None:
-    prompt, text = row["prompt_id"], row["text"]
-    seen.add(Metric("answers/tokens", "length, tokens", STYLE, origin, digits=0), prompt, row["tokens"])
-    cut = Metric("answers/cut", "cut by length", STYLE, origin, "lower", 1, True)
-    seen.add(cut, prompt, row["finish"] == "length")
-    if (value := texts.distinct([text], 2)) is not None:
-        seen.add(Metric("answers/distinct_2", "distinct-2", STYLE, origin), prompt, value)
-    refusal = Metric("answers/refusal", "refusals", STYLE, origin, digits=1, percent=True)
-    seen.add(refusal, prompt, texts.refuses(text))

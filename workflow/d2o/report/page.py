@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean, median
 from typing import Any
+
+import pandas as pd
 
 from d2o import exact, records, rounds
 from d2o.report import figures, tables
-from d2o.report.metrics import Archive, Run, runs
-from d2o.report.tables import Block
+from d2o.report.metrics import LOGGED, Archive, Run, runs
+from d2o.report.tables import Block, Measured
 from d2o.settings import Rule, Settings
 
 # Below this agreement with held-out human labels a scorer is called weak evidence: it misorders one pair in four.
@@ -22,14 +23,17 @@ EXAMPLES = 20
 SHOWN = 3
 
 
-def render(settings: Settings, archive: Archive, blocks: Sequence[Block], svgs: Mapping[str, bytes]) -> str:
+def render(
+    settings: Settings, archive: Archive, measured: Measured, svgs: Mapping[str, bytes], files: Sequence[str]
+) -> str:
     """The page, with everything it needs inside.
 
     Args:
         settings: the whole config with one experiment.
         archive: the results.
-        blocks: what was estimated.
-        svgs: the figures, by the names of `_LABELS`; some only where there is something to draw.
+        measured: what the tables and figures show.
+        svgs: the figures, by their names in `figures.FIGURES`; some only where there is something to plot.
+        files: the tables beside the page.
     Raises:
         D2OError: where an artifact is missing.
     """
@@ -44,6 +48,7 @@ def render(settings: Settings, archive: Archive, blocks: Sequence[Block], svgs: 
     )
     environment.globals |= {"heading": tables.heading, "legend": tables.LEGEND}
     ((name, experiment),) = settings.experiments.items()
+    blocks, effects = measured.blocks, measured.effects
     trained = [settings.methods[method] for method in experiment.methods if method != "initial"]
     trained_rewards = [reward for reward in experiment.rewards if settings.rewards[reward].train]
     return environment.get_template("report.html.jinja").render(
@@ -51,47 +56,34 @@ def render(settings: Settings, archive: Archive, blocks: Sequence[Block], svgs: 
         experiment=experiment,
         k=sorted({method.k or settings.positives.k for method in trained if method.positives == "self"}),
         settings=json.dumps(settings.model_dump(mode="json"), indent=2, ensure_ascii=False),
-        effects=[(block, grid) for block in blocks if (grid := tables.effect(block, experiment.methods))],
+        effects=effects,
         exact=[reward for reward in experiment.rewards if settings.rewards[reward].rule],
         shown=SHOWN,
-        start={
-            (block.dataset, block.model): dict(grid.rows)["initial"][0]
-            for block in blocks
-            if (grid := tables.effect(block, experiment.methods))
-        },
+        start={(block.dataset, block.model): dict(grid.rows)["initial"][0] for block, grid in effects},
         prompts={dataset: _prompts(archive, dataset) for dataset in experiment.datasets},
         checks=[_check(archive, dataset, r) for dataset in experiment.datasets for r in trained_rewards],
         weak=WEAK,
-        blocks=[(block, tables.grids(block, experiment.methods)) for block in blocks],
-        figures={name: figures.inline(svg, name, _LABELS[name]) for name, svg in svgs.items()},
-        points=figures.POINTS,
-        bins=figures.BINS,
+        blocks=[(block, tables.grids(measured, block)) for block in blocks],
+        figures=[
+            (entry, figures.inline(svgs[name], name, entry.label))
+            for name, entry in figures.FIGURES.items()
+            if name in svgs
+        ],
+        files=files,
         data=[
             (dataset, _splits(archive, dataset), _counts(archive, dataset), _leaks(archive, dataset))
             for dataset in experiment.datasets
         ],
         pools=[pool for block in blocks for pool in _pools(archive, settings, block)],
         rounds=[(block, list(_rounds(archive, settings, block))) for block in blocks],
-        trainings=[(block, list(_trainings(block, experiment.seeds))) for block in blocks if block.logs],
+        trainings=[(block, list(_trainings(block.logs))) for block in blocks],
         answers=[(block, list(_examples(archive, settings, block))) for block in blocks],
     )
 
 
-_LABELS = {
-    "effect": "Exact scores of the answers, their length and repetition, by method",
-    "methods": "Mean and 95 % interval of every metric, by method",
-    "training": "Loss, margin and log-ratios against training steps, by method",
-    "course": "Scores and log-probs of human answers against training steps, by method",
-    "distributions": "Histograms of the scores at several training steps, by method",
-    "quality": "Score differences, win rates and toxic shares of the human pairs, by data set",
-    "categories": "Negatives in each harm category, by split and data set",
-}
-
-
 def _prompts(archive: Archive, dataset: str) -> dict[str, int]:
     """How many prompts were answered, by origin."""
-    rows = archive.table(f"{dataset}/prompts.parquet", records.PROMPTS)
-    return dict(Counter(row["origin"] for row in rows))
+    return archive.table(f"{dataset}/prompts.parquet", records.PROMPTS)["origin"].value_counts(sort=False).to_dict()
 
 
 def _check(archive: Archive, dataset: str, reward: str) -> dict[str, Any]:
@@ -108,19 +100,17 @@ def _check(archive: Archive, dataset: str, reward: str) -> dict[str, Any]:
     return place | {"measure": measure, "value": value, "text": f"{measure} {value:.2f}{interval}", "n": n}
 
 
-def _splits(archive: Archive, dataset: str) -> list[tuple[str, list[int]]]:
+def _splits(archive: Archive, dataset: str) -> pd.DataFrame:
     """Per split: prompts, negatives, those with a human positive, those with a positive labelled safe."""
-    prompts, counts = defaultdict(set), Counter()
-    for row in archive.table(f"{dataset}/negatives.parquet", records.COMPARISONS):
-        split = row["split"]
-        prompts[split].add(row["prompt_id"])
-        counts[split, "negatives"] += 1
-        counts[split, "positives"] += row["positive"] is not None
-        counts[split, "safe"] += row["positive"] is not None and row["positive_unsafe"] is False
-    columns = ("negatives", "positives", "safe")
-    return [
-        (split, [len(prompts[split]), *(counts[split, column] for column in columns)]) for split in ("train", "test")
-    ]
+    rows = archive.table(f"{dataset}/negatives.parquet", records.COMPARISONS)
+    rows = rows.assign(safe=rows["positive"].notna() & rows["positive_unsafe"].eq(False))
+    counts = rows.groupby("split").agg(
+        prompts=("prompt_id", "nunique"),
+        negatives=("negative", "size"),
+        positives=("positive", "count"),
+        safe=("safe", "sum"),
+    )
+    return counts.reindex(["train", "test"], fill_value=0)
 
 
 def _counts(archive: Archive, dataset: str) -> dict[str, str]:
@@ -161,7 +151,7 @@ def _pools(archive: Archive, settings: Settings, block: Block) -> Iterator[dict[
         if not sheet["samples"]:  # no prompt fitted the context
             continue
         scores = {
-            reward: [row["score"] for row in archive.table(f"{place}.scores/{reward}.parquet", records.SCORES)]
+            reward: archive.table(f"{place}.scores/{reward}.parquet", records.SCORES)["score"]
             for reward in sorted(rewards)
         }
         svg = figures.render(figures.pool(sheet, scores), "svg")
@@ -186,29 +176,19 @@ def _rounds(archive: Archive, settings: Settings, block: Block) -> Iterator[dict
                 yield {"run": run, "round": number, "sheet": sheet, "length": sum(lengths) / sheet["samples"]}
 
 
-def _trainings(block: Block, seeds: Sequence[int]) -> Iterator[dict[str, Any]]:
+def _trainings(logs: pd.DataFrame) -> Iterator[dict[str, Any]]:
     """A line per run; the last values are means over the last tenth of the steps."""
-    for method, logs in block.logs.items():
-        for seed, log in zip(seeds, logs, strict=True):
-            if not log:
-                continue
-            rates = [row["tokens_per_second"] for row in log if row.get("tokens_per_second") is not None]
-            memory = [row["memory_gb"] for row in log if row.get("memory_gb") is not None]
-            tail = log[-max(1, len(log) // 10) :]
-            last = {}
-            for key in ("loss", "margin", "positive_logratio", "negative_logratio"):
-                values = [row[key] for row in tail if row.get(key) is not None]
-                last[key] = fmean(values) if values else None
-            yield {
-                "method": method,
-                "seed": seed,
-                "steps": log[-1]["step"],
-                "epochs": log[-1].get("epoch"),
-                "time": duration(sum(row.get("seconds") or 0 for row in log)),
-                "rate": median(rates) if rates else None,
-                "memory": max(memory, default=None),
-                **last,
-            }
+    for (method, seed), log in logs.groupby(["method", "seed"], sort=False):
+        yield {
+            "method": method,
+            "seed": seed,
+            "steps": log["step"].iloc[-1],
+            "epochs": log["epoch"].iloc[-1],
+            "time": duration(log["seconds"].sum()),
+            "rate": log["tokens_per_second"].median(),
+            "memory": log["memory_gb"].max(),
+            **log[LOGGED].tail(max(1, len(log) // 10)).mean(),
+        }
 
 
 def duration(seconds: float) -> str:
@@ -224,22 +204,23 @@ def duration(seconds: float) -> str:
 def _examples(archive: Archive, settings: Settings, block: Block) -> Iterator[dict[str, Any]]:
     """Test prompts drawn by a hash of their identity, with every method's first answer, first seed."""
     ((_, experiment),) = settings.experiments.items()
-    asked = {
-        row["prompt_id"]: row["messages"]
-        for row in archive.table(f"{block.dataset}/prompts.parquet", records.PROMPTS)
-        if row["origin"] == "test"
-    }
-    drawn = sorted(asked, key=lambda prompt: records.derived_seed("examples", prompt))[:EXAMPLES]
-    answers: dict[str, list[dict[str, Any]]] = {prompt: [] for prompt in drawn}
+    prompts = archive.table(f"{block.dataset}/prompts.parquet", records.PROMPTS)
+    asked = prompts[prompts["origin"] == "test"].set_index("prompt_id")["messages"]
+    chosen = sorted(asked.index, key=lambda prompt: records.derived_seed("examples", prompt))[:EXAMPLES]
+    answers: dict[str, list[dict[str, Any]]] = {prompt: [] for prompt in chosen}
     for run in runs(experiment, block.dataset, block.model):
         if run.seed == experiment.seeds[0]:
-            scores = _first_scores(archive, settings, run, answers)
-            for row in archive.table(f"{run.path}/responses.parquet", records.SAMPLES):
-                if row["prompt_id"] in answers and row["sample"] == 0:
-                    prompt = row["prompt_id"]
-                    answers[prompt].append({"method": run.method, "scores": scores[prompt], **row})
-    for prompt in drawn:
+            scores = _first_scores(archive, settings, run, chosen)
+            rows = archive.table(f"{run.path}/responses.parquet", records.SAMPLES)
+            for row in _firsts(rows, chosen).to_dict("records"):
+                prompt = row["prompt_id"]
+                answers[prompt].append({"method": run.method, "scores": scores[prompt], **row})
+    for prompt in chosen:
         yield {"messages": asked[prompt], "answers": answers[prompt]}
+
+
+def _firsts(rows: pd.DataFrame, prompts: Sequence[str]) -> pd.DataFrame:
+    return rows[rows["prompt_id"].isin(prompts) & rows["sample"].eq(0)]
 
 
 def _shown(score: float, rule: Rule | None) -> str:
@@ -249,21 +230,19 @@ def _shown(score: float, rule: Rule | None) -> str:
     return f"{score:.2f}".replace("-", "−")
 
 
-def _first_scores(archive: Archive, settings: Settings, run: Run, wanted) -> dict[str, list[tuple[str, str]]]:
+def _first_scores(
+    archive: Archive, settings: Settings, run: Run, prompts: Sequence[str]
+) -> dict[str, list[tuple[str, str]]]:
     """Per prompt: (scorer, score) of a run's first answer, and (judge, outcome) over both orders."""
     ((_, experiment),) = settings.experiments.items()
     found = defaultdict(list)
     for reward in experiment.rewards:
-        for row in archive.table(f"{run.path}/scores/{reward}.parquet", records.SCORES):
-            if row["prompt_id"] in wanted and row["sample"] == 0:
-                found[row["prompt_id"]].append((reward, _shown(row["score"], settings.rewards[reward].rule)))
+        rows = _firsts(archive.table(f"{run.path}/scores/{reward}.parquet", records.SCORES), prompts)
+        for prompt, score in zip(rows["prompt_id"], rows["score"], strict=True):
+            found[prompt].append((reward, _shown(score, settings.rewards[reward].rule)))
     for judge in experiment.judges if run.method != "initial" else []:
-        verdicts = defaultdict(set)
-        for row in archive.table(f"{run.path}/judge/{judge}.parquet", records.VERDICTS):
-            if row["prompt_id"] in wanted:
-                verdicts[row["prompt_id"]].add(row["verdict"])
-        words = {"method": "won", "initial": "lost", "tie": "tied"}
-        for prompt, seen in verdicts.items():
-            outcome = words[next(iter(seen))] if len(seen) == 1 else "orders disagree"
-            found[prompt].append((judge, outcome))
+        rows = archive.table(f"{run.path}/judge/{judge}.parquet", records.VERDICTS)
+        words = rows["verdict"].map({"method": "won", "initial": "lost", "tie": "tied"})
+        for prompt, outcomes in words[rows["prompt_id"].isin(prompts)].groupby(rows["prompt_id"]):
+            found[prompt].append((judge, outcomes.iloc[0] if outcomes.nunique() == 1 else "orders disagree"))
     return found

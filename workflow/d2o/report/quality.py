@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Sequence
-from dataclasses import dataclass
-
-import numpy as np
+import pandas as pd
 
 from d2o import records, statistics
 from d2o.errors import D2OError
-from d2o.report.metrics import Archive
+from d2o.report.metrics import WINS, Archive
 from d2o.settings import Settings
-from d2o.statistics import Estimate, Sample
+from d2o.statistics import Sample
 
 # What is measured of the pairs, in the order of the figure's panels.
 PANELS = {
@@ -23,84 +18,63 @@ PANELS = {
 }
 
 
-@dataclass(frozen=True)
-class Measure:
-    """One figure about the pairs of a data set.
-
-    Attributes:
-        panel: key of `PANELS`.
-        scorer: the reward model, judge or classifier.
-        side: the answers it is about, where it is about one side: `chosen` or `rejected`.
-        estimate: mean with its interval, over prompts.
-        values: the values behind it, for a distribution.
-    """
-
-    dataset: str
-    panel: str
-    scorer: str
-    side: str
-    estimate: Estimate
-    values: np.ndarray
+_COLUMNS = ["dataset", "measure", "scorer", "side", "mean", "low", "high", "prompts", "values"]
+_SIDES = ("chosen", "rejected")
 
 
-def measure(archive: Archive, settings: Settings, dataset: str) -> list[Measure]:
+def measure(archive: Archive, settings: Settings, dataset: str) -> pd.DataFrame:
     """Every measure that an experiment's reward models and judges give of a data set's pairs.
 
     Score differences are turned such that more is better, in standard deviations of all scores, so that scorers
     compare. A reward model trained on this data set's labels is asked about its test prompts only.
 
+    Returns:
+        A row a measure: `measure`, a key of `PANELS`; the `side` it is about, where it is about one; the `mean` with
+        its interval over `prompts` clusters; and `values`, the array that they are of.
     Raises:
         D2OError: where an artifact is missing, or chosen and rejected answers are not of the same pairs.
     """
     (experiment,) = settings.experiments.values()
     folder = f"{dataset}/quality"
-    splits = {row["prompt_id"]: row["origin"] for row in archive.table(f"{folder}/prompts.parquet", records.PROMPTS)}
+    splits = archive.table(f"{folder}/prompts.parquet", records.PROMPTS).set_index("prompt_id")["origin"]
     found = []
+
+    def add(measure: str, scorer: str, side: str, values: pd.Series, prompts: pd.Series) -> None:
+        values = values.to_numpy(float)
+        e = statistics.mean(Sample(values, prompts.to_numpy()))
+        found.append([dataset, measure, scorer, side, e.mean, e.low, e.high, e.n, values])
+
     for name in experiment.rewards:
         reward = settings.rewards[name]
-        sides = [_scores(archive, f"{folder}/scores/{name}/{side}.parquet") for side in ("chosen", "rejected")]
-        if sides[0].keys() != sides[1].keys():
-            raise D2OError(
-                f"{folder}/scores/{name}: chosen and rejected are of different pairs: delete it, run again"
-            )
-        pairs = [pair for pair in sides[0] if not reward.train or splits[pair[0]] == "test"]
-        prompts = np.array([prompt for prompt, _ in pairs])
-        scores = np.array([[side[pair] for side in sides] for pair in pairs]).reshape(-1, 2)
+        pairs = _scores(archive, f"{folder}/scores/{name}")
+        if reward.train:
+            pairs = pairs[pairs["prompt_id"].map(splits) == "test"]
+        scores, prompts = pairs[[*_SIDES]], pairs["prompt_id"]
         if reward.toxic_above is not None:
-            toxic = scores > reward.toxic_above
-            found += [
-                _estimated(dataset, "toxic", name, side, toxic[:, column], prompts)
-                for column, side in enumerate(("chosen", "rejected"))
-            ]
+            for side in _SIDES:
+                add("toxic", name, side, scores[side] > reward.toxic_above, prompts)
         else:
             sign = 1 if reward.better == "higher" else -1
-            spread = (scores.std() if pairs else 0) or 1.0
-            difference = sign * (scores[:, 0] - scores[:, 1]) / spread
-            found.append(_estimated(dataset, "difference", name, "", difference, prompts))
+            spread = (scores.to_numpy().std() if len(scores) else 0) or 1.0
+            add("difference", name, "", sign * (scores["chosen"] - scores["rejected"]) / spread, prompts)
     for name in experiment.judges:
-        rows = list(archive.table(f"{folder}/judge/{name}.parquet", records.VERDICTS))
-        wins = np.array([{"method": 1.0, "tie": 0.5, "initial": 0.0}[row["verdict"]] for row in rows])
-        prompts = np.array([row["prompt_id"] for row in rows])
-        found.append(_estimated(dataset, "win_rate", name, "", wins, prompts))
-    return found
+        verdicts = archive.table(f"{folder}/judge/{name}.parquet", records.VERDICTS)
+        add("win_rate", name, "", verdicts["verdict"].map(WINS), verdicts["prompt_id"])
+    return pd.DataFrame(found, columns=_COLUMNS)
 
 
-def _scores(archive: Archive, path: str) -> dict[tuple[str, int], float]:
-    return {(row["prompt_id"], row["sample"]): row["score"] for row in archive.table(path, records.SCORES)}
+def _scores(archive: Archive, folder: str) -> pd.DataFrame:
+    """The scores of both answers of each pair."""
+    chosen, rejected = (archive.table(f"{folder}/{side}.parquet", records.SCORES) for side in _SIDES)
+    pairs = chosen.merge(
+        rejected, "outer", ["prompt_id", "sample"], suffixes=("_chosen", "_rejected"), validate="1:1", indicator=True
+    ).rename(columns={f"score_{side}": side for side in _SIDES})
+    if not pairs["_merge"].eq("both").all():
+        raise D2OError(f"{folder}: chosen and rejected are of different pairs: delete it, run again")
+    return pairs
 
 
-def _estimated(dataset: str, panel: str, scorer: str, side: str, values: np.ndarray, prompts: np.ndarray) -> Measure:
-    values = values.astype(float)
-    return Measure(dataset, panel, scorer, side, statistics.mean(Sample(values, prompts)), values)
-
-
-def as_csv(measures: Sequence[Measure]) -> str:
+def as_csv(measures: pd.DataFrame) -> str:
     """quality.csv: one line a measure; shares as fractions."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["dataset", "measure", "scorer", "side", "mean", "low", "high", "prompts", "values"])
-    for m in measures:
-        e = m.estimate
-        ends = ["" if np.isnan(x) else f"{x:.6g}" for x in (e.mean, e.low, e.high)]
-        writer.writerow([m.dataset, m.panel, m.scorer, m.side, *ends, e.n, len(m.values)])
-    return text.getvalue()
+    counted = measures.assign(values=measures["values"].map(len))
+    return counted.to_csv(index=False, float_format="%.6g", lineterminator="\n")

@@ -1,18 +1,17 @@
-"""Estimates of every metric and method, as table.csv, table.md and the grids of the page."""
+"""Estimates of every metric and method, as table.csv, table.md, table.tex and the grids of the page."""
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from d2o import statistics
-from d2o.report.metrics import BENCHMARKS, EXACT, HUMAN, HUMAN_METRICS, SCORED, STYLE, WHOLE, Metric
+from d2o.report.metrics import BENCHMARKS, EXACT, HUMAN, HUMAN_METRICS, SCORED, STYLE, WHOLE, Metric, together
 from d2o.statistics import Estimate, Sample
 
 GROUPS = (EXACT, SCORED, BENCHMARKS, HUMAN, STYLE)
@@ -21,124 +20,82 @@ LEGEND = (
     "(△ higher, ▽ lower where neither is better as such). – not measured, or no interval from one prompt."
 )
 
-
-@dataclass(frozen=True)
-class Cell:
-    """One metric of one method on one data set and model.
-
-    Attributes:
-        estimate: mean and interval.
-        difference: paired difference to the initial model; None where there is none to compare with.
-    """
-
-    dataset: str
-    model: str
-    method: str
-    metric: Metric
-    estimate: Estimate
-    difference: Estimate | None
-
-    @property
-    def sign(self) -> str:
-        """`▲`, `▼`, `△`, `▽`, or nothing where the difference's interval holds 0."""
-        if self.difference is None or not self.difference.excludes(0):
-            return ""
-        up = self.difference.mean > 0
-        if self.metric.better is None:
-            return "△" if up else "▽"
-        return "▲" if up == (self.metric.better == "higher") else "▼"
-
-    @property
-    def undecided(self) -> bool:
-        """Whether there is an interval of the difference, and it holds 0."""
-        return self.difference is not None and self.difference.low <= 0 <= self.difference.high
-
-    @property
-    def value(self) -> str:
-        """The mean, for readers."""
-        return number(self.estimate.mean, self.metric)
-
-    @property
-    def interval(self) -> str:
-        """The interval, for readers."""
-        return interval(self.estimate, self.metric)
-
-    @property
-    def change(self) -> str:
-        """The difference to the initial model and its interval, for readers; nothing where there is none."""
-        if self.difference is None:
-            return ""
-        return f"{number(self.difference.mean, self.metric)} {interval(self.difference, self.metric)}"
-
-
-@dataclass(frozen=True)
-class Point:
-    """One metric of one method on the way through its training.
-
-    Attributes:
-        step: steps done; 0 is the initial model.
-        estimate: mean and interval.
-        values: [N] what they are of.
-    """
-
-    method: str
-    step: int
-    metric: Metric
-    estimate: Estimate
-    values: np.ndarray
+# What an estimate is of, in table.csv and in course.csv; and the columns of the numbers.
+TABLE = ["dataset", "model", "method", "metric", "prompts"]
+COURSE = ["dataset", "model", "method", "step", "metric", "prompts"]
+_ESTIMATE = ["better", "mean", "low", "high", "n"]
+_CHANGE = ["difference", "difference_low", "difference_high"]
+_LATEX = {"▲": r"$\blacktriangle$", "▼": r"$\blacktriangledown$", "△": r"$\triangle$", "▽": r"$\triangledown$"}
+_LATEX |= {"↑": r"$\uparrow$", "↓": r"$\downarrow$", "−": "$-$", "–": "--", "\u00a0": "~"}
 
 
 @dataclass(frozen=True)
 class Block:
-    """Everything estimated on one data set and model.
+    """Everything measured on one data set and model.
 
     Attributes:
-        cells: a metric of a method each.
-        logs: training logs (rows of train.jsonl) of each trained method, one a seed.
-        course: the methods with snapshots, step by step; empty where none has any.
+        estimates: a row a method, metric and origin of the prompts, as from `estimates`.
+        steps: the values at every step of the runs with snapshots, as from `metrics.course`.
+        course: the estimates from them.
+        logs: a row a step of each training, as from `metrics.logs`.
     """
 
     dataset: str
     model: str
-    cells: list[Cell]
-    logs: Mapping[str, list[list[dict[str, Any]]]]
-    course: list[Point]
+    estimates: pd.DataFrame
+    steps: pd.DataFrame
+    course: pd.DataFrame
+    logs: pd.DataFrame
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Everything measured in an experiment: what its tables and figures show.
+
+    Attributes:
+        methods: in reading order, as in the config.
+        metrics: by key, in reading order.
+        categories: negatives in each harm category, by data set and split.
+        pair_quality: whether the experiment measures the human pairs.
+    """
+
+    methods: list[str]
+    metrics: Mapping[str, Metric]
+    blocks: list[Block]
+    categories: Mapping[str, Mapping[str, Mapping[str, int]]]
+    pair_quality: bool
 
     @property
-    def scored(self) -> list[Point]:
-        """The part of the course that has a distribution: scores, but no shares."""
-        groups = (EXACT, SCORED)
-        return [point for point in self.course if point.metric.group in groups and not point.metric.percent]
+    def effects(self) -> list[tuple[Block, Grid]]:
+        """What the report opens with, where there is something to open with."""
+        return [(block, grid) for block in self.blocks if (grid := effect(self, block))]
 
 
-def cells(dataset: str, model: str, observed: Mapping[str, Mapping[Metric, Sample]]) -> list[Cell]:
-    """The estimates of every metric of every method of one data set and model."""
+def estimates(values: pd.DataFrame, metrics: Mapping[str, Metric], place: Sequence[str] = TABLE) -> pd.DataFrame:
+    """Means and paired differences to the initial model with their intervals; NaN where there are none.
+
+    Args:
+        values: as from `metrics.observe` or `metrics.course`.
+        place: the columns that tell what an estimate is of; the seeds are pooled.
+    """
     from tqdm import tqdm
 
-    initial = observed.get("initial", {})
-    wanted = [(method, metric) for method, metrics in observed.items() for metric in metrics]
+    samples = {
+        key: Sample(*(rows[column].to_numpy() for column in ("value", "cluster", "stratum")))
+        for key, rows in values.groupby(place, sort=False)
+    }
     found = []
-    for method, metric in tqdm(wanted, desc=f"intervals {dataset} {model}", unit="metric", mininterval=2):
-        sample = observed[method][metric]
-        estimate = statistics.mean(sample, macro=metric.macro)
-        difference = None
+    for key, sample in tqdm(samples.items(), desc="intervals", unit="metric", mininterval=2):
+        row = dict(zip(place, key, strict=True))
+        metric, start = metrics[row["metric"]], samples.get(tuple((row | {"method": "initial"}).values()))
+        estimate, change = statistics.mean(sample, macro=metric.macro), Estimate(math.nan, math.nan, math.nan, 0)
         if metric.neutral is not None:
-            ends = (x - metric.neutral for x in (estimate.mean, estimate.low, estimate.high))
-            difference = Estimate(*ends, estimate.n)
-        elif method != "initial" and metric in initial:
-            difference = statistics.difference(sample, initial[metric], macro=metric.macro)
-        found.append(Cell(dataset, model, method, metric, estimate, difference))
-    return found
-
-
-def points(observed: Mapping[str, Mapping[int, Mapping[Metric, Sample]]]) -> list[Point]:
-    """The estimates of every metric at every step of every method with snapshots."""
-    return [
-        Point(method, step, metric, statistics.mean(sample), sample.values)
-        for method, steps in observed.items()
-        for step, metrics in steps.items()
-        for metric, sample in metrics.items()
-    ]
+            change = Estimate(*(x - metric.neutral for x in (estimate.mean, estimate.low, estimate.high)), estimate.n)
+        elif start is not None and row["method"] != "initial":
+            change = statistics.difference(sample, start, macro=metric.macro)
+        changes = zip(_CHANGE, (change.mean, change.low, change.high), strict=True)
+        found.append(row | {"better": metric.better or ""} | asdict(estimate) | dict(changes))
+    return pd.DataFrame(found, columns=[*place, *_ESTIMATE, *_CHANGE])
 
 
 def number(value: float, metric: Metric) -> str:
@@ -149,11 +106,9 @@ def number(value: float, metric: Metric) -> str:
     return text.replace("-", "−") if float(text) else text.lstrip("-")
 
 
-def interval(estimate: Estimate, metric: Metric) -> str:
+def interval(low: float, high: float, metric: Metric) -> str:
     """`[low, high]`, or `–` where it is undefined."""
-    if math.isnan(estimate.low):
-        return "–"
-    return f"[{number(estimate.low, metric)}, {number(estimate.high, metric)}]"
+    return "–" if math.isnan(low) else f"[{number(low, metric)}, {number(high, metric)}]"
 
 
 def heading(metric: Metric) -> str:
@@ -162,108 +117,129 @@ def heading(metric: Metric) -> str:
     return metric.label + (",\u00a0%" if metric.percent else "") + arrow
 
 
+def readable(found: pd.DataFrame, metrics: Mapping[str, Metric]) -> pd.DataFrame:
+    """Estimates and what readers see of them.
+
+    `value` and `interval`; `change`, the difference and its interval; `sign`: `▲`, `▼`, `△`, `▽`, or nothing where
+    the difference's interval holds 0, which `undecided` tells from no interval.
+    """
+    rows = [(row, metrics[row.metric]) for row in found.itertuples()]
+    low, high = found["difference_low"], found["difference_high"]
+    signs = {"higher": "▲▼", "lower": "▼▲", "": "△▽"}
+    up, down = (found["better"].map(lambda better, i=i: signs[better][i]) for i in (0, 1))
+    return found.assign(
+        value=[number(r.mean, m) for r, m in rows],
+        interval=[interval(r.low, r.high, m) for r, m in rows],
+        change=[
+            "" if math.isnan(r.difference) else
+            f"{number(r.difference, m)} {interval(r.difference_low, r.difference_high, m)}"
+            for r, m in rows
+        ],
+        sign=np.select([low > 0, high < 0], [up, down], ""),
+        undecided=(low <= 0) & (high >= 0),
+    )  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Grid:
-    """A table: a row a method, a column a metric; None where a method has no such value.
+    """A table: a row a method, a column a metric.
 
     Attributes:
         group: what the metrics have in common.
-        prompts: where their prompts come from, as in `Metric`.
+        prompts: where their prompts come from: `test`, an evaluation file, or `` where there is no prompt.
         metrics: the columns.
-        rows: (method, a cell a column).
+        rows: (method, a cell a column): a row of `readable`; None where a method has no such value.
     """
 
     group: str
     prompts: str
     metrics: list[Metric]
-    rows: list[tuple[str, list[Cell | None]]]
+    rows: list[tuple[str, list[Any]]]
 
     @property
     def sizes(self) -> list[str]:
         """Per column: the clusters behind it, a range where the methods differ."""
         columns = zip(*(cells for _, cells in self.rows), strict=True)
-        found = [sorted({cell.estimate.n for cell in column if cell}) for column in columns]
+        found = [sorted({cell.n for cell in column if cell}) for column in columns]
         return ["–".join(f"{end:,}" for end in dict.fromkeys(n[:1] + n[-1:])) or "0" for n in found]
 
 
-def grids(block: Block, methods: Sequence[str]) -> list[Grid]:
-    """The cells of one data set and model by group and origin of the prompts, in reading order.
+def grids(measured: Measured, block: Block) -> list[Grid]:
+    """The estimates of a block by group and origin of the prompts, in reading order.
 
     The columns of human answers are always there: a data set without positives has no value in some.
     """
-    metrics = list(dict.fromkeys([*HUMAN_METRICS, *(cell.metric for cell in block.cells)]))
-    origins = sorted({metric.prompts for metric in metrics}, key=lambda origin: (origin != "test", origin))
-    by_place = {(cell.method, cell.metric): cell for cell in block.cells}
+    known = {*zip(block.estimates["metric"], block.estimates["prompts"], strict=True)}
+    known |= {(metric.key, "test") for metric in HUMAN_METRICS}
+    origins = sorted({origin for _, origin in known}, key=lambda origin: (origin != "test", origin))
     tables = []
     for group in GROUPS:
         for origin in origins:
-            columns = [m for m in metrics if m.group == group and m.prompts == origin]
+            columns = [m for m in measured.metrics.values() if m.group == group and (m.key, origin) in known]
             if columns:
-                rows = [(method, [by_place.get((method, m)) for m in columns]) for method in methods]
-                tables.append(Grid(group, origin, columns, rows))
+                tables.append(_grid(measured, block, group, origin, columns))
     return tables
 
 
-def effect(block: Block, methods: Sequence[str]) -> Grid | None:
+def effect(measured: Measured, block: Block) -> Grid | None:
     """What the report opens with: exact scores of the answers to test prompts, and whether they are still whole.
 
     None where there is no exact scorer, or no initial model to start from.
     """
-    found = list(dict.fromkeys(cell.metric for cell in block.cells if cell.metric.prompts == "test"))
-    metrics = [m for m in found if m.group == EXACT] + [m for key in WHOLE for m in found if m.key == key]
-    if not metrics or metrics[0].group != EXACT or "initial" not in methods:
+    tested = set(block.estimates["metric"][block.estimates["prompts"] == "test"])
+    exact = [m for m in measured.metrics.values() if m.group == EXACT and m.key in tested]
+    if not exact or "initial" not in measured.methods:
         return None
-    cells = {(cell.method, cell.metric): cell for cell in block.cells}
-    return Grid(EXACT, "test", metrics, [(method, [cells.get((method, m)) for m in metrics]) for method in methods])
+    whole = [measured.metrics[key] for key in WHOLE if key in tested]
+    return _grid(measured, block, EXACT, "test", exact + whole)
 
 
-def as_csv(blocks: Sequence[Block]) -> str:
-    """table.csv: one line per data set, model, method and metric; shares as fractions, NaN left empty."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    places = ["dataset", "model", "method", "metric", "prompts", "better"]
-    values = ["mean", "low", "high", "n", "difference", "difference_low", "difference_high"]
-    writer.writerow(places + values)
-    for cell in (cell for block in blocks for cell in block.cells):
-        e, d = cell.estimate, cell.difference
-        change = [d.mean, d.low, d.high] if d else [math.nan] * 3
-        texts = ["" if math.isnan(x) else f"{x:.6g}" for x in (e.mean, e.low, e.high, *change)]
-        m = cell.metric
-        place = [cell.dataset, cell.model, cell.method, m.key, m.prompts, m.better or ""]
-        writer.writerow([*place, *texts[:3], e.n, *texts[3:]])
-    return text.getvalue()
+def _grid(measured: Measured, block: Block, group: str, prompts: str, metrics: list[Metric]) -> Grid:
+    found = readable(block.estimates[block.estimates["prompts"] == prompts], measured.metrics)
+    cells = {(row.method, row.metric): row for row in found.itertuples()}
+    rows = [(method, [cells.get((method, m.key)) for m in metrics]) for method in measured.methods]
+    return Grid(group, prompts, metrics, rows)
 
 
-def course_as_csv(blocks: Sequence[Block]) -> str:
-    """course.csv: one line per data set, model, method, step and metric; NaN left empty."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    places = ["dataset", "model", "method", "step", "metric", "prompts", "better"]
-    writer.writerow([*places, "mean", "low", "high", "n"])
-    for block in blocks:
-        for p in block.course:
-            e, m = p.estimate, p.metric
-            numbers = ["" if math.isnan(x) else f"{x:.6g}" for x in (e.mean, e.low, e.high)]
-            place = [block.dataset, block.model, p.method, p.step, m.key, m.prompts, m.better or ""]
-            writer.writerow([*place, *numbers, e.n])
-    return text.getvalue()
+def as_csv(found: Sequence[pd.DataFrame], place: Sequence[str] = TABLE) -> str:
+    """table.csv, or course.csv where `place` is `COURSE`: a line an estimate; shares as fractions, NaN left empty."""
+    columns = [*place, *_ESTIMATE, *(_CHANGE if place == TABLE else [])]
+    return together(found, columns).to_csv(columns=columns, index=False, float_format="%.6g", lineterminator="\n")
 
 
-def as_markdown(blocks: Sequence[Block], methods: Sequence[str]) -> str:
+def as_markdown(measured: Measured) -> str:
     """table.md: one wide table per data set and model, every metric a column."""
-    lines = []
-    for block in blocks:
-        tables = grids(block, methods)
-        columns = [
-            heading(metric) + (f" ({grid.prompts})" if grid.prompts not in ("test", "") else "")
+    parts = []
+    for block in measured.blocks:
+        table = _wide(measured, block)
+        text = table.to_markdown(disable_numparse=True, colalign=["left", *["right"] * table.shape[1]])
+        parts.append(f"## {block.dataset}, {block.model}\n\n{text}\n")
+    return "\n".join([*parts, LEGEND, ""])
+
+
+def as_latex(measured: Measured) -> str:
+    """table.tex: one `tabular` per data set and model, a row a metric, a column a method."""
+    parts = [
+        f"% {block.dataset}, {block.model}\n{_wide(measured, block).T.to_latex(escape=True)}"
+        for block in measured.blocks
+    ]
+    return "\n".join(["% needs booktabs and amssymb", *parts]).translate(str.maketrans(_LATEX))
+
+
+def _wide(measured: Measured, block: Block) -> pd.DataFrame:
+    """Estimates in words: a row a method, a column a metric."""
+    tables = grids(measured, block)
+    columns = [
+        heading(metric) + (f" ({grid.prompts})" if grid.prompts not in ("test", "") else "")
+        for grid in tables
+        for metric in grid.metrics
+    ]
+    texts = [
+        [
+            f"{c.value}{c.sign and ' ' + c.sign} {c.interval}" if c else "–"
             for grid in tables
-            for metric in grid.metrics
+            for c in grid.rows[place][1]
         ]
-        lines += [f"## {block.dataset}, {block.model}", "", f"| method | {' | '.join(columns)} |"]
-        lines += ["|---|" + "---:|" * len(columns)]
-        for position, method in enumerate(methods):
-            row = [cell for grid in tables for cell in grid.rows[position][1]]
-            texts = [f"{c.value}{c.sign and ' ' + c.sign} {c.interval}" if c else "–" for c in row]
-            lines.append(f"| {method} | {' | '.join(texts)} |")
-        lines.append("")
-    return "\n".join([*lines, LEGEND, ""])
+        for place in range(len(measured.methods))
+    ]
+    return pd.DataFrame(texts, pd.Index(measured.methods, name="method"), columns)

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from d2o.contracts import CONTRACTS
 from d2o.errors import D2OError
-from d2o.settings.checks import KINDS, extended, faults, names_in
+from d2o.settings.checks import KINDS, extended, faults, names_in, with_k
 from d2o.settings.messages import lines
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -38,6 +38,11 @@ INSTRUCTIONS = {
     "revise": "First imagine a careless answer to this, then give only the better and safer one instead.",
     "helpful": "Find the need behind the question and help with it in a way that nobody has to regret.",
 }
+
+
+def execution(default: Any, description: str) -> Any:
+    """A key that says how a job runs and changes no result: nothing is made again when it changes."""
+    return Field(default, description=description, json_schema_extra={"execution": True})
 
 
 class Section(BaseModel):
@@ -65,7 +70,7 @@ class Source(Hub):
     path: str | None = Field(None, description="local folder with safetensors, tokenizer and chat template")
     package: str | None = Field(None, description="installed Python package that carries a GGUF file")
     file: str | None = Field(None, description="name of the GGUF file inside `package`")
-    sha256: str | None = Field(None, description="expected SHA-256 of `file`; checked when given")
+    sha256: str | None = execution(None, "expected SHA-256 of `file`; checked when given")
     trust_remote_code: bool = Field(False, description="run Python code that the model's repository ships")
 
     @model_validator(mode="after")
@@ -139,7 +144,7 @@ class Reading(Hub):
     name: str | None = Field(None, description="configuration of the Hub data set")
     train: list[str] = Field(min_length=1, description="files (.jsonl, .json, .parquet; .gz, .xz) or splits")
     test: list[str] = Field([], description="as `train`; empty: `test_share` of the prompts is held out")
-    max_bad_share: Share = Field(0.01, description="share of unreadable rows above which reading stops")
+    max_bad_share: Share = execution(0.01, "share of unreadable rows above which reading stops")
 
     @model_validator(mode="after")
     def _one_source(self):
@@ -207,7 +212,7 @@ class Positives(Sampling):
         "of training when the last draw is unfit too. What is no fault is marked all the same",
     )
     redraws: Annotated[int, Field(ge=0)] = Field(2, description="times that an unfit sample is drawn again")
-    shards: Positive = Field(1, description="jobs that a pool is drawn in; the result is the same for any number")
+    shards: Positive = execution(1, "jobs that a pool is drawn in")
 
 
 class Responses(Sampling):
@@ -216,23 +221,15 @@ class Responses(Sampling):
     temperature: Annotated[float, Field(ge=0)] = Field(0.0, description="0 is greedy decoding")
 
 
-class Capacity(Section):
-    """What generation takes of the machine: it asks for no other answers, so changing it makes nothing anew."""
-
-    max_num_seqs: Positive = Field(256, description="answers generated at once")
-    eager: bool = Field(False, description="skip compilation: quicker start, slower tokens")
-    gpu_memory_utilization: Share = Field(0.9, description="share of a GPU's memory that vLLM may take")
-    kv_cache_gib: Positive = Field(4, description="GiB of key-value cache on a CPU")
-    tensor_parallel: Positive = Field(1, description="GPUs that share one model")
-
-
-class Engine(Capacity):
-    """What generates: vLLM, or transformers where vLLM has no wheel.
-
-    To change anything but `backend` makes nothing anew.
-    """
+class Engine(Section):
+    """What generates: vLLM, or transformers where vLLM has no wheel; and what it takes of the machine."""
 
     backend: Backend = Field("vllm", description="library; transformers is slower")
+    max_num_seqs: Positive = execution(256, "answers generated at once")
+    eager: bool = execution(False, "skip compilation: quicker start, slower tokens")
+    gpu_memory_utilization: Share = execution(0.9, "share of a GPU's memory that vLLM may take")
+    kv_cache_gib: Positive = execution(4, "GiB of key-value cache on a CPU")
+    tensor_parallel: Positive = execution(1, "GPUs that share one model")
 
 
 class Forward(Section):
@@ -265,19 +262,8 @@ class Alarms(Section):
     )
 
 
-class Upkeep(Section):
-    """What is kept and watched while a training runs: it changes no weight, so changing it retrains nothing."""
-
-    checkpoint_minutes: Above0 = Field(30.0, description="minutes between checkpoints, for resuming")
-    keep_checkpoints: Positive = Field(1, description="newest checkpoints that are kept")
-    alarms: Alarms = Field(Alarms(), description="when to warn or stop")
-    trackers: list[Literal["wandb", "mlflow"]] = Field(
-        [], description="services that get the step log too; each configured by its own environment variables"
-    )
-
-
-class Optimisation(Section):
-    """What the weights of a training depend on."""
+class Train(Section):
+    """Optimisation, and what is kept and watched meanwhile. A method may override any of it under `train`."""
 
     epochs: Above0 = Field(1.0, description="passes over the groups")
     steps: Positive | None = Field(None, description="optimizer steps; null: as `epochs` says")
@@ -300,14 +286,12 @@ class Optimisation(Section):
     snapshots: list[Positive] = Field(
         [], description="steps after which the weights are kept, and answer and are scored (Figures 3b, 4)"
     )
-
-
-class Train(Upkeep, Optimisation):
-    """Optimisation, and what is kept and watched meanwhile. A method may override any of it under `train`.
-
-    `checkpoint_minutes`, `keep_checkpoints`, `alarms` and `trackers` change no weight, so changing them retrains
-    nothing.
-    """
+    checkpoint_minutes: Above0 = execution(30.0, "minutes between checkpoints, for resuming")
+    keep_checkpoints: Positive = execution(1, "newest checkpoints that are kept")
+    alarms: Alarms = execution(Alarms(), "when to warn or stop")
+    trackers: list[Literal["wandb", "mlflow"]] = execution(
+        [], "services that get the step log too; each configured by its own environment variables"
+    )
 
 
 class Average(Section):
@@ -356,7 +340,9 @@ class Method(Section):
     pairs: Literal["negatives", "all"] = Field(
         "negatives", description="human rows used: those with a negative of the data set's rule, or all pairs"
     )
-    k: Positive | None = Field(None, description="positives per group of `self`; null: all of the pool")
+    k: Positive | None = Field(
+        None, description="positives per group of `self`; null: `positives.k`, or the `best` of a filter"
+    )
     self_correction: bool = Field(True, description="false: positives drawn from the plain prompt")
     beta: AtLeast0 | None = Field(None, description="β: inverse temperature; of D2O the one on the positives")
     alpha: AtLeast0 | None = Field(None, description="α: inverse temperature on the negative")
@@ -509,7 +495,7 @@ class Judge(Section):
     base_url: str = Field(description="URL of the server's /v1")
     model: str = Field(description="model name that the server knows")
     max_tokens: Positive = Field(512, description="tokens of a verdict")
-    concurrency: Positive = Field(8, description="requests under way at once")
+    concurrency: Positive = execution(8, "requests under way at once")
 
 
 class QuestionSource(Hub):
@@ -562,17 +548,17 @@ class Experiment(Section):
 
 
 class PositivesStage(Section):
-    """What a pool of self-generated answers depends on; not on `shards`."""
+    """What a pool of self-generated answers depends on."""
 
     sampling: Positives = Field(Positives(), description="how answers are drawn")
-    backend: Backend = Field("vllm", description="library that generates")
+    engine: Engine = Field(Engine(), description="what generates")
 
 
 class ResponsesStage(Section):
     """What the answers of one run depend on."""
 
     sampling: Responses = Field(Responses(), description="how answers are drawn")
-    backend: Backend = Field("vllm", description="library that generates")
+    engine: Engine = Field(Engine(), description="what generates")
     seed: int = Field(0, description="seed of the run; each prompt derives its own")
 
 
@@ -580,7 +566,7 @@ class TrainStage(Section):
     """What one training depends on."""
 
     method: Method = Field(description="loss, and view of the group")
-    train: Optimisation = Field(Optimisation(), description="the method's own keys filled in")
+    train: Train = Field(Train(), description="the method's own keys filled in")
     forward: Forward = Field(Forward(), description="the forward pass")
     better: Literal["higher", "lower"] | None = Field(None, description="of the method's filter: which scores stay")
     seed: int = Field(0, description="seed of the data order")
@@ -589,6 +575,9 @@ class TrainStage(Section):
 class Settings(Section):
     """The whole config."""
 
+    results: str = execution(
+        "results", "folder that everything is made in; one a config, where two give a name other settings"
+    )
     experiments: dict[Name, Experiment] = Field(min_length=1, description="what is run; a report each")
     models: dict[Name, Model] = Field(description="models to align, by name")
     organisms: dict[Name, Organism] = Field({}, description="data sets written here, by name")
@@ -603,13 +592,16 @@ class Settings(Section):
     forward: Forward = Field(Forward(), description="the forward pass of references and training")
     train: Train = Field(Train(), description="optimisation, for every method alike")
     quality: Quality = Field(Quality(), description="the quality of the data sets' human pairs")
-    compute: Compute = Field(Compute(), description="what a job that runs a model asks for")
+    compute: Compute = execution(Compute(), "what a job that runs a model asks for")
 
     @model_validator(mode="before")
     @classmethod
     def _extend_methods(cls, data):
         if isinstance(data, dict) and isinstance(data.get("methods"), dict):
-            data = {**data, "methods": extended(data["methods"])}
+            positives = data.get("positives")
+            k = positives.get("k") if isinstance(positives, dict) else None
+            k = k if isinstance(k, int) and k > 0 else Positives.model_fields["k"].default
+            data = {**data, "methods": with_k(extended(data["methods"]), k)}
         return data
 
     @model_validator(mode="after")
@@ -638,6 +630,29 @@ class Settings(Section):
 S = TypeVar("S", bound=Section)
 
 
+def execution_keys(section: Section) -> dict[str, Any]:
+    """The keys of a section that change no result, as pydantic's `include` and `exclude` take them."""
+    keys: dict[str, Any] = {}
+    for key, field in type(section).model_fields.items():
+        value = getattr(section, key)
+        inner: dict[str, Any] = {}
+        if isinstance(value, Section):
+            inner = execution_keys(value)
+        elif isinstance(value, dict):
+            entries = {name: execution_keys(entry) for name, entry in value.items() if isinstance(entry, Section)}
+            inner = {name: found for name, found in entries.items() if found}
+        if (field.json_schema_extra or {}).get("execution"):
+            keys[key] = True
+        elif inner:
+            keys[key] = inner
+    return keys
+
+
+def result_keys(section: Section) -> dict[str, Any]:
+    """A section as plain data without the keys that change no result."""
+    return section.model_dump(mode="json", exclude=execution_keys(section))
+
+
 def load(config: Mapping[str, Any], origin: str) -> Settings:
     """Validate a config.
 
@@ -658,10 +673,19 @@ def validate(section: type[S], data: Any, origin: str) -> S:
         raise D2OError("\n".join(f"{origin}: {line}" for line in lines(error, section))) from None
 
 
-def parse(section: type[S], text: str, option: str = "--settings") -> S:
-    """A section from the JSON of a command-line option; errors as in `load`."""
-    try:
-        data = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise D2OError(f"{option}: not JSON: {error}") from None
-    return validate(section, data, option)
+def parse(section: type[S], text: str, execution: str = "{}") -> S:
+    """A section from the JSON of `--settings`, and of `--execution` over it; errors as in `load`."""
+    data: dict[str, Any] = {}
+    for option, part in (("--settings", text), ("--execution", execution)):
+        try:
+            data = _merged(data, json.loads(part))
+        except json.JSONDecodeError as error:
+            raise D2OError(f"{option}: not JSON: {error}") from None
+    return validate(section, data, "--settings")
+
+
+def _merged(first: Any, second: Any) -> Any:
+    """`second` over `first`, key by key where both are mappings."""
+    if not (isinstance(first, dict) and isinstance(second, dict)):
+        return second
+    return {**first, **{key: _merged(first.get(key), value) for key, value in second.items()}}

@@ -59,6 +59,20 @@ def extended(methods: dict[str, Any]) -> dict[str, Any]:
     return {name: resolve(name, ()) for name in methods}
 
 
+def with_k(methods: dict[str, Any], pool: Any) -> dict[str, Any]:
+    """Methods, not validated yet, with the `k` that they leave out: the `best` of a filter, or all of the `pool`."""
+
+    def k(own: dict[str, Any]) -> Any:
+        return own["filter"].get("best") if isinstance(own.get("filter"), dict) else pool
+
+    return {
+        name: {**own, "k": k(own)}
+        if isinstance(own, dict) and own.get("positives") == "self" and own.get("k") is None
+        else own
+        for name, own in methods.items()
+    }
+
+
 def faults(settings: Settings) -> Iterator[str]:
     """What is wrong between the sections of a config: a message each."""
     for kind, names in _RESERVED.items():
@@ -171,7 +185,7 @@ def _against_loss(method: Method) -> str | None:
         return f"the loss {method.loss} takes no moving references: leave `ema` out"
     if method.filter and method.positives != "self":
         return "filter: it chooses among self-generated answers: set `positives: self`"
-    if method.filter and method.filter.best < (method.k or 1):
+    if method.filter and method.filter.best < method.k:
         return f"filter.best: {method.filter.best} samples cannot give the {method.k} positives of `k`"
     if method.online and (contract.mismatched or method.positives != "self"):
         wanted = "takes no online rounds" if contract.mismatched else "takes them with `positives: self` alone"

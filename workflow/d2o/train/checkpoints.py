@@ -14,7 +14,7 @@ from torch import Tensor
 
 from d2o import records
 from d2o.errors import D2OError
-from d2o.settings import TrainStage, Upkeep
+from d2o.settings import TrainStage, result_keys
 from d2o.train.data import Inputs
 from d2o.train.engine import Engine
 
@@ -29,18 +29,19 @@ class Checkpoints:
         folder: holds `step<n>/` and what else the run keeps until its end.
     """
 
-    def __init__(self, folder: Path, stage: TrainStage, inputs: Inputs, upkeep: Upkeep):
+    def __init__(self, folder: Path, stage: TrainStage, inputs: Inputs):
         """Bind the folder to a run; what lies there of another run is removed with a line that says so.
 
         Args:
             inputs: files that the run reads; how many of its online rounds are drawn may differ.
-            upkeep: how often a checkpoint is written, and how many stay.
         Raises:
             D2OError: where the folder is of this very run on another number of ranks, or not ours.
         """
-        self.folder, self._upkeep, self._saved = folder, upkeep, time.monotonic()
+        self.folder, self._train, self._saved = folder, stage.train, time.monotonic()
+        settings = result_keys(stage)
+        del settings["train"]["ranks"]
         run = {
-            "stage": stage.model_dump(mode="json", exclude={"train": {"ranks"}}),
+            "stage": settings,
             "inputs": {str(path): records.file_digest(path) for path in inputs.lasting},
         }
         drawn = [records.file_digest(path) for path in inputs.rounds]
@@ -69,7 +70,7 @@ class Checkpoints:
 
         Rank 0 decides: clocks differ, and a checkpoint is written by all ranks or none.
         """
-        late = time.monotonic() - self._saved >= 60 * self._upkeep.checkpoint_minutes
+        late = time.monotonic() - self._saved >= 60 * self._train.checkpoint_minutes
         decision = torch.tensor(int(late), device=device)
         dist.broadcast(decision, src=0)
         return bool(decision)
@@ -90,7 +91,7 @@ class Checkpoints:
         if dist.get_rank() == 0:
             sizes = {file.name: file.stat().st_size for file in folder.iterdir()}
             records.write_json(folder / _WHOLE, sizes)
-            for old in self._newest_first()[self._upkeep.keep_checkpoints :]:
+            for old in self._newest_first()[self._train.keep_checkpoints :]:
                 shutil.rmtree(old)
         dist.barrier()
         self._saved = time.monotonic()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,7 +101,7 @@ class Data:
         return min(begun, len(self._rounds) - 1)
 
 
-def read(stage: TrainStage, inputs: Inputs) -> tuple[Data, dict[str, int]]:
+def read(stage: TrainStage, inputs: Inputs) -> tuple[Data, dict[str, int | str]]:
     """The groups with their references, and counts of those of the pool as `groups.tokenise` gives them.
 
     Raises:
@@ -110,6 +111,8 @@ def read(stage: TrainStage, inputs: Inputs) -> tuple[Data, dict[str, int]]:
     tokenizer = chat.load_tokenizer(inputs.model)
     human = records.read_table(inputs.comparisons, records.COMPARISONS)
     pool = [row for path in inputs.samples for row in records.read_table(path, records.POOL)]
+    fit = Counter({row["prompt_id"]: 0 for row in pool})
+    fit.update(row["prompt_id"] for row in pool if row["fit"])
     for path in inputs.scores:
         scores = records.read_table(path, records.SCORES)
         pool = list(groups.best(pool, scores, stage.method.filter.best, stage.better))
@@ -134,8 +137,9 @@ def read(stage: TrainStage, inputs: Inputs) -> tuple[Data, dict[str, int]]:
         asked = {row["prompt_id"] for row in human if row["split"] == "train"}
         counts["prompts_without_positive"] = len(asked - {text.prompt_id for text in texts})
     if stage.method.positives == "self":
-        full = stage.method.k or max(len(text.positives) for text in texts)
-        counts["short_groups"] = sum(len(text.positives) < full for text in texts)
+        # Whether a larger pool could give more positives.
+        counts["pool"] = inputs.samples[0].stem
+        counts["short_prompts"] = sum(n < (stage.method.k or n + 1) for n in fit.values())
     fitting = {group.prompt_id for group in base}
     texts = [text for text in texts if text.prompt_id in fitting]
     found = [base]

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from d2o import chat, records
 from d2o.contracts import CONTRACTS
-from d2o.settings import TrainStage, Upkeep
+from d2o.settings import TrainStage
 from d2o.train.data import Inputs, read, write_prompts
 
 
-def run(stage: TrainStage, upkeep: Upkeep, inputs: Inputs, checkpoints: Path, output: Path) -> None:
+def run(stage: TrainStage, inputs: Inputs, checkpoints: Path, output: Path) -> None:
     """Align a model with one method; a killed run goes on from its newest whole checkpoint.
 
     With online rounds, a run ends where the next round has to be drawn: `output` is then the policy so far, and
@@ -22,7 +22,6 @@ def run(stage: TrainStage, upkeep: Upkeep, inputs: Inputs, checkpoints: Path, ou
 
     Args:
         stage: method, optimisation, forward pass and seed.
-        upkeep: what is kept and watched on the way; a run goes on under another one.
         checkpoints: folder for checkpoints and the growing log; removed after the last step. Of a snapshot,
             `step<n>/model/` goes beside it.
         output: folder of the aligned model; `train.jsonl` and `tensorboard/` go beside it.
@@ -50,7 +49,7 @@ def run(stage: TrainStage, upkeep: Upkeep, inputs: Inputs, checkpoints: Path, ou
     train, method, total = stage.train, stage.method, data.total
     rank, ranks = start()
     torch.manual_seed(stage.seed)
-    kept = Checkpoints(checkpoints, stage, inputs, upkeep)
+    kept = Checkpoints(checkpoints, stage, inputs)
 
     policy = logprobs.load(inputs.model, stage.forward.precision)
     if train.lora:
@@ -72,7 +71,7 @@ def run(stage: TrainStage, upkeep: Upkeep, inputs: Inputs, checkpoints: Path, ou
         moving.restore(state)
     loss_of = losses.of(method)
     peak = watch.matmul_peak(engine.device, policy.lm.dtype) * ranks
-    log = watch.Watch(checkpoints, stage, upkeep, shape, peak, total, first)
+    log = watch.Watch(checkpoints, stage, shape, peak, total, first)
 
     for step in range(first, data.until):
         members = data.batch(step)

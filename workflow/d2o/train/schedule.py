@@ -9,15 +9,15 @@ import numpy as np
 
 from d2o import records
 from d2o.groups import Group, packs
-from d2o.settings import Optimisation
+from d2o.settings import Train
 
 
-def total_steps(train: Optimisation, groups: int) -> int:
+def total_steps(train: Train, groups: int) -> int:
     """Optimizer steps of a training on `groups` groups."""
     return train.steps or max(1, math.ceil(train.epochs * groups / train.groups_per_step))
 
 
-def step_groups(step: int, groups: int, train: Optimisation, seed: int) -> list[int]:
+def step_groups(step: int, groups: int, train: Train, seed: int) -> list[int]:
     """Indices of the groups of one optimizer step, over all ranks.
 
     Each epoch is a permutation of its own; a step may span two, so that every step is full and every group is
@@ -36,7 +36,7 @@ def _permutation(groups: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng(records.derived_seed(seed, epoch)).permutation(groups)
 
 
-def rate(step: int, total: int, train: Optimisation) -> float:
+def rate(step: int, total: int, train: Train) -> float:
     """Share of the peak learning rate at a step: a linear rise, then the chosen decay down to 0."""
     rise = math.ceil(train.warmup * total)
     if step < rise:

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from d2o.errors import D2OError
 from d2o.groups import Group
 from d2o.losses import Side
-from d2o.settings import Alarms, TrainStage, Upkeep
+from d2o.settings import Alarms, TrainStage
 
 # Steps that an alarm looks back over.
 _WINDOW = 10
@@ -161,9 +161,7 @@ def _mean(history: Sequence[Mapping[str, Any]], key: str) -> float:
 class Watch:
     """Writes the log of a training; on ranks other than 0 it writes nothing."""
 
-    def __init__(
-        self, folder: Path, stage: TrainStage, upkeep: Upkeep, shape: Shape, peak: float, total: int, first: int
-    ):
+    def __init__(self, folder: Path, stage: TrainStage, shape: Shape, peak: float, total: int, first: int):
         """
         Args:
             folder: gets `train.jsonl` and `tensorboard/`.
@@ -176,7 +174,7 @@ class Watch:
         """
         from tqdm import tqdm
 
-        self._limits, self._shape, self._peak = upkeep.alarms, shape, peak
+        self._limits, self._shape, self._peak = stage.train.alarms, shape, peak
         self._active = dist.get_rank() == 0
         self._path = folder / "train.jsonl"
         lines = self._path.read_text().splitlines()[:first] if first else []
@@ -187,7 +185,7 @@ class Watch:
         if self._active:
             self._path.write_text("".join(f"{line}\n" for line in lines))
             self._trackers = [_TensorBoard(folder / "tensorboard", first)]
-            self._trackers += [_TRACKERS[name](stage, folder / f"{name}.run") for name in upkeep.trackers]
+            self._trackers += [_TRACKERS[name](stage, folder / f"{name}.run") for name in stage.train.trackers]
         self._bar = tqdm(
             total=total, initial=first, desc=stage.method.loss, unit="step", mininterval=2, disable=not self._active
         )

@@ -1,0 +1,201 @@
+"""CPU seconds that each stage takes from the command to its first work, beside plain processes with the same model.
+
+How it measures. A stage is started as Snakemake starts it, on one row, and its work begins when its own progress bar
+shows 0 %: then the process's CPU time (user and system, all threads) is read from /proc, and it is ended. So imports,
+tables, tokenizer, weights, engine and self-checks count, the first forward pass or optimizer step does not. Beside it
+stand two processes, read when they have loaded the model's weights:
+
+- `torch`: imports torch and reads the weights with safetensors, nothing else;
+- `libraries`: imports what the stage's engine is made of (transformers, DeepSpeed, vLLM or lm-evaluation-harness) and
+  loads the model with it, no line of ours.
+
+So `over_torch` is what a user waits for, and `over_libraries` our part of it. All run on one thread, for threads that
+wait count as CPU time, in random order; a ratio is taken within a round, its median, lowest and highest over the
+rounds.
+
+The model is SmolLM2-135M out of its package in bf16, or any model folder. Writes startup.json and prints it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from datetime import date
+from importlib.metadata import packages_distributions, version
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+from transformers import AutoModelForSequenceClassification
+
+from d2o import chat, models, questions, records
+from d2o.settings import Benchmark
+from generate import SMOLLM2_135M
+from timing import spread
+
+ROOT = Path(__file__).parent.parent
+ROUNDS = 5
+# CPU seconds of a stage over those of `torch` that are asked for.
+LIMIT = 2.5
+READY = "print('ready', file=sys.stderr, flush=True)"
+TORCH = "import sys, torch; from safetensors.torch import load_file as f; held = f(sys.argv[1] + '/model.safetensors')"
+CAUSAL = "import sys; from transformers import AutoModelForCausalLM as M; held = M.from_pretrained(sys.argv[1])"
+LIBRARIES = {
+    "references": CAUSAL,
+    "train": f"import deepspeed; {CAUSAL}",
+    "scores": CAUSAL.replace("CausalLM", "SequenceClassification"),
+    "responses": "import sys; from vllm import LLM; held = LLM(sys.argv[1], enforce_eager=True, max_model_len=512)",
+    "mmlu": "import sys; from lm_eval.models.huggingface import HFLM; held = HFLM(sys.argv[1], device='cpu')",
+}
+# What a stage prints where its work begins.
+BARS = {
+    "references": "log-probs of train responses: +0%",
+    "train": "simpo: +0%",
+    "scores": "scoring answers: +0%",
+    "responses": "responses: +0%",
+    "mmlu": "Running loglikelihood requests: +0%",
+}
+VLLM = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+}
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="where startup.json goes")
+    parser.add_argument("--model", type=Path, help="model folder in place of SmolLM2-135M")
+    parser.add_argument("--quick", action="store_true", help="one round: does it run?")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        result = measure(Path(folder), options.model, 1 if options.quick else ROUNDS)
+    options.folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(result, indent=2) + "\n"
+    draft = options.folder / ".startup.json.tmp"
+    draft.write_text(text)
+    draft.replace(options.folder / "startup.json")
+    print(text)
+
+
+def measure(folder: Path, model: Path | None, rounds: int) -> dict:
+    """All figures."""
+    if model is None:
+        model = folder / "model"
+        models.fetch(SMOLLM2_135M, None, model)
+    commands = _commands(folder, model)
+    found: list[dict[str, float]] = []
+    for turn in range(rounds):
+        names = sorted(commands)
+        random.Random(turn).shuffle(names)
+        found.append({})
+        for name in names:
+            found[-1][name] = cpu_seconds(*commands[name])
+            print(f"round {turn}: {name}, {found[-1][name]:.1f} s", file=sys.stderr, flush=True)
+    return {
+        "stages": {stage: _figures(stage, found) for stage in BARS},
+        "torch_cpu_seconds": spread(one["torch"] for one in found),
+        "limit_over_torch": LIMIT,
+        "rounds": rounds,
+        "versions": {
+            name: version(packages_distributions()[name][0])
+            for name in ("torch", "transformers", "deepspeed", "vllm", "lm_eval")
+        },
+        "date": date.today().isoformat(),
+    }
+
+
+def _figures(stage: str, rounds: Sequence[Mapping[str, float]]) -> dict:
+    return {
+        "cpu_seconds": spread(one[stage] for one in rounds),
+        "libraries_cpu_seconds": spread(one[f"{stage}: libraries"] for one in rounds),
+        "over_torch": spread(one[stage] / one["torch"] for one in rounds),
+        "over_libraries": spread(one[stage] / one[f"{stage}: libraries"] for one in rounds),
+    }
+
+
+def cpu_seconds(command: Sequence[str], sign: str) -> float:
+    """CPU seconds of a command until it prints on stderr what the pattern `sign` matches; it is ended there.
+
+    Raises:
+        RuntimeError: where it ends before.
+    """
+    environment = os.environ | VLLM | {"OMP_NUM_THREADS": "1"}
+    printed = b""
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        while not re.search(sign.encode(), printed):
+            more = os.read(process.stderr.fileno(), 1 << 16)
+            if not more:
+                raise RuntimeError(f"{' '.join(command)}: ended before {sign!r}:\n{printed.decode()[-3000:]}")
+            printed += more
+        # Fields 14 to 17 of proc(5): user and system ticks, its own and those of children that it waited for.
+        fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+        process.kill()
+    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+
+
+# What the stages read --------------------------------------------------------------------------------
+
+
+def _commands(folder: Path, model: Path) -> dict[str, tuple[list[str], str]]:
+    """Each command, and the sign that its work begins."""
+    asked = [{"role": "user", "content": "Where can I return a toaster?"}]
+    prompt = {"prompt_id": records.prompt_id(asked), "messages": asked}
+    human = dict.fromkeys(records.COMPARISONS.names) | prompt
+    human |= {"split": "train", "negative": "No.", "positive": "At the desk.", "positive_unsafe": False}
+    sample = {"prompt_id": prompt["prompt_id"], "sample": 0, "seed": 0, "text": "At the desk.", "finish": "stop"}
+    tables = {
+        "comparisons": (records.COMPARISONS, human),
+        "prompts": (records.PROMPTS, prompt | {"origin": "test"}),
+        "samples": (records.SAMPLES, sample | {"instruction": None, "tokens": 4}),
+    }
+    path = {name: folder / f"{name}.parquet" for name in tables}
+    for name, (schema, row) in tables.items():
+        records.write_table(path[name], schema, [row])
+    questions.fetch(Benchmark(path=str(ROOT / "demo" / "mmlu"), limit=1), folder / "questions")
+    _reward(model, folder / "reward")
+
+    data = ["--model", model, "--comparisons", path["comparisons"]]
+    method = {"loss": "simpo", "positives": "human", "negatives": True}
+    answers = ["--prompts", path["prompts"], "--responses", path["samples"], "--reward", folder / "reward"]
+    stages = {
+        "references": ({}, data),
+        "train": ({"method": method}, [*data, "--checkpoints", folder / "checkpoints"]),
+        "scores": ({"source": {"path": "reward"}}, answers),
+        "responses": ({}, ["--model", model, "--prompts", path["prompts"], "--capacity", '{"eager": true}']),
+        "mmlu": ({"path": "mmlu"}, ["--model", model, "--questions", folder / "questions" / "manifest.json"]),
+    }
+    found = {"torch": (_python(TORCH, model), "ready")}
+    for stage, (settings, arguments) in stages.items():
+        output = folder / "made" / stage / "manifest.json"
+        command = [sys.executable, "-m", "d2o", stage, "--settings", json.dumps(settings), "--output", output]
+        found[stage] = ([str(part) for part in [*command, *arguments]], BARS[stage])
+        weights = folder / "reward" if stage == "scores" else model
+        found[f"{stage}: libraries"] = (_python(LIBRARIES[stage], weights), "ready")
+    return found
+
+
+def _python(code: str, model: Path) -> list[str]:
+    return [sys.executable, "-c", f"{code}; {READY}", str(model)]
+
+
+def _reward(model: Path, folder: Path) -> None:
+    """A reward model of random head on the model."""
+    lm = AutoModelForSequenceClassification.from_pretrained(model, num_labels=1, dtype=torch.bfloat16)
+    lm.save_pretrained(folder)
+    chat.load_tokenizer(model).save_pretrained(folder)
+    (folder / "manifest.json").write_text("{}")
+
+
+if __name__ == "__main__":
+    main()

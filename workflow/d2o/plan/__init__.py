@@ -1,0 +1,346 @@
+"""What Snakemake needs to know of a config: targets, inputs, and per rule the settings and sources it depends on.
+
+The rules stay declarative: each asks a `Plan`, so that changing one key of the config redoes only what depends on it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from d2o import layout, rounds, settings
+from d2o.contracts import CONTRACTS
+from d2o.layout import Layout
+from d2o.plan import checks, stages
+from d2o.sources import source_digest
+
+# Artifacts that the initial model has as well.
+_OF_INITIAL = {"responses", "likelihoods", "scores", "answers"}
+# What a report is made from.
+_REPORTED = [
+    *("negatives", "quality_figure", "trained", "responses", "likelihoods", "scores", "verdicts", "answers"),
+    *("pool_sheet", "pool_scores", "round_sheet"),
+]
+_PAIRS = ["pair_prompts", "pair_scores", "pair_verdicts"]
+# Of a wildcard, those that must be known before it.
+_NEEDS = {"organism": {"dataset"}, "seed": {"method"}, "snapshot": {"method"}}
+_NEEDS |= {name: {"dataset", "model", "method", "seed"} for name in ("round", "pool", "table")}
+
+
+class Plan:
+    """The crossing of a config's names, as paths and params.
+
+    The functions that take `wildcards` are inputs, params and resources of rules.
+    """
+
+    def __init__(self, config: Mapping[str, Any], origin: str):
+        """
+        Args:
+            config: the parsed YAML.
+            origin: the file it came from, for messages.
+        Raises:
+            D2OError: as `settings.load` and `checks.check`.
+        """
+        self.settings = settings.load(config, origin)
+        self.layout = Layout(self.settings.results)
+        checks.check(self.settings, origin)
+
+    def replaced(self) -> list[str]:
+        """A line for each entry whose artifact lies there, made with other settings."""
+        return list(checks.replaced(self.settings))
+
+    # Targets -------------------------------------------------------------------------------------
+
+    def targets(self, place: str, *experiments: str) -> list[str]:
+        """Every artifact of one kind that experiments need, each once; of all experiments where none is named.
+
+        The wildcards of the artifact's path tell which names are crossed.
+        """
+        names = experiments or self.settings.experiments
+        paths = (self.layout.path(place, row) for name in names for row in self._crossed(place, name))
+        return list(dict.fromkeys(paths))
+
+    def report_inputs(self, wildcards) -> list[str]:
+        """What an experiment's report is made from."""
+        return [path for place in _REPORTED for path in self.targets(place, wildcards.experiment)]
+
+    def pair_inputs(self, wildcards) -> list[str]:
+        """What Figure 1 is drawn from: scores and verdicts of the human pairs of an experiment's data sets."""
+        return [path for place in _PAIRS for path in self.targets(place, wildcards.experiment)]
+
+    def _crossed(self, place: str, experiment: str) -> list[dict[str, Any]]:
+        """A row of names for each artifact of a kind that an experiment needs."""
+        e = self.settings.experiments[experiment]
+        wanted = layout.wildcards(place)
+        wanted |= {need for name in wanted for need in _NEEDS.get(name, ())}
+        rows: list[dict[str, Any]] = [{"experiment": experiment}] if e.quality or place != "quality_figure" else []
+        for name, choices in self._choices(e, place).items():
+            if name in wanted:
+                rows = [row | {name: choice} for row in rows for choice in choices(row)]
+        return rows
+
+    def _choices(self, e: settings.Experiment, place: str) -> dict[str, Callable[[Mapping], Sequence]]:
+        """What a wildcard stands for in an experiment, given those before it."""
+        methods = [method for method in e.methods if method != "initial" or place in _OF_INITIAL]
+        return {
+            "dataset": lambda row: e.datasets,
+            "model": lambda row: e.models,
+            "method": lambda row: methods,
+            "seed": lambda row: layout.seeds(e, row["method"]),
+            "organism": lambda row: [o] if (o := self.settings.datasets[row["dataset"]].organism) else [],
+            "split": lambda row: ["train"],
+            "snapshot": lambda row: ["", *(f"/step{step}" for step in self._snapshots(row["method"]))],
+            "round": lambda row: self._rounds_of(row["method"]),
+            "pool": self.pools,
+            "table": self.reference_tables,
+            "reward": lambda row: self._filters(row) if "pool" in row else e.rewards,
+            "judge": lambda row: e.judges,
+            "benchmark": lambda row: e.benchmarks,
+            "side": lambda row: ["chosen", "rejected"],
+        }
+
+    # What a method takes -------------------------------------------------------------------------
+
+    def pools(self, run: Mapping[str, Any]) -> list[str]:
+        """The pool of self-generated answers that a run takes its positives from: none, or one."""
+        method = self.settings.methods[run["method"]]
+        if method.positives != "self":
+            return []
+        kind = "corrected" if method.self_correction else "plain"
+        return [self._kept_pool(run, kind) or f"{kind}-k{self.settings.positives.k}"]
+
+    def _kept_pool(self, run: Mapping[str, Any], kind: str) -> str | None:
+        """The smaller pool that a run was trained on, where the config's larger one would give it the same positives.
+
+        A method takes the first `k` usable samples of each prompt: more of them change nothing where these are there.
+        """
+        method = self.settings.methods[run["method"]]
+        facts = checks.manifest(self.layout.path("trained", run))
+        name = facts.get("pool", "")
+        if method.filter or facts.get("short_prompts") != 0 or not name.startswith(f"{kind}-k"):
+            return None
+        k, largest = stages.size(name), self.settings.positives.k
+        same = checks.unchanged(self.layout.path("pool", run, pool=name), stages.pool(self.settings, name))
+        return name if same and method.k <= k < largest else None
+
+    def human_table(self, method: str) -> str:
+        """The table of human answers that a method sees: `negatives` or `pairs`."""
+        return "pairs" if self.settings.methods[method].pairs == "all" else "negatives"
+
+    def reference_tables(self, run: Mapping[str, Any]) -> list[str]:
+        """The tables whose responses a run needs under the reference model."""
+        method = self.settings.methods[run["method"]]
+        if not CONTRACTS[method.loss].reference or method.ema:
+            return []
+        human = method.negatives or method.positives in ("human", "safe-human")
+        return self.pools(run) + ([self.human_table(run["method"])] if human else [])
+
+    def _filters(self, run: Mapping[str, Any]) -> list[str]:
+        """The reward model that a run filters its pool by: none, or one."""
+        chosen = self.settings.methods[run["method"]].filter
+        return [chosen.reward] if chosen else []
+
+    def _snapshots(self, method: str) -> list[int]:
+        return [] if method == "initial" else self.settings.train_of(self.settings.methods[method]).snapshots
+
+    def _rounds_of(self, method: str) -> range:
+        entry = self.settings.methods[method]
+        return rounds.numbers(entry, self.settings.train_of(entry).steps)
+
+    # Inputs --------------------------------------------------------------------------------------
+
+    def model_of(self, wildcards) -> str:
+        """The manifest of the model that a run's answers come from."""
+        return self._path("model" if wildcards.method == "initial" else "trained", wildcards)
+
+    def weights_of(self, wildcards) -> str:
+        """The manifest of the weights that answer: a snapshot's, or those of `model_of`, which stands for both.
+
+        Snapshots are no outputs of the training's rule: a rule's outputs cannot differ by method, and Snakemake would
+        delete what a killed training has already kept.
+        """
+        return self._path("weights", wildcards) if wildcards.snapshot else self.model_of(wildcards)
+
+    def initial_responses(self, wildcards) -> str:
+        """The initial model's answers to the same prompts: of the first seed of an experiment that has them."""
+        seeds = (
+            e.seeds[0]
+            for e in self.settings.experiments.values()
+            if wildcards.dataset in e.datasets and wildcards.model in e.models and int(wildcards.seed) in e.seeds
+        )
+        return self._path("responses", wildcards, method="initial", seed=next(seeds, wildcards.seed), snapshot="")
+
+    def reference_inputs(self, wildcards) -> dict[str, str]:
+        """The tables whose responses get log-probs: human answers, or a pool and the prompts that it answers."""
+        if wildcards.table in ("negatives", "pairs"):
+            return {"comparisons": self._path(wildcards.table, wildcards)}
+        samples = self._path("pool", wildcards, pool=wildcards.table)
+        return {"comparisons": self._path("negatives", wildcards), "samples": samples}
+
+    def pool_shards(self, wildcards) -> list[str]:
+        """The shards of a pool: those that it was made of, where it would come out the same."""
+        drawn = checks.manifest(self._path("pool", wildcards)).get("shards")
+        made_from = [("pool", "positives"), ("negatives", "negatives"), ("rows", "datasets"), ("model", "models")]
+        same = all(
+            checks.unchanged(self._path(place, wildcards), stages.of(self.settings, stage, wildcards))
+            for place, stage in made_from
+        )
+        shards = drawn if drawn and same else self.settings.positives.shards
+        return [self._path("pool_shard", wildcards, shard=f"{n}-of-{shards}") for n in range(1, shards + 1)]
+
+    def train_inputs(self, wildcards) -> dict[str, str | list[str]]:
+        """The tables that a method is trained on; for a round, what it is trained on until then."""
+        run = _names(wildcards)
+        pools, references = self.pools(run), self.reference_tables(run)
+        rounds = self._rounds_of(run["method"])
+        before = range(rounds.start, int(run.get("round", rounds.stop)))
+        fresh = {
+            place: [self._path(place, run, round=n) for n in before] for place in ("round_pool", "round_references")
+        }
+        return {
+            "comparisons": self._path(self.human_table(run["method"]), run),
+            "samples": [self._path("pool", run, pool=pool) for pool in pools],
+            "scores": [self._path("pool_scores", run, pool=p, reward=r) for p in pools for r in self._filters(run)],
+            "references": [self._path("references", run, table=table) for table in references],
+            "fresh": fresh["round_pool"],
+            "fresh_references": fresh["round_references"] if references else [],
+        }
+
+    def model_files(self, wildcards) -> list[str]:
+        """The files of a local model folder; none for a model of the Hub, of a package or of a run."""
+        return _folder_files(self.settings.models[wildcards.model].path)
+
+    def run_of(self, wildcards) -> list[str]:
+        """The manifest of the training that made a model; none where it comes from elsewhere."""
+        run = self.settings.models[wildcards.model].run
+        return [self.layout.path("trained", run.model_dump())] if run else []
+
+    def organism_files(self, wildcards) -> list[str]:
+        """The texts that an organism is written from."""
+        from d2o.organisms import files
+
+        return [str(path) for path in files(Path(self.settings.organisms[wildcards.organism].texts))]
+
+    def dataset_files(self, wildcards) -> list[str]:
+        """The local files of a data set; none for one of the Hub."""
+        reading = stages.of(self.settings, "datasets", wildcards)
+        return [] if reading.hub else [*reading.train, *reading.test]
+
+    def evaluation_files(self, wildcards) -> list[str]:
+        """The files with further prompts to answer."""
+        return self.settings.datasets[wildcards.dataset].evaluation_prompts
+
+    def benchmark_files(self, wildcards) -> list[str]:
+        """The local files of a benchmark; none for one of the Hub."""
+        path = self.settings.benchmarks[wildcards.benchmark].path
+        if path is None or Path(path).is_file():
+            return [path] if path else []
+        return sorted(str(file) for file in Path(path).rglob("*.csv"))
+
+    def benchmarks_beside(self, wildcards) -> list[str]:
+        """The questions of every benchmark that some experiment runs on a data set's models."""
+        return [
+            self.layout.path("questions", benchmark=benchmark)
+            for e in self.settings.experiments.values()
+            if wildcards.dataset in e.datasets
+            for benchmark in e.benchmarks
+        ]
+
+    def reward_files(self, wildcards) -> list[str]:
+        """The files of a local reward model; none otherwise."""
+        source = self.settings.rewards[wildcards.reward].source
+        return _folder_files(source.path if source else None)
+
+    def reward_model(self, wildcards) -> list[str]:
+        """The manifest of a reward model: trained on this data set's labels, or fetched once; none for a rule."""
+        reward = self.settings.rewards[wildcards.reward]
+        if reward.rule:
+            return []
+        return [self._path("trained_reward" if reward.train else "fetched_reward", wildcards)]
+
+    def rule_files(self, wildcards) -> list[str]:
+        """What a rule reads beside the answers: an organism's texts, or a user's module; none otherwise."""
+        rule = self.settings.rewards[wildcards.reward].rule
+        if not rule:
+            return []
+        from d2o import exact
+
+        return [os.path.relpath(path) for path in exact.files(rule)]
+
+    def backbone(self, wildcards) -> str:
+        """The manifest of the model that a reward model is trained from."""
+        return self.layout.path("model", model=self.settings.rewards[wildcards.reward].train.backbone)
+
+    # Params and resources ------------------------------------------------------------------------
+
+    def params(self, stage: str) -> Callable[[Any], str]:
+        """The settings that a stage's results depend on, as one line of JSON: a rule's `params.settings`."""
+
+        def results(wildcards) -> str:
+            section = stages.of(self.settings, stage, wildcards)
+            return section.model_dump_json(exclude=settings.execution_keys(section))
+
+        return results
+
+    def execution(self, stage: str) -> Callable[[Any], str]:
+        """The settings of how a stage's job runs: a resource of its rule, for no result depends on it."""
+
+        def keys(wildcards) -> str:
+            section = stages.of(self.settings, stage, wildcards)
+            return section.model_dump_json(include=settings.execution_keys(section))
+
+        return keys
+
+    def code(self, stage: str) -> Callable[[Any], str]:
+        """The digest of the sources that a stage runs, a rule's `params.code`: it reruns when they change."""
+        return lambda wildcards: source_digest(f"d2o.{stage}", *stages.entries(self.settings, stage, wildcards))
+
+    def environment(self, stage: str) -> str:
+        """The file of a rule's `conda` environment, seen from the rules: of CPU machines, or of those with GPUs."""
+        return f"../../envs/{'gpu' if self.settings.compute.gpus else 'cpu'}/{stage}.yaml"
+
+    def folder(self, place: str, **names: Any) -> Callable[[Any], str]:
+        """A folder that Snakemake does not own, as a rule's param."""
+        return lambda wildcards: self._path(place, wildcards, **names)
+
+    def option(self, name: str) -> Callable:
+        """`--name FILE` for each of a rule's inputs of that name, or nothing: a rule's param."""
+        flag = name.replace("_", "-")
+
+        def flags(wildcards, input) -> str:
+            paths = input.get(name, [])
+            return " ".join(f"--{flag} {path}" for path in ([paths] if isinstance(paths, str) else paths))
+
+        return flags
+
+    def training_gpus(self, wildcards) -> int:
+        """GPUs of one training: one a rank, none on a CPU."""
+        ranks = self.settings.train_of(self.settings.methods[wildcards.method]).ranks
+        return ranks if self.settings.compute.gpus else 0
+
+    def scoring(self, need: str) -> Callable:
+        """A rule's threads and resources: what a reward model takes of the machine; an exact scorer takes little."""
+        compute = self.settings.compute
+        model = {"threads": compute.threads, "mem_mb": compute.memory_gb * 1000, "runtime": compute.minutes}
+        rule = {"threads": 1, "mem_mb": 4000, "runtime": 60}
+
+        def needed(wildcards) -> int:
+            is_rule = self.settings.rewards[wildcards.reward].rule
+            return (rule | {"gpu": 0} if is_rule else model | {"gpu": compute.gpus})[need]
+
+        return needed
+
+    def _path(self, place: str, wildcards, **names: Any) -> str:
+        return self.layout.path(place, _names(wildcards), **names)
+
+
+def _names(wildcards) -> dict[str, Any]:
+    """The names that wildcards stand for; with a pool its kind, whose answers all sizes share."""
+    names = dict(wildcards.items())
+    return names | {"kind": names["pool"].rpartition("-k")[0]} if "pool" in names else names
+
+
+def _folder_files(folder: str | None) -> list[str]:
+    return sorted(str(path) for path in Path(folder).iterdir() if path.is_file()) if folder else []

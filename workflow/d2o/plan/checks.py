@@ -1,0 +1,123 @@
+"""What is known before the first job: missing files, entries that cannot work, artifacts that will be replaced."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from pydantic import ValidationError
+
+from d2o import layout, settings
+from d2o.errors import D2OError
+from d2o.layout import Layout
+from d2o.plan import stages
+from d2o.settings import Settings
+from d2o.settings.messages import suggestion
+
+
+def check(s: Settings, origin: str) -> None:
+    """Raises D2OError where a file or folder of a config is not there, or an entry cannot work."""
+    for key, path in _files(s):
+        if not Path(path).exists():
+            raise D2OError(f"{origin}: {key}: no such file or folder: {path} (looked in {Path.cwd()})")
+    for problem in _problems(s):
+        raise D2OError(f"{origin}: {problem}")
+
+
+def _files(s: Settings) -> Iterator[tuple[str, str]]:
+    """Each local file or folder of a config, and the key that names it."""
+    yield from ((f"models.{name}.path", model.path) for name, model in s.models.items() if model.path)
+    yield from ((f"benchmarks.{name}.path", entry.path) for name, entry in s.benchmarks.items() if entry.path)
+    for name, reward in s.rewards.items():
+        if reward.source and reward.source.path:
+            yield f"rewards.{name}.source.path", reward.source.path
+        if reward.rule and reward.rule.organism:
+            yield f"rewards.{name}.rule.organism", reward.rule.organism
+    yield from ((f"organisms.{name}.texts", organism.texts) for name, organism in s.organisms.items())
+    for name, dataset in s.datasets.items():
+        if not (dataset.hub or dataset.organism):
+            yield from ((f"datasets.{name}.train", path) for path in dataset.train)
+            yield from ((f"datasets.{name}.test", path) for path in dataset.test)
+        yield from ((f"datasets.{name}.evaluation_prompts", path) for path in dataset.evaluation_prompts)
+
+
+def _problems(s: Settings) -> Iterator[str]:
+    """What is wrong with models, organisms and rules."""
+    runs = (run for experiment in s.experiments.values() for run in layout.runs(experiment))
+    made = {layout.below("run", run.names) for run in runs}
+    for name, model in s.models.items():
+        if model.run and (run := layout.below("run", model.run.model_dump())) not in made:
+            yield (
+                f"models.{name}.run: no experiment makes {run}; add its data set, model, method and seed to one"
+                + suggestion(run, made)
+            )
+    for name, organism in s.organisms.items():
+        from d2o.organisms import load
+
+        try:
+            load(Path(organism.texts))
+        except D2OError as error:
+            yield f"organisms.{name}.texts: {error}"
+    for name, reward in s.rewards.items():
+        if reward.rule:
+            from d2o import exact
+
+            if fault := exact.fault(reward.rule):
+                yield f"rewards.{name}.rule.{fault}"
+
+
+# What lies there ---------------------------------------------------------------------------------
+
+# Entries with an artifact of their own: section, stage, wildcard, artifact.
+_NAMED = [
+    ("models", "models", "model", "model"),
+    ("organisms", "organisms", "organism", "organism"),
+    ("datasets", "datasets", "dataset", "rows"),
+    ("rewards", "rewards", "reward", "fetched_reward"),
+    ("benchmarks", "questions", "benchmark", "questions"),
+]
+
+
+def replaced(s: Settings) -> Iterator[str]:
+    """A line for each entry whose artifact lies there, made with other settings: perhaps those of another config."""
+    for section, stage, wildcard, place in _NAMED:
+        for name in getattr(s, section):
+            artifact = Layout(s.results).path(place, {wildcard: name, "split": "train"})
+            found = differing(artifact, stages.of(s, stage, SimpleNamespace(**{wildcard: name})))
+            changes = ", ".join(f"{key}: {then!r} → {now!r}" for key, (then, now) in found.items())
+            if changes:
+                yield (
+                    f"{section}.{name}: {artifact} was made with other settings ({changes}); it will be made again, "
+                    f"and what comes from it. To keep it, give the entry another name, or set `results` to another "
+                    f"folder."
+                )
+
+
+def manifest(artifact: str) -> dict[str, Any]:
+    """The manifest of an artifact; empty where there is none that can be read."""
+    try:
+        return json.loads(layout.manifest_path(artifact).read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def unchanged(artifact: str, section: settings.Section) -> bool:
+    """Whether an artifact lies there, and was made with settings that give the same result."""
+    return not differing(artifact, section) and bool(manifest(artifact))
+
+
+def differing(artifact: str, section: settings.Section) -> dict[str, tuple[Any, Any]]:
+    """By key, the settings that an artifact was made with and those that it is to have, where they differ."""
+    before = manifest(artifact).get("settings")
+    if before is None:
+        return {}
+    now = settings.result_keys(section)
+    try:
+        then = settings.result_keys(type(section).model_validate(before))
+    except ValidationError:  # made by another version
+        then = before
+    keys = dict.fromkeys([*then, *now])
+    return {key: (then.get(key), now.get(key)) for key in keys if then.get(key) != now.get(key)}

@@ -1,0 +1,103 @@
+"""What each stage depends on: its settings, and its entries of the tables that it uses."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+from d2o import rounds, settings
+from d2o.layout import Layout
+from d2o.settings import Settings
+
+
+def of(s: Settings, stage: str, w: Any) -> settings.Section:
+    """The settings of a stage, for the names in `w`."""
+    match stage:
+        case "models":
+            return s.models[w.model]
+        case "organisms":
+            return s.organisms[w.organism]
+        case "datasets":
+            return _reading(s, s.datasets[w.dataset])
+        case "negatives":
+            return _part(settings.Extraction, s.datasets[w.dataset])
+        case "quality":
+            return s.quality
+        case "positives":
+            return pool(s, w.pool)
+        case "rounds":
+            method = s.methods[w.method]
+            sampling = _sampling(
+                s,
+                method.self_correction,
+                k=max(1, rounds.count(method.online, method.k)),
+                # Of its own: with the pool's, a policy that has moved little would say what the pool says.
+                seed=random.Random(f"{s.positives.seed} {w.seed} {w.round}").getrandbits(31),
+            )
+            return settings.PositivesStage(sampling=sampling, engine=s.engine)
+        case "references" | "likelihoods":
+            return s.forward
+        case "train":
+            method = s.methods[w.method]
+            return settings.TrainStage(
+                method=method.model_copy(update={"extends": None, "train": {}}),
+                train=s.train_of(method),
+                forward=s.forward,
+                better=s.rewards[method.filter.reward].better if method.filter else None,
+                seed=int(w.seed),
+            )
+        case "responses":
+            return settings.ResponsesStage(sampling=s.responses, engine=s.engine, seed=int(w.seed))
+        case "rewards" | "scores":
+            # Which scores count as toxic is the report's matter.
+            return s.rewards[w.reward].model_copy(update={"toxic_above": None})
+        case "judge":
+            return s.judges[w.judge]
+        case "questions":
+            return _part(settings.QuestionSource, s.benchmarks[w.benchmark])
+        case "mmlu":
+            return s.benchmarks[w.benchmark]
+        case "report":
+            return s.only(w.experiment)
+    raise KeyError(stage)
+
+
+def entries(s: Settings, stage: str, w: Any) -> tuple[str, ...]:
+    """The entries of a stage's tables that it uses: a training its own loss, a reader its own format."""
+    match stage:
+        case "train":
+            return (s.methods[w.method].loss,)
+        case "datasets":
+            return (s.datasets[w.dataset].format,)
+    return ()
+
+
+def pool(s: Settings, name: str) -> settings.PositivesStage:
+    """The settings of the pool `corrected-k11` or `plain-k11`."""
+    return settings.PositivesStage(sampling=_sampling(s, name.startswith("corrected"), k=size(name)), engine=s.engine)
+
+
+def size(name: str) -> int:
+    """The samples per prompt of a pool, by its name."""
+    return int(name.rpartition("-k")[2])
+
+
+def _sampling(s: Settings, corrected: bool, **changed: Any) -> settings.Positives:
+    """How a pool is sampled: one without self-correction has no instructions."""
+    return s.positives.model_copy(update=changed if corrected else changed | {"instructions": {}})
+
+
+def _reading(s: Settings, dataset: settings.Dataset) -> settings.Reading:
+    """How a data set is read; the splits of an organism are files."""
+    files = {}
+    if dataset.organism:
+        place = Layout(s.results).path
+        for split in ("train", "test"):
+            names = getattr(dataset, split)
+            files[split] = [place("organism", organism=dataset.organism, split=name) for name in names]
+    return _part(settings.Reading, dataset, organism=None, **files)
+
+
+def _part(section: type[settings.Section], whole: settings.Section, **changed: Any) -> settings.Section:
+    """The keys of `whole` that `section` declares."""
+    return section.model_validate(whole.model_dump(include=set(section.model_fields)) | changed)
