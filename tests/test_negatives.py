@@ -499,12 +499,17 @@ def test_what_is_near_is_near_and_equal_texts_are_always_found(train, test):
 
 
 def test_few_near_texts_are_missed():
-    """Just above the threshold, where most would be missed: 27 of 37 pairs of words are common."""
-    words = [[f"w{i}{j}" for j in range(30)] for i in range(300)]
-    changed = [" ".join([*text[:26], "x", *text[27:]]) + " a b c d e f" for text in words]
+    """Just above the threshold, where most would be missed: 27 of 37 pairs of words are common.
+
+    12 bands of 5 places find 94 in 100 of such: 281 of 300, give or take 4.
+    """
+    words = [[f"w{i}x{j}" for j in range(30)] for i in range(300)]
+    changed = [
+        " ".join([*text[:26], "x", *text[27:], *(f"{c}{i}" for c in "abcdef")]) for i, text in enumerate(words)
+    ]
     found = list(leaks.near_pairs([*map(" ".join, words), *changed], origins(300, 300), 0.7))
     assert all((j, similarity) == (i + 300, 27 / 37) for i, j, similarity in found)
-    assert len(found) > 285
+    assert 265 < len(found) < 297
 
 
 def test_prompts_of_one_pattern_are_not_compared_all_with_all():

@@ -12,7 +12,6 @@ of 11 triples, while single words are common to most questions of one kind.
 from __future__ import annotations
 
 import re
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise, product
@@ -144,7 +143,7 @@ def _band_keys(texts: Sequence[str], threshold: float) -> np.ndarray:
     with tqdm(desc="near-duplicates", total=len(texts), unit=" prompts", mininterval=2) as bar:
         for start in range(0, len(texts), _CHUNK):
             words = [word_pairs(text) or {""} for text in texts[start : start + _CHUNK]]
-            hashes = np.array([zlib.crc32(pair.encode()) for pair in chain.from_iterable(words)], np.uint64)
+            hashes = pl.Series(list(chain.from_iterable(words))).hash().to_numpy()
             starts = np.cumsum([0, *map(len, words[:-1])])
             places = [
                 np.minimum.reduceat(hashes * factor + term >> np.uint64(32), starts)
