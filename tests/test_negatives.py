@@ -6,8 +6,10 @@ import gzip
 import json
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -147,6 +149,14 @@ def test_no_negative_says_which_rule_would_find_some(tmp_path):
     assert "labels: `better` in 3 rows; rules that find some: less-helpful (3 negatives)" in message
     assert "labels: none; rules that find some: none" in fault(tmp_path, [row("q", *UNLABELLED)])
     assert "labels: none" in fault(tmp_path, [])
+
+
+def test_texts_are_normalised_as_everywhere():
+    """For every character that this Python knows; newer ones are newer in Polars' tables as well."""
+    known = [c for c in map(chr, range(sys.maxunicode + 1)) if unicodedata.category(c) not in ("Cn", "Cs")]
+    texts = [f"{c}A{c} \n{c}ΑΣ{c} ΑΣ {c}" for c in known]
+    found = pl.select(normalised(pl.lit(pl.Series(texts)))).to_series().to_list()
+    assert found == [records.normalised(text) for text in texts]
 
 
 # Duplicates ------------------------------------------------------------------------------------------
@@ -591,6 +601,7 @@ def test_wrong_questions(tmp_path):
 
 PEAK = """
 import sys
+import unicodedata
 from pathlib import Path
 from d2o import negatives
 from d2o.settings import Extraction
