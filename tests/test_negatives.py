@@ -486,6 +486,13 @@ def test_near_duplicates_in_train_are_counted_and_kept(tmp_path):
     assert len(made.negatives) == 3
 
 
+def test_only_equal_words_are_near_at_a_similarity_of_one(tmp_path):
+    texts = ASKED, f"{ASKED}!", f"{ASKED} please"
+    rows = [row(text, ("good", False), ("bad", True), safer=0) for text in texts]
+    made = extract(tmp_path, rows, test_share=0, near_duplicates=1)
+    assert made.counts["near_duplicates"] == {"train": 2}
+
+
 WORDS = st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=12).map(" ".join)
 
 

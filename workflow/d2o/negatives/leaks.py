@@ -86,23 +86,27 @@ def find_leaks(train: pl.DataFrame, asked: pl.DataFrame, known: pl.DataFrame, th
         return Leaks(leaks)
     rest = train.join(exact, on="prompt", how="anti", maintain_order="left")
     asked = asked.unique(["text", "origin"], keep="first", maintain_order=True)
-    texts = pl.concat([rest["text"], asked["text"]])
-    origins = pl.concat([pl.repeat("train", len(rest), eager=True), asked["origin"]])
-    schema = {"first": pl.UInt32, "second": pl.UInt32, "similarity": pl.Float64}
+    return Leaks(pl.concat([leaks, _near(rest, asked, threshold)]))
+
+
+def _near(train: pl.DataFrame, asked: pl.DataFrame, threshold: float) -> pl.DataFrame:
+    """Near leaks, and near-duplicates among the prompts without one; columns as `Leaks.found`."""
+    texts = pl.concat([train["text"], asked["text"]])
+    origins = pl.concat([pl.repeat("train", len(train), eager=True), asked["origin"]])
+    schema = {"one": pl.UInt32, "other": pl.UInt32, "similarity": pl.Float64}
     pairs = pl.DataFrame(list(near_pairs(texts, origins.to_list(), threshold)), schema, orient="row")
-    far = pl.col("second") >= len(rest)
-    swapped = pairs.filter(~far).rename({"first": "second", "second": "first"}).select(*schema)
+    asked_there = pl.col("other") >= len(train)
+    swapped = pairs.filter(~asked_there).select("similarity", one="other", other="one").select(*schema)
     pairs = pl.concat([pairs, swapped])
-    leaking = pairs.filter(far)["first"].implode()
-    pairs = pairs.filter(far | ~(pl.col("first").is_in(leaking) | pl.col("second").is_in(leaking)))
-    near = pairs.select(
-        prompt=rest["prompt"].gather(pairs["first"]),
-        origin=origins.gather(pairs["second"]),
-        other=texts.gather(pairs["second"]),
+    leaking = pairs.filter(asked_there)["one"].implode()
+    pairs = pairs.filter(asked_there | ~(pl.col("one").is_in(leaking) | pl.col("other").is_in(leaking)))
+    return pairs.select(
+        prompt=train["prompt"].gather(pairs["one"]),
+        origin=origins.gather(pairs["other"]),
+        other=texts.gather(pairs["other"]),
         similarity="similarity",
-        kind=pl.when(far).then(pl.lit("near leak")).otherwise(pl.lit("near-duplicate")),
+        kind=pl.when(asked_there).then(pl.lit("near leak")).otherwise(pl.lit("near-duplicate")),
     )
-    return Leaks(pl.concat([leaks, near]))
 
 
 def near_pairs(texts: Sequence[str], origins: Sequence[str], threshold: float) -> Iterator[tuple[int, int, float]]:
@@ -150,6 +154,7 @@ def _band_keys(texts: Sequence[str], threshold: float) -> np.ndarray:
                 for factor, term in zip(factors, terms, strict=True)
             ]
             sketches = np.reshape(places, (bands, size, len(words)))
+            # One number for the places of a band.
             keys[:, start : start + len(words)] = (sketches * factors[:size, None]).sum(axis=1)
             bar.update(len(words))
     return keys
