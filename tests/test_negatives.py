@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conftest import ROOT
 from d2o import datasets, groups, negatives, records
 from d2o.errors import D2OError
 from d2o.negatives import evaluated, leaks
@@ -634,6 +635,16 @@ def test_memory_does_not_grow_with_the_texts(tmp_path):
         return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
     assert peak(90_000) - peak(30_000) < 240
+
+
+def test_the_benchmark_runs_through(tmp_path):
+    command = [sys.executable, ROOT / "benchmarks" / "negatives.py", tmp_path, "--rows", "3000", "--near", "0.7"]
+    subprocess.run(command, check=True, capture_output=True)
+    [run] = json.loads((tmp_path / "negatives.json").read_text())["runs"]
+    counts = run["counts"]
+    assert counts["near_duplicates"]["train"] > 0 < counts["duplicates"]["exact"]
+    assert sum(counts["negatives"].values()) <= 3000 - counts["duplicates"]["exact"]
+    assert 0 < run["peak_gib"] < 1
 
 
 # Real data -------------------------------------------------------------------------------------------
