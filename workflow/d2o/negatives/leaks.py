@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, pairwise, product
+from itertools import chain, groupby, pairwise
 from typing import Any
 
 import numpy as np
@@ -91,7 +91,7 @@ def find_leaks(train: pl.DataFrame, asked: pl.DataFrame, known: pl.DataFrame, th
 
 def _near(train: pl.DataFrame, asked: pl.DataFrame, threshold: float) -> pl.DataFrame:
     """Near leaks, and near-duplicates among the prompts without one; columns as `Leaks.found`."""
-    texts = pl.concat([train["text"], asked["text"]])
+    texts = pl.concat([train["text"], asked["text"]], rechunk=True)
     origins = pl.concat([pl.repeat("train", len(train), eager=True), asked["origin"]])
     schema = {"one": pl.UInt32, "other": pl.UInt32, "similarity": pl.Float64}
     pairs = pl.DataFrame(list(near_pairs(texts, origins.to_list(), threshold)), schema, orient="row")
@@ -121,20 +121,31 @@ def near_pairs(texts: Sequence[str], origins: Sequence[str], threshold: float) -
     """
     ours = origins.count("train")
     known = {origin: bytearray(ours) for origin in {"train", *origins}}
-    for keys in tqdm(_band_keys(texts, threshold), "comparing", unit=" bands", mininterval=2):
+
+    def similarity(first: int, second: int) -> float:
+        return jaccard(word_pairs(texts[first]), word_pairs(texts[second]))
+
+    for keys in tqdm(_band_keys(texts, threshold), "comparing prompts", unit=" bands", mininterval=2):
         for alike in _equal(keys):
             train, others = alike[alike < ours].tolist(), alike[alike >= ours].tolist()
-            following = chain.from_iterable(zip(train, train[i:], strict=False) for i in range(1, _WINDOW + 1))
-            for first, second in chain(following, product(train, others)):
-                of_first, of_second = known[origins[second]], known["train"]
-                if of_first[first] and (second >= ours or of_second[second]):
+            for first, second in chain.from_iterable(
+                zip(train, train[i:], strict=False) for i in range(1, _WINDOW + 1)
+            ):
+                if known["train"][first] and known["train"][second]:
                     continue
-                similarity = jaccard(word_pairs(texts[first]), word_pairs(texts[second]))
-                if similarity >= threshold:
-                    of_first[first] = True
-                    if second < ours:
-                        of_second[second] = True
-                    yield first, second, similarity
+                if (found := similarity(first, second)) >= threshold:
+                    known["train"][first] = known["train"][second] = True
+                    yield first, second, found
+            for origin, asked in groupby(others, origins.__getitem__):
+                asked = list(asked)
+                for first in train:
+                    if known[origin][first]:
+                        continue
+                    for second in asked:
+                        if (found := similarity(first, second)) >= threshold:
+                            known[origin][first] = True
+                            yield first, second, found
+                            break
 
 
 def _band_keys(texts: Sequence[str], threshold: float) -> np.ndarray:
