@@ -11,7 +11,7 @@ from pathlib import Path
 BASE = ["pydantic", "typer", "pyarrow", "pyyaml", "tqdm"]
 STAGES = {
     "models": ["torch", "transformers", "huggingface-hub", "gguf", "accelerate"],
-    "datasets": ["datasets", "ijson", "numpy", "datasketch"],
+    "datasets": ["datasets", "ijson", "numpy", "polars"],
     "generation": ["vllm", "sacrebleu"],
     "train": ["torch", "transformers", "accelerate", "deepspeed", "tensorboard", "peft"],
     "mmlu": ["torch", "transformers", "accelerate", "lm-eval", "datasets"],

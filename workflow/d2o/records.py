@@ -414,6 +414,7 @@ def versions() -> dict[str, str]:
         "deepspeed",
         "lm-eval",
         "datasets",
+        "polars",
         "snakemake",
     ):
         try:

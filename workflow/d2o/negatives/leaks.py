@@ -12,10 +12,9 @@ of 11 triples, while single words are common to most questions of one kind.
 from __future__ import annotations
 
 import re
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, pairwise, product
+from itertools import chain, groupby, pairwise
 from typing import Any
 
 import numpy as np
@@ -87,23 +86,27 @@ def find_leaks(train: pl.DataFrame, asked: pl.DataFrame, known: pl.DataFrame, th
         return Leaks(leaks)
     rest = train.join(exact, on="prompt", how="anti", maintain_order="left")
     asked = asked.unique(["text", "origin"], keep="first", maintain_order=True)
-    texts = pl.concat([rest["text"], asked["text"]])
-    origins = pl.concat([pl.repeat("train", len(rest), eager=True), asked["origin"]])
-    schema = {"first": pl.UInt32, "second": pl.UInt32, "similarity": pl.Float64}
+    return Leaks(pl.concat([leaks, _near(rest, asked, threshold)]))
+
+
+def _near(train: pl.DataFrame, asked: pl.DataFrame, threshold: float) -> pl.DataFrame:
+    """Near leaks, and near-duplicates among the prompts without one; columns as `Leaks.found`."""
+    texts = pl.concat([train["text"], asked["text"]], rechunk=True)
+    origins = pl.concat([pl.repeat("train", len(train), eager=True), asked["origin"]])
+    schema = {"one": pl.UInt32, "other": pl.UInt32, "similarity": pl.Float64}
     pairs = pl.DataFrame(list(near_pairs(texts, origins.to_list(), threshold)), schema, orient="row")
-    far = pl.col("second") >= len(rest)
-    swapped = pairs.filter(~far).rename({"first": "second", "second": "first"}).select(*schema)
+    asked_there = pl.col("other") >= len(train)
+    swapped = pairs.filter(~asked_there).select("similarity", one="other", other="one").select(*schema)
     pairs = pl.concat([pairs, swapped])
-    leaking = pairs.filter(far)["first"].implode()
-    pairs = pairs.filter(far | ~(pl.col("first").is_in(leaking) | pl.col("second").is_in(leaking)))
-    near = pairs.select(
-        prompt=rest["prompt"].gather(pairs["first"]),
-        origin=origins.gather(pairs["second"]),
-        other=texts.gather(pairs["second"]),
+    leaking = pairs.filter(asked_there)["one"].implode()
+    pairs = pairs.filter(asked_there | ~(pl.col("one").is_in(leaking) | pl.col("other").is_in(leaking)))
+    return pairs.select(
+        prompt=train["prompt"].gather(pairs["one"]),
+        origin=origins.gather(pairs["other"]),
+        other=texts.gather(pairs["other"]),
         similarity="similarity",
-        kind=pl.when(far).then(pl.lit("near leak")).otherwise(pl.lit("near-duplicate")),
+        kind=pl.when(asked_there).then(pl.lit("near leak")).otherwise(pl.lit("near-duplicate")),
     )
-    return Leaks(pl.concat([leaks, near]))
 
 
 def near_pairs(texts: Sequence[str], origins: Sequence[str], threshold: float) -> Iterator[tuple[int, int, float]]:
@@ -118,20 +121,31 @@ def near_pairs(texts: Sequence[str], origins: Sequence[str], threshold: float) -
     """
     ours = origins.count("train")
     known = {origin: bytearray(ours) for origin in {"train", *origins}}
-    for keys in tqdm(_band_keys(texts, threshold), "comparing", unit=" bands", mininterval=2):
+
+    def similarity(first: int, second: int) -> float:
+        return jaccard(word_pairs(texts[first]), word_pairs(texts[second]))
+
+    for keys in tqdm(_band_keys(texts, threshold), "comparing prompts", unit=" bands", mininterval=2):
         for alike in _equal(keys):
             train, others = alike[alike < ours].tolist(), alike[alike >= ours].tolist()
-            following = chain.from_iterable(zip(train, train[i:], strict=False) for i in range(1, _WINDOW + 1))
-            for first, second in chain(following, product(train, others)):
-                of_first, of_second = known[origins[second]], known["train"]
-                if of_first[first] and (second >= ours or of_second[second]):
+            for first, second in chain.from_iterable(
+                zip(train, train[i:], strict=False) for i in range(1, _WINDOW + 1)
+            ):
+                if known["train"][first] and known["train"][second]:
                     continue
-                similarity = jaccard(word_pairs(texts[first]), word_pairs(texts[second]))
-                if similarity >= threshold:
-                    of_first[first] = True
-                    if second < ours:
-                        of_second[second] = True
-                    yield first, second, similarity
+                if (found := similarity(first, second)) >= threshold:
+                    known["train"][first] = known["train"][second] = True
+                    yield first, second, found
+            for origin, asked in groupby(others, origins.__getitem__):
+                asked = list(asked)
+                for first in train:
+                    if known[origin][first]:
+                        continue
+                    for second in asked:
+                        if (found := similarity(first, second)) >= threshold:
+                            known[origin][first] = True
+                            yield first, second, found
+                            break
 
 
 def _band_keys(texts: Sequence[str], threshold: float) -> np.ndarray:
@@ -144,13 +158,14 @@ def _band_keys(texts: Sequence[str], threshold: float) -> np.ndarray:
     with tqdm(desc="near-duplicates", total=len(texts), unit=" prompts", mininterval=2) as bar:
         for start in range(0, len(texts), _CHUNK):
             words = [word_pairs(text) or {""} for text in texts[start : start + _CHUNK]]
-            hashes = np.array([zlib.crc32(pair.encode()) for pair in chain.from_iterable(words)], np.uint64)
+            hashes = pl.Series(list(chain.from_iterable(words))).hash().to_numpy()
             starts = np.cumsum([0, *map(len, words[:-1])])
             places = [
                 np.minimum.reduceat(hashes * factor + term >> np.uint64(32), starts)
                 for factor, term in zip(factors, terms, strict=True)
             ]
             sketches = np.reshape(places, (bands, size, len(words)))
+            # One number for the places of a band.
             keys[:, start : start + len(words)] = (sketches * factors[:size, None]).sum(axis=1)
             bar.update(len(words))
     return keys

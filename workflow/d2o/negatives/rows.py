@@ -44,8 +44,9 @@ def normalised(text: pl.Expr) -> pl.Expr:
 
 def equal_answers() -> pl.Expr:
     """Whether two answers of a row are the same but for case and white space: they make no comparison."""
-    keys = pl.col("responses").list.eval(normalised(pl.element().struct.field("text")))
-    return keys.list.n_unique() < keys.list.len()
+    several = pl.when(pl.col("responses").list.len() > 1).then("responses")
+    keys = several.list.eval(normalised(pl.element().struct.field("text")))
+    return (keys.list.n_unique() < keys.list.len()).fill_null(False)
 
 
 def negatives_of(rows: pl.LazyFrame, rule: str) -> pl.LazyFrame:
