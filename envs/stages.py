@@ -9,8 +9,8 @@ from pathlib import Path
 BASE = ["pydantic", "typer", "pyarrow", "pyyaml", "tqdm"]
 STAGES = {
     "models": ["torch", "transformers", "huggingface-hub", "gguf", "accelerate"],
-    "datasets": ["datasets", "ijson", "numpy", "datasketch"],
-    "generation": ["vllm", "sacrebleu"],
+    "datasets": ["datasets", "ijson", "numpy", "pandas", "datasketch"],
+    "generation": ["vllm", "sacrebleu", "pandas"],
     "train": ["torch", "transformers", "accelerate", "deepspeed", "tensorboard", "peft"],
     "mmlu": ["torch", "transformers", "accelerate", "lm-eval", "datasets"],
     "judge": ["openai"],
