@@ -11,8 +11,8 @@ from pathlib import Path
 BASE = ["pydantic", "typer", "pyarrow", "pyyaml", "tqdm"]
 STAGES = {
     "models": ["torch", "transformers", "huggingface-hub", "gguf", "accelerate"],
-    "datasets": ["datasets", "ijson", "numpy", "polars"],
-    "generation": ["vllm", "sacrebleu"],
+    "datasets": ["datasets", "ijson", "numpy", "pandas", "polars"],
+    "generation": ["vllm", "sacrebleu", "pandas"],
     "train": ["torch", "transformers", "accelerate", "deepspeed", "tensorboard", "peft"],
     "mmlu": ["torch", "transformers", "accelerate", "lm-eval", "datasets"],
     "judge": ["openai"],

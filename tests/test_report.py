@@ -5,16 +5,21 @@ from __future__ import annotations
 import csv
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
+import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 
 from d2o import records, report, settings
 from d2o.errors import D2OError
 from d2o.positives import sheet
+from d2o.report import figures, tables
+from d2o.report.metrics import HUMAN_METRICS, SCORED
 
 PROMPTS = 12
 NASTY = '<script>alert("x")</script> & <b>bold</b> {{ 7 * 7 }}'
@@ -234,7 +239,14 @@ def made(tmp_path: Path, chosen: settings.Settings, **kind) -> tuple[Path, Page,
     Results(tmp_path, chosen, **kind)
     output = tmp_path / "reports/demo/report.html"
     report.write(chosen, tmp_path, output)
-    for name in ("table.csv", "table.md", "figures/methods.svg", "figures/training.svg", "figures/methods.png"):
+    for name in (
+        "table.csv",
+        "table.md",
+        "table.tex",
+        "figures/methods.svg",
+        "figures/training.svg",
+        "figures/methods.png",
+    ):
         assert (output.parent / name).stat().st_size > 100
     for name in ("methods", "training"):
         ElementTree.parse(output.parent / f"figures/{name}.svg")
@@ -424,6 +436,56 @@ def test_one_prompt_has_no_interval(tmp_path):
     assert (row["mean"], row["low"], row["difference_low"], row["n"]) == ("-3", "", "", "1")
     assert "−3.000 –" in folder.joinpath("table.md").read_text()
     assert "NaN" not in page.text and "nan" not in folder.joinpath("table.md").read_text()
+
+
+def test_a_figure_is_one_entry(tmp_path, monkeypatch):
+    """A function and its entry are enough: the files, the place in the page; and it goes with its reason."""
+
+    def seeds(measured):
+        figure = Figure()
+        figure.subplots().bar(measured.methods, [len(measured.blocks)])
+        return figure
+
+    full = config(methods=["d2o"], rewards=[], judges=[], benchmarks=[])
+    entry = figures.Entry(
+        seeds, "training", "Bars, by method", "What <i>bars</i> tell.", lambda measured: measured.blocks
+    )
+    monkeypatch.setitem(figures.FIGURES, "bars", entry)
+    folder, page, _ = made(tmp_path, full)
+    html = (folder / "report.html").read_text()
+    assert (folder / "figures/bars.svg").exists() and (folder / "figures/bars.png").exists()
+    section = html[html.index('<section id="training">') : html.index('<section id="data">')]
+    assert 'aria-label="Bars, by method"' in section and "What bars tell." in page.text
+
+    monkeypatch.setitem(figures.FIGURES, "bars", replace(entry, when=lambda measured: False))
+    report.write(full, tmp_path, folder / "report.html")
+    assert not list(folder.glob("figures/bars*"))
+    assert "Bars, by method" not in (folder / "report.html").read_text()
+
+
+def test_the_table_in_latex(full):
+    """Nothing that LaTeX does not set: no symbol beyond ASCII, no bare per cent sign."""
+    folder, _, _ = full
+    text = (folder / "table.tex").read_text()
+    assert text.isascii() and r"cost~$\downarrow$" in text and r"$\blacktriangle$" in text
+    rows = [line for line in text.splitlines() if line.endswith(r"\\")]
+    assert len(rows) > 10 and all(line.count(" & ") == 3 for line in rows)
+    assert not re.search(r"(?<!\\)%", "".join(rows))
+
+
+def test_columns_with_the_same_name():
+    """A scorer may be called like another metric: each keeps its own column."""
+    metrics = {m.key: m for m in (replace(HUMAN_METRICS[3], key="reward/margin", group=SCORED), *HUMAN_METRICS)}
+    rows = [
+        ["pku", "smol", "d2o", key, "test", "p", "", n] for n, key in enumerate(["reward/margin", "human/margin"])
+    ]
+    columns = ["dataset", "model", "method", "metric", "prompts", "cluster", "stratum", "value"]
+    found = tables.estimates(pd.DataFrame(rows, columns=columns), metrics)
+    block = tables.Block("pku", "smol", found, *3 * [pd.DataFrame()])
+    text = tables.as_markdown(tables.Measured(["d2o"], metrics, [block], {}, False))
+    header, _, row = (line.split("|") for line in text.splitlines() if line.startswith("|"))
+    cells = [cell.strip() for name, cell in zip(header, row, strict=True) if name.strip() == "margin\u00a0↑"]
+    assert cells == ["0.000 –", "1.000 –"]
 
 
 @pytest.mark.parametrize("name", ["scores/harm.parquet", "train.jsonl", "likelihoods.parquet"])

@@ -8,7 +8,8 @@
     datasets==5.2.0 \
     ijson==3.6.0 \
     numpy==2.3.5 \
-    datasketch==2.0.0 \
+    pandas==2.3.3 \
+    polars==2.1.0 \
     --overrides /dev/stdin <<END
 torchvision ; python_version < "3"
 torchaudio ; python_version < "3"

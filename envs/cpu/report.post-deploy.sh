@@ -6,6 +6,8 @@
     pyyaml==6.0.3 \
     tqdm==4.70.1 \
     numpy==2.3.5 \
+    pandas==2.3.3 \
+    tabulate==0.10.0 \
     matplotlib==3.11.2 \
     jinja2==3.1.6 \
     --overrides /dev/stdin <<END

@@ -7,8 +7,9 @@ the chosen and the rejected answers of the same pairs, by the stages `scores` an
 from __future__ import annotations
 
 import heapq
-from collections import Counter
 from pathlib import Path
+
+import pandas as pd
 
 from d2o import records
 from d2o.errors import D2OError
@@ -32,22 +33,16 @@ def sample(quality: Quality, pairs: Path, output: Path) -> None:
     drawn = heapq.nsmallest(quality.pairs, rows, key=_order)
     if not drawn:
         raise D2OError(f"{pairs}: the data set has no human pair whose quality could be shown: leave `quality` out")
-    prompts: dict[str, dict] = {}
-    answers: dict[str, list[dict]] = {"chosen": [], "rejected": []}
-    count: Counter[str] = Counter()
-    for row in drawn:
-        prompt = row["prompt_id"]
-        prompts[prompt] = {"prompt_id": prompt, "messages": row["messages"], "origin": row["split"]}
-        answer = {"prompt_id": prompt, "sample": count[prompt], "finish": "stop"}
-        for side, column in (("chosen", "positive"), ("rejected", "negative")):
-            unknown = dict.fromkeys(("instruction", "seed", "tokens"))
-            answers[side].append(answer | unknown | {"text": row[column]})
-        count[prompt] += 1
+    drawn = pd.DataFrame(drawn)
+    prompts = drawn.drop_duplicates("prompt_id").rename(columns={"split": "origin"})[records.PROMPTS.names]
+    unknown = dict.fromkeys(("instruction", "seed", "tokens"))
+    answers = drawn.assign(sample=drawn.groupby("prompt_id").cumcount(), finish="stop", **unknown)
     with records.artifact(output, quality, [pairs]) as draft:
-        for side, found in answers.items():
+        for side, column in (("chosen", "positive"), ("rejected", "negative")):
+            rows = answers.assign(text=answers[column])[records.SAMPLES.names].to_dict("records")
             with records.artifact(output.with_name(f"{side}.parquet"), quality, [pairs]) as table:
-                table.facts["rows"] = records.write_table(table.path, records.SAMPLES, found)
-        draft.facts["rows"] = records.write_table(draft.path, records.PROMPTS, prompts.values())
+                table.facts["rows"] = records.write_table(table.path, records.SAMPLES, rows)
+        draft.facts["rows"] = records.write_table(draft.path, records.PROMPTS, prompts.to_dict("records"))
 
 
 def _order(row: dict) -> tuple[bool, str]:

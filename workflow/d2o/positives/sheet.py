@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from d2o import records, texts
 from d2o.settings import Positives
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # Prompts on whose samples distinct-n and self-BLEU are computed, and samples shown. A prompt's id is a digest: the
 # first ones in its order are a random choice.
@@ -26,44 +30,41 @@ def describe(pool: Path, prompts: Path, positives: Positives) -> dict[str, Any]:
     Args:
         prompts: the `records.COMPARISONS` table that the pool answers.
     """
-    reasons: Counter[str] = Counter()
-    tokens: dict[str, list[int]] = defaultdict(list)
-    cut: Counter[str] = Counter()
-    some: dict[str, list[str]] = defaultdict(list)
-    examples: list[dict[str, Any]] = []
-    fit = redrawn = seen = 0
-    last = None
-    for batch in records.read_batches(pool, records.POOL):
-        for row in batch:
-            instruction = row["instruction"] or "plain prompt"
-            tokens[instruction].append(row["tokens"])
-            cut[instruction] += row["finish"] == "length"
-            reasons.update(row["reasons"])
-            redrawn += row["attempt"] > 0
-            fit += row["fit"]
-            seen += row["prompt_id"] != last
-            last = row["prompt_id"]
-            if seen <= _PROMPTS:
-                some[last].append(row["text"])
-            if row["sample"] == seen % positives.k and len(examples) < _EXAMPLES:
-                examples.append({key: row[key] for key in ("prompt_id", "sample", "instruction", "text", "reasons")})
-    asked = _last_turns(prompts, {example["prompt_id"] for example in examples})
-    pooled = [text for group in some.values() for text in group]
+    columns = [name for name in records.POOL.names if name not in ("seed", "text")]
+    rows = records.read_frame(pool, records.POOL, columns)
+    place = rows["prompt_id"].ne(rows["prompt_id"].shift()).cumsum()  # of the prompt, from 1
+    some = rows[place <= _PROMPTS]
+    some = some.assign(text=list(islice(_texts(pool), len(some))))
+    examples = some[some["sample"] == place[some.index] % positives.k].head(_EXAMPLES)
+    asked = _last_turns(prompts, set(examples["prompt_id"]))
+    shown = examples[["prompt_id", "sample", "instruction", "text", "reasons"]].to_dict("records")
     return {
-        "prompts": seen,
+        "prompts": rows["prompt_id"].nunique(),
         "k": positives.k,
-        "samples": sum(map(len, tokens.values())),
-        "fit": fit,
-        "redrawn": redrawn,
-        "reasons": dict(sorted(reasons.items())),
-        "instructions": {
-            name: {"samples": len(found), "cut": cut[name]} | _spread(found) for name, found in sorted(tokens.items())
-        },
-        "tokens": dict(sorted(Counter(length for found in tokens.values() for length in found).items())),
-        "distinct": {n: texts.distinct(pooled, n) for n in (1, 2, 3)},
-        "self_bleu": _self_bleu(some.values()),
-        "examples": [{"prompt": asked[example["prompt_id"]]} | example for example in examples],
+        "samples": len(rows),
+        "fit": int(rows["fit"].sum()),
+        "redrawn": int((rows["attempt"] > 0).sum()),
+        "reasons": rows["reasons"].explode().value_counts().sort_index().to_dict(),
+        "instructions": _by_instruction(rows),
+        "tokens": rows["tokens"].value_counts().sort_index().to_dict(),
+        "distinct": {n: texts.distinct(some["text"], n) for n in (1, 2, 3)},
+        "self_bleu": _self_bleu(some.groupby("prompt_id", sort=False)["text"].agg(list)),
+        "examples": [{"prompt": asked[row["prompt_id"]]} | row | {"reasons": list(row["reasons"])} for row in shown],
     }
+
+
+def _texts(pool: Path) -> Iterator[str]:
+    """The samples' texts, read as they are asked for."""
+    for batch in records.read_columns(pool, records.POOL, ["text"]):
+        yield from batch["text"].to_pylist()
+
+
+def _by_instruction(rows: pd.DataFrame) -> dict[str, dict[str, float]]:
+    """Samples, how many were cut, and the spread of their lengths in tokens."""
+    groups = rows.assign(cut=rows["finish"] == "length").groupby(rows["instruction"].fillna("plain prompt"))
+    spread = groups["tokens"].describe()[["mean", "min", "25%", "50%", "75%", "max"]]
+    spread.columns = ["mean", "min", "25 %", "median", "75 %", "max"]
+    return groups.agg(samples=("tokens", "size"), cut=("cut", "sum")).astype(object).join(spread).to_dict("index")
 
 
 def _last_turns(prompts: Path, wanted: set[str]) -> dict[str, str]:
@@ -73,11 +74,6 @@ def _last_turns(prompts: Path, wanted: set[str]) -> dict[str, str]:
         for row in batch
         if row["prompt_id"] in wanted
     }
-
-
-def _spread(lengths: list[int]) -> dict[str, float]:
-    low, quarter, half, three, high = np.quantile(lengths, [0, 0.25, 0.5, 0.75, 1]).tolist()
-    return {"mean": float(np.mean(lengths)), "min": low, "25 %": quarter, "median": half, "75 %": three, "max": high}
 
 
 def _self_bleu(groups) -> float | None:
