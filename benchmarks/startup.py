@@ -46,9 +46,7 @@ ROUNDS = 5
 # CPU seconds of a stage over those of `torch` that are asked for.
 LIMIT = 2.5
 READY = "print('ready', file=sys.stderr, flush=True)"
-TORCH = (
-    "import sys, torch; from safetensors.torch import load_file as f; held = f(sys.argv[1] + '/model.safetensors')"
-)
+TORCH = "import sys, torch, safetensors.torch as st; held = st.load_file(sys.argv[1] + '/model.safetensors')"
 CAUSAL = "import sys; from transformers import AutoModelForCausalLM as M; held = M.from_pretrained(sys.argv[1])"
 LIBRARIES = {
     "references": CAUSAL,

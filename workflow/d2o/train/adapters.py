@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -17,6 +16,8 @@ def attach(policy: Policy, lora: Lora) -> None:
 
     The initial model is the policy without its adapters, so there is no second model for the reference either.
     """
+    from peft import LoraConfig, get_peft_model  # a second of CPU, which no other training needs
+
     settings = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules="all-linear", task_type="CAUSAL_LM")
     policy.lm = get_peft_model(policy.lm, settings)
 
