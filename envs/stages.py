@@ -12,7 +12,7 @@ STAGES = {
     "datasets": ["datasets", "ijson", "numpy", "datasketch"],
     "generation": ["vllm", "sacrebleu"],
     "train": ["torch", "transformers", "accelerate", "deepspeed", "tensorboard", "peft"],
-    "mmlu": ["torch", "transformers", "accelerate", "lm-eval", "datasets"],
+    "tasks": ["torch", "transformers", "accelerate", "lm-eval", "datasets"],
     "judge": ["openai"],
     "report": ["numpy", "matplotlib", "jinja2"],
 }

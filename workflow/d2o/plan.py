@@ -43,7 +43,7 @@ class Plan:
 
     def report_inputs(self, wildcards) -> list[str]:
         """What an experiment's report is made from."""
-        stages = ("negatives", "quality", "train", "responses", "likelihoods", "scores", "judge", "mmlu")
+        stages = ("negatives", "quality", "train", "responses", "likelihoods", "scores", "judge", "tasks")
         made = [path for stage in stages for path in self._files(stage, wildcards.experiment)]
         sheets = [path.replace(".parquet", ".sheet.json") for path in self._files("positives", wildcards.experiment)]
         sheets += [
@@ -130,10 +130,10 @@ class Plan:
                     if "/initial/" not in run:
                         for judge in e.judges:
                             yield f"results/{run}/judge/{judge}.parquet"
-            case "mmlu":
+            case "tasks":
                 for run in runs:
-                    for benchmark in e.benchmarks:
-                        yield f"results/{run}/mmlu/{benchmark}.parquet"
+                    for task in e.tasks:
+                        yield f"results/{run}/tasks/{task}.parquet"
             case "report":
                 yield f"results/reports/{experiment}/report.html"
 
@@ -282,9 +282,9 @@ class Plan:
                 # How many requests at once is told apart: to change it must not repeat paid requests.
                 return s.judges[w.judge].model_copy(update={"concurrency": 1})
             case "questions":
-                return _part(settings.QuestionSource, s.benchmarks[w.benchmark])
-            case "mmlu":
-                return s.benchmarks[w.benchmark]
+                return _part(settings.Questions, s.tasks[w.task])
+            case "tasks":
+                return s.tasks[w.task]
             case "report":
                 return s.only(w.experiment)
         raise KeyError(stage)
@@ -365,17 +365,17 @@ class Plan:
         """The files with further prompts to answer."""
         return self.settings.datasets[wildcards.dataset].evaluation_prompts
 
-    def benchmark_files(self, wildcards) -> list[str]:
-        """The local files of a benchmark; none for one of the Hub."""
-        return _benchmark_files(self.settings.benchmarks[wildcards.benchmark].path)
+    def task_files(self, wildcards) -> list[str]:
+        """The local files that a task is made from; none where all comes from the Hub."""
+        return _task_files(self.settings.tasks[wildcards.task])
 
-    def benchmarks_beside(self, wildcards) -> list[str]:
-        """The questions of every benchmark that some experiment runs on a data set's models."""
+    def tasks_beside(self, wildcards) -> list[str]:
+        """The questions of every task that some experiment runs on a data set's models."""
         return [
-            f"results/benchmarks/{benchmark}/manifest.json"
+            f"results/tasks/{task}/manifest.json"
             for e in self.settings.experiments.values()
             if wildcards.dataset in e.datasets
-            for benchmark in e.benchmarks
+            for task in e.tasks
         ]
 
     def reward_model(self, wildcards) -> list[str]:
@@ -413,7 +413,8 @@ class Plan:
 
     def _check_files(self, origin: str) -> None:
         wanted = [(f"models.{name}.path", m.path) for name, m in self.settings.models.items() if m.path]
-        wanted += [(f"benchmarks.{n}.path", b.path) for n, b in self.settings.benchmarks.items() if b.path]
+        for name, task in self.settings.tasks.items():
+            wanted += [(f"tasks.{name}.{key}", path) for key, path in task.local()]
         for name, reward in self.settings.rewards.items():
             if reward.source and reward.source.path:
                 wanted.append((f"rewards.{name}.source.path", reward.source.path))
@@ -438,6 +439,12 @@ class Plan:
                     f"{origin}: models.{name}.run: no experiment makes {_run(model.run)}; "
                     f"add its data set, model, method and seed to one" + suggestion(_run(model.run), made)
                 )
+        for name, task in self.settings.tasks.items():
+            if task.task:
+                from d2o import harness
+
+                if fault := harness.fault(task.task, task.include):
+                    raise D2OError(f"{origin}: tasks.{name}.task: {fault}")
         for name, organism in self.settings.organisms.items():
             from d2o.organisms import load
 
@@ -471,7 +478,6 @@ def _model_files(folder: str | None) -> list[str]:
     return sorted(str(path) for path in Path(folder).iterdir() if path.is_file()) if folder else []
 
 
-def _benchmark_files(path: str | None) -> list[str]:
-    if path is None or Path(path).is_file():
-        return [path] if path else []
-    return sorted(str(file) for file in Path(path).rglob("*.csv"))
+def _task_files(task: settings.Task) -> list[str]:
+    found = {file for _, path in task.local() for file in [Path(path), *Path(path).rglob("*")] if file.is_file()}
+    return sorted(str(file) for file in found if "__pycache__" not in file.parts)

@@ -12,7 +12,7 @@ rule extract_negatives:
     input:
         rows="results/{dataset}/rows.parquet",
         evaluation=plan.evaluation_files,
-        questions=plan.benchmarks_beside,
+        questions=plan.tasks_beside,
     output:
         negatives="results/{dataset}/negatives.parquet",
         pairs="results/{dataset}/pairs.parquet",

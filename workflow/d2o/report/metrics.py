@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from d2o.statistics import Sample
 
 EXACT = "Exact scorers"
 SCORED = "Scorers and judges"
-BENCHMARKS = "Benchmarks"
+TASKS = "Tasks"
 HUMAN = "Held-out human answers under each model"
 STYLE = "The answers as such"
 
@@ -186,8 +186,9 @@ def observe(archive: Archive, settings: Settings, dataset: str, model: str) -> d
             _judged(
                 seen, judge, list(archive.table(path, records.VERDICTS)), lambda r, p=path: _origin(origins, r, p)
             )
-        for benchmark in experiment.benchmarks:
-            _answered(seen, benchmark, archive.table(f"{run.path}/mmlu/{benchmark}.parquet", records.QUESTIONS))
+        for task in experiment.tasks:
+            path = f"{run.path}/tasks/{task}.parquet"
+            _answered(seen, task, archive.manifest(path), list(archive.table(path, records.QUESTIONS)))
         against = initial if run.method != "initial" else None
         _likely(seen, human, _logprobs(archive, run), against)
         path = f"{run.path}/responses.parquet"
@@ -284,18 +285,22 @@ def _judged(seen: Observed, judge: str, verdicts: list[dict], origin_of) -> None
             seen.add(metric, prompt, row["reason"] in ("unparsable", "refused"))
 
 
-def _answered(seen: Observed, benchmark: str, questions: Iterable[dict]) -> None:
-    """Accuracy over all questions, which is MMLU's usual figure, and over the means of the subjects."""
-    name = f"benchmark/{benchmark}/accuracy"
-    overall = Metric(name, f"{benchmark} accuracy", BENCHMARKS, "", "higher", 1, True)
-    by_subject = Metric(
-        f"{name}_by_subject", f"{benchmark}, mean of subjects", BENCHMARKS, "", "higher", 1, True,
-        macro=True, shown=False,
-    )  # fmt: skip
+def _answered(seen: Observed, task: str, facts: Mapping[str, Any], questions: list[dict]) -> None:
+    """A task's metric over all questions, which is MMLU's usual figure, and over the means of several subjects."""
+    name, percent = facts["metric"], any(word in facts["metric"] for word in _SHARES)
+    measured = partial(Metric, group=TASKS, prompts="", better=facts["better"], digits=1 if percent else 3)
+    overall = measured(f"task/{task}/{name}", f"{task} {name}", percent=percent)
+    by_subject = measured(
+        f"task/{task}/{name}_by_subject", f"{task}, mean of subjects", percent=percent, macro=True, shown=False
+    )
+    several = len({row["subject"] for row in questions}) > 1
     for row in questions:
-        for metric in (overall, by_subject):
-            seen.add(metric, f"{row['subject']}/{row['question']}", row["correct"], row["subject"])
+        for metric in (overall, by_subject) if several else (overall,):
+            seen.add(metric, f"{row['subject']}/{row['question']}", row["value"], row["subject"])
 
+
+# Parts of the names of metrics that are shares of questions.
+_SHARES = ("acc", "exact_match")
 
 _NEGATIVES = Metric("human/negative_logprob", "log-prob of negatives", HUMAN, better="lower", digits=3)
 _POSITIVES = Metric("human/positive_logprob", "log-prob of positives", HUMAN, better="higher", digits=3)

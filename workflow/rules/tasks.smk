@@ -1,0 +1,58 @@
+# What lm-evaluation-harness asks: the questions of each task, and every model's answers.
+
+
+rule tasks:
+    input:
+        plan.targets("tasks"),
+
+
+rule fetch_questions:
+    message:
+        "Questions of {wildcards.task}"
+    input:
+        files=plan.task_files,
+    output:
+        "results/tasks/{task}/manifest.json",
+    params:
+        settings=plan.params("questions"),
+        code=plan.code("questions"),
+    log:
+        "results/tasks/logs/{task}.log",
+    benchmark:
+        "results/tasks/logs/{task}.benchmark.tsv"
+    threads: 1
+    resources:
+        mem_mb=4000,
+        runtime=60,
+        gpu=0,
+    conda:
+        "../../envs/tasks.yaml"
+    shell:
+        "python -m d2o questions --settings {params.settings:q} --output {output} 2>&1 | tee {log}"
+
+
+rule answer_questions:
+    message:
+        "{wildcards.task} of {wildcards.method} (seed {wildcards.seed}), {wildcards.model}"
+    input:
+        model=plan.model_of,
+        questions="results/tasks/{task}/manifest.json",
+    output:
+        "results/{dataset}/{model}/{method}/seed{seed}/tasks/{task}.parquet",
+    params:
+        settings=plan.params("tasks"),
+        code=plan.code("tasks"),
+    log:
+        "results/{dataset}/{model}/{method}/seed{seed}/logs/tasks-{task}.log",
+    benchmark:
+        "results/{dataset}/{model}/{method}/seed{seed}/logs/tasks-{task}.benchmark.tsv"
+    threads: plan.settings.compute.threads
+    resources:
+        mem_mb=plan.settings.compute.memory_gb * 1000,
+        runtime=plan.settings.compute.minutes,
+        gpu=plan.settings.compute.gpus,
+    conda:
+        "../../envs/tasks.yaml"
+    shell:
+        "python -m d2o --gpus {resources.gpu} tasks --settings {params.settings:q} --model {input.model} "
+        "--questions {input.questions} --output {output} 2>&1 | tee {log}"
