@@ -472,7 +472,7 @@ def test_what_a_task_does_not_offer_is_told_before_anything_loads(tiny_model, ar
     task = Task(task="arc_easy", data=arc)
     questions.fetch(task, tmp_path / "q")
     for change, message in [
-        ({"metric": "f1"}, "arc_easy: f1 is no mean over its questions; set `metric` to one that is: acc, acc_norm"),
+        ({"metric": "f1"}, "arc_easy: f1 is no mean over its questions; set `metric` to one: acc, acc_norm"),
         ({"metric": "acc,strict"}, "arc_easy: acc,strict is no mean"),
         ({"shots": 4}, "arc_easy has 3 examples; set `shots` to at most that"),
     ]:

@@ -17,6 +17,7 @@ from d2o.errors import D2OError
 if TYPE_CHECKING:
     from datasets import Dataset
     from lm_eval.api.task import ConfigurableTask
+    from lm_eval.tasks import TaskManager
 
 Read = Callable[["ConfigurableTask", dict[str, Any]], Mapping[str, "Dataset"]]
 SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
@@ -39,9 +40,7 @@ def fault(name: str, include: str | None) -> str | None:
     files = (file for folder in [*own, *folders] for file in folder.rglob("*yaml*") if file.is_file())
     if any(key.search(file.read_text(errors="replace")) for file in files):
         return None
-    from lm_eval.tasks import TaskManager
-
-    known = TaskManager(include_path=include).all_tasks
+    known = _manager(include).all_tasks
     if name in known:
         return None
     close = difflib.get_close_matches(name, known, n=3)
@@ -63,13 +62,11 @@ def load(specs: list[str | dict[str, Any]], read: Read, include: str | None = No
     """
     import evaluate
     from lm_eval.api.task import ConfigurableTask
-    from lm_eval.tasks import TaskManager
 
     evaluate.config.HF_EVALUATE_OFFLINE = True  # metrics of the Hub are programs
-    names = all(isinstance(spec, str) for spec in specs)
     try:
         with _downloading(read):
-            tasks = TaskManager(include_path=include, include_defaults=names).load(specs)["tasks"]
+            tasks = _manager(include, all(isinstance(spec, str) for spec in specs)).load(specs)["tasks"]
     except D2OError:
         raise
     except Exception as error:  # whatever the code of a task may raise about data that are not its own
@@ -142,6 +139,13 @@ def prompts(task: ConfigurableTask, limit: int | None) -> Iterator[str]:
         text = text if isinstance(text, str) else task.doc_to_text(row)
         if isinstance(text, str) and text.strip():
             yield text
+
+
+@cache
+def _manager(include: str | None, defaults: bool = True) -> TaskManager:
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_path=include, include_defaults=defaults)
 
 
 @contextmanager
