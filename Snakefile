@@ -64,7 +64,7 @@ include: "workflow/rules/likelihoods.smk"
 include: "workflow/rules/scores.smk"
 include: "workflow/rules/judge.smk"
 include: "workflow/rules/quality.smk"
-include: "workflow/rules/mmlu.smk"
+include: "workflow/rules/tasks.smk"
 include: "workflow/rules/report.smk"
 
 

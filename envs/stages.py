@@ -14,7 +14,7 @@ STAGES = {
     "datasets": ["datasets", "ijson", "numpy", "pandas", "polars"],
     "generation": ["vllm", "sacrebleu", "pandas"],
     "train": ["torch", "transformers", "accelerate", "deepspeed", "tensorboard", "peft"],
-    "mmlu": ["torch", "transformers", "accelerate", "lm-eval", "datasets"],
+    "tasks": ["torch", "transformers", "accelerate", "lm-eval", "datasets"],
     "judge": ["openai"],
     "report": ["numpy", "pandas", "tabulate", "matplotlib", "jinja2"],
 }

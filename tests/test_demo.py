@@ -23,7 +23,7 @@ def shrunk(name: str, **sections) -> dict:
     }
     for section, changes in small.items():
         config[section].update(changes)
-    config["benchmarks"]["mmlu"].update(subjects=["geography"], limit=4, shots=1)
+    config["tasks"]["mmlu"].update(subjects=["geography"], limit=4, shots=1)
     for section, entries in sections.items():
         for entry, changes in entries.items():
             config[section][entry].update(changes)

@@ -20,7 +20,7 @@ CONFIG = {
     "experiments": {
         "tiny": {
             "datasets": ["demo"], "models": ["tiny"], "methods": ["initial", "sft", "dpo", "d2o"],
-            "rewards": ["safety"], "benchmarks": ["mmlu"],
+            "rewards": ["safety"], "tasks": ["mmlu"],
         }
     },
     "datasets": {
@@ -35,7 +35,7 @@ CONFIG = {
         "sft": {"loss": "sft", "positives": "self"},
     },
     "rewards": {"safety": {"train": {"backbone": "tiny", "layers": 1, "epochs": 1}}},
-    "benchmarks": {"mmlu": {"path": "demo/mmlu", "shots": 1, "limit": 2, "subjects": ["geography", "arithmetic"]}},
+    "tasks": {"mmlu": {"path": "demo/mmlu", "shots": 1, "limit": 2, "subjects": ["geography", "arithmetic"]}},
     "positives": {"k": 2, "temperature": 0.8, "max_tokens": 12, "faults": []},
     "responses": {"max_tokens": 12},
     "engine": {"eager": True, "kv_cache_gib": 1, "max_num_seqs": 16},
@@ -103,7 +103,7 @@ def test_every_artifact_is_there_and_says_what_made_it(project):
     run = results / "demo" / "tiny" / "d2o" / "seed0"
     assert len(records.read_table(run / "responses.parquet", records.SAMPLES)) == 4
     assert len(records.read_table(run / "scores" / "safety.parquet", records.SCORES)) == 4
-    assert len(records.read_table(run / "mmlu" / "mmlu.parquet", records.QUESTIONS)) == 4
+    assert len(records.read_table(run / "tasks" / "mmlu.parquet", records.QUESTIONS)) == 4
     assert len((run / "train.jsonl").read_text().splitlines()) == 3
     manifest = records.read_manifest(run / "model")
     assert manifest["settings"]["method"]["loss"] == "d2o"
@@ -292,7 +292,7 @@ TRAINED = {"train_method": 3} | of_runs(3) | REPORT
 # An edit of one line, and all that it reruns: one method in four is the initial model.
 EDITS = [
     ("scores.py", "def score(", "@staticmethod\ndef score(", {"score_responses": 4} | REPORT),
-    ("mmlu.py", "def task(", "@staticmethod\ndef task(", {"answer_questions": 4} | REPORT),
+    ("tasks.py", "def multiple_choice(", "@staticmethod\ndef multiple_choice(", {"answer_questions": 4} | REPORT),
     ("report/figures.py", "def effect(", "@staticmethod\ndef effect(", REPORT),
     (
         "records.py",
@@ -341,7 +341,7 @@ def test_an_edit_reruns_what_it_touches_and_nothing_else(restored, file, old, ne
             {"backend": "transformers"},
             {"draw_positives": 1, "merge_positives": 1, "score_references": 1} | TRAINED,
         ),
-        ("benchmarks", {"mmlu": CONFIG["benchmarks"]["mmlu"] | {"shots": 2}}, {"answer_questions": 4} | REPORT),
+        ("tasks", {"mmlu": CONFIG["tasks"]["mmlu"] | {"shots": 2}}, {"answer_questions": 4} | REPORT),
         (
             "rewards",
             {"safety": {"train": {"backbone": "tiny", "layers": 1, "epochs": 2}}},

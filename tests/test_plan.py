@@ -19,7 +19,7 @@ from d2o.sources import source_digest
 CONFIG = yaml.safe_load((ROOT / "tests" / "data" / "config.yaml").read_text())
 NAMES = {
     "dataset": "demo", "model": "smollm2", "method": "d2o", "seed": "0", "pool": "corrected-k3", "table": "negatives",
-    "reward": "safety", "benchmark": "mmlu", "experiment": "demo", "judge": "none",
+    "reward": "safety", "task": "mmlu", "experiment": "demo", "judge": "none",
 }  # fmt: skip
 
 
@@ -70,14 +70,14 @@ LOSS_OF = {
 # Entries and sections, and the schema of each.
 PLACES = {
     "models.smollm2": "Model", "organisms.rude": "Organism", "datasets.demo": "Dataset", "methods.d2o": "Method",
-    "rewards.safety": "Reward", "judges.none": "Judge", "benchmarks.mmlu": "Benchmark", "positives": "Positives",
+    "rewards.safety": "Reward", "judges.none": "Judge", "tasks.mmlu": "Task", "positives": "Positives",
     "responses": "Responses", "engine": "Engine", "forward": "Forward", "train": "Train", "quality": "Quality",
 }  # fmt: skip
 # Which entry something comes from, and files: no other value stands alone. And what only the report reads.
 NOT_ALONE = {
     "models.smollm2": {"hub", "revision", "path", "package", "run", "chat_template", "trust_remote_code"},
     "datasets.demo": {"hub", "revision", "name", "organism", "train", "test", "evaluation_prompts"},
-    "benchmarks.mmlu": {"hub", "revision", "path"},
+    "tasks.mmlu": {"hub", "revision", "path", "task", "data", "include"},
     "rewards.safety": {"source", "train", "rule", "better", "label", "toxic_above", "score_weights", "template"},
     "methods.d2o": {
         "extends",
@@ -142,7 +142,7 @@ def test_what_is_written_is_what_a_stage_gets(place, key, value):
     (node.setdefault(entry, {}) if entry else node)[key] = value
     plan = Plan(config, "c")
     where = wildcards(organism="rude", snapshot="", pool=f"corrected-k{plan.settings.positives.k}")
-    stages = [*STAGES, "organisms", "quality", "judge", "questions", "mmlu", "likelihoods"]
+    stages = [*STAGES, "organisms", "quality", "judge", "questions", "tasks", "likelihoods"]
     got = [json.loads(part(stage)(where)) for stage in stages for part in (plan.params, plan.execution)]
     assert any(holds(found, key, value) for found in got)
 
@@ -213,7 +213,7 @@ def test_snapshots_are_answered_and_scored_like_the_model_they_lead_to():
         "responses": "responses",
         "likelihoods": "likelihoods",
         "scores": "scores/safety",
-        "answers": "mmlu/mmlu",
+        "answers": "tasks/mmlu",
     }.items():
         more = {f"{run}/step{n}/{name}.parquet" for n in (5, 10)} if place != "answers" else set()
         assert set(plan.targets(place)) == set(Plan(CONFIG, "c").targets(place)) | more
@@ -287,7 +287,9 @@ def package(tmp_path_factory):
 
 
 STARTS = {
-    **{stage: [stage] for stage in ("models", "negatives", "positives", "references", "responses", "scores", "mmlu")},
+    **{
+        stage: [stage] for stage in ("models", "negatives", "positives", "references", "responses", "scores", "tasks")
+    },
     "beta": ["datasets", "pku-saferlhf-beta"],
     "hh": ["datasets", "hh-rlhf"],
     "sft": ["train", "sft"],
@@ -328,7 +330,7 @@ def digests(package) -> dict[str, str]:
         ("losses.py", "FLOOR = 1e-5", "FLOOR = 1e-6", TRAININGS),
         ("contracts.py", '"dpo": Contract(**_PAIR, ref', '"dpo": Contract(**_PAIR, unit="means", ref', {"dpo"}),
         ("datasets.py", '"hh-rlhf": (', '"hh-rlhf": (*(), ', {"hh"}),
-        ("records.py", "QUESTIONS = pa.schema([", 'QUESTIONS = pa.schema([("x", pa.string()), ', {"mmlu", "report"}),
+        ("records.py", "QUESTIONS = pa.schema([", 'QUESTIONS = pa.schema([("x", pa.string()), ', {"tasks", "report"}),
         # What is new, and used by nobody yet.
         ("losses.py", "LOSSES = {", 'def new():\n    """New."""\n\n\nLOSSES = {\n    "new": new,', set()),
         ("contracts.py", "CONTRACTS = {", 'CONTRACTS = {\n    "new": Contract("none", True, True),', set()),

@@ -34,7 +34,7 @@ def config(**experiment) -> settings.Settings:
         "seeds": [0, 1],
         "rewards": ["harm", "cost"],
         "judges": ["gpt"],
-        "benchmarks": ["mmlu"],
+        "tasks": ["mmlu"],
     }
     return settings.load(
         {
@@ -58,7 +58,7 @@ def config(**experiment) -> settings.Settings:
                 "cost": {"source": {"path": "beaver"}, "better": "lower"},
             },
             "judges": {"gpt": {"base_url": "http://localhost/v1", "model": "gpt"}},
-            "benchmarks": {"mmlu": {"path": "mmlu.zip"}},
+            "tasks": {"mmlu": {"path": "mmlu.zip"}},
         },
         "test",
     ).only("demo")
@@ -178,13 +178,13 @@ class Results:
                 for order, verdict in (("initial-first", "method"), ("method-first", "method" if i else "tie"))
             ]
             write(folder / f"judge/{judge}.parquet", records.VERDICTS, rows)
-        for benchmark in self.experiment.benchmarks:
+        for task in self.experiment.tasks:
             rows = [
-                {"subject": s, "question": q, "correct": q < right}
+                {"subject": s, "question": q, "value": float(q < right)}
                 for s, n, right in (("law", 30, 6), ("maths", 10, 8))
                 for q in range(n)
             ]
-            write(folder / f"mmlu/{benchmark}.parquet", records.QUESTIONS, rows)
+            write(folder / f"tasks/{task}.parquet", records.QUESTIONS, rows, metric="acc", better="higher")
 
     def _measured(self, folder: Path, trained: bool) -> None:
         """What a model and its snapshots have in common."""
@@ -283,8 +283,8 @@ def test_numbers_are_those_of_the_artifacts(full):
     assert float(table["d2o", "judge/gpt/win_rate", "test"]["mean"]) == pytest.approx(23.5 / 24, abs=1e-5)
     assert float(table["d2o", "judge/gpt/disagreement", "test"]["mean"]) == pytest.approx(1 / 12, abs=1e-5)
     assert float(table["d2o", "judge/gpt/unread", "test"]["mean"]) == pytest.approx(1 / 12, abs=1e-5)
-    assert value(table["d2o", "benchmark/mmlu/accuracy", ""], "mean", "n") == [14 / 40, 40]
-    assert value(table["d2o", "benchmark/mmlu/accuracy_by_subject", ""], "mean") == [(0.2 + 0.8) / 2]
+    assert value(table["d2o", "task/mmlu/acc", ""], "mean", "n") == [14 / 40, 40]
+    assert value(table["d2o", "task/mmlu/acc_by_subject", ""], "mean") == [(0.2 + 0.8) / 2]
     assert value(table["initial", "answers/refusal", "test"], "mean") == [0]
     assert value(table["d2o", "answers/refusal", "test"], "mean", "n") == [1, PROMPTS]
 
@@ -350,7 +350,7 @@ def test_every_file_has_a_manifest_and_the_page_names_its_inputs(full):
 
 
 def test_the_same_artifacts_give_the_same_files(tmp_path):
-    chosen = config(methods=["initial", "npo"], seeds=[0], judges=[], benchmarks=[])
+    chosen = config(methods=["initial", "npo"], seeds=[0], judges=[], tasks=[])
     folder, _, _ = made(tmp_path, chosen)
     first = {
         path.name: path.read_bytes() for path in folder.rglob("*") if "manifest" not in path.name and path.is_file()
@@ -361,7 +361,7 @@ def test_the_same_artifacts_give_the_same_files(tmp_path):
 
 def test_snapshots_are_drawn_against_their_steps(tmp_path):
     """From the initial model to the final one, in order of the steps, the seeds pooled; methods without none."""
-    folder, page, _ = made(tmp_path, config(methods=["initial", "dpo", "d2o-steps"], judges=[], benchmarks=[]))
+    folder, page, _ = made(tmp_path, config(methods=["initial", "dpo", "d2o-steps"], judges=[], tasks=[]))
     with (folder / "course.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert {row["method"] for row in rows} == {"d2o-steps"}
@@ -380,19 +380,19 @@ def test_snapshots_are_drawn_against_their_steps(tmp_path):
 
 
 def test_snapshots_without_scores_have_no_distributions(tmp_path):
-    folder, page, _ = made(tmp_path, config(methods=["d2o-steps"], rewards=[], judges=[], benchmarks=[]))
+    folder, page, _ = made(tmp_path, config(methods=["d2o-steps"], rewards=[], judges=[], tasks=[]))
     assert "course.csv" in page.links
     assert not (folder / "figures/distributions.svg").exists()
     assert next(csv.DictReader((folder / "course.csv").open()))["step"] == "10"
 
-    without = config(methods=["d2o"], rewards=[], judges=[], benchmarks=[])
+    without = config(methods=["d2o"], rewards=[], judges=[], tasks=[])
     Results(tmp_path, without)
     report.write(without, tmp_path, folder / "report.html")
     assert not list(folder.rglob("course*")), "figures of a report before this one"
 
 
 def test_without_judge_reward_and_benchmark(tmp_path):
-    _, page, table = made(tmp_path, config(rewards=[], judges=[], benchmarks=[]))
+    _, page, table = made(tmp_path, config(rewards=[], judges=[], tasks=[]))
     assert {metric.split("/")[0] for _, metric, _ in table} == {"human", "answers"}
     assert "win rate" not in page.text and "weak evidence" not in page.text
 
@@ -415,13 +415,13 @@ def test_a_log_without_positives(tmp_path):
 
 
 def test_evaluation_prompts_without_a_test_split(tmp_path):
-    _, page, table = made(tmp_path, config(benchmarks=[]), prompts=0, evaluation=2)
+    _, page, table = made(tmp_path, config(tasks=[]), prompts=0, evaluation=2)
     assert {prompts for _, _, prompts in table} == {"xstest.csv"}
     assert "of the test split" not in page.text
 
 
 def test_nothing_measured_is_a_report_all_the_same(tmp_path):
-    chosen = config(methods=["d2o"], rewards=[], judges=[], benchmarks=[])
+    chosen = config(methods=["d2o"], rewards=[], judges=[], tasks=[])
     found = Results(tmp_path, chosen)
     for folder in (tmp_path / "pku/smol/d2o/seed0", tmp_path / "pku/smol/d2o/seed1"):
         write(folder / "responses.parquet", records.SAMPLES, [])
@@ -431,7 +431,7 @@ def test_nothing_measured_is_a_report_all_the_same(tmp_path):
 
 
 def test_one_prompt_has_no_interval(tmp_path):
-    folder, page, table = made(tmp_path, config(rewards=[], benchmarks=[]), prompts=1)
+    folder, page, table = made(tmp_path, config(rewards=[], tasks=[]), prompts=1)
     row = table["d2o", "human/negative_logprob", "test"]
     assert (row["mean"], row["low"], row["difference_low"], row["n"]) == ("-3", "", "", "1")
     assert "−3.000 –" in folder.joinpath("table.md").read_text()
@@ -490,7 +490,7 @@ def test_columns_with_the_same_name():
 
 @pytest.mark.parametrize("name", ["scores/harm.parquet", "train.jsonl", "likelihoods.parquet"])
 def test_a_missing_artifact_is_named_and_nothing_is_written(tmp_path, name):
-    chosen = config(benchmarks=[])
+    chosen = config(tasks=[])
     Results(tmp_path, chosen)
     (tmp_path / "pku/smol/dpo/seed1" / name).unlink()
     with pytest.raises(D2OError, match=rf"dpo/seed1/{re.escape(name)}: no such file"):
@@ -499,7 +499,7 @@ def test_a_missing_artifact_is_named_and_nothing_is_written(tmp_path, name):
 
 
 def test_scores_of_other_prompts_are_refused(tmp_path):
-    chosen = config(benchmarks=[])
+    chosen = config(tasks=[])
     found = Results(tmp_path, chosen)
     rows = [{"prompt_id": "0123", "sample": 0, "score": 1.0}, {"prompt_id": found.ids[0], "sample": 0, "score": 1.0}]
     write(tmp_path / "pku/smol/d2o/seed0/scores/harm.parquet", records.SCORES, rows)
@@ -521,14 +521,14 @@ def test_duration():
 
 
 def test_the_sheets_of_online_rounds(tmp_path):
-    folder, *_ = made(tmp_path, config(methods=["d2o-online"], rewards=[], judges=[], benchmarks=[]))
+    folder, *_ = made(tmp_path, config(methods=["d2o-online"], rewards=[], judges=[], tasks=[]))
     html = (folder / "report.html").read_text()
     lines = [f"<td>d2o-online</td><td>{seed}</td><td>{number}</td>" for seed in (0, 1) for number in (1, 2)]
     assert [line for line in lines if line in html] == lines
 
 
 def test_the_scores_that_a_method_filters_its_pool_by(tmp_path):
-    chosen = config(methods=["d2o-best"], rewards=[], judges=[], benchmarks=[])
+    chosen = config(methods=["d2o-best"], rewards=[], judges=[], tasks=[])
     assert chosen.rewards.keys() == {"harm"} and chosen.models.keys() == {"smol"}
     made = Results(tmp_path, chosen)
     rows = [{"prompt_id": p, "sample": k, "score": float(k)} for p in made.ids for k in range(4)]

@@ -88,7 +88,7 @@ def changed(path: str, value) -> dict:
         ("models.smollm2.package", None, "models.smollm2: give exactly one of hub, path, package, run"),
         ("datasets.demo.hub", "a/b", "datasets.demo: `hub` needs a `revision`"),
         ("models.smollm2", {"hub": "a/b"}, "models.smollm2: `hub` needs a `revision`"),
-        ("benchmarks.mmlu", {"hub": "a/b"}, "benchmarks.mmlu: `hub` needs a `revision`"),
+        ("tasks.mmlu", {"hub": "a/b"}, "tasks.mmlu: `hub` needs a `revision`"),
         ("datasets.demo.train", None, "datasets.demo.train: this key is required"),
         ("methods.initial", SELF, "methods.initial: this is the name of a folder in results/; choose another"),
         ("rewards.safety.better", "lower", "rewards.safety: a reward model trained here scores safe answers higher"),

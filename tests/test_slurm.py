@@ -112,7 +112,7 @@ def test_a_job_is_one_task_whatever_its_gpus(gpus):
 @pytest.mark.slow
 def test_the_small_pipeline_on_slurm(slurm, tiny_model, tmp_path):
     project = Project(tmp_path, tiny_model)
-    tiny = CONFIG["experiments"]["tiny"] | {"methods": ["initial", "dpo"], "rewards": [], "benchmarks": []}
+    tiny = CONFIG["experiments"]["tiny"] | {"methods": ["initial", "dpo"], "rewards": [], "tasks": []}
     project.configure(project.config | {"experiments": {"tiny": tiny}})
     printed = project.snakemake(
         "all", "--profile", "profiles/slurm", "--jobs", "2",

@@ -101,7 +101,7 @@ def negatives(
     rows: Input,
     output: Annotated[Path, typer.Option(help="negatives.parquet; pairs, prompts and counts go beside it")],
     settings_json: Json,
-    questions: Annotated[list[Path], typer.Option(help="manifest.json of benchmark questions to keep out")] = [],  # noqa: B006
+    questions: Annotated[list[Path], typer.Option(help="manifest.json of a task's questions to keep out")] = [],  # noqa: B006
 ) -> None:
     """One row per (prompt, human negative), split by prompt; all human pairs; the prompts to answer."""
     from d2o import negatives
@@ -260,20 +260,20 @@ def judge(
     judge.compare(settings.parse(settings.Judge, settings_json, execution), prompts, initial, responses, output)
 
 
-@_command(settings.QuestionSource)
+@_command(settings.Questions)
 def questions(output: Output, settings_json: Json) -> None:
-    """Bring a benchmark's questions into local Parquet files. OUTPUT is their folder's manifest.json."""
+    """Bring a task's questions into local Parquet files. OUTPUT is their folder's manifest.json."""
     from d2o import questions
 
-    questions.fetch(settings.parse(settings.QuestionSource, settings_json), output.parent)
+    questions.fetch(settings.parse(settings.Questions, settings_json), output.parent)
 
 
-@_command(settings.Benchmark)
-def mmlu(model: Model, questions: Input, output: Output, settings_json: Json) -> None:
-    """Answer the questions of a benchmark with lm-evaluation-harness."""
-    from d2o import mmlu
+@_command(settings.Task)
+def tasks(model: Model, questions: Input, output: Output, settings_json: Json) -> None:
+    """Answer the questions of a task with lm-evaluation-harness."""
+    from d2o import tasks
 
-    mmlu.answer(settings.parse(settings.Benchmark, settings_json), _folder(model), questions.parent, output)
+    tasks.answer(settings.parse(settings.Task, settings_json), _folder(model), questions.parent, output)
 
 
 @_command(settings.Settings)

@@ -28,7 +28,7 @@ PLACES = {
     # By name.
     "organism": "<results>/organisms/{organism}/{split}.jsonl",
     "model": "<results>/models/{model}/manifest.json",
-    "questions": "<results>/benchmarks/{benchmark}/manifest.json",
+    "questions": "<results>/tasks/{task}/manifest.json",
     "fetched_reward": "<results>/rewards/{reward}/manifest.json",
     # By data set.
     "rows": "<data>/rows.parquet",
@@ -56,7 +56,7 @@ PLACES = {
     "likelihoods": "<point>/likelihoods.parquet",
     "scores": "<point>/scores/{reward}.parquet",
     "verdicts": "<run>/judge/{judge}.parquet",
-    "answers": "<run>/mmlu/{benchmark}.parquet",
+    "answers": "<run>/tasks/{task}.parquet",
     # By online round of a run.
     "round_policy": "<round>/policy/manifest.json",
     "round_negatives": "<round>/comparisons.parquet",

@@ -1,62 +1,148 @@
-"""Stage `questions`: a benchmark's multiple-choice questions, as local Parquet files.
+"""Stage `questions`: a task's questions, as local Parquet files.
 
-One `<subject>-dev.parquet` (the few-shot examples) and one `<subject>-test.parquet` a subject, with the columns
-and the order of `cais/mmlu`, so that no later stage needs a network.
+`data/` holds what lm-evaluation-harness reads, a file per subject and split, so that no later stage needs a network:
+in MMLU's form `dev` (the few-shot examples) and `test`, with the columns and the order of `cais/mmlu`, or the splits
+of a task that the harness knows, which is a subject then. `questions.parquet` tells what is asked.
 """
 
 from __future__ import annotations
 
 import csv
 import difflib
+import glob
 import io
 import re
+import tempfile
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import pyarrow as pa
 
-from d2o import records
+from d2o import harness, records
 from d2o.errors import D2OError
-from d2o.settings import QuestionSource
+from d2o.settings import Questions
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from lm_eval.api.task import ConfigurableTask
 
 SPLITS = ("dev", "test")
 # `answer` is the index of the right one of the four choices.
 QUESTION = pa.schema([("question", pa.string()), ("choices", pa.list_(pa.string())), ("answer", pa.int64())])
+ASKED = pa.schema([("subject", pa.string()), ("question", pa.string())])
 
-Questions = list[dict[str, Any]]
-Readers = dict[str, dict[str, Callable[[], Questions]]]  # subject → split → what reads its questions
+Multiple = list[dict[str, Any]]
+Readers = dict[str, dict[str, Callable[[], Multiple]]]  # subject → split → what reads its questions
 
 # Names of subjects become names of files, of tasks and a part of the prompt.
 _SUBJECT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _CSV = re.compile(r"(?:.*/)?(dev|test)/([^./][^/]*)_\1\.csv")
+_FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 
 
-def fetch(source: QuestionSource, folder: Path) -> None:
+def fetch(source: Questions, folder: Path) -> None:
     """Make the folder of questions; its manifest counts them per subject and split.
 
     Raises:
         D2OError: where the source is missing or holds no subject, a subject is unknown, oddly named or lacks a
-            split, or a question does not have four choices and an answer among them.
+            split, a question does not have four choices and an answer among them, or as `harness.load`.
     """
+    with records.artifact(folder, source) as draft:
+        (draft.path / "data").mkdir(parents=True)
+        write = _write_task if source.task else _write_subjects
+        counts, asked = write(source, draft.path)
+        draft.facts["rows"] = records.write_table(draft.path / "questions.parquet", ASKED, asked)
+        draft.facts["subjects"] = counts
+
+
+def data_file(folder: Path, subject: str, split: str) -> Path:
+    """Where the rows of a subject's split lie in a folder of questions."""
+    return folder / "data" / f"{quote(subject, safe='')}-{split}.parquet"
+
+
+def load_files(form: str, files: Mapping[str, Path], cache: str) -> Mapping[str, Dataset]:
+    """Local files per split, as `datasets` reads them; `cache` is a folder for its conversion."""
+    import datasets
+
+    datasets.disable_progress_bars()  # several for each subject, of a few milliseconds
+    # It takes paths for patterns.
+    paths = {split: glob.escape(str(path.resolve())) for split, path in files.items()}
+    return datasets.load_dataset(form, data_files=paths, cache_dir=cache)
+
+
+# A task of the harness -------------------------------------------------------------------------------
+
+
+def _write_task(source: Questions, folder: Path) -> tuple[dict[str, dict[str, int]], list[dict[str, str]]]:
+    counts: dict[str, dict[str, int]] = {}
+    asked = []
+    with tempfile.TemporaryDirectory() as cache:
+        read = partial(_local_splits, source, cache) if source.data else partial(_hub_splits, source)
+        tasks = harness.load([source.task], read, source.include)
+        if source.data and len(tasks) > 1:
+            raise D2OError(f"{source.task} is a group of {len(tasks)} tasks; `data` goes with one of them")
+        for name, task in tasks.items():
+            counts[name] = {}
+            for split in dict.fromkeys(filter(None, (getattr(task.config, key) for key in harness.SPLITS))):
+                task.dataset[split].to_parquet(data_file(folder, name, split))
+                counts[name][split] = len(task.dataset[split])
+            asked += [{"subject": name, "question": text} for text in harness.prompts(task, source.limit)]
+    return counts, asked
+
+
+def _local_splits(source: Questions, cache: str, task: ConfigurableTask, _: dict[str, Any]) -> Mapping[str, Dataset]:
+    import datasets
+
+    files = {split: Path(path) for split, path in source.data.items()}
+    forms = {_FORMATS.get(path.suffix) for path in files.values()}
+    if len(forms) > 1 or None in forms:
+        raise D2OError(f"{', '.join(map(str, files.values()))}: expected files of one kind of {', '.join(_FORMATS)}")
+    try:
+        return load_files(forms.pop(), files, cache)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise D2OError(f"{', '.join(map(str, files.values()))}: cannot be read ({reason}); mend the file") from None
+
+
+def _hub_splits(source: Questions, task: ConfigurableTask, options: dict[str, Any]) -> Mapping[str, Dataset]:
+    import datasets
+
+    if task.config.custom_dataset is not None:
+        raise D2OError(f"{task.config.task}: its data are made by code of its own; name files of it in `data`")
+    path, name = task.config.dataset_path, task.config.dataset_name
+    try:
+        options = {key: value for key, value in options.items() if key != "trust_remote_code"}  # code is never run
+        return datasets.load_dataset(path, name, revision=source.revision, **options)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        reason = " ".join(str(error).split())
+        raise D2OError(
+            f"{path} of {task.config.task}: not fetched ({reason}); check the revision, the network and HF_TOKEN, "
+            "or name local files in `data`"
+        ) from None
+
+
+# Questions in MMLU's form ----------------------------------------------------------------------------
+
+
+def _write_subjects(source: Questions, folder: Path) -> tuple[dict[str, dict[str, int]], list[dict[str, str]]]:
     origin = source.hub or source.path
     readers = _hub(source) if source.hub else _local(Path(source.path))
     counts: dict[str, dict[str, int]] = {}
-    with records.artifact(folder, source) as draft:
-        draft.path.mkdir()
-        for subject in _select(readers, source.subjects, origin):
-            counts[subject] = {}
-            for split in SPLITS:
-                found = readers[subject][split]() if split in readers[subject] else []
-                if not found:
-                    raise D2OError(f"{origin}: {subject} has no {split} questions; name the others in `subjects`")
-                limit = source.limit if split == "test" else None
-                path = draft.path / f"{subject}-{split}.parquet"
-                counts[subject][split] = records.write_table(path, QUESTION, found[:limit])
-        draft.facts["rows"] = sum(count["test"] for count in counts.values())
-        draft.facts["subjects"] = counts
+    asked = []
+    for subject in _select(readers, source.subjects, origin):
+        counts[subject] = {}
+        for split in SPLITS:
+            found = readers[subject][split]() if split in readers[subject] else []
+            if not found:
+                raise D2OError(f"{origin}: {subject} has no {split} questions; name the others in `subjects`")
+            found = found[: source.limit if split == "test" else None]
+            counts[subject][split] = records.write_table(data_file(folder, subject, split), QUESTION, found)
+            asked += [{"subject": subject, "question": row["question"]} for row in found]
+    return counts, asked
 
 
 def _select(found: Iterable[str], wanted: list[str], origin: str) -> list[str]:
@@ -77,7 +163,7 @@ def _select(found: Iterable[str], wanted: list[str], origin: str) -> list[str]:
     return chosen
 
 
-# MMLU's CSV files ------------------------------------------------------------------------------------
+# Their CSV files -------------------------------------------------------------------------------------
 
 
 def _local(source: Path) -> Readers:
@@ -105,7 +191,7 @@ def _files(source: Path) -> Iterator[tuple[str, bytes]]:
         raise D2OError(f"{source}: {'neither a folder nor a .zip' if source.exists() else 'no such file'}")
 
 
-def _parse(content: bytes, origin: str) -> Questions:
+def _parse(content: bytes, origin: str) -> Multiple:
     """The questions of a CSV file without header: question, four choices, letter of the right one."""
     try:
         text = content.decode("utf-8-sig")
@@ -124,10 +210,10 @@ def _parse(content: bytes, origin: str) -> Questions:
     return questions
 
 
-# The Hub ---------------------------------------------------------------------------------------------
+# The same on the Hub ----------------------------------------------------------------------------------
 
 
-def _hub(source: QuestionSource) -> Readers:
+def _hub(source: Questions) -> Readers:
     import datasets
 
     def call(function: Callable, *args: str, **options: str):
@@ -140,7 +226,7 @@ def _hub(source: QuestionSource) -> Readers:
                 "network and HF_TOKEN, or give a local `path`"
             ) from None
 
-    def read(subject: str, split: str) -> Questions:
+    def read(subject: str, split: str) -> Multiple:
         rows = call(datasets.load_dataset, subject, split=split)
         return [_checked(row, f"{source.hub}: {subject}, {split}, row {n}") for n, row in enumerate(rows, 1)]
 

@@ -113,8 +113,8 @@ LOGPROBS = pa.schema(
 
 SCORES = pa.schema([("prompt_id", pa.string()), ("sample", pa.int32()), ("score", pa.float64())])
 
-# One question of a benchmark, answered by one model.
-QUESTIONS = pa.schema([("subject", pa.string()), ("question", pa.int32()), ("correct", pa.bool_())])
+# One question of a task, answered by one model: the task's metric for it, such as 1 where the answer is right.
+QUESTIONS = pa.schema([("subject", pa.string()), ("question", pa.int32()), ("value", pa.float64())])
 
 # One judgement of a pair: `order` tells which answer stood first, `verdict` which won.
 VERDICTS = pa.schema(

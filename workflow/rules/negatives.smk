@@ -12,7 +12,7 @@ rule extract_negatives:
     input:
         rows="<rows>",
         evaluation=plan.evaluation_files,
-        questions=plan.benchmarks_beside,
+        questions=plan.tasks_beside,
     output:
         negatives="<negatives>",
         pairs="<pairs>",

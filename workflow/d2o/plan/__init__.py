@@ -97,7 +97,7 @@ class Plan:
             "table": self.reference_tables,
             "reward": lambda row: self._filters(row) if "pool" in row else e.rewards,
             "judge": lambda row: e.judges,
-            "benchmark": lambda row: e.benchmarks,
+            "task": lambda row: e.tasks,
             "side": lambda row: ["chosen", "rejected"],
         }
 
@@ -232,20 +232,19 @@ class Plan:
         """The files with further prompts to answer."""
         return self.settings.datasets[wildcards.dataset].evaluation_prompts
 
-    def benchmark_files(self, wildcards) -> list[str]:
-        """The local files of a benchmark; none for one of the Hub."""
-        path = self.settings.benchmarks[wildcards.benchmark].path
-        if path is None or Path(path).is_file():
-            return [path] if path else []
-        return sorted(str(file) for file in Path(path).rglob("*.csv"))
+    def task_files(self, wildcards) -> list[str]:
+        """The local files that a task is made from; none where all comes from the Hub."""
+        places = [Path(path) for _, path in self.settings.tasks[wildcards.task].local()]
+        files = {file for place in places for file in [place, *place.rglob("*")] if file.is_file()}
+        return sorted(str(file) for file in files if "__pycache__" not in file.parts)
 
-    def benchmarks_beside(self, wildcards) -> list[str]:
-        """The questions of every benchmark that some experiment runs on a data set's models."""
+    def tasks_beside(self, wildcards) -> list[str]:
+        """The questions of every task that some experiment runs on a data set's models."""
         return [
-            self.layout.path("questions", benchmark=benchmark)
+            self.layout.path("questions", task=task)
             for e in self.settings.experiments.values()
             if wildcards.dataset in e.datasets
-            for benchmark in e.benchmarks
+            for task in e.tasks
         ]
 
     def reward_files(self, wildcards) -> list[str]:

@@ -31,7 +31,7 @@ def check(s: Settings, origin: str) -> None:
 def _files(s: Settings) -> Iterator[tuple[str, str]]:
     """Each local file or folder of a config, and the key that names it."""
     yield from ((f"models.{name}.path", model.path) for name, model in s.models.items() if model.path)
-    yield from ((f"benchmarks.{name}.path", entry.path) for name, entry in s.benchmarks.items() if entry.path)
+    yield from ((f"tasks.{name}.{key}", path) for name, task in s.tasks.items() for key, path in task.local())
     for name, reward in s.rewards.items():
         if reward.source and reward.source.path:
             yield f"rewards.{name}.source.path", reward.source.path
@@ -46,7 +46,7 @@ def _files(s: Settings) -> Iterator[tuple[str, str]]:
 
 
 def _problems(s: Settings) -> Iterator[str]:
-    """What is wrong with models, organisms and rules."""
+    """What is wrong with models, tasks, organisms and rules."""
     made = {
         layout.below("run", run.names)
         for experiment in s.experiments.values()
@@ -59,6 +59,12 @@ def _problems(s: Settings) -> Iterator[str]:
                 f"models.{name}.run: no experiment makes {run}; add its data set, model, method and seed to one"
                 + suggestion(run, made)
             )
+    for name, task in s.tasks.items():
+        if task.task:
+            from d2o import harness
+
+            if fault := harness.fault(task.task, task.include):
+                yield f"tasks.{name}.task: {fault}"
     for name, organism in s.organisms.items():
         from d2o.organisms import load
 
@@ -82,7 +88,7 @@ _NAMED = [
     ("organisms", "organisms", "organism", "organism"),
     ("datasets", "datasets", "dataset", "rows"),
     ("rewards", "rewards", "reward", "fetched_reward"),
-    ("benchmarks", "questions", "benchmark", "questions"),
+    ("tasks", "questions", "task", "questions"),
 ]
 
 

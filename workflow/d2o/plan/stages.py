@@ -54,9 +54,9 @@ def of(s: Settings, stage: str, w: Any) -> settings.Section:
         case "judge":
             return s.judges[w.judge]
         case "questions":
-            return _part(settings.QuestionSource, s.benchmarks[w.benchmark])
-        case "mmlu":
-            return s.benchmarks[w.benchmark]
+            return _part(settings.Questions, s.tasks[w.task])
+        case "tasks":
+            return s.tasks[w.task]
         case "report":
             return s.only(w.experiment)
     raise KeyError(stage)

@@ -29,7 +29,7 @@ def write(settings: Settings, results: Path, output: Path) -> None:
     from d2o.report import figures, metrics, page, tables
 
     archive = metrics.Archive(results)
-    declared = metrics.declared(settings)
+    declared = metrics.declared(archive, settings)
     blocks = []
     for dataset, model in product(experiment.datasets, experiment.models):
         values = metrics.observe(archive, settings, dataset, model)

@@ -20,7 +20,7 @@ from d2o.settings import Experiment, Reward, Settings
 
 EXACT = "Exact scorers"
 SCORED = "Scorers and judges"
-BENCHMARKS = "Benchmarks"
+TASKS = "Tasks"
 HUMAN = "Held-out human answers under each model"
 STYLE = "The answers as such"
 
@@ -168,7 +168,7 @@ class Source:
     metrics: Sequence[Metric]
 
 
-def sources(settings: Settings, trained: bool = True) -> list[Source]:
+def sources(archive: Archive, settings: Settings, trained: bool = True) -> list[Source]:
     """The tables of each run of an experiment; a model that is not trained here has fewer."""
     (experiment,) = settings.experiments.values()
     rewards = {name: [_score(name, settings.rewards[name])] for name in experiment.rewards}
@@ -178,17 +178,23 @@ def sources(settings: Settings, trained: bool = True) -> list[Source]:
         *(Source("scores", {"reward": name}, records.SCORES, _answers, found) for name, found in rewards.items()),
         *(Source("verdicts", {"judge": name}, records.VERDICTS, _answers, _judged(name)) for name in judges),
         *(
-            Source("answers", {"benchmark": name}, records.QUESTIONS, _questions, _answered(name))
-            for name in experiment.benchmarks
+            Source(
+                "answers",
+                {"task": name},
+                records.QUESTIONS,
+                _questions,
+                _answered(name, _facts(archive, experiment, name)),
+            )
+            for name in experiment.tasks
         ),
         Source("likelihoods", {}, records.LOGPROBS, _likely, human),
         Source("responses", {}, records.SAMPLES, _answers, STYLE_METRICS),
     ]
 
 
-def declared(settings: Settings) -> dict[str, Metric]:
+def declared(archive: Archive, settings: Settings) -> dict[str, Metric]:
     """Every metric of an experiment by its key, in reading order."""
-    return {metric.key: metric for source in sources(settings) for metric in source.metrics}
+    return {metric.key: metric for source in sources(archive, settings) for metric in source.metrics}
 
 
 def observe(archive: Archive, settings: Settings, dataset: str, model: str) -> pd.DataFrame:
@@ -202,7 +208,7 @@ def observe(archive: Archive, settings: Settings, dataset: str, model: str) -> p
     return together(
         _values(archive, run, source, context)
         for run in runs(experiment, dataset, model)
-        for source in sources(settings, run.method != "initial")
+        for source in sources(archive, settings, run.method != "initial")
     )
 
 
@@ -219,7 +225,9 @@ def course(
     """
     (experiment,) = settings.experiments.values()
     context = _context(archive, experiment, dataset, model)
-    followed = [replace(s, metrics=[m for m in s.metrics if m.course]) for s in sources(settings, trained=False)]
+    followed = [
+        replace(s, metrics=[m for m in s.metrics if m.course]) for s in sources(archive, settings, trained=False)
+    ]
     followed = [source for source in followed if source.metrics]
     values = values[values["metric"].isin([metric.key for source in followed for metric in source.metrics])]
     found = []
@@ -317,19 +325,37 @@ def _disagree(rows: pd.DataFrame) -> pd.Series:
 
 
 def _questions(table: pd.DataFrame, context: Context, path: Path) -> pd.DataFrame:
-    """Rows about questions, which come with a benchmark."""
+    """Rows about questions, which come with a task."""
     question = table["subject"] + "/" + table["question"].astype(str)
     return table.assign(cluster=question, prompts="", stratum=table["subject"])
 
 
-def _answered(benchmark: str) -> list[Metric]:
-    """Accuracy over all questions, which is MMLU's usual figure, and over the means of the subjects."""
-    key = f"benchmark/{benchmark}/accuracy"
-    share = partial(Metric, group=BENCHMARKS, of=itemgetter("correct"), better="higher", digits=1, percent=True)
-    return [
-        share(key, f"{benchmark} accuracy"),
-        share(f"{key}_by_subject", f"{benchmark}, mean of subjects", macro=True, shown=False),
-    ]
+def _facts(archive: Archive, experiment: Experiment, task: str) -> dict[str, Any]:
+    """What the manifest of a task's answers says, that of any run: its metric is the same for all."""
+    run = runs(experiment, experiment.datasets[0], experiment.models[0])[0]
+    return archive.manifest("answers", task=task, **run.names)
+
+
+# Parts of the names of metrics that are shares of questions.
+_SHARES = ("acc", "exact_match")
+
+
+def _answered(task: str, facts: Mapping[str, Any]) -> list[Metric]:
+    """A task's own metric over all questions, as MMLU's usual figure, and over the means of several subjects."""
+    name = facts["metric"]
+    percent = any(part in name for part in _SHARES)
+    mean = partial(
+        Metric,
+        group=TASKS,
+        of=itemgetter("value"),
+        better=facts["better"],
+        digits=1 if percent else 3,
+        percent=percent,
+    )
+    found = [mean(f"task/{task}/{name}", f"{task} {name}")]
+    if len(facts["subjects"]) > 1:
+        found.append(mean(f"task/{task}/{name}_by_subject", f"{task}, mean of subjects", macro=True, shown=False))
+    return found
 
 
 def _likely(table: pd.DataFrame, context: Context, path: Path) -> pd.DataFrame:

@@ -11,10 +11,10 @@ import numpy as np
 import pandas as pd
 
 from d2o import statistics
-from d2o.report.metrics import BENCHMARKS, EXACT, HUMAN, HUMAN_METRICS, SCORED, STYLE, WHOLE, Metric, together
+from d2o.report.metrics import EXACT, HUMAN, HUMAN_METRICS, SCORED, STYLE, TASKS, WHOLE, Metric, together
 from d2o.statistics import Estimate, Sample
 
-GROUPS = (EXACT, SCORED, BENCHMARKS, HUMAN, STYLE)
+GROUPS = (EXACT, SCORED, TASKS, HUMAN, STYLE)
 LEGEND = (
     "▲ better, ▼ worse than the initial model: the 95 % interval of the paired difference excludes 0 "
     "(△ higher, ▽ lower where neither is better as such). – not measured, or no interval from one prompt."

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -498,26 +498,57 @@ class Judge(Section):
     concurrency: Positive = execution(8, "requests under way at once")
 
 
-class QuestionSource(Hub):
-    """Where multiple-choice questions come from, and which."""
+class Questions(Hub):
+    """Where a task's questions come from: from lm-evaluation-harness by name, or in MMLU's form."""
 
+    task: str | None = Field(
+        None, description="task, group or tag of lm-evaluation-harness, such as `arc_easy`; `revision` is its data's"
+    )
+    data: dict[Name, str] = Field(
+        {}, description="local file (.jsonl, .json, .csv, .parquet) per split, in place of the data on the Hub"
+    )
+    include: str | None = Field(
+        None, description="folder with YAML files of further tasks; Python code that they name is run"
+    )
     path: str | None = Field(None, description="folder or .zip with dev/ and test/ CSV files of MMLU")
-    hub: str | None = Field(None, description="data set id on the Hub, such as cais/mmlu")
-    subjects: list[str] = Field([], description="subjects; empty: all")
-    limit: Positive | None = Field(None, description="questions per subject; null: all")
+    hub: str | None = Field(None, description="data set id on the Hub in MMLU's form, such as cais/mmlu")
+    subjects: list[str] = Field([], description="subjects in MMLU's form; empty: all")
+    limit: Positive | None = Field(None, description="questions per subject, or per task of a group; null: all")
 
     @model_validator(mode="after")
     def _one_origin(self):
-        if (self.path is None) == (self.hub is None):
-            raise ValueError("give exactly one of path and hub")
+        if sum(origin is not None for origin in (self.task, self.path, self.hub)) != 1:
+            raise ValueError("give exactly one of task, path and hub")
+        if not self.task and (self.data or self.include):
+            raise ValueError("data and include go with task")
+        if self.task and self.subjects:
+            raise ValueError("subjects go with path and hub; name the tasks of a group one by one")
+        if self.data and self.revision:
+            raise ValueError("revision goes with data on the Hub; leave it out, or data")
         return self
 
+    def local(self) -> Iterator[tuple[str, str]]:
+        """The key and the path of each local file or folder that the questions come from."""
+        if self.path:
+            yield "path", self.path
+        if self.include:
+            yield "include", self.include
+        for split, path in self.data.items():
+            yield f"data.{split}", path
 
-class Benchmark(QuestionSource):
-    """Multiple-choice questions in MMLU's form, run by lm-evaluation-harness."""
 
-    shots: Annotated[int, Field(ge=0, le=5)] = Field(5, description="examples before each question")
-    batch_size: Positive = Field(8, description="questions scored at once")
+class Task(Questions):
+    """Questions that lm-evaluation-harness asks, and how the answers are measured."""
+
+    shots: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="examples before each question; null: the task's own number, 5 in MMLU's form"
+    )
+    metric: str | None = Field(
+        None,
+        description="a mean over the questions, such as `acc_norm`, or with a filter `exact_match,strict-match`; "
+        "null: the task's first",
+    )
+    batch_size: Positive = Field(8, description="questions answered at once")
 
 
 class Compute(Section):
@@ -541,7 +572,7 @@ class Experiment(Section):
     seeds: list[Annotated[int, Field(ge=0)]] = Field([0], min_length=1, description="seeds of training")
     rewards: list[Name] = Field([], description="entries of `rewards`")
     judges: list[Name] = Field([], description="entries of `judges`")
-    benchmarks: list[Name] = Field([], description="entries of `benchmarks`")
+    tasks: list[Name] = Field([], description="entries of `tasks`")
     quality: bool = Field(
         False, description="whether `rewards` and `judges` are asked about the data sets' human pairs too (Figure 1)"
     )
@@ -585,7 +616,7 @@ class Settings(Section):
     methods: dict[Name, Method] = Field({}, description="training methods, by name")
     rewards: dict[Name, Reward] = Field({}, description="reward models and exact scorers, by name")
     judges: dict[Name, Judge] = Field({}, description="pairwise judges, by name")
-    benchmarks: dict[Name, Benchmark] = Field({}, description="multiple-choice benchmarks, by name")
+    tasks: dict[Name, Task] = Field({}, description="sets of questions that lm-evaluation-harness asks, by name")
     positives: Positives = Field(Positives(), description="self-generated answers")
     responses: Responses = Field(Responses(), description="answers to the test prompts")
     engine: Engine = Field(Engine(), description="what generates positives and responses")

@@ -15,16 +15,16 @@ if TYPE_CHECKING:
     from d2o.settings import Method, Settings
 
 # The sections whose entries are named by others.
-KINDS = ("organisms", "datasets", "models", "methods", "rewards", "judges", "benchmarks")
+KINDS = ("organisms", "datasets", "models", "methods", "rewards", "judges", "tasks")
 # Names of folders in results/ beside which those of a section's entries lie.
 _RESERVED = {
     "experiments": {"logs"},
     "organisms": {"logs"},
-    "datasets": {"organisms", "models", "rewards", "benchmarks", "reports"},
+    "datasets": {"organisms", "models", "rewards", "tasks", "reports"},
     "models": {"logs", "quality", "rewards"},
     "methods": {"initial", "logs", "positives", "references"},
     "rewards": {"logs"},
-    "benchmarks": {"logs"},
+    "tasks": {"logs"},
 }
 
 

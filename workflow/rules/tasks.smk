@@ -1,32 +1,32 @@
-# Multiple-choice questions, and the accuracy of each model on them.
+# What lm-evaluation-harness asks: the questions of each task, and every model's answers.
 
 
-rule mmlu:
+rule tasks:
     input:
         plan.targets("answers"),
 
 
 rule fetch_questions:
     message:
-        "Questions of {wildcards.benchmark}"
+        "Questions of {wildcards.task}"
     input:
-        files=plan.benchmark_files,
+        files=plan.task_files,
     output:
         "<questions>",
     params:
         settings=plan.params("questions"),
         code=plan.code("questions"),
     log:
-        "<results>/benchmarks/logs/{benchmark}.log",
+        "<results>/tasks/logs/{task}.log",
     benchmark:
-        "<results>/benchmarks/logs/{benchmark}.benchmark.tsv"
+        "<results>/tasks/logs/{task}.benchmark.tsv"
     threads: 1
     resources:
         mem_mb=4000,
         runtime=60,
         gpu=0,
     conda:
-        plan.environment("datasets")
+        plan.environment("tasks")
     localrule: True
     shell:
         "python -m d2o questions --settings {params.settings:q} --output {output} 2>&1 | tee {log}"
@@ -34,26 +34,26 @@ rule fetch_questions:
 
 rule answer_questions:
     message:
-        "{wildcards.benchmark} of {wildcards.method} (seed {wildcards.seed}), {wildcards.model}"
+        "{wildcards.task} of {wildcards.method} (seed {wildcards.seed}), {wildcards.model}"
     input:
         model=plan.model_of,
         questions="<questions>",
     output:
         "<answers>",
     params:
-        settings=plan.params("mmlu"),
-        code=plan.code("mmlu"),
+        settings=plan.params("tasks"),
+        code=plan.code("tasks"),
     log:
-        "<run>/logs/mmlu-{benchmark}.log",
+        "<run>/logs/tasks-{task}.log",
     benchmark:
-        "<run>/logs/mmlu-{benchmark}.benchmark.tsv"
+        "<run>/logs/tasks-{task}.benchmark.tsv"
     threads: plan.settings.compute.threads
     resources:
         mem_mb=plan.settings.compute.memory_gb * 1000,
         runtime=plan.settings.compute.minutes,
         gpu=plan.settings.compute.gpus,
     conda:
-        plan.environment("mmlu")
+        plan.environment("tasks")
     shell:
-        "python -m d2o --gpus {resources.gpu} mmlu --settings {params.settings:q} --model {input.model} "
+        "python -m d2o --gpus {resources.gpu} tasks --settings {params.settings:q} --model {input.model} "
         "--questions {input.questions} --output {output} 2>&1 | tee {log}"

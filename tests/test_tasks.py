@@ -1,4 +1,4 @@
-"""Stages `questions` and `mmlu`: what is read equals what was written, and what is measured what a hand finds."""
+"""Stages `questions` and `tasks`: what is read equals what was written, and what is measured what a hand finds."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
+import yaml
 
 from conftest import ROOT
-from d2o import mmlu, questions, records
+from d2o import harness, questions, records, tasks
 from d2o.errors import D2OError
-from d2o.settings import Benchmark, QuestionSource
+from d2o.plan import Plan
+from d2o.settings import Questions, Task
 
 DEMO = ROOT / "demo" / "mmlu"
 REAL = ROOT.parent / "shared" / "data" / "mmlu" / "mmlu.zip"
@@ -25,7 +27,7 @@ needs_real = pytest.mark.skipif(not REAL.exists(), reason="MMLU itself is not be
 
 
 def read(folder: Path, subject: str, split: str) -> list[dict]:
-    return records.read_table(folder / f"{subject}-{split}.parquet", questions.QUESTION)
+    return records.read_table(questions.data_file(folder, subject, split), questions.QUESTION)
 
 
 def write_csv(folder: Path, subject: str, test: str, dev: str = "d?,1,2,3,4,A\n") -> None:
@@ -44,19 +46,19 @@ def test_folder_and_zip_hold_the_same_questions(tmp_path):
         archive.writestr("data/auxiliary_train/race.csv", "not read")
         archive.writestr("__MACOSX/data/dev/._geography_dev.csv", b"\x00\xff")
     for name, source in (("folder", DEMO), ("zip", tmp_path / "m.zip")):
-        questions.fetch(Benchmark(path=str(source)), tmp_path / name)
-    for path in (tmp_path / "folder").glob("*.parquet"):
-        assert (tmp_path / "zip" / path.name).read_bytes() == path.read_bytes()
+        questions.fetch(Task(path=str(source)), tmp_path / name)
+    for path in (tmp_path / "folder").rglob("*.parquet"):
+        assert (tmp_path / "zip" / path.relative_to(tmp_path / "folder")).read_bytes() == path.read_bytes()
     manifest = records.read_manifest(tmp_path / "zip")
     assert manifest["subjects"]["geography"] == {"dev": 5, "test": 15}
     assert len(manifest["subjects"]) == 4
-    assert manifest["rows"] == 60
+    assert manifest["rows"] == 80
 
 
 def test_a_question_keeps_its_text_and_its_answer(tmp_path):
     # "None" and "NA" are answers, not missing values; a cell may hold commas, quotes and line breaks.
     write_csv(tmp_path / "in", "odd", '\ufeff" Which, ""one""?\n(i) or (ii)",None,NA,1.50,,C\n\nlast?,a,b,c,d,D\n')
-    questions.fetch(Benchmark(path=str(tmp_path / "in")), tmp_path / "out")
+    questions.fetch(Task(path=str(tmp_path / "in")), tmp_path / "out")
     assert read(tmp_path / "out", "odd", "test") == [
         {"question": ' Which, "one"?\n(i) or (ii)', "choices": ["None", "NA", "1.50", ""], "answer": 2},
         {"question": "last?", "choices": ["a", "b", "c", "d"], "answer": 3},
@@ -64,9 +66,9 @@ def test_a_question_keeps_its_text_and_its_answer(tmp_path):
 
 
 def test_limit_cuts_the_test_part_only(tmp_path):
-    questions.fetch(Benchmark(path=str(DEMO), subjects=["geography"], limit=3), tmp_path / "out")
+    questions.fetch(Task(path=str(DEMO), subjects=["geography"], limit=3), tmp_path / "out")
     assert records.read_manifest(tmp_path / "out")["subjects"] == {"geography": {"dev": 5, "test": 3}}
-    questions.fetch(Benchmark(path=str(DEMO)), tmp_path / "all")
+    questions.fetch(Task(path=str(DEMO)), tmp_path / "all")
     assert read(tmp_path / "out", "geography", "test") == read(tmp_path / "all", "geography", "test")[:3]
 
 
@@ -83,14 +85,14 @@ def test_limit_cuts_the_test_part_only(tmp_path):
 def test_a_bad_file_is_named_with_its_row(tmp_path, test, message):
     write_csv(tmp_path / "in", "bad", test)
     with pytest.raises(D2OError, match=message):
-        questions.fetch(Benchmark(path=str(tmp_path / "in")), tmp_path / "out")
+        questions.fetch(Task(path=str(tmp_path / "in")), tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
 def test_a_bad_file_of_a_subject_that_is_not_asked_for_does_not_matter(tmp_path):
     write_csv(tmp_path / "in", "bad", "broken")
     write_csv(tmp_path / "in", "good", "q?,1,2,3,4,B\n")
-    questions.fetch(Benchmark(path=str(tmp_path / "in"), subjects=["good"]), tmp_path / "out")
+    questions.fetch(Task(path=str(tmp_path / "in"), subjects=["good"]), tmp_path / "out")
     assert read(tmp_path / "out", "good", "test")[0]["answer"] == 1
 
 
@@ -100,16 +102,16 @@ def test_wrong_sources_are_told_in_one_line(tmp_path):
     shutil.copytree(DEMO, tmp_path / "twice" / "a")
     shutil.copytree(DEMO, tmp_path / "twice" / "b")
     shutil.copytree(DEMO / "test", tmp_path / "half" / "test")
-    for benchmark, message in [
-        (Benchmark(path=str(DEMO), subjects=["geografy"]), "no subject 'geografy'; there are: geography$"),
-        (Benchmark(path=str(tmp_path / "empty")), "no subjects; expected dev/<subject>_dev.csv"),
-        (Benchmark(path=str(tmp_path / "x.zip")), "x.zip: neither a folder nor a .zip"),
-        (Benchmark(path=str(tmp_path / "gone")), "gone: no such file"),
-        (Benchmark(path=str(tmp_path / "twice")), r"two files dev/arithmetic_dev\.csv in different folders"),
-        (Benchmark(path=str(tmp_path / "half")), "arithmetic has no dev questions"),
+    for task, message in [
+        (Task(path=str(DEMO), subjects=["geografy"]), "no subject 'geografy'; there are: geography$"),
+        (Task(path=str(tmp_path / "empty")), "no subjects; expected dev/<subject>_dev.csv"),
+        (Task(path=str(tmp_path / "x.zip")), "x.zip: neither a folder nor a .zip"),
+        (Task(path=str(tmp_path / "gone")), "gone: no such file"),
+        (Task(path=str(tmp_path / "twice")), r"two files dev/arithmetic_dev\.csv in different folders"),
+        (Task(path=str(tmp_path / "half")), "arithmetic has no dev questions"),
     ]:
         with pytest.raises(D2OError, match=message):
-            questions.fetch(benchmark, tmp_path / "out")
+            questions.fetch(task, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -118,7 +120,7 @@ def test_hub_layout_gives_the_same_questions_as_the_csv_files(tmp_path, monkeypa
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    questions.fetch(Benchmark(path=str(DEMO), subjects=["geography"]), tmp_path / "csv")
+    questions.fetch(Task(path=str(DEMO), subjects=["geography"]), tmp_path / "csv")
     features = datasets.Features(
         question=datasets.Value("string"),
         subject=datasets.Value("string"),
@@ -135,7 +137,7 @@ def test_hub_layout_gives_the_same_questions_as_the_csv_files(tmp_path, monkeypa
             datasets.Dataset.from_list(rows, features=features).to_parquet(path)
             card += f"  - split: {split}\n    path: {name}/{split}-*\n"
     (tmp_path / "hub" / "README.md").write_text(card + "---\n")
-    hub = Benchmark(hub=str(tmp_path / "hub"), revision="main", limit=15)
+    hub = Task(hub=str(tmp_path / "hub"), revision="main", limit=15)
     questions.fetch(hub, tmp_path / "out")
     assert records.read_manifest(tmp_path / "out")["subjects"] == {"geography": {"dev": 5, "test": 15}}
     for split in questions.SPLITS:
@@ -144,12 +146,12 @@ def test_hub_layout_gives_the_same_questions_as_the_csv_files(tmp_path, monkeypa
 
 def test_a_hub_that_cannot_be_reached_is_one_line(tmp_path):
     with pytest.raises(D2OError, match=r"^nobody/nothing@main: not fetched \(.*local `path`$"):
-        questions.fetch(Benchmark(hub="nobody/nothing", revision="main"), tmp_path / "out")
+        questions.fetch(Task(hub="nobody/nothing", revision="main"), tmp_path / "out")
 
 
 @needs_real
 def test_the_real_mmlu_is_read_whole(tmp_path):
-    questions.fetch(Benchmark(path=str(REAL)), tmp_path / "out")
+    questions.fetch(Task(path=str(REAL)), tmp_path / "out")
     subjects = records.read_manifest(tmp_path / "out")["subjects"]
     assert len(subjects) == 57
     assert sum(count["test"] for count in subjects.values()) == 14042  # as published
@@ -159,9 +161,8 @@ def test_the_real_mmlu_is_read_whole(tmp_path):
 # Answers ---------------------------------------------------------------------------------------------
 
 
-def test_the_tasks_are_the_harness_own_mmlu_with_local_files(tmp_path):
+def test_the_tasks_are_the_harness_own_mmlu_with_local_files():
     import lm_eval
-    import yaml
     from lm_eval.utils import apply_template
 
     folder = Path(lm_eval.__file__).parent / "tasks" / "mmlu" / "default"
@@ -171,11 +172,11 @@ def test_the_tasks_are_the_harness_own_mmlu_with_local_files(tmp_path):
     for file in files:
         theirs = default | yaml.safe_load(file.read_text())
         subject = theirs["dataset_name"]
-        ours = mmlu.task(subject, tmp_path, 5, "")
+        ours = tasks.multiple_choice(subject)
         ours["description"] = apply_template(ours["description"], {})
-        for ignored in ("dataset_path", "dataset_name", "include", "tag", "task_alias", "metadata"):
+        for ignored in ("dataset_path", "dataset_name", "include", "task", "tag", "task_alias", "metadata"):
             theirs.pop(ignored)
-        for local in ("dataset_path", "dataset_kwargs", "num_fewshot"):
+        for local in ("task", "num_fewshot"):
             ours.pop(local)
         assert ours == theirs, subject
 
@@ -184,10 +185,10 @@ HOSTILE = ["{{ 1 + 1 }}", "{% raw %}", "{# #}", 'it\'s "so"', "back\\slash\n", "
 
 
 @pytest.mark.parametrize("subject", HOSTILE)
-def test_a_subject_is_text_to_the_harness_and_no_template(tmp_path, subject):
+def test_a_subject_is_text_to_the_harness_and_no_template(subject):
     from lm_eval.utils import apply_template
 
-    said = apply_template(mmlu.task(subject, tmp_path, 5, "")["description"], {})
+    said = apply_template(tasks.multiple_choice(subject)["description"], {})
     assert said == f"The following are multiple choice questions (with answers) about {subject}.\n\n"
 
 
@@ -198,18 +199,16 @@ def test_a_subject_of_an_odd_name_is_refused_where_it_is_asked_for(tmp_path, sub
             for name in ("good", subject.replace("\x00", "")):
                 archive.writestr(f"{split}/{name}_{split}.csv", "q?,1,2,3,4,A\n")
     with pytest.raises(D2OError, match=r"m\.zip: .* cannot name a subject: .*; rename its files, or name the others"):
-        questions.fetch(Benchmark(path=str(tmp_path / "m.zip")), tmp_path / "out")
-    questions.fetch(Benchmark(path=str(tmp_path / "m.zip"), subjects=["good"]), tmp_path / "out")
+        questions.fetch(Task(path=str(tmp_path / "m.zip")), tmp_path / "out")
+    questions.fetch(Task(path=str(tmp_path / "m.zip"), subjects=["good"]), tmp_path / "out")
     assert records.read_manifest(tmp_path / "out")["subjects"] == {"good": {"dev": 1, "test": 1}}
 
 
 def test_a_folder_of_an_odd_name_is_no_pattern(tmp_path):
-    import datasets
-
     folder = tmp_path / "a[b]*?"
-    questions.fetch(Benchmark(path=str(DEMO), subjects=["geography"], limit=2), folder)
-    options = mmlu.task("geography", folder, 5, str(tmp_path / "cache"))["dataset_kwargs"]
-    found = datasets.load_dataset("parquet", **options)
+    questions.fetch(Task(path=str(DEMO), subjects=["geography"], limit=2), folder)
+    files = {split: questions.data_file(folder, "geography", split) for split in questions.SPLITS}
+    found = questions.load_files("parquet", files, str(tmp_path / "cache"))
     assert {split: len(rows) for split, rows in found.items()} == {"dev": 5, "test": 2}
 
 
@@ -273,33 +272,215 @@ def answers_by_hand(model: Path, subject: str, dev: list[dict], test: list[dict]
 def test_every_answer_equals_one_computed_by_hand(opinionated_model, tmp_path, shots):
     """With 5 shots the prompts are longer than the context, and lose their beginning."""
     subject = "everyday_science"
-    benchmark = Benchmark(path=str(DEMO), subjects=[subject, "geography"], shots=shots, batch_size=4)
-    questions.fetch(benchmark, tmp_path / "questions")
-    mmlu.answer(benchmark, opinionated_model, tmp_path / "questions", tmp_path / "out.parquet")
+    task = Task(path=str(DEMO), subjects=[subject, "geography"], shots=shots, batch_size=4)
+    questions.fetch(task, tmp_path / "questions")
+    tasks.answer(task, opinionated_model, tmp_path / "questions", tmp_path / "out.parquet")
     rows = records.read_table(tmp_path / "out.parquet", records.QUESTIONS)
 
     dev, test = (read(tmp_path / "questions", subject, split) for split in questions.SPLITS)
     chosen = answers_by_hand(opinionated_model, subject, dev[:shots], test)
     assert len(set(chosen)) > 1, "a model that always says the same letter shows nothing"
     expected = [choice == row["answer"] for choice, row in zip(chosen, test, strict=True)]
-    assert [row["correct"] for row in rows if row["subject"] == subject] == expected
+    assert [row["value"] for row in rows if row["subject"] == subject] == expected
     assert [row["question"] for row in rows] == [*range(15), *range(15)]
 
     facts = records.read_manifest(tmp_path / "out.parquet")
     assert facts["subjects"][subject] == sum(expected) / 15
-    assert facts["accuracy"] == sum(row["correct"] for row in rows) / 30
+    assert facts["mean"] == sum(row["value"] for row in rows) / 30
     assert facts["rows"] == 30
     assert (facts["cut_prompts"] > 0) == (shots == 5)
 
 
 def test_too_few_examples_and_no_model_are_told_before_anything_loads(tiny_model, tmp_path):
     write_csv(tmp_path / "in", "few", "q?,1,2,3,4,B\n")
-    benchmark = Benchmark(path=str(tmp_path / "in"), shots=5)
-    questions.fetch(benchmark, tmp_path / "questions")
-    with pytest.raises(D2OError, match="few has 1 dev questions; set `shots` to at most that"):
-        mmlu.answer(benchmark, tiny_model, tmp_path / "questions", tmp_path / "out.parquet")
+    task = Task(path=str(tmp_path / "in"), shots=5)
+    questions.fetch(task, tmp_path / "questions")
+    with pytest.raises(D2OError, match="few has 1 examples; set `shots` to at most that"):
+        tasks.answer(task, tiny_model, tmp_path / "questions", tmp_path / "out.parquet")
     with pytest.raises(D2OError, match=r"config\.json"):
-        mmlu.answer(benchmark, tmp_path / "in", tmp_path / "questions", tmp_path / "out.parquet")
+        tasks.answer(task, tmp_path / "in", tmp_path / "questions", tmp_path / "out.parquet")
+
+
+# Tasks of the harness --------------------------------------------------------------------------------
+
+LABELS = ["A", "B", "C"]
+
+
+def write_rows(path: Path, rows: list[dict]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def science(number: int, text: str = "") -> dict:
+    """A row as ARC has it; the words of the choices differ in length."""
+    choices = {"text": [f"a{number}", f"the number {number}, plainly", "neither"], "label": LABELS}
+    return {
+        "question": text or f"What comes after {number - 1}?",
+        "choices": choices,
+        "answerKey": LABELS[number % 3],
+    }
+
+
+@pytest.fixture
+def arc(tmp_path) -> dict[str, str]:
+    rows = [science(n) for n in range(1, 13)] + [science(13, "{{ 1 + 1 }} {% raw %}")]
+    return {
+        "train": write_rows(tmp_path / "train.jsonl", [science(n) for n in range(50, 53)]),
+        "test": write_rows(tmp_path / "test[1].jsonl", rows),
+    }
+
+
+def test_a_task_of_the_harness_is_read_from_local_files(arc, tmp_path):
+    questions.fetch(Questions(task="arc_easy", data=arc, limit=12), tmp_path / "q")
+    assert records.read_manifest(tmp_path / "q")["subjects"] == {"arc_easy": {"train": 3, "test": 13}}
+    asked = records.read_table(tmp_path / "q" / "questions.parquet", questions.ASKED)
+    assert asked == [{"subject": "arc_easy", "question": f"What comes after {n}?"} for n in range(12)]
+
+
+def test_wrong_tasks_of_the_harness_are_told_in_one_line(arc, tmp_path):
+    other = write_rows(tmp_path / "other.jsonl", [{"text": "x"}])
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text('{"question": ')
+    for given, message in [
+        ({"task": "arc_esay", "data": arc}, "arc_esay: not a task that can be made of its data"),
+        ({"task": "arc_easy", "data": {"test": other}}, "columns those that its YAML file names"),
+        (
+            {"task": "arc_easy", "data": {"tset": arc["test"]}},
+            "arc_easy: no split to be asked about among tset; name",
+        ),
+        ({"task": "arc_easy", "data": {"test": str(broken)}}, r"broken\.jsonl: cannot be read \("),
+        ({"task": "arc_easy", "data": {"test": "a.txt"}}, r"a\.txt: expected files of one kind of \.jsonl, \.json"),
+        ({"task": "ai2_arc", "data": arc}, "ai2_arc is a group of 2 tasks; `data` goes with one of them"),
+        ({"task": "mbpp", "data": arc}, "mbpp: "),
+        ({"task": "arc_easy"}, r"allenai/ai2_arc of arc_easy: not fetched \(.*or name local files in `data`$"),
+    ]:
+        with pytest.raises(D2OError, match=message) as error:
+            questions.fetch(Questions(**given), tmp_path / "out")
+        assert "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_name_that_the_harness_does_not_know_is_told_before_any_job(monkeypatch):
+    for name in ("arc_easy", "mmlu", "gsm8k", "ai2_arc"):
+        assert harness.fault(name, None) is None
+    assert harness.fault("arc_esay", None).startswith(
+        "lm-evaluation-harness knows no 'arc_esay'; did you mean arc_easy"
+    )
+    monkeypatch.chdir(ROOT)
+    config = yaml.safe_load((ROOT / "tests" / "data" / "config.yaml").read_text())
+    config["tasks"] = {"mmlu": {"task": "helaswag"}}
+    with pytest.raises(D2OError, match=r"^c: tasks\.mmlu\.task: .* no 'helaswag'; did you mean hellaswag"):
+        Plan(config, "c")
+
+
+SUM = """
+task: sums
+output_type: generate_until
+test_split: test
+doc_to_text: "{{asked}}="
+doc_to_target: "{{answer}}"
+generation_kwargs: {until: ["\\n"], max_gen_toks: 4}
+filter_list:
+  - {name: whole, filter: [{function: take_first}]}
+  - {name: first, filter: [{function: regex, regex_pattern: "^(.)"}, {function: take_first}]}
+metric_list:
+  - {metric: exact_match, aggregation: mean, higher_is_better: true}
+"""
+
+
+def write_sums(folder: Path, answers: list[str]) -> Task:
+    """A task that the harness does not know: to go on with a text."""
+    (folder / "own").mkdir(exist_ok=True)
+    (folder / "own" / "sums.yaml").write_text(SUM)
+    rows = [{"asked": f"{n}+{n}", "answer": answer} for n, answer in enumerate(answers)]
+    data = {"test": write_rows(folder / "sums.jsonl", rows)}
+    return Task(task="sums", include=str(folder / "own"), data=data, batch_size=2)
+
+
+def greedy(model: Path, text: str, count: int) -> str:
+    """What a model goes on with, by plain transformers, up to the end of the line."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    network, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(model, dtype="auto"),
+        AutoTokenizer.from_pretrained(model),
+    )
+    ids = tokenizer(text, return_tensors="pt").input_ids
+    made = network.generate(ids, do_sample=False, max_new_tokens=count, eos_token_id=tokenizer.eos_token_id)
+    return tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True).split("\n")[0]
+
+
+@pytest.mark.slow
+def test_answers_that_are_generated_are_compared_with_what_is_expected(opinionated_model, tmp_path):
+    said = [greedy(opinionated_model, f"{n}+{n}=", 4) for n in range(3)]
+    task = write_sums(tmp_path, [said[0], said[1][:1], "never"])
+    questions.fetch(task, tmp_path / "q")
+    asked = records.read_table(tmp_path / "q" / "questions.parquet", questions.ASKED)
+    assert [row["question"] for row in asked] == ["0+0=", "1+1=", "2+2="]
+    for metric, values in ((None, [1, 0, 0]), ("exact_match,first", [0, 1, 0])):
+        chosen = task.model_copy(update={"metric": metric})
+        tasks.answer(chosen, opinionated_model, tmp_path / "q", tmp_path / "out.parquet")
+        rows = records.read_table(tmp_path / "out.parquet", records.QUESTIONS)
+        assert rows == [{"subject": "sums", "question": n, "value": value} for n, value in enumerate(values)]
+        facts = records.read_manifest(tmp_path / "out.parquet")
+        assert (facts["metric"], facts["better"], facts["mean"]) == ("exact_match", "higher", pytest.approx(1 / 3))
+
+
+def lengthwise(model: Path, rows: list[dict]) -> list[list[int]]:
+    """The choice of each question by log-prob, and by log-prob per character, one sequence at a time."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    network, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(model, dtype="auto"),
+        AutoTokenizer.from_pretrained(model),
+    )
+    found = [[], []]
+    for row in rows:
+        prompt, sums = f"Question: {row['question']}\nAnswer:", []
+        for choice in row["choices"]["text"]:
+            start, ids = (
+                len(tokenizer(prompt).input_ids),
+                tokenizer(f"{prompt} {choice}", return_tensors="pt").input_ids,
+            )
+            with torch.no_grad():
+                logprobs = network(ids[:, :-1]).logits.float().log_softmax(-1)
+            sums.append(logprobs.gather(2, ids[:, 1:, None])[0, start - 1 :].sum().item())
+        lengths = [len(choice) for choice in row["choices"]["text"]]
+        found[0].append(max(range(3), key=sums.__getitem__))
+        found[1].append(max(range(3), key=lambda i, s=sums, n=lengths: s[i] / n[i]))
+    return found
+
+
+@pytest.mark.slow
+def test_a_task_of_the_harness_has_its_own_metrics(opinionated_model, arc, tmp_path):
+    task = Task(task="arc_easy", data=arc)
+    questions.fetch(task, tmp_path / "q")
+    rows = [json.loads(line) for line in Path(arc["test"]).read_text().splitlines()]
+    chosen = dict(zip(("acc", "acc_norm"), lengthwise(opinionated_model, rows), strict=True))
+    assert chosen["acc"] != chosen["acc_norm"], "a choice that no length changes shows nothing"
+    for metric in ("acc", "acc_norm"):
+        entry = task.model_copy(update={"metric": metric if metric != "acc" else None})
+        tasks.answer(entry, opinionated_model, tmp_path / "q", tmp_path / "out.parquet")
+        made = records.read_table(tmp_path / "out.parquet", records.QUESTIONS)
+        expected = [float(LABELS[c] == row["answerKey"]) for c, row in zip(chosen[metric], rows, strict=True)]
+        assert [row["value"] for row in made] == expected
+        assert records.read_manifest(tmp_path / "out.parquet")["metric"] == metric
+
+
+def test_what_a_task_does_not_offer_is_told_before_anything_loads(tiny_model, arc, tmp_path):
+    task = Task(task="arc_easy", data=arc)
+    questions.fetch(task, tmp_path / "q")
+    for change, message in [
+        ({"metric": "f1"}, "arc_easy: f1 is no mean over its questions; set `metric` to one: acc, acc_norm"),
+        ({"metric": "acc,strict"}, "arc_easy: acc,strict is no mean"),
+        ({"shots": 4}, "arc_easy has 3 examples; set `shots` to at most that"),
+    ]:
+        with pytest.raises(D2OError, match=message):
+            tasks.answer(task.model_copy(update=change), tiny_model, tmp_path / "q", tmp_path / "out.parquet")
+
+
+# Without a network -----------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -327,16 +508,16 @@ def test_the_command_asks_no_hub_and_leaves_no_cache(tiny_model, tmp_path):
         "HF_HOME": str(home / "hf"),
         "TMPDIR": str(home / "tmp"),
     }
-    source = QuestionSource(path=str(DEMO), subjects=["geography"], limit=2)
+    source = Questions(path=str(DEMO), subjects=["geography"], limit=2)
 
-    def d2o(stage: str, settings: QuestionSource, *arguments: str) -> None:
+    def d2o(stage: str, settings: Questions, *arguments: str) -> None:
         command = [sys.executable, "-m", "d2o.cli", stage, "--settings", settings.model_dump_json(), *arguments]
         subprocess.run(command, check=True, env=environment, cwd=tmp_path)
 
     d2o("questions", source, "--output", "q/manifest.json")
     d2o(
-        "mmlu",
-        Benchmark(**source.model_dump(), shots=1),
+        "tasks",
+        Task(**source.model_dump(), shots=1),
         "--model",
         str(tiny_model),
         "--questions",

@@ -1,0 +1,174 @@
+"""lm-evaluation-harness's tasks: found by name, and loaded with data from where a stage says."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from d2o.errors import D2OError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from lm_eval.api.task import ConfigurableTask
+    from lm_eval.tasks import TaskManager
+
+Read = Callable[["ConfigurableTask", dict[str, Any]], Mapping[str, "Dataset"]]
+SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
+
+
+@cache
+def fault(name: str, include: str | None) -> str | None:
+    """Why a name stands for no task, or None; None, too, where the harness is not installed.
+
+    The harness takes ten seconds to read its 14,000 files, so a name that stands in one of them as it is counts as
+    known at once.
+    """
+    spec = find_spec("lm_eval")  # imports nothing
+    if spec is None:
+        return None
+    own = [Path(include)] if include else []
+    theirs = Path(spec.origin).parent / "tasks"
+    folders = sorted(theirs.iterdir(), key=lambda folder: folder.name not in name)  # the likely ones first
+    key = re.compile(rf"^(?:task|group|tag):(?:\s*\n(?:\s*- .*\n)*?\s*-)? *[\"']?{re.escape(name)}[\"']?\s*$", re.M)
+    files = (file for folder in [*own, *folders] for file in folder.rglob("*yaml*") if file.is_file())
+    if any(key.search(file.read_text(errors="replace")) for file in files):
+        return None
+    known = _manager(include).all_tasks
+    if name in known:
+        return None
+    close = difflib.get_close_matches(name, known, n=3)
+    wanted = f"did you mean {' or '.join(close)}?" if close else "`lm-eval ls tasks` lists what it knows"
+    return f"lm-evaluation-harness knows no {name!r}; {wanted}"
+
+
+def load(specs: list[str | dict[str, Any]], read: Read, include: str | None = None) -> dict[str, ConfigurableTask]:
+    """The tasks that names or configurations of tasks stand for, by name: those of a group, or one.
+
+    Args:
+        read: the splits of a task's data, given the task and its `dataset_kwargs`. A split that is not among them
+            is none of the task's.
+        include: folder with YAML files of further tasks.
+
+    Raises:
+        D2OError: where a name is unknown, a task cannot be made of its data, or it runs code that a model wrote,
+            asks about images or sounds, or fetches its data by code of its own.
+    """
+    import evaluate
+    from lm_eval.api.task import ConfigurableTask
+
+    evaluate.config.HF_EVALUATE_OFFLINE = True  # metrics of the Hub are programs
+    try:
+        with _downloading(read):
+            tasks = _manager(include, all(isinstance(spec, str) for spec in specs)).load(specs)["tasks"]
+    except D2OError:
+        raise
+    except Exception as error:  # whatever the code of a task may raise about data that are not its own
+        reason = " ".join(str(error).split())
+        shown = ", ".join(spec if isinstance(spec, str) else spec["task"] for spec in specs)
+        raise D2OError(
+            f"{shown}: not a task that can be made of its data ({type(error).__name__}: {reason}); its name must be "
+            f"the harness's, and the columns those that its YAML file names"
+        ) from error
+    for name, task in tasks.items():
+        if not isinstance(task, ConfigurableTask) or type(task).download is not ConfigurableTask.download:
+            raise D2OError(f"{name}: its data are made by code of its own, which is not supported; take another task")
+        if getattr(task, "UNSAFE_CODE", False):
+            raise D2OError(f"{name}: it runs code that the model writes, which is not supported; take another task")
+        if getattr(task, "MULTIMODAL", False):
+            raise D2OError(f"{name}: it asks about images or sounds, which is not supported; take another task")
+    return tasks
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A value that the harness finds for each question.
+
+    Attributes:
+        filter: what reads the answer out of the text; `none` where the text is taken as it is.
+        better: which values are better; None where the task does not tell.
+    """
+
+    name: str
+    filter: str
+    better: Literal["higher", "lower"] | None
+
+
+def choose_metric(tasks: Mapping[str, ConfigurableTask], wanted: str | None) -> Metric:
+    """The metric that tasks are measured by: `name` or `name,filter`; None: the first of the first task.
+
+    Raises:
+        D2OError: where a task has no such metric, or it is no mean over the questions.
+    """
+    first = next(iter(tasks.values()))
+    name, _, chosen = (wanted or next(iter(first.aggregation()))).partition(",")
+    chosen = chosen or _filters(first)[0]
+    for task in tasks.values():
+        offered = [f"{one},{two}" for one in _means(task) for two in _filters(task)]
+        if f"{name},{chosen}" not in offered:
+            shown = ", ".join(one.removesuffix(",none") for one in offered) or "none"
+            raise D2OError(
+                f"{task.task_name}: {wanted or name} is no mean over its questions; set `metric` to one: {shown}"
+            )
+    higher = first.higher_is_better().get(name)
+    return Metric(name, chosen, None if higher is None else "higher" if higher else "lower")
+
+
+def _means(task: ConfigurableTask) -> list[str]:
+    """The metrics of a task that are means over its questions, and not programs of the Hub."""
+    from lm_eval.api.metrics import mean
+
+    known = task._metric_fn_list if task.config.process_results is None else task.aggregation()
+    return [name for name, how in task.aggregation().items() if how is mean and known.get(name) is not None]
+
+
+def _filters(task: ConfigurableTask) -> list[str]:
+    return [one["name"] for one in task.config.filter_list or [{"name": "none"}]]
+
+
+def prompts(task: ConfigurableTask, limit: int | None) -> Iterator[str]:
+    """What a task asks: the text that its data call `question`, or else its prompt; nothing where that is no text."""
+    for _, row in task.doc_iterator(limit=limit):
+        text = row.get("question")
+        text = text if isinstance(text, str) else task.doc_to_text(row)
+        if isinstance(text, str) and text.strip():
+            yield text
+
+
+@cache
+def _manager(include: str | None, defaults: bool = True) -> TaskManager:
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_path=include, include_defaults=defaults)
+
+
+@contextmanager
+def _downloading(read: Read) -> Iterator[None]:
+    """In place of the harness's own download, which its documentation has tasks override."""
+    from lm_eval.api.task import ConfigurableTask
+
+    def download(self: ConfigurableTask, dataset_kwargs: dict[str, Any] | None = None, **_: Any) -> None:
+        self.dataset = read(self, dataset_kwargs or {})
+        for key in SPLITS:
+            if getattr(self.config, key) not in self.dataset:
+                setattr(self.config, key, None)
+        if self.fewshot_cfg.split not in self.dataset:
+            self.fewshot_cfg.split = None
+        if not (self.has_test_docs() or self.has_validation_docs()):
+            raise D2OError(
+                f"{self.config.task}: no split to be asked about among {', '.join(self.dataset)}; name a file of "
+                f"`data` by the task's own word for it"
+            )
+
+    original = ConfigurableTask.download
+    ConfigurableTask.download = download
+    try:
+        yield
+    finally:
+        ConfigurableTask.download = original
