@@ -146,10 +146,14 @@ def checkout(tmp_path_factory) -> Path:
     return folder
 
 
+def planned(command: Command) -> tuple[str, ...]:
+    return tuple(word for word in command.words[1:] if word != "-n")
+
+
 @pytest.mark.slow
-@every("snakemake")
+@pytest.mark.parametrize("command", {planned(c): c for c in commands("snakemake")}.values(), ids=str)
 def test_snakemake_commands_have_a_plan(command, checkout):
-    words = [word for word in command.words[1:] if word != "-n"]
+    words = [*planned(command)]
     words += [] if "--rulegraph" in words else ["-n", "--quiet", "rules"]
     words += [] if {"--cores", "--profile"} & {*words} else ["--cores", "1"]
     done = subprocess.run(
