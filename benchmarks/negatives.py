@@ -43,11 +43,9 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=SIZES, help="sizes of the log")
     parser.add_argument("--near", type=float, nargs="+", default=[0.7, 0], help="near_duplicates; 0: not searched")
     options = parser.parse_args()
-    before = round(os.getloadavg()[0], 1)  # of what else ran
     result = {
         "runs": [run for rows in options.rows for run in measure(rows, options.near)],
         "cpus": len(os.sched_getaffinity(0)),
-        "load_before": before,
         "versions": {name: version(name) for name in ("numpy", "polars", "pyarrow")},
         "date": date.today().isoformat(),
     }
@@ -76,9 +74,11 @@ def measure(rows: int, near: list[float]) -> Iterator[dict]:
 
 def _run(rows: str, made: str, near: float | None) -> None:
     """Run the stage in this process and print what it took."""
+    load = os.getloadavg()[0]  # what else runs
     wall, processor = time.perf_counter(), time.process_time()
     negatives.extract(Extraction(near_duplicates=near), Path(rows), Path(made), [])
     found = {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - processor}
+    found["load_before"] = load
     found["peak_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(json.dumps({name: round(value, 2) for name, value in found.items()}))
 
