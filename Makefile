@@ -1,7 +1,7 @@
 # make demo       the whole chain on SmolLM2, about ten minutes on two cores after the install
 # make test       linters, unit, contract and pipeline tests
 # make test-quick those that take under two minutes
-# make bench      a training step and generation beside others' code, about an hour
+# make bench      a training step, generation and starts beside others' code, about an hour
 # make env        .venv from the locked list (LOCK=gpu on a machine with NVIDIA GPUs)
 .PHONY: env demo test test-quick bench lint lock settings
 
@@ -30,6 +30,7 @@ test-quick: env
 bench: env
 	OMP_NUM_THREADS=1 python benchmarks/train_step.py results/benchmarks
 	python benchmarks/generate.py results/benchmarks
+	python benchmarks/startup.py results/benchmarks
 
 lint: env
 	ruff check .
