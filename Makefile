@@ -2,7 +2,7 @@
 # make test       linters, unit, contract and pipeline tests; with D2O_TEST_SLURM=1 and as root, those on a real
 #                 Slurm too, which they install by apt-get
 # make test-quick those that take under two minutes
-# make bench      a training step and generation beside others' code, a log of ten million rows; over an hour
+# make bench      a training step, generation and starts beside others' code, a log of ten million rows; over an hour
 # make env        .venv from the locked list (LOCK=gpu on a machine with NVIDIA GPUs)
 .PHONY: env demo test test-quick bench lint lock settings
 
@@ -31,6 +31,7 @@ test-quick: env
 bench: env
 	OMP_NUM_THREADS=1 python benchmarks/train_step.py results/benchmarks
 	python benchmarks/generate.py results/benchmarks
+	python benchmarks/startup.py results/benchmarks
 	python benchmarks/negatives.py results/benchmarks
 
 lint: env

@@ -2,7 +2,9 @@
 
 Each number of ranks runs in processes of its own under torchrun, one thread a rank. A step is what training does from
 token ids on: the passes of all groups, the exchange between ranks and AdamW, in bf16 and with the default ZeRO stage;
-it is over when the slowest rank is done. One step goes before to warm up.
+it is over when the slowest rank is done. One step goes before to warm up. What is not forward and backward (clipping,
+AdamW, DeepSpeed's copies, what is observed of the groups) takes the same time however short the groups are; its share
+of a step is that of rank 0.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ from workload import Lengths, Shape
 
 
 def scaling(shape: Shape, lengths: Lengths, plan: Scaling) -> list[dict]:
-    """Rows, one a number of ranks: wall seconds of a step, and how many times as fast as at the first number."""
+    """Rows, one a number of ranks: tokens of the last step, wall seconds of a step, how many times as fast as at the
+    first number, and the share that is not forward and backward."""
     found = []
     for ranks in plan.ranks:
         print(f"step time: {ranks} ranks", file=sys.stderr)
@@ -28,14 +31,16 @@ def scaling(shape: Shape, lengths: Lengths, plan: Scaling) -> list[dict]:
     return [
         {
             "ranks": ranks,
-            "seconds": spread(seconds),
-            "speedup": spread(before / now for before, now in zip(found[0], seconds, strict=True)),
+            "tokens": steps[-1]["tokens"],
+            "seconds": spread(step["seconds"] for step in steps),
+            "speedup": spread(a["seconds"] / b["seconds"] for a, b in zip(found[0], steps, strict=True)),
+            "share_beside_passes": spread(1 - step["passes"] / step["seconds"] for step in steps),
         }
-        for ranks, seconds in zip(plan.ranks, found, strict=True)
+        for ranks, steps in zip(plan.ranks, found, strict=True)
     ]
 
 
-def _run(shape: Shape, lengths: Lengths, plan: Scaling, ranks: int) -> list[float]:
+def _run(shape: Shape, lengths: Lengths, plan: Scaling, ranks: int) -> list[dict[str, float]]:
     job = json.dumps({"shape": asdict(shape), "lengths": asdict(lengths), "plan": asdict(plan)})
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -45,17 +50,20 @@ def _run(shape: Shape, lengths: Lengths, plan: Scaling, ranks: int) -> list[floa
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def _measure(shape: Shape, lengths: Lengths, plan: Scaling) -> list[float]:
-    """Seconds of each step, on every rank the same ones."""
+def _measure(shape: Shape, lengths: Lengths, plan: Scaling) -> list[dict[str, float]]:
+    """Of each step its tokens, its seconds, on every rank the same ones, and those of this rank's passes."""
     import torch
     import torch.distributed as dist
 
     from d2o import losses
     from d2o.logprobs import Policy
+    from d2o.logprobs.memory import keep_freed_memory
     from d2o.settings import Method, Train, TrainStage
     from d2o.train import schedule
     from d2o.train.engine import Engine, start
+    from d2o.train.watch import Means
 
+    keep_freed_memory()
     rank, ranks = start()
     train = Train(groups_per_step=plan.groups)
     stage = TrainStage(method=Method(loss="d2o", positives="self", negatives=True), train=train)
@@ -65,19 +73,27 @@ def _measure(shape: Shape, lengths: Lengths, plan: Scaling) -> list[float]:
     for step in range(plan.steps + 1):
         batch = [lengths.draw(plan.k, shape.vocabulary, "ranks", step, i) for i in range(plan.groups)]
         dist.barrier()
-        begin = time.perf_counter()
+        begin, passes = time.perf_counter(), 0.0
+        means = Means(engine.device)
         for groups in schedule.passes(batch, ranks, train.tokens_per_pass)[rank]:
-            each = torch.stack([loss_of(*sides) for sides in engine.sides(groups or batch[:1])])
-            engine.backward(each.sum() * (ranks / len(batch) if groups else 0.0))
+            start_pass = time.perf_counter()
+            sides = engine.sides(groups or batch[:1])
+            each = [loss_of(*pair) for pair in sides]
+            engine.backward(torch.stack(each).sum() * (ranks / len(batch) if groups else 0.0))
+            passes += time.perf_counter() - start_pass
+            if groups:
+                means.add(each, sides)
         engine.step()
+        means.over_ranks()
         dist.barrier()
-        found.append(time.perf_counter() - begin)
+        tokens = sum(group.tokens for group in batch)
+        found.append({"tokens": tokens, "seconds": time.perf_counter() - begin, "passes": passes})
     dist.destroy_process_group()
     return found[1:]
 
 
 if __name__ == "__main__":
     job = json.loads(sys.argv[1])
-    seconds = _measure(Shape(**job["shape"]), Lengths(**job["lengths"]), Scaling(**job["plan"]))
+    steps = _measure(Shape(**job["shape"]), Lengths(**job["lengths"]), Scaling(**job["plan"]))
     if os.environ["RANK"] == "0":
-        print(json.dumps(seconds))
+        print(json.dumps(steps))

@@ -37,7 +37,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from d2o import chat, models, questions, records
-from d2o.settings import Benchmark
+from d2o.settings import Benchmark, Model
 from generate import SMOLLM2_135M
 from timing import spread
 
@@ -90,10 +90,9 @@ def main() -> None:
 
 def measure(folder: Path, model: Path | None, rounds: int) -> dict:
     """All figures."""
-    if model is None:
-        model = folder / "model"
-        models.fetch(SMOLLM2_135M, None, model)
-    commands = _commands(folder, model)
+    source = Model(path=str(model.resolve()), context=512) if model else SMOLLM2_135M
+    models.fetch(source, None, folder / "model")
+    commands = _commands(folder, folder / "model")
     found: list[dict[str, float]] = []
     for turn in range(rounds):
         names = sorted(commands)

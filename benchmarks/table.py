@@ -77,8 +77,11 @@ def _lines(result: dict) -> Iterator[str]:
     yield ""
     yield from _rows(("K", "ours, MB"), ((k, f"{peak:.0f}") for k, peak in result["memory"]["by_k"].items()))
     yield "\n## Wall time of an optimizer step against ranks, bf16, one thread a rank\n"
-    ranks = ((row["ranks"], _show(row["seconds"]), _show(row["speedup"])) for row in result["ranks"])
-    yield from _rows(("ranks", "seconds", "speed-up"), ranks)
+    yield from _rows(("ranks", "seconds", "speed-up"), map(_ranks_row, result["ranks"]))
+    yield "\nThe share of a step on one rank that is not forward and backward:\n"
+    steps = (result["ranks"][0], result["short_step"])
+    shares = ((row["tokens"], _show(row["seconds"]), _show(row["share_beside_passes"])) for row in steps)
+    yield from _rows(("tokens", "seconds", "share"), shares)
     yield "\n## Exactness against padded rows with full logits\n"
     yield from _rows(("", "measured", "at most"), ((n, v, LIMITS.get(n, "")) for n, v in result["exactness"].items()))
 
@@ -98,6 +101,10 @@ def _grid_row(row: dict) -> tuple:
     times = (f"{row[key]['median']:.2f}" for key in ("seconds", "our_seconds"))
     where = (row["precision"], row["lengths"], row["k"], f"{row['tokens']:.0f}", row["peer"], row["rounds"])
     return (*where, *times, _speedup(row), row["flop_ratio"])
+
+
+def _ranks_row(row: dict) -> tuple:
+    return row["ranks"], _show(row["seconds"]), _show(row["speedup"])
 
 
 def _speedup(row: dict) -> str:

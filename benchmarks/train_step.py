@@ -11,7 +11,8 @@ Beside each ratio stands the ratio of floating-point operations of the two ways,
 what is computed twice. Where the measured one is larger, the peer has handicaps beside the work that it chose to do.
 Utilisation is our useful operations, nothing counted twice, over our time and over the fastest matrix product of the
 same round. The ways are in peers.py, the rounds of each in plan.py; memory is measured in processes of its own, and
-so is what ranks bring to a whole optimizer step, in wall time (ranks.py).
+so is what ranks bring to a whole optimizer step, in wall time, and what of a step of short pairs is not forward and
+backward (ranks.py).
 
 Writes train_step.json and train_step.md once all is measured, and prints the latter.
 """
@@ -24,6 +25,7 @@ import os
 import platform
 import re
 import sys
+from dataclasses import replace
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -66,6 +68,7 @@ def measure(plan: Plan) -> dict:
         "exactness": exactness(plan.shape, plan.lengths["brief"]),
         "memory": _memory(plan),
         "ranks": scaling(plan.shape, plan.lengths["brief"], plan.scaling),
+        "short_step": _short_step(plan),
         "grid": time_grid(plan),
     }
     return table.figures(result) | result
@@ -82,6 +85,11 @@ def _memory(plan: Plan) -> dict[str, dict]:
         "peers": {way: peak(way, 11) for way in ("ours", *plan.memory_peers)},
         "by_k": {k: peak("ours", k) for k in plan.memory_ks},
     }
+
+
+def _short_step(plan: Plan) -> dict:
+    """One rank's step of as many groups, pairs of a quarter of the length: what a step costs beside its passes."""
+    return scaling(plan.shape, plan.lengths["brief"].over(4), replace(plan.scaling, ranks=(1,), k=1))[0]
 
 
 def _machine(shape: Shape) -> dict:

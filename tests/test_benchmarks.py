@@ -58,9 +58,9 @@ def test_a_peer_with_other_logprobs_ends_the_run(wrong):
         timing.difference(found, "fp32")
 
 
-def quick_run(script: str, folder) -> str:
+def quick_run(script: str, folder, *options) -> str:
     """Run a benchmark through; what it printed."""
-    command = [sys.executable, ROOT / "benchmarks" / script, "--quick", folder]
+    command = [sys.executable, ROOT / "benchmarks" / script, "--quick", folder, *options]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
@@ -81,6 +81,9 @@ def test_quick_run_writes_every_figure(tmp_path):
     assert [row["ranks"] for row in result["ranks"]] == [1, 2]
     assert all(row["seconds"]["median"] > 0 for row in result["ranks"])
     assert "| ranks | seconds | speed-up |" in printed
+    assert all(0 < row["share_beside_passes"]["median"] < 1 for row in (*result["ranks"], result["short_step"]))
+    assert result["short_step"]["tokens"] < result["ranks"][0]["tokens"]
+    assert "| tokens | seconds | share |" in printed
     assert all(result["exactness"][name] <= limit for name, limit in table.LIMITS.items())
 
 
@@ -92,3 +95,11 @@ def test_quick_run_of_generation(tmp_path):
     (cell,) = result["by_k"].values()
     assert cell["requests"] == 8
     assert all(rate["low"] > 0 for rate in cell["tokens_per_second"].values())
+
+
+@pytest.mark.slow
+def test_quick_run_of_starting(tmp_path, tiny_model):
+    quick_run("startup.py", tmp_path, "--model", tiny_model)
+    result = json.loads((tmp_path / "startup.json").read_text())
+    assert result["stages"].keys() == {"references", "train", "scores", "responses", "mmlu"}
+    assert all(stage["over_torch"]["low"] > 1 for stage in result["stages"].values())

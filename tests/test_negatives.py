@@ -20,7 +20,7 @@ from conftest import ROOT
 from d2o import datasets, groups, negatives, records
 from d2o.errors import D2OError
 from d2o.negatives import evaluated, leaks
-from d2o.negatives.rows import RULES, negatives_of, pairs_of, scan
+from d2o.negatives.rows import RULES, negatives_of, normalised, pairs_of, scan
 from d2o.settings import Extraction, Method, Reading
 
 DATA = Path(__file__).parent.parent.parent / "shared" / "data"

@@ -24,6 +24,8 @@ from d2o.settings import Alarms, TrainStage
 
 # Steps that an alarm looks back over.
 _WINDOW = 10
+# Seconds of matrix products after which the best of them will do.
+_PATIENCE = 0.5
 _SIDE = ("logprob", "reference", "logratio", "logprob_per_token", "reference_per_token")
 # Means over the groups that have the value; NaN where a group has no such side or the loss no reference.
 MEANS = (
@@ -115,16 +117,23 @@ class Shape:
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of the best of some large matrix products on this rank: what a step's utilisation is a share of."""
-    size = 8192 if device.type == "cuda" else 1024
-    a, b = torch.randn(2, size, size, device=device).to(dtype)
-    best = math.inf
-    for _ in range(8):
+    """FLOP/s of the best of some matrix products on this rank: what a step's utilisation is a share of.
+
+    The products grow until they have taken `_PATIENCE`: in bf16 on a CPU without AVX-512, a large one takes seconds.
+    """
+    torch.ones(8, 8, device=device, dtype=dtype).mm(torch.ones(8, 8, device=device, dtype=dtype))  # loads a library
+    sizes = [8192] * 8 if device.type == "cuda" else [256, *[512] * 8, *[1024] * 8]
+    best = spent = 0.0
+    for size in sizes:
+        if spent > _PATIENCE:
+            break
+        a, b = torch.randn(2, size, size, device=device).to(dtype)
         start = time.perf_counter()
         product = a @ b
         product[0, 0].item()  # waits for a GPU
-        best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best
+        seconds = time.perf_counter() - start
+        best, spent = max(best, 2 * size**3 / seconds), spent + seconds
+    return best
 
 
 def alarms(history: Sequence[Mapping[str, Any]], limits: Alarms) -> dict[str, str]:
