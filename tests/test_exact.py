@@ -11,6 +11,7 @@ import time
 import numpy as np
 import pytest
 
+import rows
 from conftest import ROOT
 from d2o import exact, records, scores
 from d2o.errors import D2OError
@@ -177,17 +178,10 @@ def test_a_rule_is_one_thing(rule, message):
 
 
 def test_the_stage_scores_by_a_rule_without_a_model(tmp_path):
-    prompts = [
-        {"prompt_id": f"{i:02}", "messages": [{"role": "user", "content": str(i)}], "origin": "test"}
-        for i in range(5)
-    ]
-    rows = [
-        {"prompt_id": f"{i % 5:02}", "sample": i // 5, "instruction": None, "seed": 0, "text": f"{'fool ' * i}end",
-         "tokens": 1, "finish": "stop"}
-        for i in range(10)
-    ]  # fmt: skip
+    prompts = [rows.prompt(rows.asked(str(i)), prompt_id=f"{i:02}") for i in range(5)]
+    responses = [rows.sample(f"{i % 5:02}", i // 5, f"{'fool ' * i}end") for i in range(10)]
     records.write_table(tmp_path / "prompts.parquet", records.PROMPTS, prompts)
-    records.write_table(tmp_path / "responses.parquet", records.SAMPLES, rows)
+    records.write_table(tmp_path / "responses.parquet", records.SAMPLES, responses)
     reward, output = Reward(rule={"count": [r"\bfool\b"]}, better="lower"), tmp_path / "scores.parquet"
     scores.score(reward, None, tmp_path / "prompts.parquet", tmp_path / "responses.parquet", output)
     found = records.read_table(output, records.SCORES)

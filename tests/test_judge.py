@@ -14,6 +14,7 @@ import pytest
 from d2o import judge, records
 from d2o.errors import D2OError
 from d2o.settings import Judge
+from rows import asked, prompt, sample
 
 CHECK = "Reply with the word yes."
 
@@ -91,18 +92,11 @@ def tables(tmp_path):
             records.write_table(draft.path, schema, rows)
         return path
 
-    def answer(prompt: str, text: str) -> dict:
-        blank = {"instruction": None, "seed": 0, "tokens": 1, "finish": "stop"}
-        return {"prompt_id": prompt, "sample": 0, "text": text, **blank}
-
-    turns = [{"role": "user", "content": "Hello {name}"}, {"role": "assistant", "content": "Hi."}]
-    prompts = [
-        {"prompt_id": f"p{n}", "messages": [*turns, {"role": "user", "content": f"ask {n}?"}], "origin": "test"}
-        for n in range(6)
-    ]
+    turns = [*asked("Hello {name}"), {"role": "assistant", "content": "Hi."}]
+    prompts = [prompt([*turns, *asked(f"ask {n}?")], prompt_id=f"p{n}") for n in range(6)]
     both = {}
     for name, word in (("initial", "bad"), ("method", "good")):
-        rows = [answer(f"p{n}", f"{word} {n}") for n in range(5)] + [answer("p5", " same " + " " * len(word))]
+        rows = [sample(f"p{n}", 0, f"{word} {n}") for n in range(5)] + [sample("p5", 0, " same " + " " * len(word))]
         both[name] = write(tmp_path / f"{name}.parquet", records.SAMPLES, rows)
     return write(tmp_path / "prompts.parquet", records.PROMPTS, prompts), both["initial"], both["method"]
 

@@ -339,7 +339,7 @@ def digests(package) -> dict[str, str]:
         # What reaches a stage as params, and what is no code.
         ("settings/__init__.py", "class Settings(", "EDITED = 1\n\n\nclass Settings(", set()),
         ("cli.py", "import", "import ast\nimport", set()),
-        ("losses.py", "The losses, each", "# A remark.\nAll losses, each", set()),
+        ("losses.py", "The losses: each", "All losses: each", set()),
     ],
 )
 def test_an_edit_reaches_the_stages_that_run_the_code(package, file, old, new, reruns):

@@ -18,6 +18,7 @@ from d2o.positives import requests, shard
 from d2o.positives.drawn import Drawn
 from d2o.positives.quality import reasons, settle
 from d2o.settings import INSTRUCTIONS, Engine, Positives, PositivesStage
+from rows import asked, comparison, pooled
 
 MESSAGES = [
     {"role": "user", "content": "Hello."},
@@ -144,13 +145,9 @@ def test_a_broken_last_line_is_drawn_again(tmp_path, capsys):
 
 def comparisons(folder, count, extra=()):
     """A table of so many train prompts, one of test, and others by their text."""
-    asked = [("train", f"Question number {i}?") for i in range(count)]
-    asked += [("test", "Not for training."), *(("train", text) for text in extra)]
-    rows = []
-    for split, text in asked:
-        messages = [{"role": "user", "content": text}]
-        row = {"prompt_id": records.prompt_id(messages), "split": split, "messages": messages, "negative": "No."}
-        rows.append(row | dict.fromkeys(set(records.COMPARISONS.names) - row.keys()))
+    texts = [*(f"Question number {i}?" for i in range(count)), *extra]
+    rows = [comparison(asked(text), "No.") for text in texts]
+    rows.append(comparison(asked("Not for training."), "No.", split="test"))
     folder.mkdir(exist_ok=True)
     records.write_table(folder / "negatives.parquet", records.COMPARISONS, rows)
     return folder / "negatives.parquet"
@@ -209,7 +206,7 @@ def test_only_what_is_missing_is_drawn(model, tmp_path, one_start):
     assert len(known) == 30
     assert [known[row["prompt_id"], row["sample"]] for row in small] == small
     made = records.read_manifest(tmp_path / "b" / "pool.parquet")
-    assert made["long_prompts"] == [records.prompt_id([{"role": "user", "content": "word " * 600}])]
+    assert made["long_prompts"] == [records.prompt_id(asked("word " * 600))]
 
     assert len(one_start) == 2
     again = drawn_and_merged(stage(k=5), model, more, tmp_path / "b", drawn=tmp_path / "a" / "drawn")
@@ -229,7 +226,7 @@ def test_only_what_is_missing_is_drawn(model, tmp_path, one_start):
 def test_a_prompt_is_too_long_when_some_instruction_leaves_no_room(model, instructions):
     tokenizer = chat.load_tokenizer(model)
     sampling = Positives(instructions=instructions)
-    prompts = {f"{n}": [{"role": "user", "content": "ab " * n}] for n in range(200, 512, 3)}
+    prompts = {f"{n}": asked("ab " * n) for n in range(200, 512, 3)}
     lengths = {
         prompt: max(
             len(chat.encode_prompt(tokenizer, requests.instructed(plain, text)))
@@ -268,11 +265,7 @@ def test_the_sheet_tells_alike_from_different(tmp_path):
     prompt = records.read_table(prompts, records.COMPARISONS)[0]["prompt_id"]
 
     def described(texts):
-        rows = [
-            {"prompt_id": prompt, "sample": k, "instruction": None, "seed": k, "text": text, "tokens": 6}
-            | {"finish": "stop", "attempt": 0, "reasons": [], "fit": True}
-            for k, text in enumerate(texts)
-        ]
+        rows = [pooled(prompt, k, text) for k, text in enumerate(texts)]
         records.write_table(tmp_path / "pool.parquet", records.POOL, rows)
         return sheet.describe(tmp_path / "pool.parquet", prompts, Positives(k=len(texts)))
 

@@ -13,13 +13,14 @@ from safetensors.torch import load_file
 from d2o import records, rewards
 from d2o.errors import D2OError
 from d2o.settings import Reward
+from rows import asked, comparison
 
 THINGS = ["toaster", "lamp", "dress", "parcel", "oven", "desk", "kettle", "chair", "phone", "bill", "door", "shelf"]
 PLAN = {"backbone": "tiny", "layers": 1, "epochs": 3, "learning_rate": 1e-3, "batch": 8, "max_tokens": 64}
 
 
 def make_row(number: int, texts, unsafe, better=None, safer=None, prompt=None) -> dict:
-    messages = [{"role": "user", "content": prompt or f"Question {number} about my {THINGS[number % 12]}?"}]
+    messages = asked(prompt or f"Question {number} about my {THINGS[number % 12]}?")
     return {
         "row": number,
         "split": "train",
@@ -48,19 +49,8 @@ def write(folder: Path, rows: list[dict], test: int) -> tuple[Path, Path]:
     """The two tables of the stage; the last `test` prompts are the test split."""
     folder.mkdir(exist_ok=True)
     records.write_table(folder / "rows.parquet", records.ROWS, rows)
-    comparisons = [
-        {
-            "prompt_id": row["prompt_id"],
-            "split": "test" if number >= len(rows) - test else "train",
-            "messages": row["messages"],
-            "negative": "no",
-            "positive": None,
-            "positive_unsafe": None,
-            "categories": None,
-            "severity": None,
-        }
-        for number, row in enumerate(rows)
-    ]
+    splits = ["train"] * (len(rows) - test) + ["test"] * test
+    comparisons = [comparison(row["messages"], "no", split=s) for row, s in zip(rows, splits, strict=True)]
     records.write_table(folder / "negatives.parquet", records.COMPARISONS, comparisons)
     return folder / "rows.parquet", folder / "negatives.parquet"
 

@@ -77,7 +77,7 @@ def slurm():
     Path("/etc/slurm/slurm.conf").write_text(CONF.format(host=host, folder=folder, cpus=os.cpu_count()))
     run("slurmctld", "-c")
     run("slurmd", "-N", host)
-    for _ in range(30):
+    for _ in range(300):
         if "idle" in run("sinfo", "-h", "-o", "%t").stdout:
             break
         time.sleep(1)

@@ -24,6 +24,7 @@ from d2o.groups import Group, Response
 from d2o.losses import Side
 from d2o.settings import Alarms, Average, Forward, Lora, Method, Online, References, Train, TrainStage, execution_keys
 from d2o.train import Inputs, run, schedule, watch
+from rows import asked, comparison, pooled
 
 # Minutes between checkpoints: one after every step.
 OFTEN = 1e-9
@@ -151,15 +152,9 @@ def tables(tiny_model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("tables")
     human, pool = [], []
     for i in range(12):
-        messages = [{"role": "user", "content": f"Question number {i}?"}]
-        prompt = records.prompt_id(messages)
-        row = {"prompt_id": prompt, "split": "train", "messages": messages, "positive_unsafe": False}
-        row |= {"categories": None, "severity": None}
-        human.append(row | {"negative": f"No, I will not help {i}.", "positive": f"Yes, here it is: {i}."})
-        for k in range(3):
-            answer = {"text": f"Answer {k} to {i}.", "tokens": 5, "finish": "stop"}
-            answer |= {"attempt": 0, "reasons": [], "fit": True}
-            pool.append({"prompt_id": prompt, "sample": k, "instruction": None, "seed": k} | answer)
+        messages, positive = asked(f"Question number {i}?"), f"Yes, here it is: {i}."
+        human.append(comparison(messages, f"No, I will not help {i}.", positive=positive, positive_unsafe=False))
+        pool += [pooled(human[-1]["prompt_id"], k, f"Answer {k} to {i}.") for k in range(3)]
     records.write_table(folder / "human.parquet", records.COMPARISONS, human)
     (tiny_model / "manifest.json").write_text("{}")
     with records.artifact(folder / "pool.parquet", None, [tiny_model / "manifest.json"]) as draft:
@@ -282,7 +277,7 @@ def one_run(tables, model, stage: TrainStage, folder, output="model", **fresh) -
 
 def run_all(runs: list[dict]) -> None:
     alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
-    alone |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511"}
+    alone |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}  # a free one
     finished([sys.executable, "-c", _TRAIN_ALL, json.dumps(runs, default=str)], **alone)
 
 
@@ -520,8 +515,10 @@ def test_a_tracker_that_is_not_installed_is_refused():
 
 def killed(line: list[str], when) -> None:
     """Start a training and SIGKILL all of its processes as soon as `when()` holds."""
+    # It yields to this loop, which must see the moment before the run is over, however busy the machine.
+    line = ["nice", "-n", "19", *line]
     child = subprocess.Popen(line, env=environment(), stderr=subprocess.DEVNULL, start_new_session=True)
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 1200
     while not when():
         assert child.poll() is None, "the run ended before it could be killed"
         assert time.monotonic() < deadline
@@ -616,13 +613,13 @@ def test_a_killed_rank_takes_the_run_down_and_it_goes_on(tables, tiny_model, tmp
     train(tables, tiny_model, tmp_path / "whole", MOVING, **settings)
     folder = tmp_path / "killed"
     line = command(tables, tiny_model, folder, MOVING, **settings)
-    child = subprocess.Popen(line, env=environment(), stderr=subprocess.DEVNULL)
+    child = subprocess.Popen(["nice", "-n", "19", *line], env=environment(), stderr=subprocess.DEVNULL)
     while steps_logged(folder) < 8:
         assert child.poll() is None, "the run ended before it could be killed"
         time.sleep(0.01)
     ranks = subprocess.run(["pgrep", "-P", str(child.pid)], capture_output=True, text=True).stdout.split()
     os.kill(int(ranks[-1]), signal.SIGKILL)
-    assert child.wait(120) != 0
+    assert child.wait(1200) != 0
 
     fewer = command(tables, tiny_model, folder, MOVING, **settings | {"ranks": 1})
     assert "were written by 2 ranks and cannot go on with 1; set train.ranks: 2" in refused(fewer)

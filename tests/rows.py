@@ -1,0 +1,30 @@
+"""Rows of the pipeline's tables as tests need them; a keyword sets any other column."""
+
+from d2o import records
+
+
+def asked(text: str) -> list[dict[str, str]]:
+    """The messages of a prompt of one turn."""
+    return [{"role": "user", "content": text}]
+
+
+def prompt(messages: list[dict[str, str]], **columns) -> dict:
+    """A row of PROMPTS."""
+    return {"prompt_id": records.prompt_id(messages), "messages": messages, "origin": "test"} | columns
+
+
+def comparison(messages: list[dict[str, str]], negative: str, **columns) -> dict:
+    """A row of COMPARISONS of the train split, without a positive and without labels."""
+    row = dict.fromkeys(records.COMPARISONS.names) | {"prompt_id": records.prompt_id(messages), "split": "train"}
+    return row | {"messages": messages, "negative": negative} | columns
+
+
+def sample(prompt_id: str, number: int, text: str, **columns) -> dict:
+    """A row of SAMPLES: an answer that ended by itself."""
+    row = {"prompt_id": prompt_id, "sample": number, "instruction": None, "seed": number, "text": text}
+    return row | {"tokens": 5, "finish": "stop"} | columns
+
+
+def pooled(prompt_id: str, number: int, text: str, **columns) -> dict:
+    """A row of POOL: a first attempt against which nothing speaks."""
+    return sample(prompt_id, number, text) | {"attempt": 0, "reasons": [], "fit": True} | columns
