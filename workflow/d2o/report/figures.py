@@ -79,11 +79,9 @@ def effect(measured: Measured) -> Figure:
 def _forest(measured: Measured, shown: Sequence[tuple[Block, Sequence[tuple[Metric, str]]]]) -> Figure:
     """A panel a metric and origin of its prompts."""
     order, colours = measured.methods, _colours(measured.methods)
-    lines = [max(1, math.ceil(len(metrics) / _COLUMNS)) for _, metrics in shown]
-    figure, parts = _parts([block for block, _ in shown], [0.35 + n * (0.85 + 0.26 * len(order)) for n in lines])
-    for part, (block, metrics), n in zip(parts, shown, lines, strict=True):
-        panels = _panels(part, n, len(metrics), sharey=True)
-        for axis, (metric, prompts) in zip(panels, metrics, strict=True):
+    figure, parts = _panels(shown, 0.35, 0.85 + 0.26 * len(order), sharey=True)
+    for (block, metrics), (_, axes) in zip(shown, parts, strict=True):
+        for axis, (metric, prompts) in zip(axes, metrics, strict=True):
             found = block.estimates
             found = found[(found["metric"] == metric.key) & (found["prompts"] == prompts)].set_index("method")
             _panel(axis, metric, prompts, found, order, colours)
@@ -174,19 +172,19 @@ def pool(sheet: Mapping[str, Any], scores: Mapping[str, Sequence[float]]) -> Fig
 
 def course(measured: Measured) -> Figure:
     """Scores and log-probs of human answers against the steps of training: a line a method, its 95 % interval."""
-    blocks = [block for block in measured.blocks if len(block.course)]
-    shown = [list(block.course.groupby(["metric", "prompts"], sort=False)) for block in blocks]
-    lines = [math.ceil(len(panels) / _COLUMNS) for panels in shown]
-    figure, parts = _parts(blocks, [0.6 + 2.4 * n for n in lines])
+    shown = [
+        (block, list(block.course.groupby(["metric", "prompts"], sort=False)))
+        for block in measured.blocks
+        if len(block.course)
+    ]
+    figure, parts = _panels(shown, 0.6, 2.4)
     colours = _colours(measured.methods)
-    for part, panels, n in zip(parts, shown, lines, strict=True):
+    for (_, panels), (part, axes) in zip(shown, parts, strict=True):
         handles = {}
-        for axis, ((key, prompts), found) in zip(_panels(part, n, len(panels)), panels, strict=True):
+        for axis, ((key, prompts), found) in zip(axes, panels, strict=True):
             for method, e in found.groupby("method", sort=False):
                 axis.fill_between(e["step"], e["low"], e["high"], color=colours[method], alpha=0.15, lw=0)
-                (handles[method],) = axis.plot(
-                    e["step"], e["mean"], color=colours[method], lw=1.5, marker="o", ms=3.5
-                )
+                (handles[method],) = axis.plot("step", "mean", "o-", data=e, color=colours[method], lw=1.5, ms=3.5)
             metric = measured.metrics[key]
             _title(axis, metric, {"higher": "↑ better", "lower": "↓ better", None: ""}[metric.better], prompts)
             axis.set_xlabel("step")
@@ -318,12 +316,21 @@ def _parts(blocks: Sequence[Block | str], heights: Sequence[float]):
     return figure, parts
 
 
-def _panels(part, lines: int, n: int, **shared):
-    """The first `n` axes of so many lines; the others are hidden."""
-    axes = part.subplots(lines, _COLUMNS, squeeze=False, **shared).ravel()
-    for axis in axes[n:]:
-        axis.set_visible(False)
-    return axes[:n]
+def _panels(shown: Sequence[tuple[Block, Sequence]], head: float, height: float, **shared):
+    """A figure with a part a block, each with an axis a thing to show; height of a part's head and of a line of axes.
+
+    Returns:
+        The figure, and of each part: itself and its axes.
+    """
+    lines = [max(1, math.ceil(len(things) / _COLUMNS)) for _, things in shown]
+    figure, parts = _parts([block for block, _ in shown], [head + n * height for n in lines])
+    found = []
+    for part, n, (_, things) in zip(parts, lines, shown, strict=True):
+        axes = part.subplots(n, _COLUMNS, squeeze=False, **shared).ravel()
+        for axis in axes[len(things) :]:
+            axis.set_visible(False)
+        found.append((part, axes[: len(things)]))
+    return figure, found
 
 
 def _legend(part, handles: Mapping[str, Any], order: Sequence[str]) -> None:

@@ -27,6 +27,9 @@ STYLE = "The answers as such"
 # What a verdict is worth: the answer that is asked about is the method's, or the chosen one of a pair.
 WINS = {"method": 1.0, "tie": 0.5, "initial": 0.0}
 
+# Reasons of a verdict that could not be read.
+_UNREAD = ["unparsable", "refused"]
+
 # The columns of a table of values. What shares a cluster (a prompt, a question) is not independent.
 VALUES = ["dataset", "model", "method", "seed", "metric", "prompts", "cluster", "stratum", "value"]
 
@@ -141,7 +144,8 @@ class Context:
 
     Attributes:
         origins: where each prompt that was answered comes from, by prompt.
-        human: the human answers of the test split, with `negative_id` and `positive_id`, their response ids.
+        human: the human answers of the test split; `negative_id`, `positive_id` and, of safe positives, `safe_id` are
+            their response ids.
         initial: log-probs under the initial model by response; none where it is not among the methods.
     """
 
@@ -255,12 +259,9 @@ def _values(archive: Archive, run: Run, source: Source, context: Context) -> pd.
     table = archive.table(source.place, source.schema, **names)
     rows = source.rows(table, context, archive.path(source.place, **names))
     place = {"dataset": run.dataset, "model": run.model, "method": run.method, "seed": run.seed}
+    values = {metric.key: metric.of(rows).astype(float) for metric in source.metrics}
     return together(
-        rows[["prompts", "cluster", "stratum"]]
-        .assign(metric=metric.key, value=value, **place)
-        .loc[value.index, VALUES]
-        for metric in source.metrics
-        for value in [metric.of(rows).astype(float)]
+        rows.loc[value.index].assign(**place, metric=key, value=value)[VALUES] for key, value in values.items()
     )
 
 
@@ -271,6 +272,7 @@ def _context(archive: Archive, experiment: Experiment, dataset: str, model: str)
     for side in ("negative", "positive"):
         pairs = zip(human["prompt_id"], human[side], strict=True)
         human[f"{side}_id"] = [None if text is None else records.response_id(prompt, text) for prompt, text in pairs]
+    human["safe_id"] = human["positive_id"].where(human["positive_unsafe"].eq(False))
     initial = pd.Series(dtype=float)
     for run in runs(experiment, dataset, model):
         if run.method == "initial":
@@ -299,22 +301,13 @@ def _score(name: str, reward: Reward) -> Metric:
 def _judged(judge: str) -> list[Metric]:
     """Win rate, ties counting half, over both orders; how often the orders disagree, and how often no verdict could
     be read, which the judge's table counts as a tie."""
-    share = partial(Metric, group=SCORED, digits=1, percent=True)
+    key, share = f"judge/{judge}", partial(Metric, group=SCORED, digits=1, percent=True)
     return [
         share(
-            f"judge/{judge}/win_rate",
-            f"{judge} win rate",
-            of=lambda rows: rows["verdict"].map(WINS),
-            better="higher",
-            neutral=0.5,
+            f"{key}/win_rate", f"{judge} win rate", of=lambda r: r["verdict"].map(WINS), better="higher", neutral=0.5
         ),
-        share(f"judge/{judge}/disagreement", f"{judge} orders disagree", of=_disagree, shown=False),
-        share(
-            f"judge/{judge}/unread",
-            f"{judge} unread",
-            of=lambda rows: rows["reason"].isin(["unparsable", "refused"]),
-            shown=False,
-        ),
+        share(f"{key}/disagreement", f"{judge} orders disagree", of=_disagree, shown=False),
+        share(f"{key}/unread", f"{judge} unread", of=lambda r: r["reason"].isin(_UNREAD), shown=False),
     ]
 
 
@@ -364,13 +357,13 @@ def _likely(table: pd.DataFrame, context: Context, path: Path) -> pd.DataFrame:
     Answers that are too long for the forward pass have no log-prob; their response id is left out.
     """
     found = _by_response(table)
-    rows = context.human.assign(cluster=context.human["prompt_id"], prompts="test", stratum="", compared=True)
-    for side in ("negative", "positive"):
+    rows = context.human.assign(cluster=context.human["prompt_id"], prompts="test", stratum="")
+    rows["compared"] = rows[["negative_id", "positive_id"]].isin(context.initial.index).all(axis=1)
+    for side in ("negative", "positive", "safe"):
         identity = rows[f"{side}_id"]
-        rows[f"{side}_id"] = identity.where(identity.isin(found.index))
         rows[side] = identity.map(found["logprob"] / found["tokens"])
         rows[f"{side}_gain"] = identity.map(found["logprob"]) - identity.map(context.initial)
-        rows["compared"] &= identity.isin(context.initial.index)
+        rows[f"{side}_id"] = identity.where(identity.isin(found.index))
     return rows
 
 
@@ -384,6 +377,10 @@ def _once(rows: pd.DataFrame, *sides: str) -> pd.DataFrame:
     return rows.dropna(subset=ids).drop_duplicates(ids)
 
 
+def _each(side: str) -> Callable[[pd.DataFrame], pd.Series]:
+    return lambda rows: _once(rows, side)[side]
+
+
 def _margin(rows: pd.DataFrame) -> pd.Series:
     pairs = _once(rows, "negative", "positive")
     return pairs["positive"] - pairs["negative"]
@@ -394,42 +391,22 @@ def _implicit(rows: pd.DataFrame) -> pd.Series:
     return pairs["positive_gain"] > pairs["negative_gain"]
 
 
-_LOGPROB = partial(Metric, group=HUMAN, digits=3, better="higher")
-HUMAN_METRICS = (
-    _LOGPROB(
-        "human/negative_logprob",
-        "log-prob of negatives",
-        of=lambda rows: _once(rows, "negative")["negative"],
-        better="lower",
-        course=True,
-    ),
-    _LOGPROB(
-        "human/positive_logprob",
-        "log-prob of positives",
-        of=lambda rows: _once(rows, "positive")["positive"],
-        course=True,
-    ),
-    _LOGPROB(
-        "human/safe_positive_logprob",
-        "log-prob of safe positives",
-        of=lambda rows: _once(rows[rows["positive_unsafe"].eq(False)], "positive")["positive"],
-    ),
-    _LOGPROB("human/margin", "margin", of=_margin),
-    _LOGPROB("human/implicit_accuracy", "implicit accuracy", of=_implicit, digits=1, percent=True, neutral=0.5),
-)
+def _distinct(text: str) -> float | None:
+    return texts.distinct([text], 2)
 
+
+HUMAN_METRICS = (
+    Metric("human/negative_logprob", "log-prob of negatives", HUMAN, _each("negative"), "lower", 3, course=True),
+    Metric("human/positive_logprob", "log-prob of positives", HUMAN, _each("positive"), "higher", 3, course=True),
+    Metric("human/safe_positive_logprob", "log-prob of safe positives", HUMAN, _each("safe"), "higher", 3),
+    Metric("human/margin", "margin", HUMAN, _margin, "higher", 3),
+    Metric("human/implicit_accuracy", "implicit accuracy", HUMAN, _implicit, "higher", 1, True, 0.5),
+)
 STYLE_METRICS = (
     Metric("answers/tokens", "length, tokens", STYLE, itemgetter("tokens"), digits=0),
-    Metric("answers/cut", "cut by length", STYLE, lambda rows: rows["finish"] == "length", "lower", 1, True),
-    Metric(
-        "answers/distinct_2",
-        "distinct-2",
-        STYLE,
-        lambda rows: rows["text"].map(lambda text: texts.distinct([text], 2)).dropna(),
-    ),
-    Metric(
-        "answers/refusal", "refusals", STYLE, lambda rows: rows["text"].map(texts.refuses), digits=1, percent=True
-    ),
+    Metric("answers/cut", "cut by length", STYLE, lambda r: r["finish"] == "length", "lower", 1, True),
+    Metric("answers/distinct_2", "distinct-2", STYLE, lambda r: r["text"].map(_distinct).dropna()),
+    Metric("answers/refusal", "refusals", STYLE, lambda r: r["text"].map(texts.refuses), None, 1, True),
 )
 # What tells whether the answers are still whole.
 WHOLE = ("answers/cut", "answers/tokens", "answers/distinct_2")
