@@ -131,18 +131,18 @@ def _prompts(path: Path, count: int) -> Path:
     rows = [
         json.loads(line) for line in (ROOT / "tests" / "data" / "preferences.jsonl").read_text().splitlines()[:count]
     ]
-    empty = dict.fromkeys(records.COMPARISONS.names)
+    empty = dict.fromkeys(records.NEGATIVES.names)
     asked = [[{"role": "user", "content": row["prompt"]}] for row in rows]
     found = [
         empty | {"prompt_id": records.prompt_id(m), "split": "train", "messages": m, "negative": ""} for m in asked
     ]
-    records.write_table(path, records.COMPARISONS, found)
+    records.write_table(path, records.NEGATIVES, found)
     return path
 
 
 def _encoded(model: Path, prompts: Path) -> list[list[int]]:
     tokenizer = chat.load_tokenizer(model)
-    rows = records.read_table(prompts, records.COMPARISONS)
+    rows = records.read_table(prompts, records.NEGATIVES)
     return [chat.encode_prompt(tokenizer, row["messages"]) for row in rows]
 
 

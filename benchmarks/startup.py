@@ -150,11 +150,11 @@ def _commands(folder: Path, model: Path) -> dict[str, tuple[list[str], str]]:
     """Each command, and the sign that its work begins."""
     asked = [{"role": "user", "content": "Where can I return a toaster?"}]
     prompt = {"prompt_id": records.prompt_id(asked), "messages": asked}
-    human = dict.fromkeys(records.COMPARISONS.names) | prompt
+    human = dict.fromkeys(records.NEGATIVES.names) | prompt
     human |= {"split": "train", "negative": "No.", "positive": "At the desk.", "positive_unsafe": False}
     sample = {"prompt_id": prompt["prompt_id"], "sample": 0, "seed": 0, "text": "At the desk.", "finish": "stop"}
     tables = {
-        "comparisons": (records.COMPARISONS, human),
+        "negatives": (records.NEGATIVES, human),
         "prompts": (records.PROMPTS, prompt | {"origin": "test"}),
         "samples": (records.SAMPLES, sample | {"instruction": None, "tokens": 4}),
     }
@@ -164,7 +164,7 @@ def _commands(folder: Path, model: Path) -> dict[str, tuple[list[str], str]]:
     questions.fetch(Benchmark(path=str(ROOT / "demo" / "mmlu"), limit=1), folder / "questions")
     _reward(model, folder / "reward")
 
-    data = ["--model", model, "--comparisons", path["comparisons"]]
+    data = ["--model", model, "--negatives", path["negatives"]]
     method = {"loss": "simpo", "positives": "human", "negatives": True}
     answers = ["--prompts", path["prompts"], "--responses", path["samples"], "--reward", folder / "reward"]
     stages = {

@@ -13,9 +13,9 @@ def prompt(messages: list[dict[str, str]], **columns) -> dict:
     return {"prompt_id": records.prompt_id(messages), "messages": messages, "origin": "test"} | columns
 
 
-def comparison(messages: list[dict[str, str]], negative: str, **columns) -> dict:
+def human_row(messages: list[dict[str, str]], negative: str, **columns) -> dict:
     """A row of COMPARISONS of the train split, without a positive and without labels."""
-    row = dict.fromkeys(records.COMPARISONS.names) | {"prompt_id": records.prompt_id(messages), "split": "train"}
+    row = dict.fromkeys(records.NEGATIVES.names) | {"prompt_id": records.prompt_id(messages), "split": "train"}
     return row | {"messages": messages, "negative": negative} | columns
 
 

@@ -14,7 +14,7 @@ MESSAGES = [{"role": "user", "content": "How do I cheat?"}]
 P, Q = "p" * 16, "q" * 16
 
 
-def comparison(prompt=P, split="train", negative="Copy it.", positive="Ask for help.", unsafe=False):
+def human_row(prompt=P, split="train", negative="Copy it.", positive="Ask for help.", unsafe=False):
     return {
         "prompt_id": prompt, "split": split, "messages": MESSAGES,
         "negative": negative, "positive": positive, "positive_unsafe": unsafe,
@@ -34,7 +34,7 @@ def texts(answers):
 
 
 def test_d2o_sees_all_samples_and_one_negative_each():
-    rows = [comparison(), comparison(negative="Steal it."), comparison(prompt=Q, split="test")]
+    rows = [human_row(), human_row(negative="Steal it."), human_row(prompt=Q, split="test")]
     found = list(groups.view(D2O, rows, [sample(k) for k in (1, 0, 2)]))
     assert [(texts(g.positives), texts(g.negatives)) for g in found] == [
         (["answer 0", "answer 1", "answer 2"], ["Copy it."]),
@@ -43,21 +43,21 @@ def test_d2o_sees_all_samples_and_one_negative_each():
 
 
 def test_a_smaller_k_is_the_beginning_of_the_pool():
-    found = next(groups.view(D2O.model_copy(update={"k": 2}), [comparison()], [sample(k) for k in range(4)]))
+    found = next(groups.view(D2O.model_copy(update={"k": 2}), [human_row()], [sample(k) for k in range(4)]))
     assert texts(found.positives) == ["answer 0", "answer 1"]
 
 
 def test_a_pool_with_a_gap_is_refused():
     with pytest.raises(D2OError, match="sample 1 of 3 is missing from its pool"):
-        list(groups.view(D2O.model_copy(update={"k": 3}), [comparison()], [sample(0), sample(2)]))
+        list(groups.view(D2O.model_copy(update={"k": 3}), [human_row()], [sample(0), sample(2)]))
 
 
 def test_prompts_without_a_pool_are_left_out():
-    assert list(groups.view(D2O, [comparison(prompt=Q)], [sample(0)])) == []
+    assert list(groups.view(D2O, [human_row(prompt=Q)], [sample(0)])) == []
 
 
 def test_unfit_samples_are_no_positives():
-    found = next(groups.view(D2O, [comparison()], [sample(0, fit=False), sample(1)]))
+    found = next(groups.view(D2O, [human_row()], [sample(0, fit=False), sample(1)]))
     assert texts(found.positives) == ["answer 1"]
 
 
@@ -66,20 +66,20 @@ def test_unfit_samples_are_no_positives():
 )
 def test_a_smaller_k_sees_the_same_prompts(k, seen):
     pool = [sample(n, fit=n in (1, 3)) for n in range(4)]
-    (found,) = groups.view(D2O.model_copy(update={"k": k}), [comparison()], pool)
+    (found,) = groups.view(D2O.model_copy(update={"k": k}), [human_row()], pool)
     assert texts(found.positives) == seen
 
 
 def test_self_align_sft_sees_each_prompt_once():
     method = Method(loss="sft", positives="self")
-    rows = [comparison(), comparison(negative="Steal it.")]
+    rows = [human_row(), human_row(negative="Steal it.")]
     found = list(groups.view(method, rows, [sample(0), sample(1)]))
     assert [(texts(g.positives), g.negatives) for g in found] == [(["answer 0", "answer 1"], ())]
 
 
 def test_pair_methods_need_the_human_positive():
     dpo = Method(loss="dpo", positives="human", negatives=True)
-    rows = [comparison(), comparison(positive=None, negative="x"), comparison(positive="Worse.", unsafe=True)]
+    rows = [human_row(), human_row(positive=None, negative="x"), human_row(positive="Worse.", unsafe=True)]
     found = list(groups.view(dpo, rows, []))
     assert [(texts(g.positives), texts(g.negatives)) for g in found] == [
         (["Ask for help."], ["Copy it."]),
@@ -91,12 +91,12 @@ def test_pair_methods_need_the_human_positive():
 
 def test_negatives_alone():
     ga = Method(loss="ga", negatives=True)
-    found = list(groups.view(ga, [comparison(positive=None)], []))
+    found = list(groups.view(ga, [human_row(positive=None)], []))
     assert [(g.positives, texts(g.negatives)) for g in found] == [((), ["Copy it."])]
 
 
 def test_every_response_is_scored_once():
-    rows = [comparison(), comparison(), comparison(split="test", prompt=Q)]
+    rows = [human_row(), human_row(), human_row(split="test", prompt=Q)]
     assert [texts(g.positives) for g in groups.every_response(rows, None, "train")] == [["Ask for help.", "Copy it."]]
     assert [g.prompt_id for g in groups.every_response(rows, None, "test")] == [Q]
     pool = [sample(0), sample(1, text="answer 0"), sample(2, fit=False), sample(0, prompt=Q)]
@@ -160,8 +160,8 @@ def test_where_no_response_is_to_be_scored_the_table_is_empty(tiny_model, tmp_pa
     from d2o import references
 
     (tiny_model / "manifest.json").write_text("{}")
-    row = comparison() | {"positive_unsafe": None, "categories": None, "severity": None}
-    records.write_table(tmp_path / "human.parquet", records.COMPARISONS, [row])
+    row = human_row() | {"positive_unsafe": None, "categories": None, "severity": None}
+    records.write_table(tmp_path / "human.parquet", records.NEGATIVES, [row])
     references.score(Forward(), tiny_model, tmp_path / "human.parquet", None, "test", tmp_path / "scored.parquet")
     assert records.read_table(tmp_path / "scored.parquet", records.LOGPROBS) == []
 
@@ -339,7 +339,7 @@ def test_a_filter_keeps_the_best_of_the_fit_samples_the_best_first(better, kept)
     with pytest.raises(D2OError, match="sample 0 has no score; delete the scores and run again"):
         list(groups.best(pool, scores[:4], 2, better))
     chosen = Method(loss="d2o", positives="self", negatives=True, filter={"reward": "r", "best": 2}, k=2)
-    seen = [texts(g.positives) for g in groups.view(chosen, [comparison(), comparison(prompt=Q)], found)]
+    seen = [texts(g.positives) for g in groups.view(chosen, [human_row(), human_row(prompt=Q)], found)]
     assert seen == [kept, ["answer 0"]]
 
 
@@ -347,7 +347,7 @@ ONLINE = Online(start=1, every=1, share=0.5)
 
 
 def test_a_round_replaces_the_last_positives_by_as_many_as_there_are():
-    (text,) = groups.view(D2O, [comparison()], [sample(k) for k in range(4)])
+    (text,) = groups.view(D2O, [human_row()], [sample(k) for k in range(4)])
     fresh = groups.fit_answers([sample(0, text="new 0"), sample(1, text="bad", fit=False), sample(2, text="new 2")])[
         P
     ]

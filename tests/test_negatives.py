@@ -61,8 +61,8 @@ class Tables:
     """What an extraction made."""
 
     def __init__(self, folder: Path):
-        self.negatives = records.read_table(folder / "negatives.parquet", records.COMPARISONS)
-        self.pairs = records.read_table(folder / "pairs.parquet", records.COMPARISONS)
+        self.negatives = records.read_table(folder / "negatives.parquet", records.NEGATIVES)
+        self.pairs = records.read_table(folder / "pairs.parquet", records.NEGATIVES)
         self.prompts = records.read_table(folder / "prompts.parquet", records.PROMPTS)
         self.counts = records.read_manifest(folder / "negatives.parquet")["counts"]
 

@@ -232,7 +232,7 @@ def test_the_stages_read_every_row(tmp_path, name):
         assert records.read_manifest(place / "rows.parquet")["counts"]["rejected"] == 0
         extraction = Extraction(rule=rule, near_duplicates=None)
         negatives.extract(extraction, place / "rows.parquet", place / "made", [])
-        found = records.read_table(place / "made" / "negatives.parquet", records.COMPARISONS)
+        found = records.read_table(place / "made" / "negatives.parquet", records.NEGATIVES)
         lines = [json.loads(line) for line in (tmp_path / f"{train}.jsonl").read_text().splitlines()]
         assert len([row for row in found if row["split"] == "train"]) == len(lines)
         better = {row["prompt"]: row[f"response_{row['better_response_id']}"] for row in lines}

@@ -269,7 +269,7 @@ def test_online_rounds_go_on_after_their_last_finished_rule(restored):
     folder = restored.folder / "results" / "demo" / "tiny" / "online" / "seed0"
     restored.snakemake("results/demo/tiny/online/seed0/rounds/1/positives.parquet")
     fresh = records.read_table(folder / "rounds" / "1" / "positives.parquet", records.POOL)
-    asked = records.read_table(folder / "rounds" / "1" / "comparisons.parquet", records.COMPARISONS)
+    asked = records.read_table(folder / "rounds" / "1" / "negatives.parquet", records.NEGATIVES)
     assert {row["prompt_id"] for row in fresh} == {row["prompt_id"] for row in asked}
     assert {row["sample"] for row in fresh} == {0}
     assert restored.would_run("train") == {"score_round": 1, "train_method": 1}

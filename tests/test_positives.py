@@ -18,7 +18,7 @@ from d2o.positives import requests, shard
 from d2o.positives.drawn import Drawn
 from d2o.positives.quality import reasons, settle
 from d2o.settings import INSTRUCTIONS, Engine, Positives, PositivesStage
-from rows import asked, comparison, pooled
+from rows import asked, human_row, pooled
 
 MESSAGES = [
     {"role": "user", "content": "Hello."},
@@ -143,13 +143,13 @@ def test_a_broken_last_line_is_drawn_again(tmp_path, capsys):
 # Whole pools -------------------------------------------------------------------------------------
 
 
-def comparisons(folder, count, extra=()):
+def negatives_table(folder, count, extra=()):
     """A table of so many train prompts, one of test, and others by their text."""
     texts = [*(f"Question number {i}?" for i in range(count)), *extra]
-    rows = [comparison(asked(text), "No.") for text in texts]
-    rows.append(comparison(asked("Not for training."), "No.", split="test"))
+    rows = [human_row(asked(text), "No.") for text in texts]
+    rows.append(human_row(asked("Not for training."), "No.", split="test"))
     folder.mkdir(exist_ok=True)
-    records.write_table(folder / "negatives.parquet", records.COMPARISONS, rows)
+    records.write_table(folder / "negatives.parquet", records.NEGATIVES, rows)
     return folder / "negatives.parquet"
 
 
@@ -194,12 +194,12 @@ def one_start(monkeypatch):
 
 
 def test_only_what_is_missing_is_drawn(model, tmp_path, one_start):
-    prompts = comparisons(tmp_path / "a", 4)
+    prompts = negatives_table(tmp_path / "a", 4)
     small = drawn_and_merged(stage(k=2), model, prompts, tmp_path / "a")
     assert [row["sample"] for row in small] == [0, 1] * 4
     assert answers_kept(tmp_path / "a" / "drawn") == 8
 
-    more = comparisons(tmp_path / "b", 6, extra=["word " * 600])
+    more = negatives_table(tmp_path / "b", 6, extra=["word " * 600])
     large = drawn_and_merged(stage(k=5), model, more, tmp_path / "b", drawn=tmp_path / "a" / "drawn")
     assert answers_kept(tmp_path / "a" / "drawn") == 30
     known = {(row["prompt_id"], row["sample"]): row for row in large}
@@ -241,7 +241,7 @@ def test_a_prompt_is_too_long_when_some_instruction_leaves_no_room(model, instru
 
 def test_redraws_and_the_data_sheet(model, tmp_path, one_start):
     """Nearly every answer of the random model is cut at the limit of tokens."""
-    prompts = comparisons(tmp_path, 5)
+    prompts = negatives_table(tmp_path, 5)
     rows = drawn_and_merged(stage(faults=["truncated"], redraws=1), model, prompts, tmp_path)
     unfit = [row for row in rows if not row["fit"]]
     assert 10 <= len(unfit) < 15
@@ -261,8 +261,8 @@ def test_redraws_and_the_data_sheet(model, tmp_path, one_start):
 def test_the_sheet_tells_alike_from_different(tmp_path):
     from d2o.positives import sheet
 
-    prompts = comparisons(tmp_path, 1)
-    prompt = records.read_table(prompts, records.COMPARISONS)[0]["prompt_id"]
+    prompts = negatives_table(tmp_path, 1)
+    prompt = records.read_table(prompts, records.NEGATIVES)[0]["prompt_id"]
 
     def described(texts):
         rows = [pooled(prompt, k, text) for k, text in enumerate(texts)]
@@ -290,7 +290,7 @@ def test_the_sheet_tells_alike_from_different(tmp_path):
     ],
 )
 def test_a_pool_is_proved_complete(model, tmp_path, one_start, change, message):
-    prompts = comparisons(tmp_path, 2)
+    prompts = negatives_table(tmp_path, 2)
     drawn_and_merged(stage(), model, prompts, tmp_path)
     shard = tmp_path / "1-of-1.parquet"
     records.write_table(shard, records.POOL, change(records.read_table(shard, records.POOL)))
@@ -301,20 +301,20 @@ def test_a_pool_is_proved_complete(model, tmp_path, one_start, change, message):
 
 
 def test_shards_of_another_plan_or_other_prompts_are_refused(model, tmp_path, one_start):
-    prompts = comparisons(tmp_path, 2)
+    prompts = negatives_table(tmp_path, 2)
     drawn_and_merged(stage(), model, prompts, tmp_path)
     shards = [tmp_path / "1-of-1.parquet"]
     with pytest.raises(D2OError, match=r"1-of-1\.parquet: drawn by another plan than this pool's; delete it"):
         positives.merge(stage(k=2), model, prompts, shards, tmp_path / "pool.parquet")
     with pytest.raises(D2OError, match=r"1-of-1\.parquet: not drawn from .*negatives\.parquet as it is now"):
-        positives.merge(stage(), model, comparisons(tmp_path / "new", 3), shards, tmp_path / "pool.parquet")
+        positives.merge(stage(), model, negatives_table(tmp_path / "new", 3), shards, tmp_path / "pool.parquet")
     with pytest.raises(D2OError, match="--shard: '4-of-3' is not of the form 1-of-3"):
         positives.draw(stage(), model, prompts, "4-of-3", tmp_path / "drawn", tmp_path / "x.parquet")
 
 
 @pytest.mark.slow
 def test_vllm_in_one_shard_and_in_three_and_with_a_larger_k(model, tmp_path, one_start):
-    prompts = comparisons(tmp_path / "one", 9)
+    prompts = negatives_table(tmp_path / "one", 9)
     whole = drawn_and_merged(stage("vllm", k=4), model, prompts, tmp_path / "one")
     assert len(whole) == 36 and len({row["text"] for row in whole}) > 30
     assert all(row["tokens"] == 8 or row["finish"] == "stop" for row in whole)
@@ -327,9 +327,9 @@ def test_vllm_in_one_shard_and_in_three_and_with_a_larger_k(model, tmp_path, one
 
 @pytest.mark.slow
 def test_a_shard_killed_half_way_goes_on_where_it_was(model, tmp_path):
-    prompts = comparisons(tmp_path, 30)
+    prompts = negatives_table(tmp_path, 30)
     chosen = stage("vllm", k=4, max_tokens=24)
-    command = ["positives", "--settings", chosen.model_dump_json(), "--model", model, "--comparisons", prompts]
+    command = ["positives", "--settings", chosen.model_dump_json(), "--model", model, "--negatives", prompts]
     command += ["--shard", "1-of-1", "--drawn", tmp_path / "drawn", "--output", tmp_path / "1-of-1.parquet"]
     line = [sys.executable, "-m", "d2o", *map(str, command)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}

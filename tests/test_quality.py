@@ -29,7 +29,7 @@ def pair(prompt: int, answer: int, split: str = "train") -> dict:
 
 
 def sample(folder: Path, pairs: list[dict], number: int) -> dict[str, list[dict]]:
-    records.write_table(folder / "pairs.parquet", records.COMPARISONS, pairs)
+    records.write_table(folder / "pairs.parquet", records.NEGATIVES, pairs)
     made = folder / "pku" / "quality"
     quality.sample(settings.Quality(pairs=number), folder / "pairs.parquet", made / "prompts.parquet")
     schemas = {"prompts": records.PROMPTS, "chosen": records.SAMPLES, "rejected": records.SAMPLES}

@@ -113,7 +113,7 @@ class Results:
 
     def _dataset(self, folder: Path) -> None:
         counts = {"rows": 40, "leaks": {"prompts": 3, "test": 2}, "train_categories": {"Drugs": 4}}
-        write(folder / "negatives.parquet", records.COMPARISONS, self.human, counts=counts)
+        write(folder / "negatives.parquet", records.NEGATIVES, self.human, counts=counts)
         rows = [
             {"prompt_id": p, "messages": m, "origin": o}
             for p, m, o in zip(self.ids, self.messages, self.origins, strict=True)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from d2o import records, rewards
 from d2o.errors import D2OError
 from d2o.settings import Reward
-from rows import asked, comparison
+from rows import asked, human_row
 
 THINGS = ["toaster", "lamp", "dress", "parcel", "oven", "desk", "kettle", "chair", "phone", "bill", "door", "shelf"]
 PLAN = {"backbone": "tiny", "layers": 1, "epochs": 3, "learning_rate": 1e-3, "batch": 8, "max_tokens": 64}
@@ -50,8 +50,8 @@ def write(folder: Path, rows: list[dict], test: int) -> tuple[Path, Path]:
     folder.mkdir(exist_ok=True)
     records.write_table(folder / "rows.parquet", records.ROWS, rows)
     splits = ["train"] * (len(rows) - test) + ["test"] * test
-    comparisons = [comparison(row["messages"], "no", split=s) for row, s in zip(rows, splits, strict=True)]
-    records.write_table(folder / "negatives.parquet", records.COMPARISONS, comparisons)
+    table = [human_row(row["messages"], "no", split=s) for row, s in zip(rows, splits, strict=True)]
+    records.write_table(folder / "negatives.parquet", records.NEGATIVES, table)
     return folder / "rows.parquet", folder / "negatives.parquet"
 
 

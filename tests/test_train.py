@@ -24,7 +24,7 @@ from d2o.groups import Group, Response
 from d2o.losses import Side
 from d2o.settings import Alarms, Average, Forward, Lora, Method, Online, References, Train, TrainStage, execution_keys
 from d2o.train import Inputs, run, schedule, watch
-from rows import asked, comparison, pooled
+from rows import asked, human_row, pooled
 
 # Minutes between checkpoints: one after every step.
 OFTEN = 1e-9
@@ -153,9 +153,9 @@ def tables(tiny_model, tmp_path_factory):
     human, pool = [], []
     for i in range(12):
         messages, positive = asked(f"Question number {i}?"), f"Yes, here it is: {i}."
-        human.append(comparison(messages, f"No, I will not help {i}.", positive=positive, positive_unsafe=False))
+        human.append(human_row(messages, f"No, I will not help {i}.", positive=positive, positive_unsafe=False))
         pool += [pooled(human[-1]["prompt_id"], k, f"Answer {k} to {i}.") for k in range(3)]
-    records.write_table(folder / "human.parquet", records.COMPARISONS, human)
+    records.write_table(folder / "human.parquet", records.NEGATIVES, human)
     (tiny_model / "manifest.json").write_text("{}")
     with records.artifact(folder / "pool.parquet", None, [tiny_model / "manifest.json"]) as draft:
         records.write_table(draft.path, records.POOL, pool)
@@ -188,7 +188,7 @@ def command(tables, model, folder, method, precision="fp32", **train) -> list[st
     execution = execution_keys(whole)
     options = ["--settings", whole.model_dump_json(exclude=execution)]
     options += ["--execution", whole.model_dump_json(include=execution)]
-    options += ["--model", model, "--comparisons", tables / "human.parquet"]
+    options += ["--model", model, "--negatives", tables / "human.parquet"]
     options += ["--checkpoints", folder / "checkpoints", "--output", folder / "model" / "manifest.json"]
     options += [x for name, paths in inputs(tables, method).items() for path in paths for x in (f"--{name}", path)]
     return [sys.executable, "-m", "d2o", "train", *map(str, options)]
@@ -270,7 +270,7 @@ def train_all(tables, model, stages: dict[str, TrainStage], folder) -> None:
 
 def one_run(tables, model, stage: TrainStage, folder, output="model", **fresh) -> dict:
     """What `_TRAIN_ALL` needs of a run."""
-    read = {"model": model, "comparisons": tables / "human.parquet"} | inputs(tables, stage.method) | fresh
+    read = {"model": model, "negatives": tables / "human.parquet"} | inputs(tables, stage.method) | fresh
     paths = {"checkpoints": folder / "checkpoints", "output": folder / output}
     return {"stage": stage.model_dump_json(), "inputs": read} | paths
 
@@ -390,8 +390,8 @@ def test_rounds_replace_a_share_of_the_positives_from_their_step_on(tables, tiny
     assert same == [True] * 3 + [False] * 5
     assert result(tmp_path / "again")[1][-1]["loss"] == pytest.approx(log[-1]["loss"], rel=1e-5)
     for number, steps in ((1, (3, 4)), (2, (5, 6)), (3, (7,))):
-        asked = records.read_table(tmp_path / f"online/rounds/{number}/comparisons.parquet", records.COMPARISONS)
-        human = records.read_table(tables / "human.parquet", records.COMPARISONS)
+        asked = records.read_table(tmp_path / f"online/rounds/{number}/negatives.parquet", records.NEGATIVES)
+        human = records.read_table(tables / "human.parquet", records.NEGATIVES)
         train_prompts = [row["prompt_id"] for row in human if row["split"] == "train"]
         expected = {
             train_prompts[i] for s in steps for i in schedule.step_groups(s, len(train_prompts), chosen.train, 0)

@@ -129,7 +129,7 @@ def quality(
 @_command(settings.PositivesStage)
 def positives(
     model: Model,
-    comparisons: Input,
+    negatives: Input,
     output: Output,
     drawn: Annotated[Path, typer.Option(help="folder of all answers drawn so far; only what it lacks is drawn")],
     settings_json: Json,
@@ -140,13 +140,13 @@ def positives(
     from d2o import positives
 
     stage = settings.parse(settings.PositivesStage, settings_json, execution)
-    positives.draw(stage, _folder(model), comparisons, shard, drawn, output)
+    positives.draw(stage, _folder(model), negatives, shard, drawn, output)
 
 
 @_command(settings.PositivesStage)
 def pool(
     model: Model,
-    comparisons: Input,
+    negatives: Input,
     output: Annotated[Path, typer.Option(help="the pool; its data sheet goes beside it")],
     shards: Annotated[list[Path], typer.Option(help="shards of `d2o positives`, all of them")],
     settings_json: Json,
@@ -155,13 +155,13 @@ def pool(
     from d2o import positives
 
     stage = settings.parse(settings.PositivesStage, settings_json)
-    positives.merge(stage, _folder(model), comparisons, shards, output)
+    positives.merge(stage, _folder(model), negatives, shards, output)
 
 
 @_command(settings.Forward)
 def references(
     model: Model,
-    comparisons: Input,
+    negatives: Input,
     output: Output,
     settings_json: Json,
     samples: Annotated[Path | None, typer.Option(help="pool whose answers are scored, not the human ones")] = None,
@@ -171,14 +171,14 @@ def references(
     from d2o import references
 
     references.score(
-        settings.parse(settings.Forward, settings_json), _folder(model), comparisons, samples, split, output
+        settings.parse(settings.Forward, settings_json), _folder(model), negatives, samples, split, output
     )
 
 
 @_command(settings.TrainStage)
 def train(
     model: Model,
-    comparisons: Input,
+    negatives: Input,
     output: Output,
     checkpoints: Annotated[Path, typer.Option(help="folder to resume from; kept when the job is killed")],
     settings_json: Json,
@@ -194,7 +194,7 @@ def train(
 
     train.run(
         settings.parse(settings.TrainStage, settings_json, execution),
-        train.Inputs(_folder(model), comparisons, samples, scores, references, fresh, fresh_references),
+        train.Inputs(_folder(model), negatives, samples, scores, references, fresh, fresh_references),
         checkpoints,
         output.parent,
     )

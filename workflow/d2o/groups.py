@@ -60,9 +60,7 @@ class Group:
         return len(self.prompt) + sum(len(response.ids) for response in self.responses)
 
 
-def view(
-    method: Method, comparisons: Iterable[Mapping[str, Any]], samples: Iterable[Mapping[str, Any]]
-) -> Iterator[Texts]:
+def view(method: Method, human: Iterable[Mapping[str, Any]], samples: Iterable[Mapping[str, Any]]) -> Iterator[Texts]:
     """A method's groups, from the tables it takes.
 
     One group per human negative where the loss takes one; one per prompt where it sees self-generated answers
@@ -71,7 +69,7 @@ def view(
 
     Args:
         method: says which positives, how many, and whether there is a negative.
-        comparisons: rows of `records.COMPARISONS`; only the train split is used.
+        human: rows of `records.NEGATIVES`; only the train split is used.
         samples: rows of `records.POOL`, the pool of self-generated answers; may be empty.
     Raises:
         D2OError: where the pool lacks a sample that the method asks for.
@@ -80,7 +78,7 @@ def view(
     for row in samples:
         pools[row["prompt_id"]][row["sample"]] = _fit(row)
     seen = set()
-    for row in comparisons:
+    for row in human:
         if row["split"] != "train":
             continue
         positives = _positives(method, row, pools.get(row["prompt_id"], {}))
@@ -160,14 +158,14 @@ def _fit(sample: Mapping[str, Any]) -> Answer | None:
 
 
 def every_response(
-    comparisons: Iterable[Mapping[str, Any]], samples: Iterable[Mapping[str, Any]] | None, split: str
+    human: Iterable[Mapping[str, Any]], samples: Iterable[Mapping[str, Any]] | None, split: str
 ) -> Iterator[Texts]:
     """One group per prompt of a split with all its distinct responses, for scoring under a model.
 
     The responses are the pool's where `samples` is given, else the human ones; they stand as positives.
     """
     messages, answers = {}, defaultdict(dict)
-    for row in comparisons:
+    for row in human:
         if row["split"] == split:
             messages[row["prompt_id"]] = row["messages"]
             if samples is None:

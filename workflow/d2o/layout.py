@@ -59,7 +59,7 @@ PLACES = {
     "answers": "<run>/tasks/{task}.parquet",
     # By online round of a run.
     "round_policy": "<round>/policy/manifest.json",
-    "round_negatives": "<round>/comparisons.parquet",
+    "round_negatives": "<round>/negatives.parquet",
     "round_sampled": "<round>/drawn",
     "round_shard": "<round>/shards/1-of-1.parquet",
     "round_pool": "<round>/positives.parquet",

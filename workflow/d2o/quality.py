@@ -24,12 +24,12 @@ def sample(quality: Quality, pairs: Path, output: Path) -> None:
     prompt's `origin` is its split.
 
     Args:
-        pairs: the `records.COMPARISONS` table of all human pairs.
+        pairs: the `records.NEGATIVES` table of all human pairs.
         output: the `records.PROMPTS` table to write.
     Raises:
         D2OError: where the data set has no pair.
     """
-    rows = (row for batch in records.read_batches(pairs, records.COMPARISONS) for row in batch)
+    rows = (row for batch in records.read_batches(pairs, records.NEGATIVES) for row in batch)
     drawn = heapq.nsmallest(quality.pairs, rows, key=_order)
     if not drawn:
         raise D2OError(f"{pairs}: the data set has no human pair whose quality could be shown: leave `quality` out")

@@ -61,7 +61,7 @@ ROWS = pa.schema(
 
 # A human negative and, where there is one, the human answer preferred to it. `categories` and `severity` are the
 # negative's, as above.
-COMPARISONS = pa.schema(
+NEGATIVES = pa.schema(
     [
         ("prompt_id", pa.string()),
         ("split", pa.string()),

@@ -15,19 +15,19 @@ from d2o.settings import Forward
 from d2o.sources import source_digest
 
 
-def score(forward: Forward, model: Path, comparisons: Path, samples: Path | None, split: str, output: Path) -> None:
+def score(forward: Forward, model: Path, negatives: Path, samples: Path | None, split: str, output: Path) -> None:
     """Write one row of `records.LOGPROBS` per distinct response of the split.
 
     Args:
-        comparisons: table of human answers; says which prompts are in the split.
+        negatives: table of human answers; says which prompts are in the split.
         samples: pool whose answers are scored in place of the human ones.
         split: `train` or `test`.
     """
     tokenizer = chat.load_tokenizer(model)
     pool = None if samples is None else records.read_table(samples, records.POOL)
-    texts = groups.every_response(records.read_table(comparisons, records.COMPARISONS), pool, split)
+    texts = groups.every_response(records.read_table(negatives, records.NEGATIVES), pool, split)
     found, counts = groups.tokenise(texts, tokenizer, forward)
-    inputs = [model / "manifest.json", comparisons, *([samples] if samples else [])]
+    inputs = [model / "manifest.json", negatives, *([samples] if samples else [])]
     sources = source_digest(__name__)
     known = dict(_known(forward, model, sources, output)) if samples else {}
     with records.artifact(output, forward, inputs) as draft:

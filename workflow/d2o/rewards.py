@@ -34,7 +34,7 @@ def make(reward: Reward, backbone: Path | None, rows: Path | None, negatives: Pa
     Args:
         backbone: model folder to train a head on. This, `rows` and `negatives` are needed for `reward.train` only.
         rows: a `records.ROWS` table with human labels.
-        negatives: a `records.COMPARISONS` table; its column `split` says which prompts are train and which test.
+        negatives: a `records.NEGATIVES` table; its column `split` says which prompts are train and which test.
     Raises:
         D2OError: if the source is not a reward model, or the rows have no label to learn from.
     """
@@ -152,7 +152,7 @@ def _read(rows: Path, negatives: Path) -> dict[str, list[Example]]:
     """
     split = {
         row["prompt_id"]: row["split"]
-        for batch in records.read_batches(negatives, records.COMPARISONS)
+        for batch in records.read_batches(negatives, records.NEGATIVES)
         for row in batch
     }
     examples: dict[str, list[Example]] = {"train": [], "test": []}

@@ -19,7 +19,7 @@ def score(reward: Reward, model: Path | None, prompts: Path, responses: Path, ou
 
     Args:
         model: folder of the stage `rewards`; None for a rule.
-        prompts: a table with `prompt_id` and `messages`: `records.PROMPTS`, or `records.COMPARISONS`.
+        prompts: a table with `prompt_id` and `messages`: `records.PROMPTS`, or `records.NEGATIVES`.
         responses: a table of answers to these prompts: `records.SAMPLES`, or `records.POOL`.
     Raises:
         D2OError: where there is no answer, an answer's prompt is unknown, or the model does not fit `reward`.

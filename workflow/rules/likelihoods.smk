@@ -11,7 +11,7 @@ rule score_likelihoods:
         "Likelihoods under {wildcards.method} (seed {wildcards.seed}{wildcards.snapshot}), {wildcards.model}"
     input:
         model=plan.model_of,
-        comparisons="<negatives>",
+        negatives="<negatives>",
     output:
         "<likelihoods>",
     params:
@@ -31,4 +31,4 @@ rule score_likelihoods:
         plan.environment("train")
     shell:
         "python -m d2o --gpus {resources.gpu} references --settings {params.settings:q} --model {params.model} "
-        "--comparisons {input.comparisons} --split test --output {output} 2>&1 | tee {log}"
+        "--negatives {input.negatives} --split test --output {output} 2>&1 | tee {log}"

@@ -11,7 +11,7 @@ rule draw_positives:
         "Positives ({wildcards.pool}, {wildcards.shard}) of {wildcards.model} on {wildcards.dataset}"
     input:
         model="<model>",
-        comparisons="<negatives>",
+        negatives="<negatives>",
     output:
         samples=temp("<pool_shard>"),
         manifest=temp("<pool_shard>.manifest.json"),
@@ -35,7 +35,7 @@ rule draw_positives:
         plan.environment("generation")
     shell:
         "python -m d2o --gpus {resources.gpu} positives --settings {params.settings:q} --model {input.model} "
-        "--comparisons {input.comparisons} --shard {params.shard} --drawn {params.drawn} "
+        "--negatives {input.negatives} --shard {params.shard} --drawn {params.drawn} "
         "--execution {resources.execution:q} --output {output.samples} 2>&1 | tee {log}"
 
 
@@ -44,7 +44,7 @@ rule merge_positives:
         "The pool of positives ({wildcards.pool}) of {wildcards.model} on {wildcards.dataset}"
     input:
         model="<model>",
-        comparisons="<negatives>",
+        negatives="<negatives>",
         shards=plan.pool_shards,
     output:
         pool="<pool>",
@@ -66,4 +66,4 @@ rule merge_positives:
         plan.environment("generation")
     shell:
         "python -m d2o pool --settings {params.settings:q} --model {input.model} "
-        "--comparisons {input.comparisons} {params.shards} --output {output.pool} 2>&1 | tee {log}"
+        "--negatives {input.negatives} {params.shards} --output {output.pool} 2>&1 | tee {log}"

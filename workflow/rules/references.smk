@@ -31,4 +31,4 @@ rule score_references:
         plan.environment("train")
     shell:
         "python -m d2o --gpus {resources.gpu} references --settings {params.settings:q} --model {input.model} "
-        "--comparisons {input.comparisons} {params.samples} --output {output} 2>&1 | tee {log}"
+        "--negatives {input.negatives} {params.samples} --output {output} 2>&1 | tee {log}"

@@ -6,7 +6,7 @@ use rule train_method as train_to_round with:
         "{wildcards.method} (seed {wildcards.seed}) on {wildcards.model}, up to round {wildcards.round}"
     output:
         model="<round_policy>",
-        comparisons="<round_negatives>",
+        negatives="<round_negatives>",
     log:
         "<run>/logs/round{round}-train.log",
     benchmark:
@@ -18,7 +18,7 @@ use rule draw_positives as draw_round with:
         "Round {wildcards.round} of {wildcards.method} (seed {wildcards.seed}), {wildcards.model}"
     input:
         model="<round_policy>",
-        comparisons="<round_negatives>",
+        negatives="<round_negatives>",
     output:
         samples=temp("<round_shard>"),
         manifest=temp("<round_shard>.manifest.json"),
@@ -38,7 +38,7 @@ use rule merge_positives as merge_round with:
         "The pool of round {wildcards.round} of {wildcards.method} (seed {wildcards.seed}), {wildcards.model}"
     input:
         model="<round_policy>",
-        comparisons="<round_negatives>",
+        negatives="<round_negatives>",
         shards="<round_shard>",
     output:
         pool="<round_pool>",
@@ -58,7 +58,7 @@ use rule score_references as score_round with:
         "References of round {wildcards.round} of {wildcards.method} (seed {wildcards.seed}), {wildcards.model}"
     input:
         model="<model>",
-        comparisons="<round_negatives>",
+        negatives="<round_negatives>",
         samples="<round_pool>",
     output:
         "<round_references>",

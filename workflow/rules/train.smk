@@ -38,6 +38,6 @@ rule train_method:
         plan.environment("train")
     shell:
         "python -m d2o --gpus {resources.gpu} train --settings {params.settings:q} --model {input.model} "
-        "--comparisons {input.comparisons} {params.samples} {params.scores} {params.references} "
+        "--negatives {input.negatives} {params.samples} {params.scores} {params.references} "
         "{params.fresh} {params.fresh_references} "
         "--checkpoints {params.checkpoints} --execution {resources.execution:q} --output {output.model} 2>&1 | tee {log}"

@@ -1,7 +1,7 @@
 """Stage `negatives`: human negatives and human pairs out of preference rows, split by prompt.
 
 The table of rows may be larger than memory. First passes keep digests, and the text of each distinct prompt, and
-decide what stays: which prompts are train and test, and which of several equal comparisons is taken. Last passes
+decide what stays: which prompts are train and test, and which of several equal candidates is taken. Last passes
 write, a batch at a time. Nothing depends on the order of the rows.
 """
 
@@ -18,7 +18,7 @@ from d2o.negatives import evaluated
 from d2o.negatives.distinct import taken
 from d2o.negatives.rows import equal_answers, negatives_of, no_negative, normalised, pairs_of, scan
 from d2o.negatives.split import read_prompts, split_prompts
-from d2o.negatives.tables import capped_negatives, counts_of, write_comparisons, write_prompts
+from d2o.negatives.tables import capped_negatives, counts_of, write_candidates, write_prompts
 from d2o.settings import Extraction
 
 
@@ -45,11 +45,11 @@ def extract(extraction: Extraction, rows: Path, folder: Path, questions: list[Pa
 
     table = scan(rows)
     total, equal = table.select(pl.len(), equal_answers().sum()).collect(engine="streaming").row(0)
-    compared = {"negatives": negatives_of(table, rule), "pairs": pairs_of(table, rule)}
-    negatives, duplicates = taken(compared["negatives"], "surveying negatives", total, by_positive=False)
+    candidates = {"negatives": negatives_of(table, rule), "pairs": pairs_of(table, rule)}
+    negatives, duplicates = taken(candidates["negatives"], "surveying negatives", total, by_positive=False)
     if negatives.is_empty():
         raise D2OError(f"{rows}: {no_negative(table, rule)}")
-    pairs, pair_duplicates = taken(compared["pairs"], "surveying pairs", total, by_positive=True)
+    pairs, pair_duplicates = taken(candidates["pairs"], "surveying pairs", total, by_positive=True)
     prompts = read_prompts(table, total)
     split, leaks, capped = split_prompts(prompts, negatives, extraction, asked)
     kept_negatives, kept_pairs = (found.join(split, on=["prompt", "split"]) for found in (negatives, pairs))
@@ -60,7 +60,7 @@ def extract(extraction: Extraction, rows: Path, folder: Path, questions: list[Pa
             f"change test_share, the test part, evaluation_prompts or near_duplicates"
         )
     negative_count = len(kept_negatives)
-    kept_negatives = capped_negatives(kept_negatives, compared["negatives"], extraction, rows, total)
+    kept_negatives = capped_negatives(kept_negatives, candidates["negatives"], extraction, rows, total)
     capped["negatives"] = negative_count - len(kept_negatives)
 
     files = [path for questions_of in questions for path in evaluated.parquet_files(questions_of)]
@@ -70,8 +70,8 @@ def extract(extraction: Extraction, rows: Path, folder: Path, questions: list[Pa
         records.artifact(folder / "prompts.parquet", extraction, inputs) as prompts_draft,
         records.artifact(folder / "pairs.parquet", extraction, inputs) as pairs_draft,
     ):
-        write_comparisons(negatives_draft, compared["negatives"], kept_negatives, "writing negatives", total)
-        write_comparisons(pairs_draft, compared["pairs"], kept_pairs, "writing pairs", total)
+        write_candidates(negatives_draft, candidates["negatives"], kept_negatives, "writing negatives", total)
+        write_candidates(pairs_draft, candidates["pairs"], kept_pairs, "writing pairs", total)
         counts = {"rows": total, "equal_answers": equal}
         counts |= counts_of(negatives_draft.path, pairs_draft.path)
         counts |= write_prompts(prompts_draft, negatives_draft, evaluation)

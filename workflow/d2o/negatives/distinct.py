@@ -1,4 +1,4 @@
-"""Which of several equal comparisons is taken."""
+"""Which of several equal candidates is taken."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from d2o.negatives.rows import collect, normalised
 
 
 def taken(
-    compared: pl.LazyFrame, doing: str, total: int, *, by_positive: bool
+    candidates: pl.LazyFrame, doing: str, total: int, *, by_positive: bool
 ) -> tuple[pl.DataFrame, dict[str, int]]:
-    """The comparisons of which none equals another, and how many were left out.
+    """The candidates of which none equals another, and how many were left out.
 
     Two are equal when their prompts and texts are, but for case and white space. One with a positive labelled safe
     comes first, then one with any positive; a digest settles the rest, so that the order of rows does not matter.
 
     Args:
-        compared: comparisons, as `negatives_of` and `pairs_of` find them.
+        candidates: as `negatives_of` and `pairs_of` find them.
         doing, total: for the progress bar.
-        by_positive: whether comparisons of one negative with two positives differ.
+        by_positive: whether candidates of one negative with two positives differ.
     Returns:
         columns `prompt`, `split`, `place`, `not_safe`, `no_positive` and `digest`, in the order of places; and how
         many were equal to another letter for letter, and how many but for case and white space.
     """
     sides = ["negative", "positive"] if by_positive else ["negative"]
     asked = ["split", "prompt"]
-    keys = compared.select(
+    keys = candidates.select(
         "number",
         *asked,
         "place",

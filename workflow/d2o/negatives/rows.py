@@ -1,4 +1,4 @@
-"""Preference rows, and the comparisons that a rule finds in them: which answer is the negative, which preferred."""
+"""Preference rows, and the candidates that a rule finds in them: which answer is the negative, which preferred."""
 
 from __future__ import annotations
 
@@ -43,39 +43,39 @@ def normalised(text: pl.Expr) -> pl.Expr:
 
 
 def equal_answers() -> pl.Expr:
-    """Whether two answers of a row are the same but for case and white space: they make no comparison."""
+    """Whether two answers of a row are the same but for case and white space: neither can be a negative."""
     several = pl.when(pl.col("responses").list.len() > 1).then("responses")
     keys = several.list.eval(normalised(pl.element().struct.field("text")))
     return (keys.list.n_unique() < keys.list.len()).fill_null(False)
 
 
 def negatives_of(rows: pl.LazyFrame, rule: str) -> pl.LazyFrame:
-    """The negatives of rows, each with the answer preferred to it, if there is one; columns as `_compared`."""
+    """The negatives of rows, each with the answer preferred to it, if there is one; columns as `_candidates`."""
     answers = pl.col("responses").list.len()
     each = rows.with_columns(
         preferred=pl.when(~equal_answers()).then(RULES[rule][0]), at=pl.int_ranges(answers, dtype=pl.Int16)
     ).explode("at")
     unsafe, other = _answer("at", "unsafe"), pl.col("at") != pl.col("preferred")
     found = {
-        # Without a comparison, only a lone answer is known not to be the safer one.
+        # Where no other answer is preferred, only a lone answer is known not to be the safer one.
         "safer-unsafe": unsafe & pl.when(pl.col("preferred").is_null()).then(answers == 1).otherwise(other),
         "every-unsafe": unsafe,
         "less-helpful": other,
     }
-    return _compared(each.filter(found[rule]), pl.col("at"), pl.when(other).then("preferred"))
+    return _candidates(each.filter(found[rule]), pl.col("at"), pl.when(other).then("preferred"))
 
 
 def pairs_of(rows: pl.LazyFrame, rule: str) -> pl.LazyFrame:
     """The preferred answer of each row and the other one; nothing of a row where no label prefers one."""
     preferred = pl.when(~equal_answers()).then(pl.coalesce(RULES[rule]))
     found = rows.with_columns(preferred=preferred).filter(pl.col("preferred").is_not_null())
-    return _compared(found, 1 - pl.col("preferred"), pl.col("preferred"))
+    return _candidates(found, 1 - pl.col("preferred"), pl.col("preferred"))
 
 
-def _compared(rows: pl.LazyFrame, negative: pl.Expr, positive: pl.Expr) -> pl.LazyFrame:
-    """Comparisons: the columns of `records.COMPARISONS`, `number` and `prompt` of the row, and `place`.
+def _candidates(rows: pl.LazyFrame, negative: pl.Expr, positive: pl.Expr) -> pl.LazyFrame:
+    """Candidates: the columns of `records.NEGATIVES`, `number` and `prompt` of the row, and `place`.
 
-    `place` tells comparisons of a table apart: the number of the row times 2¹⁶, the negative times 2⁸, and the
+    `place` tells candidates of a table apart: the number of the row times 2¹⁶, the negative times 2⁸, and the
     positive counted from 1 (0: none).
     """
     sides = rows.with_columns(at=negative, to=positive)

@@ -17,7 +17,7 @@ from d2o.settings import Extraction
 
 
 def capped_negatives(
-    kept: pl.DataFrame, compared: pl.LazyFrame, extraction: Extraction, rows: Path, total: int
+    kept: pl.DataFrame, candidates: pl.LazyFrame, extraction: Extraction, rows: Path, total: int
 ) -> pl.DataFrame:
     """The negatives that are left when those of the train split are capped.
 
@@ -30,7 +30,7 @@ def capped_negatives(
     caps = {"prompt": extraction.negatives_per_prompt, "categories": extraction.negatives_per_category}
     if not any(caps.values()):
         return kept
-    train = compared.select("number", "place", "categories").join(
+    train = candidates.select("number", "place", "categories").join(
         kept.lazy().filter(to="train"), on="place", maintain_order="left"
     )
     found = collect(train, "capping negatives", total).sort("no_positive", "digest", "place")
@@ -49,20 +49,20 @@ def capped_negatives(
     return kept.filter(~pl.col("place").is_in(dropped))
 
 
-def write_comparisons(
-    draft: records.Draft, compared: pl.LazyFrame, kept: pl.DataFrame, doing: str, total: int
+def write_candidates(
+    draft: records.Draft, candidates: pl.LazyFrame, kept: pl.DataFrame, doing: str, total: int
 ) -> None:
-    """Write the comparisons that are kept, in the order of rows.
+    """Write the candidates that are kept, in the order of rows.
 
     Args:
-        compared: comparisons, as `negatives_of` and `pairs_of` find them.
+        candidates: as `negatives_of` and `pairs_of` find them.
         kept: `place` of those kept, and the split they go `to`.
     """
     places = kept.lazy().select("place", "to")
-    found = compared.join(places, on="place", maintain_order="left").with_columns(split="to")
-    with records.TableWriter(draft.path, records.COMPARISONS) as table:
-        for batch in batches(found.select("number", *records.COMPARISONS.names), doing, total):
-            table.add_columns(batch.to_arrow().cast(records.COMPARISONS))
+    found = candidates.join(places, on="place", maintain_order="left").with_columns(split="to")
+    with records.TableWriter(draft.path, records.NEGATIVES) as table:
+        for batch in batches(found.select("number", *records.NEGATIVES.names), doing, total):
+            table.add_columns(batch.to_arrow().cast(records.NEGATIVES))
     draft.facts["rows"] = table.count
 
 

@@ -175,9 +175,9 @@ class Plan:
     def reference_inputs(self, wildcards) -> dict[str, str]:
         """The tables whose responses get log-probs: human answers, or a pool and the prompts that it answers."""
         if wildcards.table in ("negatives", "pairs"):
-            return {"comparisons": self._path(wildcards.table, wildcards)}
+            return {"negatives": self._path(wildcards.table, wildcards)}
         samples = self._path("pool", wildcards, pool=wildcards.table)
-        return {"comparisons": self._path("negatives", wildcards), "samples": samples}
+        return {"negatives": self._path("negatives", wildcards), "samples": samples}
 
     def pool_shards(self, wildcards) -> list[str]:
         """The shards of a pool: those that it was made of, where it would come out the same."""
@@ -200,7 +200,7 @@ class Plan:
             place: [self._path(place, run, round=n) for n in before] for place in ("round_pool", "round_references")
         }
         return {
-            "comparisons": self._path(self.human_table(run["method"]), run),
+            "negatives": self._path(self.human_table(run["method"]), run),
             "samples": [self._path("pool", run, pool=pool) for pool in pools],
             "scores": [self._path("pool_scores", run, pool=p, reward=r) for p in pools for r in self._filters(run)],
             "references": [self._path("references", run, table=table) for table in references],

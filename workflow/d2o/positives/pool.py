@@ -24,7 +24,7 @@ def merge(stage: PositivesStage, model: Path, prompts: Path, shards: Sequence[Pa
     long = set().union(*(_check(shard, stage, inputs) for shard in shards))
     expected = {
         row["prompt_id"]
-        for batch in records.read_batches(prompts, records.COMPARISONS)
+        for batch in records.read_batches(prompts, records.NEGATIVES)
         for row in batch
         if row["split"] == "train"
     } - long

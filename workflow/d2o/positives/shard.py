@@ -26,7 +26,7 @@ def draw(stage: PositivesStage, model: Path, prompts: Path, shard: str, drawn: P
     context with every instruction are left out, counted and listed in the manifest.
 
     Args:
-        prompts: a `records.COMPARISONS` table; its train prompts are answered.
+        prompts: a `records.NEGATIVES` table; its train prompts are answered.
         shard: `1-of-3`.
         drawn: folder of the answers drawn so far, of all shards; it grows.
     """
@@ -59,7 +59,7 @@ def _messages(prompts: Path, shard: str) -> dict[str, chat.Messages]:
         raise D2OError(f"--shard: {shard!r} is not of the form 1-of-3")
     return {
         row["prompt_id"]: row["messages"]
-        for batch in records.read_batches(prompts, records.COMPARISONS)
+        for batch in records.read_batches(prompts, records.NEGATIVES)
         for row in batch
         if row["split"] == "train" and shard_of(row["prompt_id"], int(shards)) == int(number) - 1
     }

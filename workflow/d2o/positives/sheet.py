@@ -28,7 +28,7 @@ def describe(pool: Path, prompts: Path, positives: Positives) -> dict[str, Any]:
     the more alike.
 
     Args:
-        prompts: the `records.COMPARISONS` table that the pool answers.
+        prompts: the `records.NEGATIVES` table that the pool answers.
     """
     columns = [name for name in records.POOL.names if name not in ("seed", "text")]
     rows = records.read_frame(pool, records.POOL, columns)
@@ -70,7 +70,7 @@ def _by_instruction(rows: pd.DataFrame) -> dict[str, dict[str, float]]:
 def _last_turns(prompts: Path, wanted: set[str]) -> dict[str, str]:
     return {
         row["prompt_id"]: row["messages"][-1]["content"]
-        for batch in records.read_batches(prompts, records.COMPARISONS)
+        for batch in records.read_batches(prompts, records.NEGATIVES)
         for row in batch
         if row["prompt_id"] in wanted
     }

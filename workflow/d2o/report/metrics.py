@@ -267,7 +267,7 @@ def _values(archive: Archive, run: Run, source: Source, context: Context) -> pd.
 
 def _context(archive: Archive, experiment: Experiment, dataset: str, model: str) -> Context:
     prompts = archive.table("prompts", records.PROMPTS, dataset=dataset)
-    human = archive.table("negatives", records.COMPARISONS, dataset=dataset)
+    human = archive.table("negatives", records.NEGATIVES, dataset=dataset)
     human = human[human["split"] == "test"].reset_index(drop=True)
     for side in ("negative", "positive"):
         pairs = zip(human["prompt_id"], human[side], strict=True)

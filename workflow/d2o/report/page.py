@@ -102,7 +102,7 @@ def _check(archive: Archive, dataset: str, reward: str) -> dict[str, Any]:
 
 def _splits(archive: Archive, dataset: str) -> pd.DataFrame:
     """Per split: prompts, negatives, those with a human positive, those with a positive labelled safe."""
-    rows = archive.table("negatives", records.COMPARISONS, dataset=dataset)
+    rows = archive.table("negatives", records.NEGATIVES, dataset=dataset)
     rows = rows.assign(safe=rows["positive"].notna() & rows["positive_unsafe"].eq(False))
     counts = rows.groupby("split").agg(
         prompts=("prompt_id", "nunique"),

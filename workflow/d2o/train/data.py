@@ -20,7 +20,7 @@ class Inputs:
 
     Attributes:
         model: folder of the initial model.
-        comparisons: human answers (`records.COMPARISONS`).
+        negatives: human answers (`records.NEGATIVES`).
         samples: pools of self-generated answers (`records.POOL`), none or one.
         scores: scores of the pools' samples (`records.SCORES`) where the method filters them, else none.
         references: log-probs under the reference (`records.LOGPROBS`); none where the loss needs none, or where
@@ -30,7 +30,7 @@ class Inputs:
     """
 
     model: Path
-    comparisons: Path
+    negatives: Path
     samples: Sequence[Path] = ()
     scores: Sequence[Path] = ()
     references: Sequence[Path] = ()
@@ -40,7 +40,7 @@ class Inputs:
     @property
     def lasting(self) -> list[Path]:
         """The files that are there from the first step on."""
-        return [self.model / "manifest.json", self.comparisons, *self.samples, *self.scores, *self.references]
+        return [self.model / "manifest.json", self.negatives, *self.samples, *self.scores, *self.references]
 
     @property
     def rounds(self) -> list[Path]:
@@ -109,7 +109,7 @@ def read(stage: TrainStage, inputs: Inputs) -> tuple[Data, dict[str, int | str]]
             model, or a snapshot lies beyond the last step.
     """
     tokenizer = chat.load_tokenizer(inputs.model)
-    human = records.read_table(inputs.comparisons, records.COMPARISONS)
+    human = records.read_table(inputs.negatives, records.NEGATIVES)
     pool = [row for path in inputs.samples for row in records.read_table(path, records.POOL)]
     fit = Counter({row["prompt_id"]: 0 for row in pool})
     fit.update(row["prompt_id"] for row in pool if row["fit"])
@@ -119,7 +119,7 @@ def read(stage: TrainStage, inputs: Inputs) -> tuple[Data, dict[str, int | str]]
     texts = list(groups.view(stage.method, human, pool))
     if not texts and stage.method.positives in ("human", "safe-human"):
         raise D2OError(
-            f"{inputs.comparisons}: {stage.method.loss} needs pairs, and no negative here has a human positive; "
+            f"{inputs.negatives}: {stage.method.loss} needs pairs, and no negative here has a human positive; "
             f"take a method with `positives: self`, such as d2o"
         )
     if not texts and stage.method.positives == "self":
@@ -130,7 +130,7 @@ def read(stage: TrainStage, inputs: Inputs) -> tuple[Data, dict[str, int | str]]
     base, counts = groups.tokenise(texts, tokenizer, stage.forward)
     if not base:
         raise D2OError(
-            f"{inputs.comparisons}: nothing to train on: {counts['long_prompts']} of {len(texts)} groups have "
+            f"{inputs.negatives}: nothing to train on: {counts['long_prompts']} of {len(texts)} groups have "
             f"prompts longer than forward.max_prompt_tokens ({stage.forward.max_prompt_tokens})"
         )
     if stage.method.positives != "none":
@@ -169,10 +169,10 @@ def _renewed(online: Online, texts: Sequence[groups.Texts], pool: Path) -> dict[
     }
 
 
-def write_prompts(data: Data, stage: TrainStage, comparisons: Path, output: Path) -> None:
-    """The rows of `comparisons` whose prompts the next round asks: what it is drawn for."""
+def write_prompts(data: Data, stage: TrainStage, negatives: Path, output: Path) -> None:
+    """The rows of `negatives` whose prompts the next round asks: what it is drawn for."""
     prompts = {group.prompt_id for step in data.next for group in data.batch(step)}
-    rows = records.read_table(comparisons, records.COMPARISONS)
-    with records.artifact(output, stage, [comparisons]) as draft:
+    rows = records.read_table(negatives, records.NEGATIVES)
+    with records.artifact(output, stage, [negatives]) as draft:
         chosen = [row for row in rows if row["split"] == "train" and row["prompt_id"] in prompts]
-        draft.facts["rows"] = records.write_table(draft.path, records.COMPARISONS, chosen)
+        draft.facts["rows"] = records.write_table(draft.path, records.NEGATIVES, chosen)

@@ -18,7 +18,7 @@ def run(stage: TrainStage, inputs: Inputs, checkpoints: Path, output: Path) -> N
     """Align a model with one method; a killed run goes on from its newest whole checkpoint.
 
     With online rounds, a run ends where the next round has to be drawn: `output` is then the policy so far, and
-    `comparisons.parquet` beside it says which prompts come next. Called again with that round, it goes on.
+    `negatives.parquet` beside it says which prompts come next. Called again with that round, it goes on.
 
     Args:
         stage: method, optimisation, forward pass and seed.
@@ -105,7 +105,7 @@ def run(stage: TrainStage, inputs: Inputs, checkpoints: Path, output: Path) -> N
     memory = round(watch.peak_memory() / 1e9, 3)
     facts = counts | {"steps": data.until, "ranks": ranks, "resumed_at": first, "peak_memory_gb": memory}
     if rank == 0 and data.next:
-        write_prompts(data, stage, inputs.comparisons, output.with_name("comparisons.parquet"))
+        write_prompts(data, stage, inputs.negatives, output.with_name("negatives.parquet"))
     elif rank == 0:
         shutil.copy(checkpoints / "train.jsonl", output.with_name("train.jsonl"))
         with records.artifact(board, stage) as draft:
