@@ -63,7 +63,7 @@ include: "workflow/rules/responses.smk"
 include: "workflow/rules/likelihoods.smk"
 include: "workflow/rules/scores.smk"
 include: "workflow/rules/judge.smk"
-include: "workflow/rules/quality.smk"
+include: "workflow/rules/pair_quality.smk"
 include: "workflow/rules/tasks.smk"
 include: "workflow/rules/report.smk"
 

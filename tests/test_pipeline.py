@@ -335,7 +335,7 @@ def test_an_edit_reruns_what_it_touches_and_nothing_else(restored, file, old, ne
     [
         ("responses", {"max_tokens": 13}, {"answer_prompts": 4, "score_responses": 4} | REPORT),
         ("train", {"epochs": 2}, TRAINED),
-        ("quality", {"pairs": 7}, REPORT),
+        ("pair_quality", {"pairs": 7}, REPORT),
         (
             "engine",
             {"backend": "transformers"},

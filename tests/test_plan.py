@@ -71,7 +71,7 @@ LOSS_OF = {
 PLACES = {
     "models.smollm2": "Model", "organisms.rude": "Organism", "datasets.demo": "Dataset", "methods.d2o": "Method",
     "rewards.safety": "Reward", "judges.none": "Judge", "tasks.mmlu": "Task", "positives": "Positives",
-    "responses": "Responses", "engine": "Engine", "forward": "Forward", "train": "Train", "quality": "Quality",
+    "responses": "Responses", "engine": "Engine", "forward": "Forward", "train": "Train", "pair_quality": "PairQuality",
 }  # fmt: skip
 # Which entry something comes from, and files: no other value stands alone. And what only the report reads.
 NOT_ALONE = {
@@ -142,7 +142,7 @@ def test_what_is_written_is_what_a_stage_gets(place, key, value):
     (node.setdefault(entry, {}) if entry else node)[key] = value
     plan = Plan(config, "c")
     where = wildcards(organism="rude", snapshot="", pool=f"corrected-k{plan.settings.positives.k}")
-    stages = [*STAGES, "organisms", "quality", "judge", "questions", "tasks", "likelihoods"]
+    stages = [*STAGES, "organisms", "pair_quality", "judge", "questions", "tasks", "likelihoods"]
     got = [json.loads(part(stage)(where)) for stage in stages for part in (plan.params, plan.execution)]
     assert any(holds(found, key, value) for found in got)
 

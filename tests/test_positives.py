@@ -1,4 +1,4 @@
-"""Pools of self-generated answers: plan, quality, and what is drawn again; real engines on the tiny model."""
+"""Pools of self-generated answers: plan, flags, and what is drawn again; real engines on the tiny model."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from d2o.errors import D2OError
 from d2o.generation import Completion
 from d2o.positives import requests, shard
 from d2o.positives.drawn import Drawn
-from d2o.positives.quality import reasons, settle
+from d2o.positives.flags import reasons, settle
 from d2o.settings import INSTRUCTIONS, Engine, Positives, PositivesStage
 from rows import asked, human_row, pooled
 
@@ -58,7 +58,7 @@ def test_a_request_is_known_by_all_that_it_depends_on():
     assert identity(k=3, shards=4, redraws=7, faults=[]) == identity()
 
 
-# Quality -----------------------------------------------------------------------------------------
+# PairQuality -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -114,16 +114,16 @@ def negatives(
     )
 
 
-@_command(settings.Quality)
-def quality(
+@_command(settings.PairQuality)
+def pair_quality(
     pairs: Input,
     output: Annotated[Path, typer.Option(help="prompts.parquet; chosen and rejected go beside it", dir_okay=False)],
     settings_json: Json,
 ) -> None:
     """Draw human pairs as answers, for `scores` and `judge`: Figure 1."""
-    from d2o import quality
+    from d2o import pair_quality
 
-    quality.sample(settings.parse(settings.Quality, settings_json), pairs, output)
+    pair_quality.sample(settings.parse(settings.PairQuality, settings_json), pairs, output)
 
 
 @_command(settings.PositivesStage)
@@ -289,15 +289,17 @@ def report(
 
 
 @_command(settings.Settings)
-def figure1(
-    output: Annotated[Path, typer.Option(help="figures/quality.svg; quality.csv goes above it", dir_okay=False)],
+def pair_quality_figure(
+    output: Annotated[
+        Path, typer.Option(help="figures/pair_quality.svg; pair_quality.csv goes above it", dir_okay=False)
+    ],
     settings_json: Json,
     results: Annotated[Path, typer.Option(help="folder that holds everything made")] = Path("results"),
 ) -> None:
     """Draw how good the human pairs of an experiment's data sets are."""
     from d2o import report
 
-    report.write_quality(settings.parse(settings.Settings, settings_json), results, output)
+    report.write_pair_quality(settings.parse(settings.Settings, settings_json), results, output)
 
 
 @app.command()

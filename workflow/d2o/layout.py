@@ -36,10 +36,10 @@ PLACES = {
     "pairs": "<data>/pairs.parquet",
     "prompts": "<data>/prompts.parquet",
     "trained_reward": "<data>/rewards/{reward}/manifest.json",
-    "pair_prompts": "<data>/quality/prompts.parquet",
-    "pair_responses": "<data>/quality/{side}.parquet",
-    "pair_scores": "<data>/quality/scores/{reward}/{side}.parquet",
-    "pair_verdicts": "<data>/quality/judge/{judge}.parquet",
+    "pair_prompts": "<data>/pair_quality/prompts.parquet",
+    "pair_responses": "<data>/pair_quality/{side}.parquet",
+    "pair_scores": "<data>/pair_quality/scores/{reward}/{side}.parquet",
+    "pair_verdicts": "<data>/pair_quality/judge/{judge}.parquet",
     # By data set and initial model. A pool is `corrected-k11` or `plain-k11`.
     "sampled": "<base>/positives/{kind}.drawn",
     "pool": "<base>/positives/{pool}.parquet",
@@ -69,7 +69,7 @@ PLACES = {
     "reports": "<results>/reports",
     "report_folder": "<reports>/{experiment}",
     "page": "<report_folder>/report.html",
-    "quality_figure": "<report_folder>/figures/quality.svg",
+    "pair_quality_figure": "<report_folder>/figures/pair_quality.svg",
 }
 
 

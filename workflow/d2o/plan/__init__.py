@@ -20,7 +20,7 @@ from d2o.sources import source_digest
 _OF_INITIAL = {"responses", "likelihoods", "scores", "answers"}
 # What a report is made from.
 _REPORTED = [
-    *("negatives", "quality_figure", "trained", "responses", "likelihoods", "scores", "verdicts", "answers"),
+    *("negatives", "pair_quality_figure", "trained", "responses", "likelihoods", "scores", "verdicts", "answers"),
     *("pool_sheet", "pool_scores", "round_sheet"),
 ]
 _PAIRS = ["pair_prompts", "pair_scores", "pair_verdicts"]
@@ -75,7 +75,9 @@ class Plan:
         e = self.settings.experiments[experiment]
         wanted = layout.wildcards(place)
         wanted |= {need for name in wanted for need in _NEEDS.get(name, ())}
-        rows: list[dict[str, Any]] = [{"experiment": experiment}] if e.quality or place != "quality_figure" else []
+        rows: list[dict[str, Any]] = (
+            [{"experiment": experiment}] if e.pair_quality or place != "pair_quality_figure" else []
+        )
         for name, choices in self._choices(e, place).items():
             if name in wanted:
                 rows = [row | {name: choice} for row in rows for choice in choices(row)]

@@ -21,8 +21,8 @@ def of(s: Settings, stage: str, w: Any) -> settings.Section:
             return _reading(s, s.datasets[w.dataset])
         case "negatives":
             return _part(settings.Extraction, s.datasets[w.dataset])
-        case "quality":
-            return s.quality
+        case "pair_quality":
+            return s.pair_quality
         case "positives":
             return pool(s, w.pool)
         case "rounds":

@@ -11,7 +11,7 @@ from d2o import chat, generation, records
 from d2o.errors import D2OError
 from d2o.generation import Completion, Request
 from d2o.positives.drawn import Drawn
-from d2o.positives.quality import Chosen, reasons, settle
+from d2o.positives.flags import Chosen, reasons, settle
 from d2o.positives.requests import Draw, identity, instructed, planned, shard_of
 from d2o.settings import Positives, PositivesStage
 

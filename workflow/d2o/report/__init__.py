@@ -38,7 +38,7 @@ def write(settings: Settings, results: Path, output: Path) -> None:
         course = tables.estimates(steps, declared, tables.COURSE)
         blocks.append(tables.Block(dataset, model, tables.estimates(values, declared), steps, course, logs))
     categories = {dataset: page.categories(archive, dataset) for dataset in experiment.datasets}
-    measured = tables.Measured(experiment.methods, declared, blocks, categories, experiment.quality)
+    measured = tables.Measured(experiment.methods, declared, blocks, categories, experiment.pair_quality)
 
     files = {
         "table.csv": tables.as_csv([block.estimates for block in blocks]).encode(),
@@ -52,8 +52,8 @@ def write(settings: Settings, results: Path, output: Path) -> None:
     for figure, plotted in figures.plotted(measured).items():
         svgs[figure] = files[f"figures/{figure}.svg"] = figures.render(plotted, "svg")
         files[f"figures/{figure}.png"] = figures.render(plotted, "png")
-    if experiment.quality:
-        svgs["quality"] = archive.content("quality_figure", experiment=name)
+    if experiment.pair_quality:
+        svgs["pair_quality"] = archive.content("pair_quality_figure", experiment=name)
     html = page.render(settings, archive, measured, svgs, csvs)
     for file, content in files.items():
         _publish(output.parent / file, content, settings)
@@ -68,8 +68,8 @@ def write(settings: Settings, results: Path, output: Path) -> None:
     _publish(output, html.encode(), settings, archive.inputs)
 
 
-def write_quality(settings: Settings, results: Path, output: Path) -> None:
-    """Write Figure 1 of an experiment: `output`, the same as PNG beside it, and `quality.csv` in the folder above.
+def write_pair_quality(settings: Settings, results: Path, output: Path) -> None:
+    """Write Figure 1 of an experiment: `output`, the same as PNG beside it, and `pair_quality.csv` in the folder above.
 
     Args:
         settings, results: as in `write`.
@@ -81,12 +81,14 @@ def write_quality(settings: Settings, results: Path, output: Path) -> None:
 
     import pandas as pd
 
-    from d2o.report import figures, metrics, quality
+    from d2o.report import figures, metrics, pair_quality
 
     archive = metrics.Archive(results)
-    measures = pd.concat([quality.measure(archive, settings, dataset) for dataset in experiment.datasets])
-    figure = figures.quality(measures, experiment.datasets)
-    _publish(output.parent.parent / "quality.csv", quality.as_csv(measures).encode(), settings, archive.inputs)
+    measures = pd.concat([pair_quality.measure(archive, settings, dataset) for dataset in experiment.datasets])
+    figure = figures.pair_quality(measures, experiment.datasets)
+    _publish(
+        output.parent.parent / "pair_quality.csv", pair_quality.as_csv(measures).encode(), settings, archive.inputs
+    )
     _publish(output.with_suffix(".png"), figures.render(figure, "png"), settings, archive.inputs)
     _publish(output, figures.render(figure, "svg"), settings, archive.inputs)
 

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from d2o.report import tables
 from d2o.report.metrics import EXACT, SCORED, Metric
-from d2o.report.quality import PANELS
+from d2o.report.pair_quality import PANELS
 from d2o.report.tables import Block, Measured
 
 # Ink and paper are looked up again in the page, where they follow its light or dark theme.
@@ -230,7 +230,7 @@ def _scored(measured: Measured, block: Block) -> pd.DataFrame:
 
 
 @mpl.rc_context(_STYLE)
-def quality(measures: pd.DataFrame, datasets: Sequence[str]) -> Figure:
+def pair_quality(measures: pd.DataFrame, datasets: Sequence[str]) -> Figure:
     """Figure 1 of the paper: a row a data set; score differences, win rates and toxic shares of its human pairs.
 
     A panel has the same scale in all rows. One for which nothing was measured says which entries of the config would
@@ -402,14 +402,14 @@ FIGURES = {
         f"Scores of the single answers at these steps, as shares in {BINS} bins, to one scale in each row.",
         lambda measured: any(len(_scored(measured, block)) for block in measured.blocks),
     ),
-    "quality": Entry(
+    "pair_quality": Entry(
         None,
         "data",
         "Score differences, win rates and toxic shares of the human pairs, by data set",
         "The human pairs as reward models, judges and classifiers see them. Left, the distribution of the chosen "
         "answer's score less the rejected one's, in standard deviations of the scores and such that more is better, "
         "with its mean and 95 % interval; a reward model trained on these labels is asked about test prompts only. "
-        'The numbers are in <a href="quality.csv">quality.csv</a>.',
+        'The numbers are in <a href="pair_quality.csv">pair_quality.csv</a>.',
         lambda measured: measured.pair_quality,
     ),
     "categories": Entry(

@@ -481,7 +481,7 @@ class Reward(Section):
         return self
 
 
-class Quality(Section):
+class PairQuality(Section):
     """How the quality of a data set's human pairs is shown (Figure 1)."""
 
     pairs: Positive = Field(
@@ -573,7 +573,7 @@ class Experiment(Section):
     rewards: list[Name] = Field([], description="entries of `rewards`")
     judges: list[Name] = Field([], description="entries of `judges`")
     tasks: list[Name] = Field([], description="entries of `tasks`")
-    quality: bool = Field(
+    pair_quality: bool = Field(
         False, description="whether `rewards` and `judges` are asked about the data sets' human pairs too (Figure 1)"
     )
 
@@ -622,7 +622,7 @@ class Settings(Section):
     engine: Engine = Field(Engine(), description="what generates positives and responses")
     forward: Forward = Field(Forward(), description="the forward pass of references and training")
     train: Train = Field(Train(), description="optimisation, for every method alike")
-    quality: Quality = Field(Quality(), description="the quality of the data sets' human pairs")
+    pair_quality: PairQuality = Field(PairQuality(), description="the quality of the data sets' human pairs")
     compute: Compute = execution(Compute(), "what a job that runs a model asks for")
 
     @model_validator(mode="before")

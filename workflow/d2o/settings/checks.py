@@ -21,7 +21,7 @@ _RESERVED = {
     "experiments": {"logs"},
     "organisms": {"logs"},
     "datasets": {"organisms", "models", "rewards", "tasks", "reports"},
-    "models": {"logs", "quality", "rewards"},
+    "models": {"logs", "pair_quality", "rewards"},
     "methods": {"initial", "logs", "positives", "references"},
     "rewards": {"logs"},
     "tasks": {"logs"},

@@ -1,4 +1,4 @@
-"""Stage `quality`: a data set's human pairs as answers, to be scored and judged like a model's (Figure 1).
+"""Stage `pair_quality`: a data set's human pairs as answers, to be scored and judged like a model's (Figure 1).
 
 How good are the answers that annotators chose? Reward models, a judge and classifiers of toxicity are asked about
 the chosen and the rejected answers of the same pairs, by the stages `scores` and `judge`.
@@ -13,10 +13,10 @@ import pandas as pd
 
 from d2o import records
 from d2o.errors import D2OError
-from d2o.settings import Quality
+from d2o.settings import PairQuality
 
 
-def sample(quality: Quality, pairs: Path, output: Path) -> None:
+def sample(pair_quality: PairQuality, pairs: Path, output: Path) -> None:
     """Draw human pairs; write `chosen.parquet` and `rejected.parquet` beside `output`, which holds their prompts.
 
     Those of test prompts come first: of a reward model trained here only these count. Then a digest decides, not the
@@ -30,17 +30,19 @@ def sample(quality: Quality, pairs: Path, output: Path) -> None:
         D2OError: where the data set has no pair.
     """
     rows = (row for batch in records.read_batches(pairs, records.NEGATIVES) for row in batch)
-    drawn = heapq.nsmallest(quality.pairs, rows, key=_order)
+    drawn = heapq.nsmallest(pair_quality.pairs, rows, key=_order)
     if not drawn:
-        raise D2OError(f"{pairs}: the data set has no human pair whose quality could be shown: leave `quality` out")
+        raise D2OError(
+            f"{pairs}: the data set has no human pair whose quality could be shown: leave `pair_quality` out"
+        )
     drawn = pd.DataFrame(drawn)
     prompts = drawn.drop_duplicates("prompt_id").rename(columns={"split": "origin"})[records.PROMPTS.names]
     unknown = dict.fromkeys(("instruction", "seed", "tokens"))
     answers = drawn.assign(sample=drawn.groupby("prompt_id").cumcount(), finish="stop", **unknown)
-    with records.artifact(output, quality, [pairs]) as draft:
+    with records.artifact(output, pair_quality, [pairs]) as draft:
         for side, column in (("chosen", "positive"), ("rejected", "negative")):
             rows = answers.assign(text=answers[column])[records.SAMPLES.names].to_dict("records")
-            with records.artifact(output.with_name(f"{side}.parquet"), quality, [pairs]) as table:
+            with records.artifact(output.with_name(f"{side}.parquet"), pair_quality, [pairs]) as table:
                 table.facts["rows"] = records.write_table(table.path, records.SAMPLES, rows)
         draft.facts["rows"] = records.write_table(draft.path, records.PROMPTS, prompts.to_dict("records"))
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from d2o import quality, records, settings
+from d2o import pair_quality, records, settings
 from d2o.errors import D2OError
 from d2o.report import figures
 from d2o.report.metrics import Archive
-from d2o.report.quality import as_csv, measure
+from d2o.report.pair_quality import as_csv, measure
 
 
 def pair(prompt: int, answer: int, split: str = "train") -> dict:
@@ -30,8 +30,8 @@ def pair(prompt: int, answer: int, split: str = "train") -> dict:
 
 def sample(folder: Path, pairs: list[dict], number: int) -> dict[str, list[dict]]:
     records.write_table(folder / "pairs.parquet", records.NEGATIVES, pairs)
-    made = folder / "pku" / "quality"
-    quality.sample(settings.Quality(pairs=number), folder / "pairs.parquet", made / "prompts.parquet")
+    made = folder / "pku" / "pair_quality"
+    pair_quality.sample(settings.PairQuality(pairs=number), folder / "pairs.parquet", made / "prompts.parquet")
     schemas = {"prompts": records.PROMPTS, "chosen": records.SAMPLES, "rejected": records.SAMPLES}
     return {name: records.read_table(made / f"{name}.parquet", schema) for name, schema in schemas.items()}
 
@@ -66,14 +66,14 @@ def test_chosen_and_rejected_are_of_the_same_pairs(tmp_path):
 def test_a_data_set_without_pairs(tmp_path):
     with pytest.raises(D2OError, match="no human pair"):
         sample(tmp_path, [], 10)
-    assert not list(tmp_path.glob("pku/quality/*"))
+    assert not list(tmp_path.glob("pku/pair_quality/*"))
 
 
 def config(**experiment) -> settings.Settings:
     """An experiment with a reward model, one with lower scores for better answers, one trained here, and a
     classifier of toxicity."""
     source = {"path": "reward"}
-    entry = {"datasets": ["pku"], "models": ["smol"], "methods": ["initial"], "quality": True}
+    entry = {"datasets": ["pku"], "models": ["smol"], "methods": ["initial"], "pair_quality": True}
     return settings.load(
         {
             "experiments": {"figure": entry | experiment},
@@ -92,10 +92,10 @@ def config(**experiment) -> settings.Settings:
 
 
 def scored(folder: Path, scorer: str, tables: dict[str, list[dict]], score) -> None:
-    (folder / f"pku/quality/scores/{scorer}").mkdir(parents=True, exist_ok=True)
+    (folder / f"pku/pair_quality/scores/{scorer}").mkdir(parents=True, exist_ok=True)
     for side in ("chosen", "rejected"):
         rows = [{key: r[key] for key in ("prompt_id", "sample")} | {"score": score(side, r)} for r in tables[side]]
-        records.write_table(folder / f"pku/quality/scores/{scorer}/{side}.parquet", records.SCORES, rows)
+        records.write_table(folder / f"pku/pair_quality/scores/{scorer}/{side}.parquet", records.SCORES, rows)
 
 
 def test_measures(tmp_path):
@@ -112,8 +112,8 @@ def test_measures(tmp_path):
         for p in tables["prompts"]
         for order, verdict in (("initial-first", "method"), ("method-first", "tie"))
     ]
-    (tmp_path / "pku/quality/judge").mkdir()
-    records.write_table(tmp_path / "pku/quality/judge/gpt.parquet", records.VERDICTS, verdicts)
+    (tmp_path / "pku/pair_quality/judge").mkdir()
+    records.write_table(tmp_path / "pku/pair_quality/judge/gpt.parquet", records.VERDICTS, verdicts)
 
     chosen = config(rewards=["reward", "cost", "trained", "toxicity"], judges=["gpt"])
     found = measure(Archive(tmp_path), chosen, "pku")
@@ -129,7 +129,7 @@ def test_measures(tmp_path):
     }
     lines = as_csv(found).splitlines()
     assert lines[1] == "pku,difference,reward,,2,2,2,10,20"
-    svg = figures.render(figures.quality(found, ["pku"]), "svg").decode()
+    svg = figures.render(figures.pair_quality(found, ["pku"]), "svg").decode()
     assert "not measured" not in svg
     assert all(name in svg for name in ("reward", "cost", "chosen, toxicity", "gpt"))
 
@@ -139,7 +139,7 @@ def test_a_panel_without_entries_says_which_would_fill_it(tmp_path):
     scored(tmp_path, "trained", tables, lambda side, r: 0.0)
     only = measure(Archive(tmp_path), config(rewards=["trained"]), "pku")
     assert only["mean"].isna().tolist() == [True]  # no test prompt was drawn
-    svg = figures.render(figures.quality(only, ["pku"]), "svg").decode()
+    svg = figures.render(figures.pair_quality(only, ["pku"]), "svg").decode()
     assert svg.count("not measured") == 2
     assert "names no judges" in svg
     assert "names no rewards with toxic_above" in svg

@@ -76,6 +76,6 @@ def _scores(archive: Archive, dataset: str, reward: str) -> pd.DataFrame:
 
 
 def as_csv(measures: pd.DataFrame) -> str:
-    """quality.csv: one line a measure; shares as fractions."""
+    """pair_quality.csv: one line a measure; shares as fractions."""
     counted = measures.assign(values=measures["values"].map(len))
     return counted.to_csv(index=False, float_format="%.6g", lineterminator="\n")

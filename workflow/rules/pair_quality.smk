@@ -1,9 +1,9 @@
 # A data set's human pairs, scored and judged as a model's answers are, and drawn: Figure 1.
 
 
-rule quality:
+rule pair_quality:
     input:
-        plan.targets("quality_figure"),
+        plan.targets("pair_quality_figure"),
 
 
 rule sample_pairs:
@@ -13,15 +13,15 @@ rule sample_pairs:
         pairs="<pairs>",
     output:
         prompts="<pair_prompts>",
-        chosen="<data>/quality/chosen.parquet",
-        rejected="<data>/quality/rejected.parquet",
+        chosen="<data>/pair_quality/chosen.parquet",
+        rejected="<data>/pair_quality/rejected.parquet",
     params:
-        settings=plan.params("quality"),
-        code=plan.code("quality"),
+        settings=plan.params("pair_quality"),
+        code=plan.code("pair_quality"),
     log:
-        "<data>/quality/logs/sample.log",
+        "<data>/pair_quality/logs/sample.log",
     benchmark:
-        "<data>/quality/logs/sample.benchmark.tsv"
+        "<data>/pair_quality/logs/sample.benchmark.tsv"
     threads: 1
     resources:
         mem_mb=4000,
@@ -30,7 +30,7 @@ rule sample_pairs:
     conda:
         plan.environment("datasets")
     shell:
-        "python -m d2o quality --settings {params.settings:q} --pairs {input.pairs} "
+        "python -m d2o pair-quality --settings {params.settings:q} --pairs {input.pairs} "
         "--output {output.prompts} 2>&1 | tee {log}"
 
 
@@ -45,9 +45,9 @@ use rule score_responses as score_pairs with:
     output:
         "<pair_scores>",
     log:
-        "<data>/quality/logs/scores-{reward}-{side}.log",
+        "<data>/pair_quality/logs/scores-{reward}-{side}.log",
     benchmark:
-        "<data>/quality/logs/scores-{reward}-{side}.benchmark.tsv"
+        "<data>/pair_quality/logs/scores-{reward}-{side}.benchmark.tsv"
 
 
 use rule judge_responses as judge_pairs with:
@@ -55,14 +55,14 @@ use rule judge_responses as judge_pairs with:
         "Verdicts of {wildcards.judge} on the human pairs of {wildcards.dataset}"
     input:
         prompts="<pair_prompts>",
-        initial="<data>/quality/rejected.parquet",
-        responses="<data>/quality/chosen.parquet",
+        initial="<data>/pair_quality/rejected.parquet",
+        responses="<data>/pair_quality/chosen.parquet",
     output:
         "<pair_verdicts>",
     log:
-        "<data>/quality/logs/judge-{judge}.log",
+        "<data>/pair_quality/logs/judge-{judge}.log",
     benchmark:
-        "<data>/quality/logs/judge-{judge}.benchmark.tsv"
+        "<data>/pair_quality/logs/judge-{judge}.benchmark.tsv"
 
 
 rule draw_pairs:
@@ -72,19 +72,19 @@ rule draw_pairs:
         plan.pair_inputs,
     output:
         figure=report(
-            "<quality_figure>",
-            caption="../report/quality.rst",
+            "<pair_quality_figure>",
+            caption="../report/pair_quality.rst",
             category="{experiment}",
             labels={"what": "human pairs"},
         ),
-        table="<report_folder>/quality.csv",
+        table="<report_folder>/pair_quality.csv",
     params:
         settings=plan.params("report"),
         code=plan.code("report"),
     log:
-        "<reports>/logs/{experiment}-quality.log",
+        "<reports>/logs/{experiment}-pair-quality.log",
     benchmark:
-        "<reports>/logs/{experiment}-quality.benchmark.tsv"
+        "<reports>/logs/{experiment}-pair-quality.benchmark.tsv"
     threads: 1
     resources:
         mem_mb=4000,
@@ -95,5 +95,5 @@ rule draw_pairs:
         plan.environment("report")
     localrule: True
     shell:
-        "python -m d2o figure1 --settings {params.settings:q} --results {resources.results:q} "
+        "python -m d2o pair-quality-figure --settings {params.settings:q} --results {resources.results:q} "
         "--output {output.figure} 2>&1 | tee {log}"
