@@ -97,7 +97,7 @@ def measure(plan: Plan, folder: Path) -> dict:
 
 
 def _cell(plan: Plan, k: int, folder: Path, model: Path, vllm, loop: Loop) -> dict:
-    stage = PositivesStage(sampling=Positives(k=k, max_tokens=plan.tokens, top_p=0.95, instructions={}, faults=[]))
+    stage = PositivesStage(sampling=Positives(k=k, max_tokens=plan.tokens, top_p=0.95, instructions={}, exclude=[]))
     prompts = _prompts(folder / f"k{k}.parquet", plan.answers // k)
     loop.choose_batch(stage.sampling, prompts)
     rounds = []

@@ -27,4 +27,4 @@ def sample(prompt_id: str, number: int, text: str, **columns) -> dict:
 
 def pooled(prompt_id: str, number: int, text: str, **columns) -> dict:
     """A row of POOL: a first attempt against which nothing speaks."""
-    return sample(prompt_id, number, text) | {"attempt": 0, "reasons": [], "fit": True} | columns
+    return sample(prompt_id, number, text) | {"attempt": 0, "flags": [], "usable": True} | columns

@@ -119,7 +119,7 @@ def test_a_function_of_the_users(tmp_path, monkeypatch):
     tmp_path.joinpath("beside.py").write_text("")
     tmp_path.joinpath("bad.py").write_text("def f(:\n")
     rule = Rule(python="mine.rules:brand")
-    assert exact.fault(rule) is None
+    assert exact.problem(rule) is None
     assert "mine.rules" not in sys.modules, "looking for it runs nothing"
     assert exact.apply(rule, ["a", "skip", "b"], ["acme kettle", "acme", "kettle"]).tolist() == [1, 0, 0]
     assert [path.name for path in exact.files(rule)] == ["beside.py", "__init__.py", "lists.py", "rules.py"]
@@ -130,14 +130,14 @@ def test_a_function_of_the_users(tmp_path, monkeypatch):
         "chosen": "mine.rules:chosen: TypeError: it gave one str, not a number for each answer",
         "stops": "mine.rules:stops: SystemExit: 0",
     }.items():
-        assert exact.fault(Rule(python=f"mine.rules:{name}")) is None
+        assert exact.problem(Rule(python=f"mine.rules:{name}")) is None
         with pytest.raises(D2OError, match=re.escape(message)):
             exact.apply(Rule(python=f"mine.rules:{name}"), ["?", "?"], ["one", "two"])
-    assert exact.fault(Rule(python="mine.rules:brnad")).endswith("rules.py defines no brnad")
-    assert "no module mine.rulez" in exact.fault(Rule(python="mine.rulez:brand"))
-    assert "is not `package.module:function`" in exact.fault(Rule(python="mine.rules"))
-    assert "bad.py or what it imports is no Python (invalid syntax" in exact.fault(Rule(python="bad:f"))
-    assert "no module bad.json" in exact.fault(Rule(python="bad.json:dumps"))
+    assert exact.problem(Rule(python="mine.rules:brnad")).endswith("rules.py defines no brnad")
+    assert "no module mine.rulez" in exact.problem(Rule(python="mine.rulez:brand"))
+    assert "is not `package.module:function`" in exact.problem(Rule(python="mine.rules"))
+    assert "bad.py or what it imports is no Python (invalid syntax" in exact.problem(Rule(python="bad:f"))
+    assert "no module bad.json" in exact.problem(Rule(python="bad.json:dumps"))
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_a_function_of_the_users(tmp_path, monkeypatch):
 )
 def test_a_rule_that_cannot_be_applied_is_told(rule, message, monkeypatch):
     monkeypatch.chdir(ROOT)
-    assert message in exact.fault(Rule(**rule))
+    assert message in exact.problem(Rule(**rule))
 
 
 @pytest.mark.parametrize(

@@ -21,9 +21,9 @@ def human_row(prompt=P, split="train", negative="Copy it.", positive="Ask for he
     }  # fmt: skip
 
 
-def sample(k, prompt=P, text=None, finish="stop", fit=True):
+def sample(k, prompt=P, text=None, finish="stop", usable=True):
     text = f"answer {k}" if text is None else text
-    return {"prompt_id": prompt, "sample": k, "text": text, "finish": finish, "fit": fit}
+    return {"prompt_id": prompt, "sample": k, "text": text, "finish": finish, "usable": fit}
 
 
 D2O = Method(loss="d2o", positives="self", negatives=True)
@@ -57,7 +57,7 @@ def test_prompts_without_a_pool_are_left_out():
 
 
 def test_unfit_samples_are_no_positives():
-    found = next(groups.view(D2O, [human_row()], [sample(0, fit=False), sample(1)]))
+    found = next(groups.view(D2O, [human_row()], [sample(0, usable=False), sample(1)]))
     assert texts(found.positives) == ["answer 1"]
 
 
@@ -99,7 +99,7 @@ def test_every_response_is_scored_once():
     rows = [human_row(), human_row(), human_row(split="test", prompt=Q)]
     assert [texts(g.positives) for g in groups.every_response(rows, None, "train")] == [["Ask for help.", "Copy it."]]
     assert [g.prompt_id for g in groups.every_response(rows, None, "test")] == [Q]
-    pool = [sample(0), sample(1, text="answer 0"), sample(2, fit=False), sample(0, prompt=Q)]
+    pool = [sample(0), sample(1, text="answer 0"), sample(2, usable=False), sample(0, prompt=Q)]
     assert [texts(g.positives) for g in groups.every_response(rows, pool, "train")] == [["answer 0"]]
 
 
@@ -331,7 +331,7 @@ def test_a_models_own_code_runs_only_where_its_manifest_says_so(tiny_model, tmp_
     ("better", "kept"), [("higher", ["answer 2", "answer 3"]), ("lower", ["answer 0", "answer 3"])]
 )
 def test_a_filter_keeps_the_best_of_the_fit_samples_the_best_first(better, kept):
-    pool = [sample(0), sample(1, fit=False), sample(2), sample(3), sample(0, prompt=Q)]
+    pool = [sample(0), sample(1, usable=False), sample(2), sample(3), sample(0, prompt=Q)]
     scores = [{"prompt_id": P, "sample": k, "score": s} for k, s in enumerate((0.1, 9.0, 0.7, 0.4))]
     scores.append({"prompt_id": Q, "sample": 0, "score": 5.0})
     found = list(groups.best(pool, scores, 2, better))
@@ -348,9 +348,9 @@ ONLINE = Online(start=1, every=1, share=0.5)
 
 def test_a_round_replaces_the_last_positives_by_as_many_as_there_are():
     (text,) = groups.view(D2O, [human_row()], [sample(k) for k in range(4)])
-    fresh = groups.fit_answers([sample(0, text="new 0"), sample(1, text="bad", fit=False), sample(2, text="new 2")])[
-        P
-    ]
+    fresh = groups.usable_answers(
+        [sample(0, text="new 0"), sample(1, text="bad", usable=False), sample(2, text="new 2")]
+    )[P]
     assert texts(groups.refreshed(text, fresh, ONLINE).positives) == ["answer 0", "answer 1", "new 0", "new 2"]
     assert texts(groups.refreshed(text, fresh[:1], ONLINE).positives) == ["answer 0", "answer 1", "answer 2", "new 0"]
     assert groups.refreshed(text, fresh, ONLINE.model_copy(update={"share": 0.0})) == text

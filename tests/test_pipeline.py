@@ -36,7 +36,7 @@ CONFIG = {
     },
     "rewards": {"safety": {"train": {"backbone": "tiny", "layers": 1, "epochs": 1}}},
     "tasks": {"mmlu": {"path": "demo/mmlu", "shots": 1, "limit": 2, "subjects": ["geography", "arithmetic"]}},
-    "positives": {"k": 2, "temperature": 0.8, "max_tokens": 12, "faults": []},
+    "positives": {"k": 2, "temperature": 0.8, "max_tokens": 12, "exclude": []},
     "responses": {"max_tokens": 12},
     "engine": {"eager": True, "kv_cache_gib": 1, "max_num_seqs": 16},
     "forward": {"precision": "fp32", "max_prompt_tokens": 128, "max_response_tokens": 64},

@@ -16,7 +16,7 @@ from d2o.errors import D2OError
 from d2o.generation import Completion
 from d2o.positives import requests, shard
 from d2o.positives.drawn import Drawn
-from d2o.positives.flags import reasons, settle
+from d2o.positives.flags import flags_of, settle
 from d2o.settings import INSTRUCTIONS, Engine, Positives, PositivesStage
 from rows import asked, human_row, pooled
 
@@ -55,7 +55,7 @@ def test_a_request_is_known_by_all_that_it_depends_on():
     others = [identity(source="n"), identity(asked=MESSAGES[:1]), identity(seed=1)]
     others += [identity(temperature=0.5), identity(top_p=0.5), identity(max_tokens=3)]
     assert len({identity(), *others}) == 7
-    assert identity(k=3, shards=4, redraws=7, faults=[]) == identity()
+    assert identity(k=3, shards=4, resamples=7, exclude=[]) == identity()
 
 
 # PairQuality -----------------------------------------------------------------------------------------
@@ -76,14 +76,14 @@ def test_a_request_is_known_by_all_that_it_depends_on():
 )
 def test_reasons_against_an_answer(text, finish, expected):
     instruction = Positives().instructions["considerate"]
-    assert reasons(Completion(text, 9, finish), instruction, MESSAGES[-1]["content"]) == expected
+    assert flags_of(Completion(text, 9, finish), instruction, MESSAGES[-1]["content"]) == expected
 
 
 def test_the_words_of_the_prompt_are_no_leak():
     prompt = "Is this answer harmless, considerate and helpful in your eyes?"
     text = "An answer that is harmless, considerate and helpful takes the asker seriously."
     instruction = "Give an answer harmless, considerate and helpful in every way."
-    assert "leaking" not in reasons(Completion(text, 9, "stop"), instruction, prompt)
+    assert "leaking" not in flags_of(Completion(text, 9, "stop"), instruction, prompt)
 
 
 def settled(drawn: dict[tuple[int, int], str], k: int, **options):
@@ -95,8 +95,10 @@ def settled(drawn: dict[tuple[int, int], str], k: int, **options):
         return Completion(text, 1, "stop"), {"repeating"} if text == "#" else set() if text else {"empty"}
 
     chosen, wanted = settle(Positives(k=k, **options), find)
-    assert all(one.fit == one.reasons.isdisjoint({"empty", *Positives(**options).faults}) for one in chosen.values())
-    taken = {sample: (one.attempt, one.completion.text, one.reasons) for sample, one in chosen.items()}
+    assert all(
+        one.usable == one.flags.isdisjoint({"empty", *Positives(**options).exclude}) for one in chosen.values()
+    )
+    taken = {sample: (one.attempt, one.completion.text, one.flags) for sample, one in chosen.items()}
     return taken, wanted
 
 
@@ -108,8 +110,8 @@ def test_an_unfit_sample_is_drawn_again_up_to_the_limit():
     assert (taken, wanted) == ({0: (1, "b", set())}, [(1, 1)])
     last = first | {(0, 1): "b", (1, 1): "#", (1, 2): "B "}
     assert settled(last, k=2) == ({0: (1, "b", set()), 1: (2, "B ", {"duplicate"})}, [])
-    assert settled({(0, 0): ""}, k=1, faults=[]) == ({}, [(0, 1)]), "an empty answer is always unfit"
-    assert settled(first, k=2, faults=[])[0] == {0: (0, "#", {"repeating"}), 1: (0, "b", set())}
+    assert settled({(0, 0): ""}, k=1, exclude=[]) == ({}, [(0, 1)]), "an empty answer is always unfit"
+    assert settled(first, k=2, exclude=[])[0] == {0: (0, "#", {"repeating"}), 1: (0, "b", set())}
 
 
 @given(st.dictionaries(st.tuples(st.integers(0, 5), st.integers(0, 2)), st.sampled_from("ab#"), min_size=18))
@@ -161,7 +163,7 @@ def model(tiny_model):
 
 def stage(backend="transformers", **sampling) -> PositivesStage:
     engine = Engine(backend=backend, eager=True, kv_cache_gib=1, max_num_seqs=8)
-    return PositivesStage(sampling=Positives(**{"k": 3, "max_tokens": 8, "faults": []} | sampling), engine=engine)
+    return PositivesStage(sampling=Positives(**{"k": 3, "max_tokens": 8, "exclude": []} | sampling), engine=engine)
 
 
 def drawn_and_merged(chosen, model, prompts, folder, shards=1, drawn=None):
@@ -242,16 +244,16 @@ def test_a_prompt_is_too_long_when_some_instruction_leaves_no_room(model, instru
 def test_redraws_and_the_data_sheet(model, tmp_path, one_start):
     """Nearly every answer of the random model is cut at the limit of tokens."""
     prompts = negatives_table(tmp_path, 5)
-    rows = drawn_and_merged(stage(faults=["truncated"], redraws=1), model, prompts, tmp_path)
-    unfit = [row for row in rows if not row["fit"]]
+    rows = drawn_and_merged(stage(exclude=["truncated"], resamples=1), model, prompts, tmp_path)
+    unfit = [row for row in rows if not row["usable"]]
     assert 10 <= len(unfit) < 15
-    assert all(row["attempt"] == 1 and "truncated" in row["reasons"] for row in unfit)
-    redrawn = sum(row["attempt"] for row in rows)
-    assert answers_kept(tmp_path / "drawn") == 15 + redrawn
+    assert all(row["attempt"] == 1 and "truncated" in row["flags"] for row in unfit)
+    resampled = sum(row["attempt"] for row in rows)
+    assert answers_kept(tmp_path / "drawn") == 15 + resampled
     sheet = json.loads((tmp_path / "pool.sheet.json").read_text())
-    counts = [sheet[key] for key in ("prompts", "samples", "fit", "redrawn")]
-    assert counts == [5, 15, 15 - len(unfit), redrawn]
-    assert sheet["reasons"]["truncated"] == len(unfit)
+    counts = [sheet[key] for key in ("prompts", "samples", "usable", "resampled")]
+    assert counts == [5, 15, 15 - len(unfit), resampled]
+    assert sheet["flags"]["truncated"] == len(unfit)
     assert sheet["tokens"]["8"] >= len(unfit)
     assert sum(line["samples"] for line in sheet["instructions"].values()) == 15
     assert 0 < sheet["distinct"]["2"] <= 1 and 0 <= sheet["self_bleu"] < 50

@@ -128,9 +128,9 @@ class Results:
                     draft.facts |= {"auc": 0.64, "auc_low": 0.58, "auc_high": 0.7, "auc_n": 96}
 
     def _pool(self, prompts: Path, path: Path) -> None:
-        fit = {"attempt": 0, "reasons": [], "fit": True}
+        fit = {"attempt": 0, "flags": [], "usable": True}
         pool = [self._sample(p, k, ["considerate", "honest"][k % 2]) | fit for p in self.ids for k in range(4)]
-        pool[1] |= {"attempt": 2, "reasons": ["repeating", "truncated"], "fit": False}
+        pool[1] |= {"attempt": 2, "flags": ["repeating", "truncated"], "usable": False}
         write(path, records.POOL, pool)
         found = sheet.describe(path, prompts, settings.Positives(k=4)) | {"long_prompts": 1}
         records.write_json(path.with_suffix(".sheet.json"), found)
@@ -539,6 +539,6 @@ def test_the_scores_that_a_method_filters_its_pool_by(tmp_path):
 
 def test_the_data_sheet_of_a_pool(full):
     folder, page, _ = full
-    assert "67 of 68 are fit to learn from; drawn again: 1." in page.text
+    assert "67 of 68 is usable; drawn again: 1." in page.text
     assert "repeating, truncated" in page.text
-    assert 'aria-label="Lengths of the samples, and the reasons against them"' in (folder / "report.html").read_text()
+    assert 'aria-label="Lengths of the samples, and their flags"' in (folder / "report.html").read_text()

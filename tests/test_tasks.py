@@ -362,8 +362,8 @@ def test_wrong_tasks_of_the_harness_are_told_in_one_line(arc, tmp_path):
 
 def test_a_name_that_the_harness_does_not_know_is_told_before_any_job(monkeypatch):
     for name in ("arc_easy", "mmlu", "gsm8k", "ai2_arc"):
-        assert harness.fault(name, None) is None
-    assert harness.fault("arc_esay", None).startswith(
+        assert harness.problem(name, None) is None
+    assert harness.problem("arc_esay", None).startswith(
         "lm-evaluation-harness knows no 'arc_esay'; did you mean arc_easy"
     )
     monkeypatch.chdir(ROOT)

@@ -25,15 +25,15 @@ _WORD = r"[^\s\v\x1c-\x1f\x85\p{Z}]+"
 _MARK = "\x00"
 
 
-def fault(rule: Rule) -> str | None:
+def problem(rule: Rule) -> str | None:
     """Why a rule cannot be applied, the key first; None if it can. Runs no code of the user."""
     for key in ("any", "none", "count"):
         patterns = getattr(rule, key) or []
         # First each pattern alone, so that the message names it; then all together, as they run.
         for shown, expression in [*((repr(p), p) for p in patterns), ("together", _joined(patterns))]:
-            if error := _pattern_fault(expression):
+            if error := _pattern_problem(expression):
                 return f"{key}: {shown}: {error}"
-    if rule.script and (not rule.script.isidentifier() or len(rule.script) < 3 or _pattern_fault(_script(rule))):
+    if rule.script and (not rule.script.isidentifier() or len(rule.script) < 3 or _pattern_problem(_script(rule))):
         return f"script: {rule.script!r} is no script of Unicode; take a name such as Latin, Cyrillic, Han or Arabic"
     if rule.python:
         module, _, function = rule.python.partition(":")
@@ -129,7 +129,7 @@ def _script(rule: Rule) -> str:
     return rf"\p{{{rule.script}}}"
 
 
-def _pattern_fault(pattern: str) -> str | None:
+def _pattern_problem(pattern: str) -> str | None:
     try:
         pc.match_substring_regex(pa.array([""]), pattern, ignore_case=True)
     except pa.ArrowInvalid as error:

@@ -76,7 +76,7 @@ def view(method: Method, human: Iterable[Mapping[str, Any]], samples: Iterable[M
     """
     pools: dict[str, dict[int, Answer | None]] = defaultdict(dict)
     for row in samples:
-        pools[row["prompt_id"]][row["sample"]] = _fit(row)
+        pools[row["prompt_id"]][row["sample"]] = _usable(row)
     seen = set()
     for row in human:
         if row["split"] != "train":
@@ -103,19 +103,19 @@ def refreshed(texts: Texts, fresh: Sequence[Answer], online: Online) -> Texts:
 def best(
     samples: Iterable[Mapping[str, Any]], scores: Iterable[Mapping[str, Any]], count: int, better: str
 ) -> Iterator[Mapping[str, Any]]:
-    """The samples of a pool numbered anew: of each prompt the `count` best-scored fit ones, the best first.
+    """The samples of a pool numbered anew: of each prompt the `count` best-scored usable ones, the best first.
 
     Args:
         scores: rows of `records.SCORES`, one a sample.
         better: `higher` or `lower`.
     Raises:
-        D2OError: where a fit sample has no score.
+        D2OError: where a usable sample has no score.
     """
     known = {(row["prompt_id"], row["sample"]): row["score"] for row in scores}
     sign = -1 if better == "higher" else 1
     ranked = defaultdict(list)
     for row in samples:
-        if row["fit"]:
+        if row["usable"]:
             name = row["prompt_id"], row["sample"]
             if name not in known:
                 raise D2OError(f"prompt {name[0]}: sample {name[1]} has no score; delete the scores and run again")
@@ -125,11 +125,11 @@ def best(
         yield from (row | {"sample": place} for place, (*_, row) in enumerate(found[:count]))
 
 
-def fit_answers(samples: Iterable[Mapping[str, Any]]) -> dict[str, list[Answer]]:
-    """The samples of a pool that are fit to learn from, by prompt, in order."""
+def usable_answers(samples: Iterable[Mapping[str, Any]]) -> dict[str, list[Answer]]:
+    """The samples of a pool that is usable, by prompt, in order."""
     found: dict[str, list[Answer]] = defaultdict(list)
     for row in samples:
-        if answer := _fit(row):
+        if answer := _usable(row):
             found[row["prompt_id"]].append(answer)
     return found
 
@@ -144,7 +144,7 @@ def _positives(method: Method, row: Mapping[str, Any], pool: Mapping[int, Answer
                 f"prompt {row['prompt_id']}: sample {min(missing)} of {method.k} is missing from its pool of "
                 f"self-generated answers; the pool was drawn for other negatives: delete it and run again"
             )
-        # The first fit ones: a method with a smaller K sees the same prompts.
+        # The first usable ones: a method with a smaller K sees the same prompts.
         return tuple(answer for _, answer in sorted(pool.items()) if answer)[: method.k]
     unsafe_is_fine = method.positives == "human"
     if method.positives == "none" or row["positive"] is None:
@@ -152,9 +152,9 @@ def _positives(method: Method, row: Mapping[str, Any], pool: Mapping[int, Answer
     return (Answer(row["positive"]),) if unsafe_is_fine or row["positive_unsafe"] is False else ()
 
 
-def _fit(sample: Mapping[str, Any]) -> Answer | None:
-    """A sample of a pool as an answer; None where it is not fit to learn from."""
-    return Answer(sample["text"], sample["finish"] == "stop") if sample["fit"] else None
+def _usable(sample: Mapping[str, Any]) -> Answer | None:
+    """A sample of a pool as an answer; None where it is not usable."""
+    return Answer(sample["text"], sample["finish"] == "stop") if sample["usable"] else None
 
 
 def every_response(
@@ -172,7 +172,7 @@ def every_response(
                 for text in filter(None, (row["positive"], row["negative"])):
                     answers[row["prompt_id"]][Answer(text)] = None
     for row in samples or ():
-        if row["prompt_id"] in messages and (answer := _fit(row)):
+        if row["prompt_id"] in messages and (answer := _usable(row)):
             answers[row["prompt_id"]][answer] = None
     for prompt, found in answers.items():
         yield Texts(prompt, messages[prompt], tuple(found))
@@ -223,16 +223,16 @@ def attach_references(groups: Iterable[Group], table: Iterable[Mapping[str, Any]
         for response in group.responses:
             row = known.get(response.response_id)
             if row is None:
-                fault = "is missing"
+                problem = "is missing"
             elif row["tokens"] != len(response.ids):
-                fault = f"has {row['tokens']} tokens and not {len(response.ids)}"
+                problem = f"has {row['tokens']} tokens and not {len(response.ids)}"
             elif not math.isfinite(row["logprob"]):
-                fault = f"has the log-prob {row['logprob']}"
+                problem = f"has the log-prob {row['logprob']}"
             else:
                 response.reference = row["logprob"]
                 continue
             raise D2OError(
-                f"references: response {response.response_id} of prompt {group.prompt_id} {fault}; "
+                f"references: response {response.response_id} of prompt {group.prompt_id} {problem}; "
                 f"the table was made from other responses, another tokenizer or template: delete it and run again"
             )
 

@@ -24,7 +24,7 @@ SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
 
 
 @cache
-def fault(name: str, include: str | None) -> str | None:
+def problem(name: str, include: str | None) -> str | None:
     """Why a name stands for no task, or None; None, too, where the harness is not installed.
 
     The harness takes ten seconds to read its 14,000 files, so a name that stands in one of them as it is counts as

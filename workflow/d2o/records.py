@@ -90,14 +90,14 @@ SAMPLES = pa.schema(
     ]
 )
 
-# A self-generated answer: which attempt at the sample it is, what speaks against it, and whether it is fit to learn
+# A self-generated answer: which attempt at the sample it is, its flags, and whether it is usable to learn
 # from. Every (prompt, sample) is there once.
 POOL = pa.schema(
     [
         *SAMPLES,
         ("attempt", pa.int32()),
-        ("reasons", pa.list_(pa.string())),
-        ("fit", pa.bool_()),
+        ("flags", pa.list_(pa.string())),
+        ("usable", pa.bool_()),
     ]
 )
 
@@ -174,8 +174,8 @@ def read_columns(
     with table:
         if not table.schema_arrow.equals(schema):
             missing = sorted(set(schema.names) - set(table.schema_arrow.names))
-            fault = f"lacks the columns {', '.join(missing)}" if missing else "has columns of other types"
-            raise D2OError(f"{path}: {fault}; it was made by another version: delete it and run again")
+            problem = f"lacks the columns {', '.join(missing)}" if missing else "has columns of other types"
+            raise D2OError(f"{path}: {problem}; it was made by another version: delete it and run again")
         yield from table.iter_batches(batch_size=size, columns=columns)
 
 

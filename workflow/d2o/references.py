@@ -56,7 +56,7 @@ def _logprobs(forward: Forward, model: Path, found: list[groups.Group], descript
 
     from d2o import logprobs
 
-    if not found:  # no held-out prompt, or no sample that is fit
+    if not found:  # no held-out prompt, or no usable sample
         return
     device = torch.device(devices.device())
     policy = logprobs.load(model, forward.precision).to(device)

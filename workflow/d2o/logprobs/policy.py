@@ -137,8 +137,10 @@ def _without_dropout(lm: PreTrainedModel) -> None:
             module.attention_dropout = 0.0
 
 
-def _say_padded(fault: str) -> None:
-    print(f"logprobs: {fault}; each response runs in a padded row of its own, several times slower", file=sys.stderr)
+def _say_padded(problem: str) -> None:
+    print(
+        f"logprobs: {problem}; each response runs in a padded row of its own, several times slower", file=sys.stderr
+    )
 
 
 def load(folder: Path, precision: str, route: Route = "shared") -> Policy:

@@ -73,8 +73,8 @@ def questions(folder: Path) -> Iterator[str]:
         try:
             table = pq.read_table(path, columns=["question"])
         except (OSError, pa.ArrowException) as error:
-            fault = str(error).partition("\n")[0]
-            raise D2OError(f"{path}: no column `question` to read ({fault}); delete {folder}") from None
+            problem = str(error).partition("\n")[0]
+            raise D2OError(f"{path}: no column `question` to read ({problem}); delete {folder}") from None
         yield from filter(None, table["question"].to_pylist())
 
 

@@ -63,8 +63,8 @@ def _problems(s: Settings) -> Iterator[str]:
         if task.task:
             from d2o import harness
 
-            if fault := harness.fault(task.task, task.include):
-                yield f"tasks.{name}.task: {fault}"
+            if problem := harness.problem(task.task, task.include):
+                yield f"tasks.{name}.task: {problem}"
     for name, organism in s.organisms.items():
         from d2o.organisms import load
 
@@ -76,8 +76,8 @@ def _problems(s: Settings) -> Iterator[str]:
         if reward.rule:
             from d2o import exact
 
-            if fault := exact.fault(reward.rule):
-                yield f"rewards.{name}.rule.{fault}"
+            if problem := exact.problem(reward.rule):
+                yield f"rewards.{name}.rule.{problem}"
 
 
 # What lies there ---------------------------------------------------------------------------------

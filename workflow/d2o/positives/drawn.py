@@ -1,7 +1,7 @@
 """The answers drawn so far: a folder of append-only files that outlives any job, one file a shard.
 
 Each line is one answer under the identity of its request, so a killed job, a larger K, more prompts, other shards or
-another limit of redraws only draw what is missing.
+another limit of resamples only sample what is missing.
 """
 
 from __future__ import annotations

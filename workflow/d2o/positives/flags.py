@@ -1,4 +1,4 @@
-"""Which samples are fit to learn from: reasons against one, and which attempt at it is taken."""
+"""Which samples are usable: the flags of each, and which attempt at it is taken."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _META = ("as asked", "as you asked", "as requested", "as you requested", "as ins
 
 @dataclass(frozen=True)
 class Chosen:
-    """A sample as it goes into the pool: the attempt that is taken, what speaks against it, and whether it is fit."""
+    """A sample as it goes into the pool: the attempt that is taken, its flags, and whether it is usable."""
 
     attempt: int
     completion: Completion
-    reasons: set[str]
-    fit: bool
+    flags: set[str]
+    usable: bool
 
 
-def reasons(completion: Completion, instruction: str | None, prompt: str) -> set[str]:
-    """What can be said against an answer by itself.
+def flags_of(completion: Completion, instruction: str | None, prompt: str) -> set[str]:
+    """What can be said flags an answer by itself.
 
     `empty`; `truncated`: cut at the limit of tokens; `repeating`: much of it was there before (n-gram loops);
     `leaking`: it shows that there was an instruction, which the prompt in training has not; `refusal`: it declines.
@@ -44,7 +44,7 @@ def reasons(completion: Completion, instruction: str | None, prompt: str) -> set
         "leaking": instruction is not None and _leaks(text, instruction, prompt),
         "refusal": texts.refuses(text),
     }
-    return {reason for reason, applies in found.items() if applies}
+    return {flag for flag, applies in found.items() if applies}
 
 
 def _leaks(text: str, instruction: str, prompt: str) -> bool:
@@ -55,33 +55,33 @@ def _leaks(text: str, instruction: str, prompt: str) -> bool:
 def settle(
     positives: Positives, find: Callable[[int, int], tuple[Completion, set[str]] | None]
 ) -> tuple[dict[int, Chosen], list[tuple[int, int]]]:
-    """Take for each sample of a prompt its first attempt without a fault, or its last one.
+    """Take for each sample of a prompt its first usable attempt, or its last one.
 
     A sample that says the same as a lower one is a `duplicate`. Nothing depends on higher samples, so that a pool
     of K is the beginning of every larger one.
 
     Args:
-        positives: K, the faults, and how often a sample is drawn again.
-        find: the answer to (sample, attempt) and the reasons against it by itself; None before it is drawn.
+        positives: K, the flags that exclude a sample, and how often it is sampled again.
+        find: the answer to (sample, attempt) and its flags by itself; None before it is drawn.
     Returns:
         the samples that are settled, and the (sample, attempt) to draw next; none when all are settled.
     """
     settled: dict[int, Chosen] = {}
     wanted: list[tuple[int, int]] = []
-    faults = {"empty", *positives.faults}
+    excluded = {"empty", *positives.exclude}
     said: set[str] = set()
     for sample in range(positives.k):
         lower_are_settled = len(settled) == sample
-        for attempt in range(positives.redraws + 1):
+        for attempt in range(positives.resamples + 1):
             if (answer := find(sample, attempt)) is None:
                 wanted.append((sample, attempt))
                 break
-            completion, against = answer
+            completion, flags = answer
             text = records.normalised(completion.text)
-            against = against | ({"duplicate"} if text and text in said else set())
-            if (fit := against.isdisjoint(faults)) or attempt == positives.redraws:
+            flags = flags | ({"duplicate"} if text and text in said else set())
+            if (usable := flags.isdisjoint(excluded)) or attempt == positives.resamples:
                 if lower_are_settled:  # else it may yet turn out a duplicate
-                    settled[sample] = Chosen(attempt, completion, against, fit)
+                    settled[sample] = Chosen(attempt, completion, flags, usable)
                     said.add(text)
                 break
     return settled, wanted

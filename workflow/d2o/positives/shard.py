@@ -11,7 +11,7 @@ from d2o import chat, generation, records
 from d2o.errors import D2OError
 from d2o.generation import Completion, Request
 from d2o.positives.drawn import Drawn
-from d2o.positives.flags import Chosen, reasons, settle
+from d2o.positives.flags import Chosen, flags_of, settle
 from d2o.positives.requests import Draw, identity, instructed, planned, shard_of
 from d2o.settings import Positives, PositivesStage
 
@@ -118,8 +118,8 @@ class _Samples:
                 "instruction": draw.instruction,
                 "seed": draw.seed,
                 **vars(chosen.completion),
-                "reasons": sorted(chosen.reasons),
-                "fit": chosen.fit,
+                "flags": sorted(chosen.flags),
+                "usable": chosen.usable,
             }
 
     def _planned(self, sample: int, attempt: int) -> Draw:
@@ -133,4 +133,4 @@ class _Samples:
         completion = self._known.get(self._identity(draw))
         if completion is None:
             return None
-        return completion, reasons(completion, draw.text, self._messages[-1]["content"])
+        return completion, flags_of(completion, draw.text, self._messages[-1]["content"])

@@ -37,19 +37,19 @@ def describe(pool: Path, prompts: Path, positives: Positives) -> dict[str, Any]:
     some = some.assign(text=list(islice(_texts(pool), len(some))))
     examples = some[some["sample"] == place[some.index] % positives.k].head(_EXAMPLES)
     asked = _last_turns(prompts, set(examples["prompt_id"]))
-    shown = examples[["prompt_id", "sample", "instruction", "text", "reasons"]].to_dict("records")
+    shown = examples[["prompt_id", "sample", "instruction", "text", "flags"]].to_dict("records")
     return {
         "prompts": rows["prompt_id"].nunique(),
         "k": positives.k,
         "samples": len(rows),
-        "fit": int(rows["fit"].sum()),
-        "redrawn": int((rows["attempt"] > 0).sum()),
-        "reasons": rows["reasons"].explode().value_counts().sort_index().to_dict(),
+        "usable": int(rows["usable"].sum()),
+        "resampled": int((rows["attempt"] > 0).sum()),
+        "flags": rows["flags"].explode().value_counts().sort_index().to_dict(),
         "instructions": _by_instruction(rows),
         "tokens": rows["tokens"].value_counts().sort_index().to_dict(),
         "distinct": {n: texts.distinct(some["text"], n) for n in (1, 2, 3)},
         "self_bleu": _self_bleu(some.groupby("prompt_id", sort=False)["text"].agg(list)),
-        "examples": [{"prompt": asked[row["prompt_id"]]} | row | {"reasons": list(row["reasons"])} for row in shown],
+        "examples": [{"prompt": asked[row["prompt_id"]]} | row | {"flags": list(row["flags"])} for row in shown],
     }
 
 

@@ -147,14 +147,14 @@ def training(measured: Measured) -> Figure:
 
 @mpl.rc_context(_STYLE)
 def pool(sheet: Mapping[str, Any], scores: Mapping[str, Sequence[float]]) -> Figure:
-    """Lengths of a pool's samples in tokens, how many of them each reason speaks against, and their scores.
+    """Lengths of a pool's samples in tokens, how many of them have each flag, and their scores.
 
     Args:
         sheet: the pool's data sheet.
         scores: by reward model; none where the pool was not scored.
     """
     figure = Figure((_WIDTH, 2.4), layout="constrained")
-    lengths, reasons, *others = figure.subplots(1, 2 + len(scores))
+    lengths, flags, *others = figure.subplots(1, 2 + len(scores))
     for axis, (reward, values) in zip(others, scores.items(), strict=True):
         axis.hist(values, bins=40, color=_COLOURS[2])
         axis.set_title(f"score, {reward}", loc="left")
@@ -162,11 +162,11 @@ def pool(sheet: Mapping[str, Any], scores: Mapping[str, Sequence[float]]) -> Fig
     lengths.hist(tokens, bins=min(40, max(tokens)), weights=counts, color=_COLOURS[0])
     lengths.set_title("length, tokens", loc="left")
     lengths.set_ylabel("samples")
-    shares = {reason: 100 * count / sheet["samples"] for reason, count in sheet["reasons"].items()}
-    reasons.barh(list(shares), list(shares.values()), color=_COLOURS[1])
-    reasons.invert_yaxis()
-    reasons.set_xlim(0, 100)
-    reasons.set_title("marked, % of samples", loc="left")
+    shares = {flag: 100 * count / sheet["samples"] for flag, count in sheet["flags"].items()}
+    flags.barh(list(shares), list(shares.values()), color=_COLOURS[1])
+    flags.invert_yaxis()
+    flags.set_xlim(0, 100)
+    flags.set_title("marked, % of samples", loc="left")
     return figure
 
 

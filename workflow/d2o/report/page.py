@@ -160,7 +160,7 @@ def _pools(archive: Archive, settings: Settings, block: Block) -> Iterator[dict[
             "block": block,
             "pool": pool,
             "sheet": sheet,
-            "figure": figures.inline(svg, name, "Lengths of the samples, and the reasons against them"),
+            "figure": figures.inline(svg, name, "Lengths of the samples, and their flags"),
         }
 
 

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from d2o.contracts import CONTRACTS
 from d2o.errors import D2OError
-from d2o.settings.checks import KINDS, extended, faults, names_in, with_k
+from d2o.settings.checks import KINDS, extended, names_in, problems, with_k
 from d2o.settings.messages import lines
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -205,13 +205,13 @@ class Positives(Sampling):
         description="self-correction instructions, one drawn per sample and put before the prompt; "
         "empty: the plain prompt (the ablation without self-correction)",
     )
-    faults: list[Literal["truncated", "repeating", "leaking", "duplicate", "refusal"]] = Field(
+    exclude: list[Literal["truncated", "repeating", "leaking", "duplicate", "refusal"]] = Field(
         ["truncated", "repeating", "leaking", "duplicate"],
-        description="what makes a sample unfit, beside being empty: cut at `max_tokens`; looping n-grams; showing "
+        description="flags that make a sample unusable, beside being empty: cut at `max_tokens`; looping n-grams; showing "
         "its instruction; the same as a lower sample of the prompt; declining. It is drawn again, and left out "
-        "of training when the last draw is unfit too. What is no fault is marked all the same",
+        "of training when the last one is unusable too. Other flags are only marked",
     )
-    redraws: Annotated[int, Field(ge=0)] = Field(2, description="times that an unfit sample is drawn again")
+    resamples: Annotated[int, Field(ge=0)] = Field(2, description="times that an unusable sample is sampled again")
     shards: Positive = execution(1, "jobs that a pool is drawn in")
 
 
@@ -320,7 +320,7 @@ class Filter(Section):
     """The best samples of a pool by a reward model."""
 
     reward: Name = Field(description="entry of `rewards`")
-    best: Positive = Field(description="samples of a prompt that stay, the best first; the others count as unfit")
+    best: Positive = Field(description="samples of a prompt that stay, the best first; the others count as unusable")
 
 
 class Method(Section):
@@ -637,7 +637,7 @@ class Settings(Section):
 
     @model_validator(mode="after")
     def _fits_together(self):
-        if found := list(faults(self)):
+        if found := list(problems(self)):
             raise ValueError("\n".join(found))
         return self
 

@@ -73,7 +73,7 @@ def with_k(methods: dict[str, Any], pool: Any) -> dict[str, Any]:
     }
 
 
-def faults(settings: Settings) -> Iterator[str]:
+def problems(settings: Settings) -> Iterator[str]:
     """What is wrong between the sections of a config: a message each."""
     for kind, names in _RESERVED.items():
         for name in sorted(names & getattr(settings, kind).keys()):
@@ -91,8 +91,8 @@ def faults(settings: Settings) -> Iterator[str]:
         if dataset.organism and (strange := {*dataset.train, *dataset.test}.difference(SPLITS)):
             yield f"datasets.{name}: {min(strange)!r} is no split of an organism" + suggestion(min(strange), SPLITS)
     for name, method in settings.methods.items():
-        if fault := _against_loss(method):
-            yield f"methods.{name}: {fault}"
+        if problem := _against_loss(method):
+            yield f"methods.{name}: {problem}"
         if method.k and method.k > settings.positives.k:
             yield (
                 f"methods.{name}.k: {method.k} positives are asked of a pool of {settings.positives.k}; "

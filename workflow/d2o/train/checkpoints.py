@@ -108,9 +108,9 @@ class Checkpoints:
                     shutil.rmtree(folder)
         dist.barrier()
         for folder in self._newest_first():
-            if fault := _fault(folder):
+            if problem := _problem(folder):
                 if dist.get_rank() == 0:
-                    print(f"train: {folder} is broken ({fault}); it is skipped", file=sys.stderr, flush=True)
+                    print(f"train: {folder} is broken ({problem}); it is skipped", file=sys.stderr, flush=True)
                 continue
             engine.deepspeed.load_checkpoint(self.folder, tag=folder.name)
             state = torch.load(folder / f"rank{dist.get_rank()}.pt", map_location=engine.device)
@@ -133,7 +133,7 @@ def _step(folder: Path) -> int:
     return int(folder.name.removeprefix("step"))
 
 
-def _fault(folder: Path) -> str | None:
+def _problem(folder: Path) -> str | None:
     """Why a checkpoint is not whole, or None."""
     try:
         sizes = json.loads((folder / _WHOLE).read_text())

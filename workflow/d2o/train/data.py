@@ -111,8 +111,8 @@ def read(stage: TrainStage, inputs: Inputs) -> tuple[Data, dict[str, int | str]]
     tokenizer = chat.load_tokenizer(inputs.model)
     human = records.read_table(inputs.negatives, records.NEGATIVES)
     pool = [row for path in inputs.samples for row in records.read_table(path, records.POOL)]
-    fit = Counter({row["prompt_id"]: 0 for row in pool})
-    fit.update(row["prompt_id"] for row in pool if row["fit"])
+    usable = Counter({row["prompt_id"]: 0 for row in pool})
+    usable.update(row["prompt_id"] for row in pool if row["usable"])
     for path in inputs.scores:
         scores = records.read_table(path, records.SCORES)
         pool = list(groups.best(pool, scores, stage.method.filter.best, stage.better))
@@ -124,8 +124,8 @@ def read(stage: TrainStage, inputs: Inputs) -> tuple[Data, dict[str, int | str]]
         )
     if not texts and stage.method.positives == "self":
         raise D2OError(
-            f"{inputs.samples[0]}: no sample of any train prompt is fit to learn from; its data sheet says why: "
-            f"shorten positives.faults, or raise positives.max_tokens or positives.redraws"
+            f"{inputs.samples[0]}: no sample of any train prompt is usable; its data sheet says why: "
+            f"shorten positives.exclude, or raise positives.max_tokens or positives.resamples"
         )
     base, counts = groups.tokenise(texts, tokenizer, stage.forward)
     if not base:
@@ -139,7 +139,7 @@ def read(stage: TrainStage, inputs: Inputs) -> tuple[Data, dict[str, int | str]]
     if stage.method.positives == "self":
         # Whether a larger pool could give more positives.
         counts["pool"] = inputs.samples[0].stem
-        counts["short_prompts"] = sum(n < (stage.method.k or n + 1) for n in fit.values())
+        counts["short_prompts"] = sum(n < (stage.method.k or n + 1) for n in usable.values())
     fitting = {group.prompt_id for group in base}
     texts = [text for text in texts if text.prompt_id in fitting]
     found = [base]
@@ -161,7 +161,7 @@ def read(stage: TrainStage, inputs: Inputs) -> tuple[Data, dict[str, int | str]]
 
 def _renewed(online: Online, texts: Sequence[groups.Texts], pool: Path) -> dict[int, groups.Texts]:
     """The groups that a round changes, by their places."""
-    answers = groups.fit_answers(records.read_table(pool, records.POOL))
+    answers = groups.usable_answers(records.read_table(pool, records.POOL))
     return {
         place: groups.refreshed(text, answers[text.prompt_id], online)
         for place, text in enumerate(texts)
