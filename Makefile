@@ -40,7 +40,7 @@ lint: env
 	snakefmt --check Snakefile workflow/rules
 	snakemake --lint
 
-# Resolves envs/*.in anew. Where PyTorch's CPU build is not on pip's find-links, uv's --torch-backend finds it.
+# Resolves envs/*.in again. Where PyTorch's CPU build is not on pip's find-links, uv's --torch-backend finds it.
 lock: env
 	uv pip compile envs/cpu.in --overrides envs/cpu.overrides.txt --universal --python-version 3.11 \
 	    --torch-backend cpu --no-annotate --no-header -o envs/cpu.lock.txt

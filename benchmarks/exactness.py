@@ -20,7 +20,7 @@ def exactness(shape: Shape, lengths: Lengths) -> dict[str, float]:
     In fp32 with all layers: the largest relative difference of a log-prob, and the relative L2 of the gradient's. In
     bf16 with four layers: the relative L2 error to the fp32 truth of the same weights, over that of the padded rows.
     """
-    groups = [lengths.draw(11, shape.vocabulary, "exactness", i) for i in range(3)]
+    groups = [lengths.sample(11, shape.vocabulary, "exactness", i) for i in range(3)]
     lm = shape.model("fp32")
     (sums, gradient), (true_sums, true_gradient) = (_step(way, lm, groups[:1]) for way in ("ours", _PADDED))
     found = {

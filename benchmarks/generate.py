@@ -1,7 +1,7 @@
 """Tokens per second of the stage `positives` beside bare vLLM and a loop of transformers' own generate.
 
 How it measures. SmolLM2-135M's shape and tokenizer with random weights in bf16, so that no answer ends early and all
-ways draw the same number of tokens; the demo's prompts, K answers each, without instructions. In each round every way
+ways sample as many tokens; the demo's prompts, K answers each, without instructions. In each round every way
 answers the same prompts in random order, in one process; a figure is the median over the rounds of a ratio within a
 round, and its spread is the lowest and the highest. Times are wall seconds on all cores, since vLLM and PyTorch use
 them differently; vLLM's prefix cache is emptied before each run. Starting an engine is timed apart. The stage's
@@ -45,7 +45,7 @@ BATCHES = (32, 64, 128, 256)
 
 @dataclass(frozen=True)
 class Plan:
-    """Answers to draw for each K, tokens of an answer, rounds."""
+    """Answers to sample for each K, tokens of an answer, rounds."""
 
     answers: int = 264
     ks: Sequence[int] = (11, 4)
@@ -151,7 +151,7 @@ def _stage(stage: PositivesStage, model: Path, prompts: Path, folder: Path, vllm
     start = generation.start
     generation.start = lambda *_: vllm
     try:
-        positives.draw(stage, model, prompts, "1-of-1", folder / "drawn", folder / "1-of-1.parquet")
+        positives.sample(stage, model, prompts, "1-of-1", folder / "sampled", folder / "1-of-1.parquet")
     finally:
         generation.start = start
     return sum(row["tokens"] for row in records.read_table(folder / "1-of-1.parquet", records.POOL))
@@ -189,9 +189,9 @@ class Loop:
 
     @torch.inference_mode()
     def run(self, sampling: Positives, prompts: Path) -> int:
-        """Answer all prompts K times; returns the tokens drawn."""
+        """Answer all prompts K times; returns the tokens sampled."""
         ids = sorted(_encoded(self._folder, prompts), key=len)
-        step, drawn = max(1, self.batch // sampling.k), 0
+        step, sampled = max(1, self.batch // sampling.k), 0
         for first in range(0, len(ids), step):
             some = ids[first : first + step]
             width = max(map(len, some))
@@ -208,8 +208,8 @@ class Loop:
                 num_return_sequences=sampling.k,
                 pad_token_id=0,
             )
-            drawn += out[:, width:].numel()
-        return drawn
+            sampled += out[:, width:].numel()
+        return sampled
 
 
 def _spread(values: Sequence[float]) -> dict[str, float]:

@@ -27,7 +27,7 @@ def over_floor(peer: str, shape: Shape, lengths: Lengths, k: int, seed: Sequence
     Args:
         peer: name in `peers.PEERS`.
         k: positives of the group.
-        seed: of the group, as in `Lengths.draw`.
+        seed: of the group, as in `Lengths.sample`.
     Returns:
         Megabytes (10⁶ bytes).
     """
@@ -46,9 +46,9 @@ def _measure(peer: str, shape: dict, lengths: dict, k: int, seed: list) -> float
     torch.set_num_threads(1)
     shape, lengths = Shape(**shape), Lengths(**lengths)
     way = PEERS[peer](shape.model("bf16"))
-    way.step(way.groups([lengths.over(8).draw(1, shape.vocabulary)]))  # allocates the gradients
+    way.step(way.groups([lengths.over(8).sample(1, shape.vocabulary)]))  # allocates the gradients
     way.model.zero_grad(set_to_none=False)
-    groups = way.groups([lengths.draw(k, shape.vocabulary, *seed)])
+    groups = way.groups([lengths.sample(k, shape.vocabulary, *seed)])
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")
     floor = _resident("VmRSS")

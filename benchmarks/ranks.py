@@ -71,7 +71,7 @@ def _measure(shape: Shape, lengths: Lengths, plan: Scaling) -> list[dict[str, fl
     loss_of = losses.of(stage.method)
     found = []
     for step in range(plan.steps + 1):
-        batch = [lengths.draw(plan.k, shape.vocabulary, "ranks", step, i) for i in range(plan.groups)]
+        batch = [lengths.sample(plan.k, shape.vocabulary, "ranks", step, i) for i in range(plan.groups)]
         dist.barrier()
         begin, passes = time.perf_counter(), 0.0
         means = Means(engine.device)

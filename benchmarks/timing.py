@@ -76,7 +76,7 @@ def _time(plan: Plan, precision: str, cells: Sequence[Cell]) -> list[dict]:
 
 
 def _group(plan: Plan, cell: Cell, turn: int) -> Group:
-    return plan.lengths[cell.lengths].draw(cell.k, plan.shape.vocabulary, cell.lengths, turn)
+    return plan.lengths[cell.lengths].sample(cell.k, plan.shape.vocabulary, cell.lengths, turn)
 
 
 def _ways(plan: Plan, precision: str) -> dict[str, Peer]:
@@ -84,7 +84,7 @@ def _ways(plan: Plan, precision: str) -> dict[str, Peer]:
     lm = plan.shape.model(precision, plan.device)
     ways = {name: PEERS[name](lm) for name in plan.peers(precision)}
     for k in (2, 3):
-        group = plan.lengths["brief"].over(4).draw(k, plan.shape.vocabulary, "warm-up")
+        group = plan.lengths["brief"].over(4).sample(k, plan.shape.vocabulary, "warm-up")
         difference({name: _step(way, group, plan.device)[1] for name, way in ways.items()}, precision)
     return ways
 

@@ -63,7 +63,7 @@ class Lengths:
         (a, b), (c, d) = self.prompt, self.response
         return Lengths((a // factor, b // factor), (c // factor, d // factor))
 
-    def draw(self, k: int, vocabulary: int, *seed) -> Group:
+    def sample(self, k: int, vocabulary: int, *seed) -> Group:
         """A group of k positives and one negative, of random tokens.
 
         Of two groups with one seed, the smaller one's prompt and negative are the larger one's, and its positives

@@ -24,7 +24,7 @@ WAYS = [pytest.param(way, marks=[pytest.mark.slow] if way.startswith("trl") else
 
 
 def group(k: int):
-    return LENGTHS["brief"].over(4).draw(k, SHAPE.vocabulary)
+    return LENGTHS["brief"].over(4).sample(k, SHAPE.vocabulary)
 
 
 def in_place_flops(total, a, b, **unused) -> int:

@@ -43,7 +43,7 @@ def test_both_engines_give_the_same_greedy_answers(tiny_model, requests):
 
 
 def test_transformers_draws_each_answer_from_its_own_seed(tiny_model, requests):
-    """Whatever else is in the batch; and the draws follow temperature and nucleus."""
+    """Whatever else is in the batch; and the samples follow temperature and nucleus."""
     generator = generation.start(tiny_model, engine("transformers"))
     together = answers(generator, requests, max_tokens=8)
     assert [answers(generator, [request], max_tokens=8)[0] for request in requests] == together

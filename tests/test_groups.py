@@ -23,7 +23,7 @@ def human_row(prompt=P, split="train", negative="Copy it.", positive="Ask for he
 
 def sample(k, prompt=P, text=None, finish="stop", usable=True):
     text = f"answer {k}" if text is None else text
-    return {"prompt_id": prompt, "sample": k, "text": text, "finish": finish, "usable": fit}
+    return {"prompt_id": prompt, "sample": k, "text": text, "finish": finish, "usable": usable}
 
 
 D2O = Method(loss="d2o", positives="self", negatives=True)

@@ -1,4 +1,4 @@
-"""Figure 1: which human pairs are drawn, and what is measured of them."""
+"""Figure 1: which human pairs are sampled, and what is measured of them."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ def couples(tables: dict[str, list[dict]]) -> set[tuple[str, str]]:
 def test_chosen_and_rejected_are_of_the_same_pairs(tmp_path):
     pairs = [pair(i, j, "test" if i % 5 == 0 else "train") for i in range(20) for j in range(4)]
     tables = sample(tmp_path, pairs, 30)
-    drawn = couples(tables)
-    assert len(drawn) == 30
+    sampled = couples(tables)
+    assert len(sampled) == 30
     held_out = {(p["positive"], p["negative"]) for p in pairs if p["split"] == "test"}
-    assert len(held_out) == 16 and held_out < drawn
-    assert drawn < {(p["positive"], p["negative"]) for p in pairs}
+    assert len(held_out) == 16 and held_out < sampled
+    assert sampled < {(p["positive"], p["negative"]) for p in pairs}
     assert {p["prompt_id"]: p["origin"] for p in tables["prompts"]}.items() <= {
         (p["prompt_id"], p["split"]) for p in pairs
     }
@@ -58,8 +58,8 @@ def test_chosen_and_rejected_are_of_the_same_pairs(tmp_path):
     assert {r["prompt_id"] for r in tables["chosen"] if r["sample"] == 0} == {
         p["prompt_id"] for p in tables["prompts"]
     }
-    assert couples(sample(tmp_path, random.Random(0).sample(pairs, 80), 30)) == drawn
-    assert drawn < couples(sample(tmp_path, pairs, 31))
+    assert couples(sample(tmp_path, random.Random(0).sample(pairs, 80), 30)) == sampled
+    assert sampled < couples(sample(tmp_path, pairs, 31))
     assert len(couples(sample(tmp_path, pairs, 1000))) == 80
 
 
@@ -138,7 +138,7 @@ def test_a_panel_without_entries_says_which_would_fill_it(tmp_path):
     tables = sample(tmp_path, [pair(i, 0) for i in range(5)], 10)
     scored(tmp_path, "trained", tables, lambda side, r: 0.0)
     only = measure(Archive(tmp_path), config(rewards=["trained"]), "pku")
-    assert only["mean"].isna().tolist() == [True]  # no test prompt was drawn
+    assert only["mean"].isna().tolist() == [True]  # no test prompt was sampled
     svg = figures.render(figures.pair_quality(only, ["pku"]), "svg").decode()
     assert svg.count("not measured") == 2
     assert "names no judges" in svg

@@ -179,11 +179,11 @@ def test_snapshots_are_answered_and_scored(restored):
     assert "--model results/demo/tiny/dpo/seed0/step2/model/manifest.json" in restored.snakemake("-n", "-p", path)
 
 
-def test_more_shards_draw_nothing_anew(restored):
+def test_more_shards_sample_nothing_again(restored):
     pool = restored.folder / "results" / "demo" / "tiny" / "positives"
     before = (pool / "corrected-k2.parquet").read_bytes()
-    drawn = sum(path.read_text().count("\n") for path in (pool / "corrected.drawn").glob("*.jsonl"))
-    assert drawn == 2 * len(
+    sampled = sum(path.read_text().count("\n") for path in (pool / "corrected.sampled").glob("*.jsonl"))
+    assert sampled == 2 * len(
         {row["prompt_id"] for row in records.read_table(pool / "corrected-k2.parquet", records.POOL)}
     )
     restored.configure(restored.config | {"positives": CONFIG["positives"] | {"shards": 3}})
@@ -205,7 +205,7 @@ def test_a_larger_pool_retrains_the_methods_that_take_all_of_it(restored):
     restored.configure(config)
     restored.snakemake("train")
     restored.configure(config | {"positives": CONFIG["positives"] | {"k": 3}})
-    new = {"draw_positives": 1, "merge_positives": 1, "score_references": 1}
+    new = {"sample_positives": 1, "merge_positives": 1, "score_references": 1}
     assert restored.would_run("train") == new | {"train_method": 2}, "d2o and sft"
     table = "results/demo/tiny/references/corrected-k{}.parquet"
     restored.snakemake(table.format(3))
@@ -263,7 +263,7 @@ def test_online_rounds_go_on_after_their_last_finished_rule(restored):
     config = restored.config | {"methods": methods}
     config["experiments"] = {"tiny": tiny | {"methods": [*tiny["methods"], "online"]}}
     restored.configure(config)
-    rounds = {"train_to_round": 1, "draw_round": 1, "merge_round": 1, "score_round": 1, "train_method": 1}
+    rounds = {"train_to_round": 1, "sample_round": 1, "merge_round": 1, "score_round": 1, "train_method": 1}
     assert restored.would_run("train") == rounds
 
     folder = restored.folder / "results" / "demo" / "tiny" / "online" / "seed0"
@@ -339,7 +339,7 @@ def test_an_edit_reruns_what_it_touches_and_nothing_else(restored, file, old, ne
         (
             "engine",
             {"backend": "transformers"},
-            {"draw_positives": 1, "merge_positives": 1, "score_references": 1} | TRAINED,
+            {"sample_positives": 1, "merge_positives": 1, "score_references": 1} | TRAINED,
         ),
         ("tasks", {"mmlu": CONFIG["tasks"]["mmlu"] | {"shots": 2}}, {"answer_questions": 4} | REPORT),
         (
@@ -361,7 +361,13 @@ def test_an_edited_data_file_reruns_what_comes_from_it(restored):
     path.write_text(text.replace("e", "a", 1) if "e" in text else text)
     found = restored.would_run()
     path.write_text(text)
-    assert {"read_dataset", "extract_negatives", "draw_positives", "merge_positives", "train_method"} <= found.keys()
+    assert {
+        "read_dataset",
+        "extract_negatives",
+        "sample_positives",
+        "merge_positives",
+        "train_method",
+    } <= found.keys()
     assert "fetch_model" not in found
 
 

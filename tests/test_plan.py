@@ -71,7 +71,8 @@ LOSS_OF = {
 PLACES = {
     "models.smollm2": "Model", "organisms.rude": "Organism", "datasets.demo": "Dataset", "methods.d2o": "Method",
     "rewards.safety": "Reward", "judges.none": "Judge", "tasks.mmlu": "Task", "positives": "Positives",
-    "responses": "Responses", "engine": "Engine", "forward": "Forward", "train": "Train", "pair_quality": "PairQuality",
+    "responses": "Responses", "engine": "Engine", "forward": "Forward", "train": "Train",
+    "pair_quality": "PairQuality",
 }  # fmt: skip
 # Which entry something comes from, and files: no other value stands alone. And what only the report reads.
 NOT_ALONE = {
@@ -157,14 +158,14 @@ def holds(found, key: str, value) -> bool:
     )
 
 
-def test_every_round_of_every_training_draws_with_seeds_of_its_own():
+def test_every_round_of_every_training_samples_with_seeds_of_its_own():
     online = {"extends": "d2o", "train": {"steps": 9}, "online": {"start": 3, "every": 3, "share": 0.5}}
     plan = Plan(CONFIG | {"methods": CONFIG["methods"] | {"online": online}}, "c")
     places = [{"method": "online", "round": n, "seed": seed} for n in "12" for seed in "01"]
-    drawn = [plan.params("rounds")(wildcards(**place)) for place in places]
-    seeds = {json.loads(one)["sampling"]["seed"] for one in drawn}
+    sampled = [plan.params("rounds")(wildcards(**place)) for place in places]
+    seeds = {json.loads(one)["sampling"]["seed"] for one in sampled}
     assert len(seeds | {CONFIG["positives"].get("seed", 0)}) == 5
-    assert drawn == [plan.params("rounds")(wildcards(**place)) for place in places]
+    assert sampled == [plan.params("rounds")(wildcards(**place)) for place in places]
 
 
 @pytest.mark.parametrize("name", ["config", "paper", "thumbs-down"])

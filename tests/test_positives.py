@@ -1,4 +1,4 @@
-"""Pools of self-generated answers: plan, flags, and what is drawn again; real engines on the tiny model."""
+"""Pools of self-generated answers: plan, flags, and what is sampled again; real engines on the tiny model."""
 
 import json
 import os
@@ -15,8 +15,8 @@ from d2o import chat, generation, positives, records
 from d2o.errors import D2OError
 from d2o.generation import Completion
 from d2o.positives import requests, shard
-from d2o.positives.drawn import Drawn
 from d2o.positives.flags import flags_of, settle
+from d2o.positives.sampled import Sampled
 from d2o.settings import INSTRUCTIONS, Engine, Positives, PositivesStage
 from rows import asked, human_row, pooled
 
@@ -37,12 +37,14 @@ def test_the_instruction_stands_before_the_last_turn_only():
     assert requests.instructed(MESSAGES, None) == MESSAGES
 
 
-def test_every_attempt_has_its_own_seed_and_all_instructions_are_drawn():
-    drawn = [requests.planned(Positives(), f"prompt{i}", k, a) for i in range(50) for k in range(4) for a in range(2)]
-    assert len({draw.seed for draw in drawn}) == 400
+def test_every_attempt_has_its_own_seed_and_all_instructions_are_used():
+    sampled = [
+        requests.planned(Positives(), f"prompt{i}", k, a) for i in range(50) for k in range(4) for a in range(2)
+    ]
+    assert len({attempt.seed for attempt in sampled}) == 400
     assert len(Positives().instructions) >= 8
-    assert {draw.instruction for draw in drawn} == Positives().instructions.keys()
-    assert all(draw.text == Positives().instructions[draw.instruction] for draw in drawn)
+    assert {attempt.instruction for attempt in sampled} == Positives().instructions.keys()
+    assert all(attempt.text == Positives().instructions[attempt.instruction] for attempt in sampled)
     plain = requests.planned(Positives(instructions={}), "p", 0)
     assert (plain.instruction, plain.text) == (None, None)
     assert requests.planned(Positives(seed=1), "p", 0) != requests.planned(Positives(), "p", 0)
@@ -86,11 +88,11 @@ def test_the_words_of_the_prompt_are_no_leak():
     assert "leaking" not in flags_of(Completion(text, 9, "stop"), instruction, prompt)
 
 
-def settled(drawn: dict[tuple[int, int], str], k: int, **options):
+def settled(sampled: dict[tuple[int, int], str], k: int, **options):
     """`settle` on answers given as texts; a text of `#` is a loop of words."""
 
     def find(sample, attempt):
-        if (text := drawn.get((sample, attempt))) is None:
+        if (text := sampled.get((sample, attempt))) is None:
             return None
         return Completion(text, 1, "stop"), {"repeating"} if text == "#" else set() if text else {"empty"}
 
@@ -115,31 +117,31 @@ def test_an_unfit_sample_is_drawn_again_up_to_the_limit():
 
 
 @given(st.dictionaries(st.tuples(st.integers(0, 5), st.integers(0, 2)), st.sampled_from("ab#"), min_size=18))
-def test_a_smaller_pool_is_the_beginning_of_a_larger_one_whatever_is_drawn(drawn):
-    large, _ = settled(drawn, k=6)
+def test_a_smaller_pool_is_the_beginning_of_a_larger_one_whatever_is_sampled(sampled):
+    large, _ = settled(sampled, k=6)
     for k in range(1, 6):
-        small, wanted = settled(drawn, k=k)
+        small, wanted = settled(sampled, k=k)
         assert wanted == []
         assert small == {sample: large[sample] for sample in range(k)}
 
 
-# What was drawn before ---------------------------------------------------------------------------
+# What was sampled before ---------------------------------------------------------------------------
 
 
 def test_a_broken_last_line_is_drawn_again(tmp_path, capsys):
-    with Drawn(tmp_path, "1-of-1", {"p"}) as drawn:
+    with Sampled(tmp_path, "1-of-1", {"p"}) as sampled:
         for name in "ab":
-            drawn.add(name, "p", Completion(f"text {name}", 3, "stop"))
+            sampled.add(name, "p", Completion(f"text {name}", 3, "stop"))
     path = tmp_path / "1-of-1.jsonl"
     path.write_bytes(path.read_bytes()[:-20])
-    with Drawn(tmp_path, "1-of-1", {"p"}) as drawn:
-        assert drawn.get("a") == Completion("text a", 3, "stop") and drawn.get("b") is None
-        assert "1-of-1.jsonl: the last line is broken; its answer is drawn again" in capsys.readouterr().err
-        drawn.add("b", "p", Completion("anew", 1, "length"))
-    with Drawn(tmp_path, "1-of-2", {"p"}) as drawn:
-        assert drawn.get("b") == Completion("anew", 1, "length"), "other shards' answers are known too"
-    with Drawn(tmp_path, "1-of-2", {"q"}) as drawn:
-        assert drawn.get("a") is None
+    with Sampled(tmp_path, "1-of-1", {"p"}) as sampled:
+        assert sampled.get("a") == Completion("text a", 3, "stop") and sampled.get("b") is None
+        assert "1-of-1.jsonl: the last line is broken; its answer is sampled again" in capsys.readouterr().err
+        sampled.add("b", "p", Completion("anew", 1, "length"))
+    with Sampled(tmp_path, "1-of-2", {"p"}) as sampled:
+        assert sampled.get("b") == Completion("anew", 1, "length"), "other shards' answers are known too"
+    with Sampled(tmp_path, "1-of-2", {"q"}) as sampled:
+        assert sampled.get("a") is None
 
 
 # Whole pools -------------------------------------------------------------------------------------
@@ -166,12 +168,12 @@ def stage(backend="transformers", **sampling) -> PositivesStage:
     return PositivesStage(sampling=Positives(**{"k": 3, "max_tokens": 8, "exclude": []} | sampling), engine=engine)
 
 
-def drawn_and_merged(chosen, model, prompts, folder, shards=1, drawn=None):
-    """A pool drawn in shards; `drawn` is the folder of an earlier one's answers."""
+def sampled_and_merged(chosen, model, prompts, folder, shards=1, sampled=None):
+    """A pool sampled in shards; `sampled` is the folder of an earlier one's answers."""
     paths = []
     for number in range(1, shards + 1):
         paths.append(folder / f"{number}-of-{shards}.parquet")
-        positives.draw(chosen, model, prompts, paths[-1].stem, drawn or folder / "drawn", paths[-1])
+        positives.sample(chosen, model, prompts, paths[-1].stem, sampled or folder / "sampled", paths[-1])
     positives.merge(chosen, model, prompts, paths, folder / "pool.parquet")
     return records.read_table(folder / "pool.parquet", records.POOL)
 
@@ -195,15 +197,15 @@ def one_start(monkeypatch):
     return asked
 
 
-def test_only_what_is_missing_is_drawn(model, tmp_path, one_start):
+def test_only_what_is_missing_is_sampled(model, tmp_path, one_start):
     prompts = negatives_table(tmp_path / "a", 4)
-    small = drawn_and_merged(stage(k=2), model, prompts, tmp_path / "a")
+    small = sampled_and_merged(stage(k=2), model, prompts, tmp_path / "a")
     assert [row["sample"] for row in small] == [0, 1] * 4
-    assert answers_kept(tmp_path / "a" / "drawn") == 8
+    assert answers_kept(tmp_path / "a" / "sampled") == 8
 
     more = negatives_table(tmp_path / "b", 6, extra=["word " * 600])
-    large = drawn_and_merged(stage(k=5), model, more, tmp_path / "b", drawn=tmp_path / "a" / "drawn")
-    assert answers_kept(tmp_path / "a" / "drawn") == 30
+    large = sampled_and_merged(stage(k=5), model, more, tmp_path / "b", sampled=tmp_path / "a" / "sampled")
+    assert answers_kept(tmp_path / "a" / "sampled") == 30
     known = {(row["prompt_id"], row["sample"]): row for row in large}
     assert len(known) == 30
     assert [known[row["prompt_id"], row["sample"]] for row in small] == small
@@ -211,15 +213,15 @@ def test_only_what_is_missing_is_drawn(model, tmp_path, one_start):
     assert made["long_prompts"] == [records.prompt_id(asked("word " * 600))]
 
     assert len(one_start) == 2
-    again = drawn_and_merged(stage(k=5), model, more, tmp_path / "b", drawn=tmp_path / "a" / "drawn")
+    again = sampled_and_merged(stage(k=5), model, more, tmp_path / "b", sampled=tmp_path / "a" / "sampled")
     assert again == large and len(one_start) == 2, "no engine is started where nothing is missing"
     assert records.read_manifest(tmp_path / "b" / "pool.parquet")["rows"] == 30
 
     (model / "manifest.json").write_text('{"made": "later", "versions": {"torch": "9"}}')
-    assert drawn_and_merged(stage(k=2), model, prompts, tmp_path / "d", drawn=tmp_path / "a" / "drawn") == small
+    assert sampled_and_merged(stage(k=2), model, prompts, tmp_path / "d", sampled=tmp_path / "a" / "sampled") == small
     assert len(one_start) == 2, "nor where the model was fetched anew"
-    other = drawn_and_merged(
-        stage(k=2, temperature=0.5), model, prompts, tmp_path / "c", drawn=tmp_path / "a" / "drawn"
+    other = sampled_and_merged(
+        stage(k=2, temperature=0.5), model, prompts, tmp_path / "c", sampled=tmp_path / "a" / "sampled"
     )
     assert [row["text"] for row in other] != [row["text"] for row in small]
 
@@ -244,12 +246,12 @@ def test_a_prompt_is_too_long_when_some_instruction_leaves_no_room(model, instru
 def test_redraws_and_the_data_sheet(model, tmp_path, one_start):
     """Nearly every answer of the random model is cut at the limit of tokens."""
     prompts = negatives_table(tmp_path, 5)
-    rows = drawn_and_merged(stage(exclude=["truncated"], resamples=1), model, prompts, tmp_path)
+    rows = sampled_and_merged(stage(exclude=["truncated"], resamples=1), model, prompts, tmp_path)
     unfit = [row for row in rows if not row["usable"]]
     assert 10 <= len(unfit) < 15
     assert all(row["attempt"] == 1 and "truncated" in row["flags"] for row in unfit)
     resampled = sum(row["attempt"] for row in rows)
-    assert answers_kept(tmp_path / "drawn") == 15 + resampled
+    assert answers_kept(tmp_path / "sampled") == 15 + resampled
     sheet = json.loads((tmp_path / "pool.sheet.json").read_text())
     counts = [sheet[key] for key in ("prompts", "samples", "usable", "resampled")]
     assert counts == [5, 15, 15 - len(unfit), resampled]
@@ -293,7 +295,7 @@ def test_the_sheet_tells_alike_from_different(tmp_path):
 )
 def test_a_pool_is_proved_complete(model, tmp_path, one_start, change, message):
     prompts = negatives_table(tmp_path, 2)
-    drawn_and_merged(stage(), model, prompts, tmp_path)
+    sampled_and_merged(stage(), model, prompts, tmp_path)
     shard = tmp_path / "1-of-1.parquet"
     records.write_table(shard, records.POOL, change(records.read_table(shard, records.POOL)))
     (tmp_path / "pool.parquet").unlink()
@@ -304,26 +306,28 @@ def test_a_pool_is_proved_complete(model, tmp_path, one_start, change, message):
 
 def test_shards_of_another_plan_or_other_prompts_are_refused(model, tmp_path, one_start):
     prompts = negatives_table(tmp_path, 2)
-    drawn_and_merged(stage(), model, prompts, tmp_path)
+    sampled_and_merged(stage(), model, prompts, tmp_path)
     shards = [tmp_path / "1-of-1.parquet"]
-    with pytest.raises(D2OError, match=r"1-of-1\.parquet: drawn by another plan than this pool's; delete it"):
+    with pytest.raises(D2OError, match=r"1-of-1\.parquet: sampled by another plan than this pool's; delete it"):
         positives.merge(stage(k=2), model, prompts, shards, tmp_path / "pool.parquet")
-    with pytest.raises(D2OError, match=r"1-of-1\.parquet: not drawn from .*negatives\.parquet as it is now"):
+    with pytest.raises(D2OError, match=r"1-of-1\.parquet: not sampled from .*negatives\.parquet as it is now"):
         positives.merge(stage(), model, negatives_table(tmp_path / "new", 3), shards, tmp_path / "pool.parquet")
     with pytest.raises(D2OError, match="--shard: '4-of-3' is not of the form 1-of-3"):
-        positives.draw(stage(), model, prompts, "4-of-3", tmp_path / "drawn", tmp_path / "x.parquet")
+        positives.sample(stage(), model, prompts, "4-of-3", tmp_path / "sampled", tmp_path / "x.parquet")
 
 
 @pytest.mark.slow
 def test_vllm_in_one_shard_and_in_three_and_with_a_larger_k(model, tmp_path, one_start):
     prompts = negatives_table(tmp_path / "one", 9)
-    whole = drawn_and_merged(stage("vllm", k=4), model, prompts, tmp_path / "one")
+    whole = sampled_and_merged(stage("vllm", k=4), model, prompts, tmp_path / "one")
     assert len(whole) == 36 and len({row["text"] for row in whole}) > 30
     assert all(row["tokens"] == 8 or row["finish"] == "stop" for row in whole)
-    split = drawn_and_merged(stage("vllm", k=4), model, prompts, tmp_path / "one" / "three", shards=3)
+    split = sampled_and_merged(stage("vllm", k=4), model, prompts, tmp_path / "one" / "three", shards=3)
     assert split == whole
-    large = drawn_and_merged(stage("vllm", k=11), model, prompts, tmp_path / "one", drawn=tmp_path / "one" / "drawn")
-    assert answers_kept(tmp_path / "one" / "drawn") == 99 + sum(row["attempt"] for row in large)
+    large = sampled_and_merged(
+        stage("vllm", k=11), model, prompts, tmp_path / "one", sampled=tmp_path / "one" / "sampled"
+    )
+    assert answers_kept(tmp_path / "one" / "sampled") == 99 + sum(row["attempt"] for row in large)
     assert [row for row in large if row["sample"] < 4] == whole
 
 
@@ -332,10 +336,10 @@ def test_a_shard_killed_half_way_goes_on_where_it_was(model, tmp_path):
     prompts = negatives_table(tmp_path, 30)
     chosen = stage("vllm", k=4, max_tokens=24)
     command = ["positives", "--settings", chosen.model_dump_json(), "--model", model, "--negatives", prompts]
-    command += ["--shard", "1-of-1", "--drawn", tmp_path / "drawn", "--output", tmp_path / "1-of-1.parquet"]
+    command += ["--shard", "1-of-1", "--sampled", tmp_path / "sampled", "--output", tmp_path / "1-of-1.parquet"]
     line = [sys.executable, "-m", "d2o", *map(str, command)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    kept = tmp_path / "drawn" / "1-of-1.jsonl"
+    kept = tmp_path / "sampled" / "1-of-1.jsonl"
     child = subprocess.Popen(line, env=environment, stderr=subprocess.DEVNULL, start_new_session=True)
     while not (kept.exists() and kept.read_text().count("\n") >= 20):
         assert child.poll() is None, "ended before it could be killed"

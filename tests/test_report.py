@@ -374,8 +374,8 @@ def test_snapshots_are_drawn_against_their_steps(tmp_path):
     assert {row["metric"] for row in rows} == {*course, "reward/harm"}
     assert all(int(row["n"]) == PROMPTS and float(row["low"]) <= float(row["mean"]) for row in rows)
     for name in ("course", "distributions"):
-        drawn = (folder / f"figures/{name}.svg").read_text()
-        assert "cost" in drawn and "d2o-steps" in drawn and "dpo" not in drawn
+        sampled = (folder / f"figures/{name}.svg").read_text()
+        assert "cost" in sampled and "d2o-steps" in sampled and "dpo" not in sampled
     assert "step 0 is the initial model" in page.text and "course.csv" in page.links
 
 
@@ -539,6 +539,6 @@ def test_the_scores_that_a_method_filters_its_pool_by(tmp_path):
 
 def test_the_data_sheet_of_a_pool(full):
     folder, page, _ = full
-    assert "67 of 68 is usable; drawn again: 1." in page.text
+    assert "67 of 68 is usable; sampled again: 1." in page.text
     assert "repeating, truncated" in page.text
     assert 'aria-label="Lengths of the samples, and their flags"' in (folder / "report.html").read_text()

@@ -120,8 +120,8 @@ def test_auc_is_the_rank_statistic_with_ties():
     estimate = statistics.auc(scores, labels)
     assert estimate.mean == pytest.approx(roc_auc_score(labels, scores))
     assert estimate.low < estimate.mean < estimate.high and estimate.n == 80
-    drawn = [roc_auc_score(labels[i], scores[i]) for i in rng.integers(80, size=(1000, 80))]
-    assert (estimate.low, estimate.high) == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=0.02)
+    sampled = [roc_auc_score(labels[i], scores[i]) for i in rng.integers(80, size=(1000, 80))]
+    assert (estimate.low, estimate.high) == pytest.approx(np.quantile(sampled, [0.025, 0.975]), abs=0.02)
 
 
 def test_auc_by_clusters_and_without_a_class():

@@ -655,7 +655,7 @@ def test_checkpoints_of_other_settings_are_not_resumed(tables, tiny_model, tmp_p
     other = DPO.model_copy(update={"beta": 0.5})
     line = command(tables, tiny_model, tmp_path, other, steps=3, checkpoint_minutes=OFTEN)
     said = finished(line)
-    assert "is of other settings or inputs; starting anew" in said
+    assert "is of other settings or inputs; starting again from step 0" in said
     assert [row["step"] for row in result(tmp_path)[1]] == [1, 2, 3]
 
 

@@ -120,7 +120,7 @@ def pair_quality(
     output: Annotated[Path, typer.Option(help="prompts.parquet; chosen and rejected go beside it", dir_okay=False)],
     settings_json: Json,
 ) -> None:
-    """Draw human pairs as answers, for `scores` and `judge`: Figure 1."""
+    """Sample human pairs as answers, for `scores` and `judge`: Figure 1."""
     from d2o import pair_quality
 
     pair_quality.sample(settings.parse(settings.PairQuality, settings_json), pairs, output)
@@ -131,16 +131,18 @@ def positives(
     model: Model,
     negatives: Input,
     output: Output,
-    drawn: Annotated[Path, typer.Option(help="folder of all answers drawn so far; only what it lacks is drawn")],
+    sampled: Annotated[
+        Path, typer.Option(help="folder of all answers sampled so far; only what it lacks is sampled")
+    ],
     settings_json: Json,
     shard: Annotated[str, typer.Option(help="which of the prompts: 1-of-3")] = "1-of-1",
     execution: Execution = "{}",
 ) -> None:
-    """Draw K answers to each train prompt: one shard of a pool."""
+    """Sample K answers to each train prompt: one shard of a pool."""
     from d2o import positives
 
     stage = settings.parse(settings.PositivesStage, settings_json, execution)
-    positives.draw(stage, _folder(model), negatives, shard, drawn, output)
+    positives.sample(stage, _folder(model), negatives, shard, sampled, output)
 
 
 @_command(settings.PositivesStage)
@@ -296,7 +298,7 @@ def pair_quality_figure(
     settings_json: Json,
     results: Annotated[Path, typer.Option(help="folder that holds everything made")] = Path("results"),
 ) -> None:
-    """Draw how good the human pairs of an experiment's data sets are."""
+    """Plot how good the human pairs of an experiment's data sets are."""
     from d2o import report
 
     report.write_pair_quality(settings.parse(settings.Settings, settings_json), results, output)

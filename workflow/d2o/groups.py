@@ -103,7 +103,7 @@ def refreshed(texts: Texts, fresh: Sequence[Answer], online: Online) -> Texts:
 def best(
     samples: Iterable[Mapping[str, Any]], scores: Iterable[Mapping[str, Any]], count: int, better: str
 ) -> Iterator[Mapping[str, Any]]:
-    """The samples of a pool numbered anew: of each prompt the `count` best-scored usable ones, the best first.
+    """The samples of a pool numbered again: of each prompt the `count` best-scored usable ones, the best first.
 
     Args:
         scores: rows of `records.SCORES`, one a sample.
@@ -142,7 +142,7 @@ def _positives(method: Method, row: Mapping[str, Any], pool: Mapping[int, Answer
         if missing:
             raise D2OError(
                 f"prompt {row['prompt_id']}: sample {min(missing)} of {method.k} is missing from its pool of "
-                f"self-generated answers; the pool was drawn for other negatives: delete it and run again"
+                f"self-generated answers; the pool was sampled for other negatives: delete it and run again"
             )
         # The first usable ones: a method with a smaller K sees the same prompts.
         return tuple(answer for _, answer in sorted(pool.items()) if answer)[: method.k]

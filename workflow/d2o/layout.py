@@ -41,7 +41,7 @@ PLACES = {
     "pair_scores": "<data>/pair_quality/scores/{reward}/{side}.parquet",
     "pair_verdicts": "<data>/pair_quality/judge/{judge}.parquet",
     # By data set and initial model. A pool is `corrected-k11` or `plain-k11`.
-    "sampled": "<base>/positives/{kind}.drawn",
+    "sampled": "<base>/positives/{kind}.sampled",
     "pool": "<base>/positives/{pool}.parquet",
     "pool_shard": "<base>/positives/{pool}.shards/{shard}.parquet",
     "pool_sheet": "<base>/positives/{pool}.sheet.json",
@@ -60,7 +60,7 @@ PLACES = {
     # By online round of a run.
     "round_policy": "<round>/policy/manifest.json",
     "round_negatives": "<round>/negatives.parquet",
-    "round_sampled": "<round>/drawn",
+    "round_sampled": "<round>/sampled",
     "round_shard": "<round>/shards/1-of-1.parquet",
     "round_pool": "<round>/positives.parquet",
     "round_sheet": "<round>/positives.sheet.json",

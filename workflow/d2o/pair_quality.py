@@ -17,7 +17,7 @@ from d2o.settings import PairQuality
 
 
 def sample(pair_quality: PairQuality, pairs: Path, output: Path) -> None:
-    """Draw human pairs; write `chosen.parquet` and `rejected.parquet` beside `output`, which holds their prompts.
+    """Sample human pairs; write `chosen.parquet` and `rejected.parquet` beside `output`, which holds their prompts.
 
     Those of test prompts come first: of a reward model trained here only these count. Then a digest decides, not the
     order of the rows, and the first of more are those of fewer. The two answers of a pair have the same `sample`; a
@@ -30,15 +30,15 @@ def sample(pair_quality: PairQuality, pairs: Path, output: Path) -> None:
         D2OError: where the data set has no pair.
     """
     rows = (row for batch in records.read_batches(pairs, records.NEGATIVES) for row in batch)
-    drawn = heapq.nsmallest(pair_quality.pairs, rows, key=_order)
-    if not drawn:
+    sampled = heapq.nsmallest(pair_quality.pairs, rows, key=_order)
+    if not sampled:
         raise D2OError(
             f"{pairs}: the data set has no human pair whose quality could be shown: leave `pair_quality` out"
         )
-    drawn = pd.DataFrame(drawn)
-    prompts = drawn.drop_duplicates("prompt_id").rename(columns={"split": "origin"})[records.PROMPTS.names]
+    sampled = pd.DataFrame(sampled)
+    prompts = sampled.drop_duplicates("prompt_id").rename(columns={"split": "origin"})[records.PROMPTS.names]
     unknown = dict.fromkeys(("instruction", "seed", "tokens"))
-    answers = drawn.assign(sample=drawn.groupby("prompt_id").cumcount(), finish="stop", **unknown)
+    answers = sampled.assign(sample=sampled.groupby("prompt_id").cumcount(), finish="stop", **unknown)
     with records.artifact(output, pair_quality, [pairs]) as draft:
         for side, column in (("chosen", "positive"), ("rejected", "negative")):
             rows = answers.assign(text=answers[column])[records.SAMPLES.names].to_dict("records")

@@ -1,4 +1,4 @@
-# A data set's human pairs, scored and judged as a model's answers are, and drawn: Figure 1.
+# A data set's human pairs, scored and judged as a model's answers are, and plotted: Figure 1.
 
 
 rule pair_quality:
@@ -65,7 +65,7 @@ use rule judge_responses as judge_pairs with:
         "<data>/pair_quality/logs/judge-{judge}.benchmark.tsv"
 
 
-rule draw_pairs:
+rule plot_pair_quality:
     message:
         "Figure 1 of {wildcards.experiment}"
     input:

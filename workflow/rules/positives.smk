@@ -6,7 +6,7 @@ rule positives:
         plan.targets("pool"),
 
 
-rule draw_positives:
+rule sample_positives:
     message:
         "Positives ({wildcards.pool}, {wildcards.shard}) of {wildcards.model} on {wildcards.dataset}"
     input:
@@ -17,7 +17,7 @@ rule draw_positives:
         manifest=temp("<pool_shard>.manifest.json"),
     params:
         shard="{shard}",
-        drawn=plan.folder("sampled"),
+        sampled=plan.folder("sampled"),
         settings=plan.params("positives"),
         code=plan.code("positives"),
     log:
@@ -35,7 +35,7 @@ rule draw_positives:
         plan.environment("generation")
     shell:
         "python -m d2o --gpus {resources.gpu} positives --settings {params.settings:q} --model {input.model} "
-        "--negatives {input.negatives} --shard {params.shard} --drawn {params.drawn} "
+        "--negatives {input.negatives} --shard {params.shard} --sampled {params.sampled} "
         "--execution {resources.execution:q} --output {output.samples} 2>&1 | tee {log}"
 
 

@@ -13,7 +13,7 @@ use rule train_method as train_to_round with:
         "<run>/logs/round{round}-train.benchmark.tsv"
 
 
-use rule draw_positives as draw_round with:
+use rule sample_positives as sample_round with:
     message:
         "Round {wildcards.round} of {wildcards.method} (seed {wildcards.seed}), {wildcards.model}"
     input:
@@ -24,13 +24,13 @@ use rule draw_positives as draw_round with:
         manifest=temp("<round_shard>.manifest.json"),
     params:
         shard="1-of-1",
-        drawn=plan.folder("round_sampled"),
+        sampled=plan.folder("round_sampled"),
         settings=plan.params("rounds"),
         code=plan.code("positives"),
     log:
-        "<run>/logs/round{round}-draw.log",
+        "<run>/logs/round{round}-sample.log",
     benchmark:
-        "<run>/logs/round{round}-draw.benchmark.tsv"
+        "<run>/logs/round{round}-sample.benchmark.tsv"
 
 
 use rule merge_positives as merge_round with:

@@ -14,7 +14,7 @@ from d2o.settings import Engine, Sampling
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt's token ids, fewer than the model's context, and the seed that its answer is drawn with."""
+    """A prompt's token ids, fewer than the model's context, and the seed that its answer is sampled with."""
 
     ids: Sequence[int]
     seed: int

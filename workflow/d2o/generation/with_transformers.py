@@ -54,14 +54,14 @@ class Transformers:
         for row, request in enumerate(requests):
             ids[row, width - len(request.ids) :] = torch.tensor(request.ids)
             seen[row, width - len(request.ids) :] = 1
-        drawn = self._model.generate(
+        sampled = self._model.generate(
             input_ids=ids.to(self._device),
             attention_mask=seen.to(self._device),
             max_new_tokens=max(limits),
             do_sample=False,
             logits_processor=_sampler(sampling, [request.seed for request in requests]),
         )
-        return [self._completion(row[:limit]) for row, limit in zip(drawn[:, width:].tolist(), limits, strict=True)]
+        return [self._completion(row[:limit]) for row, limit in zip(sampled[:, width:].tolist(), limits, strict=True)]
 
     def _completion(self, ids: list[int]) -> Completion:
         end = next((place + 1 for place, token in enumerate(ids) if token in self._ends), None)
@@ -78,7 +78,7 @@ def _sampler(sampling: Sampling, seeds: Sequence[int]) -> LogitsProcessorList:
 
 
 class _Gumbel(LogitsProcessor):
-    """Adds Gumbel noise, each row's from its own seed: the largest sum is a draw from the softmax.
+    """Adds Gumbel noise, each row's from its own seed: the largest sum is a sample from the softmax.
 
     transformers' own sampling has one seed for a whole batch, so that an answer would depend on its neighbours.
     """

@@ -67,7 +67,7 @@ class Plan:
         return [path for place in _REPORTED for path in self.targets(place, wildcards.experiment)]
 
     def pair_inputs(self, wildcards) -> list[str]:
-        """What Figure 1 is drawn from: scores and verdicts of the human pairs of an experiment's data sets."""
+        """What Figure 1 is plotted from: scores and verdicts of the human pairs of an experiment's data sets."""
         return [path for place in _PAIRS for path in self.targets(place, wildcards.experiment)]
 
     def _crossed(self, place: str, experiment: str) -> list[dict[str, Any]]:
@@ -183,13 +183,13 @@ class Plan:
 
     def pool_shards(self, wildcards) -> list[str]:
         """The shards of a pool: those that it was made of, where it would come out the same."""
-        drawn = checks.manifest(self._path("pool", wildcards)).get("shards")
+        sampled = checks.manifest(self._path("pool", wildcards)).get("shards")
         made_from = [("pool", "positives"), ("negatives", "negatives"), ("rows", "datasets"), ("model", "models")]
         same = all(
             checks.unchanged(self._path(place, wildcards), stages.of(self.settings, stage, wildcards))
             for place, stage in made_from
         )
-        shards = drawn if drawn and same else self.settings.positives.shards
+        shards = sampled if sampled and same else self.settings.positives.shards
         return [self._path("pool_shard", wildcards, shard=f"{n}-of-{shards}") for n in range(1, shards + 1)]
 
     def train_inputs(self, wildcards) -> dict[str, str | list[str]]:

@@ -1,6 +1,6 @@
-"""Stage `positives`: pools of K self-generated answers to each prompt, drawn in shards and merged."""
+"""Stage `positives`: pools of K self-generated answers to each prompt, sampled in shards and merged."""
 
 from d2o.positives.pool import merge
-from d2o.positives.shard import draw
+from d2o.positives.shard import sample
 
-__all__ = ["draw", "merge"]
+__all__ = ["merge", "sample"]

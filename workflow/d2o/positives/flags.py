@@ -27,7 +27,7 @@ class Chosen:
 
 
 def flags_of(completion: Completion, instruction: str | None, prompt: str) -> set[str]:
-    """What can be said flags an answer by itself.
+    """The flags that an answer has by itself.
 
     `empty`; `truncated`: cut at the limit of tokens; `repeating`: much of it was there before (n-gram loops);
     `leaking`: it shows that there was an instruction, which the prompt in training has not; `refusal`: it declines.
@@ -62,9 +62,9 @@ def settle(
 
     Args:
         positives: K, the flags that exclude a sample, and how often it is sampled again.
-        find: the answer to (sample, attempt) and its flags by itself; None before it is drawn.
+        find: the answer to (sample, attempt) and its flags by itself; None before it is sampled.
     Returns:
-        the samples that are settled, and the (sample, attempt) to draw next; none when all are settled.
+        the samples that are settled, and the (sample, attempt) to sample next; none when all are settled.
     """
     settled: dict[int, Chosen] = {}
     wanted: list[tuple[int, int]] = []

@@ -17,7 +17,7 @@ def merge(stage: PositivesStage, model: Path, prompts: Path, shards: Sequence[Pa
     """Write the pool, sorted by prompt and sample, and beside it its data sheet `<name>.sheet.json`.
 
     Raises:
-        D2OError: where a shard was drawn from another model or other prompts or by another plan, or where a sample
+        D2OError: where a shard was sampled from another model or other prompts or by another plan, or where a sample
             is missing or there twice.
     """
     inputs = [model / "manifest.json", prompts]
@@ -42,10 +42,10 @@ def _check(shard: Path, stage: PositivesStage, inputs: Sequence[Path]) -> set[st
     """The prompts that a shard left out, once it is known to be of this pool."""
     made = records.read_manifest(shard)
     if result_keys(PositivesStage.model_validate(made["settings"])) != result_keys(stage):
-        raise D2OError(f"{shard}: drawn by another plan than this pool's; delete it and run again")
+        raise D2OError(f"{shard}: sampled by another plan than this pool's; delete it and run again")
     for path in inputs:
         if records.file_digest(path) not in made["inputs"].values():
-            raise D2OError(f"{shard}: not drawn from {path} as it is now; delete it and run again")
+            raise D2OError(f"{shard}: not sampled from {path} as it is now; delete it and run again")
     return set(made["long_prompts"])
 
 

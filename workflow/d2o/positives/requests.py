@@ -12,28 +12,28 @@ from d2o.settings import Positives, Sampling
 
 
 @dataclass(frozen=True)
-class Draw:
+class Attempt:
     """One attempt at one sample: its seed, and name and text of its instruction (None for the plain prompt)."""
 
     sample: int
-    attempt: int
+    number: int
     seed: int
     instruction: str | None
     text: str | None
 
 
-def planned(positives: Positives, prompt: str, sample: int, attempt: int = 0) -> Draw:
+def planned(positives: Positives, prompt: str, sample: int, attempt: int = 0) -> Attempt:
     """The attempt's seed, and from it its instruction: both depend on nothing else, so pools of K are prefixes."""
     seed = records.derived_seed(positives.seed, prompt, sample, *([attempt] if attempt else []))
     names = sorted(positives.instructions)
     name = random.Random(seed).choice(names) if names else None
-    return Draw(sample, attempt, seed, name, positives.instructions.get(name))
+    return Attempt(sample, attempt, seed, name, positives.instructions.get(name))
 
 
 def instructed(messages: chat.Messages, instruction: str | None) -> list[dict[str, str]]:
     """The prompt with a self-correction instruction before its last turn; unchanged without one.
 
-    The answer is drawn with it; training sees the plain prompt.
+    The answer is sampled with it; training sees the plain prompt.
     """
     if instruction is None:
         return list(messages)
@@ -42,7 +42,7 @@ def instructed(messages: chat.Messages, instruction: str | None) -> list[dict[st
 
 
 def identity(source: str, asked: chat.Messages, seed: int, sampling: Sampling) -> str:
-    """What an answer is drawn from, as a digest: the same for the same source, text, seed and parameters.
+    """What an answer is sampled from, as a digest: the same for the same source, text, seed and parameters.
 
     Args:
         source: what answers: the digest of a model, and the library that runs it.
@@ -54,5 +54,5 @@ def identity(source: str, asked: chat.Messages, seed: int, sampling: Sampling) -
 
 
 def shard_of(prompt: str, shards: int) -> int:
-    """The shard, from 0, that a prompt is drawn in; it depends on no other prompt."""
+    """The shard, from 0, that a prompt is sampled in; it depends on no other prompt."""
     return int(prompt, 16) % shards

@@ -1,4 +1,4 @@
-"""One shard of a pool: draw what is missing of its samples, until each is settled."""
+"""One shard of a pool: sample what is missing of its samples, until each is settled."""
 
 from __future__ import annotations
 
@@ -10,43 +10,44 @@ from pathlib import Path
 from d2o import chat, generation, records
 from d2o.errors import D2OError
 from d2o.generation import Completion, Request
-from d2o.positives.drawn import Drawn
 from d2o.positives.flags import Chosen, flags_of, settle
-from d2o.positives.requests import Draw, identity, instructed, planned, shard_of
+from d2o.positives.requests import Attempt, identity, instructed, planned, shard_of
+from d2o.positives.sampled import Sampled
 from d2o.settings import Positives, PositivesStage
 
 # Tokens to the limit of the context from which a prompt's length is taken exactly.
 _NEAR = 16
 
 
-def draw(stage: PositivesStage, model: Path, prompts: Path, shard: str, drawn: Path, output: Path) -> None:
+def sample(stage: PositivesStage, model: Path, prompts: Path, shard: str, sampled: Path, output: Path) -> None:
     """Write the samples of one shard: rows of `records.POOL`, sorted by prompt and sample.
 
-    All that is missing is one call of the engine, and so is what has to be drawn again. Prompts that do not fit the
+    All that is missing is one call of the engine, and so is what has to be sampled again. Prompts that do not fit the
     context with every instruction are left out, counted and listed in the manifest.
 
     Args:
         prompts: a `records.NEGATIVES` table; its train prompts are answered.
         shard: `1-of-3`.
-        drawn: folder of the answers drawn so far, of all shards; it grows.
+        sampled: folder of the answers sampled so far, of all shards; it grows.
     """
     tokenizer = chat.load_tokenizer(model)
     asked, long = _fitting(stage.sampling, tokenizer, _messages(prompts, shard))
     if long:
         print(f"positives: {len(long)} prompts are longer than the model's context, left out", file=sys.stderr)
     source = f"{records.model_digest(model)} {stage.engine.backend}"
-    with Drawn(drawn, shard, asked) as known:
+    with Sampled(sampled, shard, asked) as known:
         prompted = [_Samples(stage.sampling, *item, known, source) for item in sorted(asked.items())]
         unsettled, generator = prompted, None
         while unsettled := [samples for samples in unsettled if not samples.settle()]:
             generator = generator or generation.start(model, stage.engine)
-            wanted = [(samples, draw) for samples in unsettled for draw in samples.wanted]
+            wanted = [(samples, attempt) for samples in unsettled for attempt in samples.wanted]
             requests = [
-                Request(array("i", chat.encode_prompt(tokenizer, s.asked(draw))), draw.seed) for s, draw in wanted
+                Request(array("i", chat.encode_prompt(tokenizer, s.asked(attempt))), attempt.seed)
+                for s, attempt in wanted
             ]
             for index, completion in generation.complete(generator, requests, stage.sampling, f"positives {shard}"):
-                samples, draw = wanted[index]
-                samples.add(draw, completion)
+                samples, attempt = wanted[index]
+                samples.add(attempt, completion)
     with records.artifact(output, stage, [model / "manifest.json", prompts]) as draft:
         rows = (row for samples in prompted for row in samples.rows())
         draft.facts["rows"] = records.write_table(draft.path, records.POOL, rows)
@@ -85,52 +86,52 @@ def _fitting(
 
 
 class _Samples:
-    """The samples of one prompt: what is settled, and the draws that are `wanted` next."""
+    """The samples of one prompt: what is settled, and the attempts that are `wanted` next."""
 
-    def __init__(self, positives: Positives, prompt: str, messages: chat.Messages, known: Drawn, source: str):
+    def __init__(self, positives: Positives, prompt: str, messages: chat.Messages, known: Sampled, source: str):
         self._positives, self._prompt, self._messages = positives, prompt, messages
         self._known, self._source = known, source
         self._settled: dict[int, Chosen] = {}
-        self.wanted: list[Draw] = []
+        self.wanted: list[Attempt] = []
 
     def settle(self) -> bool:
         """Take what can be taken of the answers known by now; whether that is all."""
         self._settled, wanted = settle(self._positives, self._find)
-        self.wanted = [self._planned(*attempt) for attempt in wanted]
+        self.wanted = [self._planned(*pair) for pair in wanted]
         return not wanted
 
-    def asked(self, draw: Draw) -> list[dict[str, str]]:
-        """What the model is asked in a draw."""
-        return instructed(self._messages, draw.text)
+    def asked(self, attempt: Attempt) -> list[dict[str, str]]:
+        """What the model is asked in an attempt."""
+        return instructed(self._messages, attempt.text)
 
-    def add(self, draw: Draw, completion: Completion) -> None:
+    def add(self, attempt: Attempt, completion: Completion) -> None:
         """Keep an answer."""
-        self._known.add(self._identity(draw), self._prompt, completion)
+        self._known.add(self._identity(attempt), self._prompt, completion)
 
     def rows(self) -> Iterator[dict]:
         """The settled samples, as rows of `records.POOL`."""
         for sample, chosen in self._settled.items():
-            draw = self._planned(sample, chosen.attempt)
+            attempt = self._planned(sample, chosen.attempt)
             yield {
                 "prompt_id": self._prompt,
                 "sample": sample,
-                "attempt": draw.attempt,
-                "instruction": draw.instruction,
-                "seed": draw.seed,
+                "attempt": attempt.number,
+                "instruction": attempt.instruction,
+                "seed": attempt.seed,
                 **vars(chosen.completion),
                 "flags": sorted(chosen.flags),
                 "usable": chosen.usable,
             }
 
-    def _planned(self, sample: int, attempt: int) -> Draw:
+    def _planned(self, sample: int, attempt: int) -> Attempt:
         return planned(self._positives, self._prompt, sample, attempt)
 
-    def _identity(self, draw: Draw) -> str:
-        return identity(self._source, self.asked(draw), draw.seed, self._positives)
+    def _identity(self, attempt: Attempt) -> str:
+        return identity(self._source, self.asked(attempt), attempt.seed, self._positives)
 
     def _find(self, sample: int, attempt: int) -> tuple[Completion, set[str]] | None:
-        draw = self._planned(sample, attempt)
-        completion = self._known.get(self._identity(draw))
+        attempt = self._planned(sample, attempt)
+        completion = self._known.get(self._identity(attempt))
         if completion is None:
             return None
-        return completion, flags_of(completion, draw.text, self._messages[-1]["content"])
+        return completion, flags_of(completion, attempt.text, self._messages[-1]["content"])

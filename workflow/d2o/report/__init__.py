@@ -69,7 +69,7 @@ def write(settings: Settings, results: Path, output: Path) -> None:
 
 
 def write_pair_quality(settings: Settings, results: Path, output: Path) -> None:
-    """Write Figure 1 of an experiment: `output`, the same as PNG beside it, and `pair_quality.csv` in the folder above.
+    """Write Figure 1 of an experiment: `output`, the same as PNG beside it, and `pair_quality.csv` above.
 
     Args:
         settings, results: as in `write`.

@@ -237,7 +237,7 @@ def pair_quality(measures: pd.DataFrame, datasets: Sequence[str]) -> Figure:
     fill it.
     """
     figure, parts = _parts(datasets, [2.6] * len(datasets))
-    drawn: dict[str, list] = {panel: [] for panel in PANELS}
+    sampled: dict[str, list] = {panel: [] for panel in PANELS}
     for dataset, part in zip(datasets, parts, strict=True):
         axes = part.subplots(1, len(PANELS))
         for axis, (panel, (title, entries)) in zip(axes, PANELS.items(), strict=True):
@@ -247,12 +247,12 @@ def pair_quality(measures: pd.DataFrame, datasets: Sequence[str]) -> Figure:
                 axis.text(0.5, 0.5, f"not measured: the experiment\nnames no {entries}", ha="center", color=_MUTED)
                 axis.set_axis_off()
                 continue
-            drawn[panel].append(axis)
+            sampled[panel].append(axis)
             if panel == "difference":
                 _differences(axis, shown)
             else:
                 _shares(axis, shown, 50 if panel == "win_rate" else None)
-    for axes in drawn.values():
+    for axes in sampled.values():
         ends = [end for axis in axes for end in axis.get_xlim()]
         for axis in axes:
             axis.set_xlim(min(ends), max(ends))

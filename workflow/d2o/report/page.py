@@ -137,7 +137,7 @@ def _leaks(archive: Archive, dataset: str) -> list[dict[str, Any]]:
 
 
 def _pools(archive: Archive, settings: Settings, block: Block) -> Iterator[dict[str, Any]]:
-    """The data sheets of the pools that this experiment's methods draw from, and the scores that they filter by."""
+    """The data sheets of the pools that the runs take their positives from, and the scores that they filter by."""
     ((_, experiment),) = settings.experiments.items()
     filters: dict[str, set[str]] = {}
     for run in runs(experiment, block.dataset, block.model):
@@ -202,7 +202,7 @@ def duration(seconds: float) -> str:
 
 
 def _examples(archive: Archive, settings: Settings, block: Block) -> Iterator[dict[str, Any]]:
-    """Test prompts drawn by a hash of their identity, with every method's first answer, first seed."""
+    """Test prompts sampled by a hash of their identity, with every method's first answer, first seed."""
     ((_, experiment),) = settings.experiments.items()
     prompts = archive.table("prompts", records.PROMPTS, dataset=block.dataset)
     asked = prompts[prompts["origin"] == "test"].set_index("prompt_id")["messages"]

@@ -188,7 +188,7 @@ class Dataset(Reading, Extraction):
 
 
 class Sampling(Section):
-    """How one answer is drawn."""
+    """How one answer is sampled."""
 
     temperature: Annotated[float, Field(ge=0)] = Field(1.0, description="0 is greedy decoding")
     top_p: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="nucleus of the distribution kept")
@@ -202,17 +202,17 @@ class Positives(Sampling):
     seed: int = Field(0, description="seed of the pool; each (prompt, sample) derives its own")
     instructions: dict[Name, str] = Field(
         INSTRUCTIONS,
-        description="self-correction instructions, one drawn per sample and put before the prompt; "
+        description="self-correction instructions, one sampled per sample and put before the prompt; "
         "empty: the plain prompt (the ablation without self-correction)",
     )
     exclude: list[Literal["truncated", "repeating", "leaking", "duplicate", "refusal"]] = Field(
         ["truncated", "repeating", "leaking", "duplicate"],
-        description="flags that make a sample unusable, beside being empty: cut at `max_tokens`; looping n-grams; showing "
-        "its instruction; the same as a lower sample of the prompt; declining. It is drawn again, and left out "
-        "of training when the last one is unusable too. Other flags are only marked",
+        description="flags that make a sample unusable, beside `empty`: cut at `max_tokens`; looping n-grams; showing"
+        " its instruction; the same as a lower sample of the prompt; declining. It is sampled again, and left out "
+        "of training when the last one is unusable too. The other flags are only counted",
     )
     resamples: Annotated[int, Field(ge=0)] = Field(2, description="times that an unusable sample is sampled again")
-    shards: Positive = execution(1, "jobs that a pool is drawn in")
+    shards: Positive = execution(1, "jobs that a pool is sampled in")
 
 
 class Responses(Sampling):
@@ -309,7 +309,7 @@ class References(Section):
 
 
 class Online(Section):
-    """Rounds of fresh positives, drawn from the policy while it trains; each lasts until the next one."""
+    """Rounds of fresh positives, sampled from the policy while it trains; each lasts until the next one."""
 
     start: Positive = Field(description="steps before the first round")
     every: Positive = Field(description="steps between rounds")
@@ -343,7 +343,7 @@ class Method(Section):
     k: Positive | None = Field(
         None, description="positives per group of `self`; null: `positives.k`, or the `best` of a filter"
     )
-    self_correction: bool = Field(True, description="false: positives drawn from the plain prompt")
+    self_correction: bool = Field(True, description="false: positives sampled from the plain prompt")
     beta: AtLeast0 | None = Field(None, description="β: inverse temperature; of D2O the one on the positives")
     alpha: AtLeast0 | None = Field(None, description="α: inverse temperature on the negative")
     gamma: AtLeast0 | None = Field(None, description="γ: margin that the scaled log-probs per token are to differ by")
@@ -581,14 +581,14 @@ class Experiment(Section):
 class PositivesStage(Section):
     """What a pool of self-generated answers depends on."""
 
-    sampling: Positives = Field(Positives(), description="how answers are drawn")
+    sampling: Positives = Field(Positives(), description="how answers are sampled")
     engine: Engine = Field(Engine(), description="what generates")
 
 
 class ResponsesStage(Section):
     """What the answers of one run depend on."""
 
-    sampling: Responses = Field(Responses(), description="how answers are drawn")
+    sampling: Responses = Field(Responses(), description="how answers are sampled")
     engine: Engine = Field(Engine(), description="what generates")
     seed: int = Field(0, description="seed of the run; each prompt derives its own")
 

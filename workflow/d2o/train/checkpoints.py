@@ -33,7 +33,7 @@ class Checkpoints:
         """Bind the folder to a run; what lies there of another run is removed with a line that says so.
 
         Args:
-            inputs: files that the run reads; how many of its online rounds are drawn may differ.
+            inputs: files that the run reads; how many of its online rounds are sampled may differ.
         Raises:
             D2OError: where the folder is of this very run on another number of ranks, or not ours.
         """
@@ -44,25 +44,25 @@ class Checkpoints:
             "stage": settings,
             "inputs": {str(path): records.file_digest(path) for path in inputs.lasting},
         }
-        drawn = [records.file_digest(path) for path in inputs.rounds]
+        sampled = [records.file_digest(path) for path in inputs.rounds]
         mark, ranks = folder / "run.json", dist.get_world_size()
         found = json.loads(mark.read_text()) if mark.exists() else {}
         there, known = found.pop("ranks", ranks), found.pop("rounds", [])
-        if known[: len(drawn)] != drawn[: len(known)]:
+        if known[: len(sampled)] != sampled[: len(known)]:
             found = {}
         if found == run and there != ranks and self._newest_first():
             raise D2OError(
                 f"{folder}: these checkpoints were written by {there} ranks and cannot go on with {ranks}; "
-                f"set train.ranks: {there}, or delete the folder to start anew"
+                f"set train.ranks: {there}, or delete the folder to start again from step 0"
             )
         dist.barrier()
         if dist.get_rank() == 0 and (found != run or there != ranks):
             if folder.exists() and found != run:
-                print(f"train: {folder} is of other settings or inputs; starting anew", file=sys.stderr)
+                print(f"train: {folder} is of other settings or inputs; starting again from step 0", file=sys.stderr)
             records.empty_folder(folder)
             known = []
         if dist.get_rank() == 0:
-            records.write_json(mark, run | {"ranks": ranks, "rounds": max(known, drawn, key=len)})
+            records.write_json(mark, run | {"ranks": ranks, "rounds": max(known, sampled, key=len)})
         dist.barrier()
 
     def due(self, device: torch.device) -> bool:

@@ -25,7 +25,7 @@ class Inputs:
         scores: scores of the pools' samples (`records.SCORES`) where the method filters them, else none.
         references: log-probs under the reference (`records.LOGPROBS`); none where the loss needs none, or where
             the references move.
-        fresh: the pools of the online rounds drawn by now, in order.
+        fresh: the pools of the online rounds sampled by now, in order.
         fresh_references: their log-probs under the reference, in order; none as above.
     """
 
@@ -56,14 +56,14 @@ class Data:
     Attributes:
         groups: those of the pool, in the order that `schedule` permutes.
         total: steps of the whole training.
-        until: the step before which the next round has to be drawn, or `total`.
+        until: the step before which the next round has to be sampled, or `total`.
         next: the steps of that round; empty after the last.
     """
 
     def __init__(self, found: Sequence[Sequence[Group]], stage: TrainStage):
         """
         Args:
-            found: the groups of the pool, and for each round drawn by now the same ones, some with fresh positives.
+            found: the groups of the pool, and for each round sampled by now the same ones, some with fresh positives.
         Raises:
             D2OError: where a snapshot lies beyond the last step.
         """
@@ -79,11 +79,11 @@ class Data:
         self.next = range(self.until, ends[len(found)])
 
     def batch(self, step: int) -> list[Group]:
-        """The groups of a step; beyond the rounds drawn by now those of the last one."""
+        """The groups of a step; beyond the rounds sampled by now those of the last one."""
         return self._batch(step, self._round(step))
 
     def freshness(self, step: int) -> dict[str, float]:
-        """What to log of a step: the share of its positives that is fresh, and how many steps ago they were drawn."""
+        """What to log of a step: the share of its positives that is fresh, and its age in steps."""
         now = self._round(step)
         pool, fresh = (
             [response.response_id for group in self._batch(step, which) for response in group.positives]
@@ -170,7 +170,7 @@ def _renewed(online: Online, texts: Sequence[groups.Texts], pool: Path) -> dict[
 
 
 def write_prompts(data: Data, stage: TrainStage, negatives: Path, output: Path) -> None:
-    """The rows of `negatives` whose prompts the next round asks: what it is drawn for."""
+    """The rows of `negatives` whose prompts the next round asks: what it is sampled for."""
     prompts = {group.prompt_id for step in data.next for group in data.batch(step)}
     rows = records.read_table(negatives, records.NEGATIVES)
     with records.artifact(output, stage, [negatives]) as draft:

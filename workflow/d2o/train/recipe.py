@@ -17,7 +17,7 @@ from d2o.train.data import Inputs, read, write_prompts
 def run(stage: TrainStage, inputs: Inputs, checkpoints: Path, output: Path) -> None:
     """Align a model with one method; a killed run goes on from its newest whole checkpoint.
 
-    With online rounds, a run ends where the next round has to be drawn: `output` is then the policy so far, and
+    With online rounds, a run ends where the next round has to be sampled: `output` is then the policy so far, and
     `negatives.parquet` beside it says which prompts come next. Called again with that round, it goes on.
 
     Args:

@@ -1,4 +1,4 @@
-"""The answers drawn so far: a folder of append-only files that outlives any job, one file a shard.
+"""The answers sampled so far: a folder of append-only files that outlives any job, one file a shard.
 
 Each line is one answer under the identity of its request, so a killed job, a larger K, more prompts, other shards or
 another limit of resamples only sample what is missing.
@@ -19,7 +19,7 @@ from d2o.generation import Completion
 _SYNC = 1.0
 
 
-class Drawn:
+class Sampled:
     """Known answers by identity. A context manager: on leaving, all is on disk."""
 
     def __init__(self, folder: Path, shard: str, prompts: Container[str]):
@@ -39,7 +39,7 @@ class Drawn:
                     completion = Completion(row["text"], row["tokens"], row["finish"])
                     self._known.setdefault(row["identity"], completion)
 
-    def __enter__(self) -> Drawn:
+    def __enter__(self) -> Sampled:
         self._file, self._synced = self._own.open("a"), time.monotonic()
         return self
 
@@ -73,12 +73,12 @@ def _rows(path: Path) -> Iterator[dict]:
                 try:
                     yield json.loads(line)
                 except json.JSONDecodeError:
-                    print(f"{path}: line {number} is broken; its answer is drawn again", file=sys.stderr)
+                    print(f"{path}: line {number} is broken; its answer is sampled again", file=sys.stderr)
 
 
 def _drop_broken_end(path: Path) -> None:
     """Cut off the line that a killed job left half-written."""
     data = path.read_bytes() if path.exists() else b""
     if (whole := data.rfind(b"\n") + 1) < len(data):
-        print(f"{path}: the last line is broken; its answer is drawn again", file=sys.stderr)
+        print(f"{path}: the last line is broken; its answer is sampled again", file=sys.stderr)
         os.truncate(path, whole)
