@@ -19,9 +19,9 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AttentionInterface, PreTrainedModel
 
 from d2o import losses
+from d2o.forward import Policy, Row
+from d2o.forward.head import token_logprobs
 from d2o.groups import Group
-from d2o.logprobs import Policy, Row
-from d2o.logprobs.head import token_logprobs
 from d2o.losses import Side
 from workload import Work, packed_work, padded_work, pairs, shared_work
 

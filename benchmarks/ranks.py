@@ -56,8 +56,8 @@ def _measure(shape: Shape, lengths: Lengths, plan: Scaling) -> list[dict[str, fl
     import torch.distributed as dist
 
     from d2o import losses
-    from d2o.logprobs import Policy
-    from d2o.logprobs.memory import keep_freed_memory
+    from d2o.forward import Policy
+    from d2o.forward.memory import keep_freed_memory
     from d2o.settings import Method, Train, TrainStage
     from d2o.train import schedule
     from d2o.train.engine import Engine, start

@@ -49,19 +49,19 @@ READY = "print('ready', file=sys.stderr, flush=True)"
 TORCH = "import sys, torch, safetensors.torch as st; held = st.load_file(sys.argv[1] + '/model.safetensors')"
 CAUSAL = "import sys; from transformers import AutoModelForCausalLM as M; held = M.from_pretrained(sys.argv[1])"
 LIBRARIES = {
-    "references": CAUSAL,
+    "logprobs": CAUSAL,
     "train": f"import deepspeed; {CAUSAL}",
     "scores": CAUSAL.replace("CausalLM", "SequenceClassification"),
     "responses": "import sys; from vllm import LLM; held = LLM(sys.argv[1], enforce_eager=True, max_model_len=512)",
-    "mmlu": "import sys; from lm_eval.models.huggingface import HFLM; held = HFLM(sys.argv[1], device='cpu')",
+    "tasks": "import sys; from lm_eval.models.huggingface import HFLM; held = HFLM(sys.argv[1], device='cpu')",
 }
 # What a stage prints where its work begins.
 BARS = {
-    "references": "log-probs of train responses: +0%",
+    "logprobs": "log-probs of train responses: +0%",
     "train": "simpo: +0%",
     "scores": "scoring answers: +0%",
     "responses": "responses: +0%",
-    "mmlu": "Running loglikelihood requests: +0%",
+    "tasks": "Running loglikelihood requests: +0%",
 }
 VLLM = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -168,11 +168,11 @@ def _commands(folder: Path, model: Path) -> dict[str, tuple[list[str], str]]:
     method = {"loss": "simpo", "positives": "human", "negatives": True}
     answers = ["--prompts", path["prompts"], "--responses", path["samples"], "--reward", folder / "reward"]
     stages = {
-        "references": ({}, data),
+        "logprobs": ({}, data),
         "train": ({"method": method}, [*data, "--checkpoints", folder / "checkpoints"]),
         "scores": ({"source": {"path": "reward"}}, answers),
         "responses": ({}, ["--model", model, "--prompts", path["prompts"], "--capacity", '{"eager": true}']),
-        "mmlu": ({"path": "mmlu"}, ["--model", model, "--questions", folder / "questions" / "manifest.json"]),
+        "tasks": ({"path": "mmlu"}, ["--model", model, "--questions", folder / "questions" / "manifest.json"]),
     }
     found = {"torch": (_python(TORCH, model), "ready")}
     for stage, (settings, arguments) in stages.items():

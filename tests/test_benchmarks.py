@@ -10,7 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from conftest import ROOT
-from d2o.logprobs import Row
+from d2o.forward import Row
 
 sys.path.append(str(ROOT / "benchmarks"))
 
@@ -101,5 +101,5 @@ def test_quick_run_of_generation(tmp_path):
 def test_quick_run_of_starting(tmp_path, tiny_model):
     quick_run("startup.py", tmp_path, "--model", tiny_model)
     result = json.loads((tmp_path / "startup.json").read_text())
-    assert result["stages"].keys() == {"references", "train", "scores", "responses", "mmlu"}
+    assert result["stages"].keys() == {"logprobs", "train", "scores", "responses", "tasks"}
     assert all(stage["over_torch"]["low"] > 1 for stage in result["stages"].values())

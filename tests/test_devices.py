@@ -127,7 +127,7 @@ def test_a_job_that_asks_for_gpus_does_not_run_without_them(machine, monkeypatch
             devices.device()
 
 
-@pytest.mark.parametrize("stage", ["references", "reward_inputs", "rewards", "tasks", "train/engine", "generation"])
+@pytest.mark.parametrize("stage", ["logprobs", "reward_inputs", "rewards", "tasks", "train/engine", "generation"])
 def test_every_stage_that_runs_a_model_asks_where(stage):
     path = ROOT / "workflow" / "d2o" / stage
     files = sorted(path.glob("with_*.py")) or [path.with_suffix(".py")]

@@ -157,12 +157,12 @@ def test_limits_are_counted(tokenizer):
 
 def test_where_no_response_is_to_be_scored_the_table_is_empty(tiny_model, tmp_path):
     """No prompt is held out, or no sample of a round is fit: no reason to stop."""
-    from d2o import references
+    from d2o import logprobs
 
     (tiny_model / "manifest.json").write_text("{}")
     row = human_row() | {"positive_unsafe": None, "categories": None, "severity": None}
     records.write_table(tmp_path / "human.parquet", records.NEGATIVES, [row])
-    references.score(Forward(), tiny_model, tmp_path / "human.parquet", None, "test", tmp_path / "scored.parquet")
+    logprobs.compute(Forward(), tiny_model, tmp_path / "human.parquet", None, "test", tmp_path / "scored.parquet")
     assert records.read_table(tmp_path / "scored.parquet", records.LOGPROBS) == []
 
 

@@ -111,8 +111,8 @@ def test_every_artifact_is_there_and_says_what_made_it(project):
         "results/models/tiny/manifest.json",
         "results/demo/negatives.parquet",
         "results/demo/tiny/positives/corrected-k2.parquet",
-        "results/demo/tiny/references/corrected-k2.parquet",
-        "results/demo/tiny/references/negatives.parquet",
+        "results/demo/tiny/reference_logprobs/corrected-k2.parquet",
+        "results/demo/tiny/reference_logprobs/negatives.parquet",
     }
     page = (results / "reports" / "tiny" / "report.html").read_text()
     assert all(method in page for method in ("initial", "sft", "dpo", "d2o"))
@@ -146,7 +146,7 @@ def test_a_fresh_checkout_beside_the_results_reruns_nothing(project, tiny_model,
 def test_beta_of_one_method_reruns_that_method_only(restored):
     methods = CONFIG["methods"] | {"dpo": CONFIG["methods"]["dpo"] | {"beta": 0.5}}
     restored.configure(restored.config | {"methods": methods})
-    per_run = {"answer_prompts": 1, "answer_questions": 1, "score_likelihoods": 1, "score_responses": 1}
+    per_run = {"answer_prompts": 1, "answer_questions": 1, "compute_heldout_logprobs": 1, "score_responses": 1}
     assert restored.would_run() == {"train_method": 1, "write_report": 1} | per_run
 
 
@@ -173,7 +173,7 @@ def test_how_jobs_run_makes_nothing_again_and_reaches_the_next_ones(restored):
 def test_snapshots_are_answered_and_scored(restored):
     methods = CONFIG["methods"] | {"dpo": CONFIG["methods"]["dpo"] | {"train": {"snapshots": [1, 2]}}}
     restored.configure(restored.config | {"methods": methods})
-    per_model = {"answer_prompts": 3, "score_likelihoods": 3, "score_responses": 3}
+    per_model = {"answer_prompts": 3, "compute_heldout_logprobs": 3, "score_responses": 3}
     assert restored.would_run() == {"train_method": 1, "answer_questions": 1, "write_report": 1} | per_model
     path = "results/demo/tiny/dpo/seed0/step2/responses.parquet"
     assert "--model results/demo/tiny/dpo/seed0/step2/model/manifest.json" in restored.snakemake("-n", "-p", path)
@@ -205,13 +205,13 @@ def test_a_larger_pool_retrains_the_methods_that_take_all_of_it(restored):
     restored.configure(config)
     restored.snakemake("train")
     restored.configure(config | {"positives": CONFIG["positives"] | {"k": 3}})
-    new = {"sample_positives": 1, "merge_positives": 1, "score_references": 1}
+    new = {"sample_positives": 1, "merge_positives": 1, "compute_reference_logprobs": 1}
     assert restored.would_run("train") == new | {"train_method": 2}, "d2o and sft"
-    table = "results/demo/tiny/references/corrected-k{}.parquet"
+    table = "results/demo/tiny/reference_logprobs/corrected-k{}.parquet"
     restored.snakemake(table.format(3))
     small, large = (records.read_table(restored.folder / table.format(k), records.LOGPROBS) for k in (2, 3))
     assert [row for row in large if row in small] == small
-    log = (restored.folder / "results/demo/tiny/logs/references-corrected-k3.log").read_text()
+    log = (restored.folder / "results/demo/tiny/logs/reference_logprobs-corrected-k3.log").read_text()
     assert f"{len(large) - len(small)}/{len(large) - len(small)}" in log
 
 
@@ -263,7 +263,13 @@ def test_online_rounds_go_on_after_their_last_finished_rule(restored):
     config = restored.config | {"methods": methods}
     config["experiments"] = {"tiny": tiny | {"methods": [*tiny["methods"], "online"]}}
     restored.configure(config)
-    rounds = {"train_to_round": 1, "sample_round": 1, "merge_round": 1, "score_round": 1, "train_method": 1}
+    rounds = {
+        "train_to_round": 1,
+        "sample_round": 1,
+        "merge_round": 1,
+        "compute_round_logprobs": 1,
+        "train_method": 1,
+    }
     assert restored.would_run("train") == rounds
 
     folder = restored.folder / "results" / "demo" / "tiny" / "online" / "seed0"
@@ -272,7 +278,7 @@ def test_online_rounds_go_on_after_their_last_finished_rule(restored):
     asked = records.read_table(folder / "rounds" / "1" / "negatives.parquet", records.NEGATIVES)
     assert {row["prompt_id"] for row in fresh} == {row["prompt_id"] for row in asked}
     assert {row["sample"] for row in fresh} == {0}
-    assert restored.would_run("train") == {"score_round": 1, "train_method": 1}
+    assert restored.would_run("train") == {"compute_round_logprobs": 1, "train_method": 1}
 
     restored.snakemake("train")
     assert "train: going on after step 1" in (folder / "logs" / "train.log").read_text()
@@ -284,7 +290,12 @@ def test_online_rounds_go_on_after_their_last_finished_rule(restored):
 
 def of_runs(count: int) -> dict[str, int]:
     """What reruns behind so many models that are made again."""
-    return {"answer_prompts": count, "score_likelihoods": count, "score_responses": count, "answer_questions": count}
+    return {
+        "answer_prompts": count,
+        "compute_heldout_logprobs": count,
+        "score_responses": count,
+        "answer_questions": count,
+    }
 
 
 REPORT = {"write_report": 1}
@@ -304,10 +315,10 @@ EDITS = [
     ("rounds.py", "max(1, round(", "max(2, round(", TRAINED),
     ("losses.py", "def dpo(", "@staticmethod\ndef dpo(", {"train_method": 1} | of_runs(1) | REPORT),
     (
-        "references.py",
+        "logprobs.py",
         "def _logprobs(",
         "@staticmethod\ndef _logprobs(",
-        {"score_references": 2, "train_method": 2} | of_runs(2) | {"score_likelihoods": 4} | REPORT,
+        {"compute_reference_logprobs": 2, "train_method": 2} | of_runs(2) | {"compute_heldout_logprobs": 4} | REPORT,
     ),
     # A loss, a format, a schema that nothing here uses; what reaches a stage as params; a remark.
     ("losses.py", "LOSSES = {", 'def new():\n    """New."""\n\n\nLOSSES = {\n    "new": new,', {}),
@@ -339,7 +350,7 @@ def test_an_edit_reruns_what_it_touches_and_nothing_else(restored, file, old, ne
         (
             "engine",
             {"backend": "transformers"},
-            {"sample_positives": 1, "merge_positives": 1, "score_references": 1} | TRAINED,
+            {"sample_positives": 1, "merge_positives": 1, "compute_reference_logprobs": 1} | TRAINED,
         ),
         ("tasks", {"mmlu": CONFIG["tasks"]["mmlu"] | {"shots": 2}}, {"answer_questions": 4} | REPORT),
         (
@@ -407,7 +418,7 @@ def test_a_filter_scores_the_pool_and_trains_on_the_best(restored):
 
 
 def test_the_printed_command_does_the_same_work_in_a_shell(project):
-    path = project.folder / "results" / "demo" / "tiny" / "references" / "negatives.parquet"
+    path = project.folder / "results" / "demo" / "tiny" / "reference_logprobs" / "negatives.parquet"
     before = records.read_table(path, records.LOGPROBS)
     printed = project.snakemake("-n", "-p", "--force", str(path.relative_to(project.folder)))
     command = next(line for line in printed.splitlines() if "python -m d2o" in line).removeprefix("Shell command: ")

@@ -28,7 +28,7 @@ def wildcards(**names) -> Wildcards:
 
 
 W = wildcards()
-STAGES = ["models", "datasets", "negatives", "positives", "references", "train", "responses", "rewards", "scores"]
+STAGES = ["models", "datasets", "negatives", "positives", "logprobs", "train", "responses", "rewards", "scores"]
 
 
 def stages_changed_by(**sections) -> set[str]:
@@ -53,7 +53,7 @@ def test_a_key_reaches_only_the_stages_that_depend_on_it():
     smollm2 = CONFIG["models"]["smollm2"]
     assert stages_changed_by(models={"smollm2": smollm2 | {"sha256": None}}) == set()
     assert stages_changed_by(engine={"backend": "transformers"}) == {"positives", "responses"}
-    assert stages_changed_by(forward=CONFIG["forward"] | {"precision": "fp32"}) == {"references", "train"}
+    assert stages_changed_by(forward=CONFIG["forward"] | {"precision": "fp32"}) == {"logprobs", "train"}
     assert stages_changed_by(compute=CONFIG["compute"] | {"threads": 2}) == set()
     demo = CONFIG["datasets"]["demo"]
     assert stages_changed_by(datasets={"demo": demo | {"rule": "every-unsafe"}}) == {"negatives"}
@@ -143,7 +143,7 @@ def test_what_is_written_is_what_a_stage_gets(place, key, value):
     (node.setdefault(entry, {}) if entry else node)[key] = value
     plan = Plan(config, "c")
     where = wildcards(organism="rude", snapshot="", pool=f"corrected-k{plan.settings.positives.k}")
-    stages = [*STAGES, "organisms", "pair_quality", "judge", "questions", "tasks", "likelihoods"]
+    stages = [*STAGES, "organisms", "pair_quality", "judge", "questions", "tasks", "heldout_logprobs"]
     got = [json.loads(part(stage)(where)) for stage in stages for part in (plan.params, plan.execution)]
     assert any(holds(found, key, value) for found in got)
 
@@ -212,7 +212,7 @@ def test_snapshots_are_answered_and_scored_like_the_model_they_lead_to():
     run = "results/demo/smollm2/dpo/seed0"
     for place, name in {
         "responses": "responses",
-        "likelihoods": "likelihoods",
+        "heldout_logprobs": "heldout_logprobs",
         "scores": "scores/safety",
         "answers": "tasks/mmlu",
     }.items():
@@ -288,9 +288,7 @@ def package(tmp_path_factory):
 
 
 STARTS = {
-    **{
-        stage: [stage] for stage in ("models", "negatives", "positives", "references", "responses", "scores", "tasks")
-    },
+    **{stage: [stage] for stage in ("models", "negatives", "positives", "logprobs", "responses", "scores", "tasks")},
     "beta": ["datasets", "pku-saferlhf-beta"],
     "hh": ["datasets", "hh-rlhf"],
     "sft": ["train", "sft"],
@@ -320,7 +318,7 @@ def digests(package) -> dict[str, str]:
         # What a stage runs.
         ("scores.py", "def score(", "@staticmethod\ndef score(", {"scores"}),
         ("train/schedule.py", "def rate(", "@staticmethod\ndef rate(", TRAININGS),
-        ("logprobs/head.py", "def _pieces(", "@staticmethod\ndef _pieces(", {"references"} | TRAININGS),
+        ("forward/head.py", "def _pieces(", "@staticmethod\ndef _pieces(", {"logprobs"} | TRAININGS),
         ("generation/with_vllm.py", "class VLLM:", "class VLLM(object):", {"positives", "responses"}),
         ("rounds.py", "max(1, round(", "max(2, round(", TRAININGS),
         ("chat/templates/alpaca.jinja", "USER: ", "User: ", CHATS),

@@ -197,7 +197,7 @@ class Results:
                     logprob = float(end if trained else start)
                     likelihoods.append((row["prompt_id"], identity, logprob, 10))
         rows = [dict(zip(records.LOGPROBS.names, row, strict=True)) for row in likelihoods]
-        write(folder / "likelihoods.parquet", records.LOGPROBS, rows)
+        write(folder / "heldout_logprobs.parquet", records.LOGPROBS, rows)
         for reward in self.experiment.rewards:
             shift = {"harm": 0.0, "cost": -1.0}[reward] if trained else 0.0
             rows = [
@@ -344,7 +344,7 @@ def test_generated_text_is_shown_as_text(full):
 def test_every_file_has_a_manifest_and_the_page_names_its_inputs(full):
     folder, _, _ = full
     inputs = records.read_manifest(folder / "report.html")["inputs"]
-    for name in ("d2o/seed1/responses.parquet", "d2o/seed1/train.jsonl", "initial/seed0/likelihoods.parquet"):
+    for name in ("d2o/seed1/responses.parquet", "d2o/seed1/train.jsonl", "initial/seed0/heldout_logprobs.parquet"):
         assert any(path.endswith(name) for path in inputs)
     assert records.read_manifest(folder / "figures/methods.svg")["settings"]["experiments"]["demo"]
 
@@ -425,7 +425,7 @@ def test_nothing_measured_is_a_report_all_the_same(tmp_path):
     found = Results(tmp_path, chosen)
     for folder in (tmp_path / "pku/smol/d2o/seed0", tmp_path / "pku/smol/d2o/seed1"):
         write(folder / "responses.parquet", records.SAMPLES, [])
-        write(folder / "likelihoods.parquet", records.LOGPROBS, [])
+        write(folder / "heldout_logprobs.parquet", records.LOGPROBS, [])
     report.write(found.settings, tmp_path, tmp_path / "reports/demo/report.html")
     assert (tmp_path / "reports/demo/table.csv").read_text().count("\n") == 1
 
@@ -488,7 +488,7 @@ def test_columns_with_the_same_name():
     assert cells == ["0.000 –", "1.000 –"]
 
 
-@pytest.mark.parametrize("name", ["scores/harm.parquet", "train.jsonl", "likelihoods.parquet"])
+@pytest.mark.parametrize("name", ["scores/harm.parquet", "train.jsonl", "heldout_logprobs.parquet"])
 def test_a_missing_artifact_is_named_and_nothing_is_written(tmp_path, name):
     chosen = config(tasks=[])
     Results(tmp_path, chosen)

@@ -264,7 +264,7 @@ def test_settings_are_read_without_heavy_imports():
 
 
 def test_command_line_tells_wrong_settings_in_one_line():
-    command = [sys.executable, "-m", "d2o", "references", "--model", "x", "--negatives", __file__]
+    command = [sys.executable, "-m", "d2o", "logprobs", "--model", "x", "--negatives", __file__]
     done = subprocess.run(
         [*command, "--output", "y", "--settings", '{"precison": "bf16"}'], capture_output=True, text=True
     )

@@ -22,7 +22,18 @@ from d2o.contracts import CONTRACTS
 from d2o.errors import D2OError
 from d2o.groups import Group, Response
 from d2o.losses import Side
-from d2o.settings import Alarms, Average, Forward, Lora, Method, Online, References, Train, TrainStage, execution_keys
+from d2o.settings import (
+    Alarms,
+    Forward,
+    Lora,
+    Method,
+    MovingAverage,
+    MovingAverages,
+    Online,
+    Train,
+    TrainStage,
+    execution_keys,
+)
 from d2o.train import Inputs, run, schedule, watch
 from rows import asked, human_row, pooled
 
@@ -147,7 +158,7 @@ def test_useful_work_counts_a_prompt_once():
 @pytest.fixture(scope="module")
 def tables(tiny_model, tmp_path_factory):
     """Twelve prompts with pairs and pools of three, and their references under the tiny model."""
-    from d2o import references
+    from d2o import logprobs
 
     folder = tmp_path_factory.mktemp("tables")
     human, pool = [], []
@@ -160,7 +171,7 @@ def tables(tiny_model, tmp_path_factory):
     with records.artifact(folder / "pool.parquet", None, [tiny_model / "manifest.json"]) as draft:
         records.write_table(draft.path, records.POOL, pool)
     for name, samples in (("human", None), ("pool", folder / "pool.parquet")):
-        references.score(
+        logprobs.compute(
             Forward(precision="fp32"), tiny_model, folder / "human.parquet", samples, "train",
             folder / f"references-{name}.parquet",
         )  # fmt: skip
@@ -179,7 +190,7 @@ def inputs(tables, method: Method) -> dict[str, list]:
     scored = CONTRACTS[method.loss].reference and not method.ema
     return {
         "samples": [tables / "pool.parquet"] if own else [],
-        "references": [tables / f"references-{kind}.parquet" for kind in kinds] if scored else [],
+        "reference_logprobs": [tables / f"references-{kind}.parquet" for kind in kinds] if scored else [],
     }
 
 
@@ -190,7 +201,12 @@ def command(tables, model, folder, method, precision="fp32", **train) -> list[st
     options += ["--execution", whole.model_dump_json(include=execution)]
     options += ["--model", model, "--negatives", tables / "human.parquet"]
     options += ["--checkpoints", folder / "checkpoints", "--output", folder / "model" / "manifest.json"]
-    options += [x for name, paths in inputs(tables, method).items() for path in paths for x in (f"--{name}", path)]
+    options += [
+        x
+        for name, paths in inputs(tables, method).items()
+        for path in paths
+        for x in (f"--{name.replace('_', '-')}", path)
+    ]
     return [sys.executable, "-m", "d2o", "train", *map(str, options)]
 
 
@@ -312,14 +328,14 @@ def test_every_loss_trains(tables, tiny_model, tmp_path):
         assert log[-1]["loss"] < log[0]["loss"], loss
 
 
-EMA = References(positives=Average(decay=0.5, every=4), negatives=Average(decay=0.25, every=2))
+EMA = MovingAverages(positives=MovingAverage(decay=0.5, every=4), negatives=MovingAverage(decay=0.25, every=2))
 
 
 @pytest.mark.slow
 def test_moving_references(tables, tiny_model, tmp_path):
     """Frozen averages equal the fixed table; averages that follow at once make every window start at log 2."""
-    still = References(positives=Average(decay=1, every=3), negatives=Average(decay=1, every=2))
-    follow = References(positives=Average(decay=0, every=2), negatives=Average(decay=0, every=2))
+    still = MovingAverages(positives=MovingAverage(decay=1, every=3), negatives=MovingAverage(decay=1, every=2))
+    follow = MovingAverages(positives=MovingAverage(decay=0, every=2), negatives=MovingAverage(decay=0, every=2))
     methods = {name: D2O.model_copy(update={"ema": ema}) for name, ema in (("still", still), ("follow", follow))}
     stages = {"fixed": stage(D2O)} | {name: stage(method) for name, method in methods.items()}
     for zero in (1, 2, 3):
@@ -356,7 +372,7 @@ def test_rounds_with_nothing_fresh_change_nothing(tables, tiny_model, tmp_path, 
     known = records.read_table(tables / "references-pool.parquet", records.LOGPROBS)
     records.write_table(otherwise, records.LOGPROBS, [row | {"logprob": row["logprob"] - 0.1} for row in known])
     shutil.copy(records.manifest_path(tables / "references-pool.parquet"), records.manifest_path(otherwise))
-    references = {} if ema else {"fresh_references": [otherwise] * 3}
+    references = {} if ema else {"fresh_logprobs": [otherwise] * 3}
     online = method.model_copy(update={"online": ONLINE.model_copy(update={"share": 0.0})})
     runs = [one_run(tables, tiny_model, stage(method, steps=8), tmp_path / "plain")]
     fresh = {"fresh": [unused] * 3} | references

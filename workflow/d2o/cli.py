@@ -161,7 +161,7 @@ def pool(
 
 
 @_command(settings.Forward)
-def references(
+def logprobs(
     model: Model,
     negatives: Input,
     output: Output,
@@ -170,9 +170,9 @@ def references(
     split: Annotated[str, typer.Option(help="train or test")] = "train",
 ) -> None:
     """Log-prob sum and length of every response under a model."""
-    from d2o import references
+    from d2o import logprobs
 
-    references.score(
+    logprobs.compute(
         settings.parse(settings.Forward, settings_json), _folder(model), negatives, samples, split, output
     )
 
@@ -186,9 +186,9 @@ def train(
     settings_json: Json,
     samples: Annotated[list[Path], typer.Option(help="pool of self-generated answers")] = [],  # noqa: B006
     scores: Annotated[list[Path], typer.Option(help="scores of the pool, which the method filters by")] = [],  # noqa: B006
-    references: Annotated[list[Path], typer.Option(help="log-probs under the reference")] = [],  # noqa: B006
+    reference_logprobs: Annotated[list[Path], typer.Option(help="log-probs under the reference")] = [],  # noqa: B006
     fresh: Annotated[list[Path], typer.Option(help="pool of an online round, in order")] = [],  # noqa: B006
-    fresh_references: Annotated[list[Path], typer.Option(help="log-probs of such a pool")] = [],  # noqa: B006
+    fresh_logprobs: Annotated[list[Path], typer.Option(help="reference log-probs of such a pool")] = [],  # noqa: B006
     execution: Execution = "{}",
 ) -> None:
     """Align a model with one method. OUTPUT is the manifest.json of the aligned model's folder."""
@@ -196,7 +196,7 @@ def train(
 
     train.run(
         settings.parse(settings.TrainStage, settings_json, execution),
-        train.Inputs(_folder(model), negatives, samples, scores, references, fresh, fresh_references),
+        train.Inputs(_folder(model), negatives, samples, scores, reference_logprobs, fresh, fresh_logprobs),
         checkpoints,
         output.parent,
     )

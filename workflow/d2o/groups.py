@@ -232,7 +232,7 @@ def attach_references(groups: Iterable[Group], table: Iterable[Mapping[str, Any]
                 response.reference = row["logprob"]
                 continue
             raise D2OError(
-                f"references: response {response.response_id} of prompt {group.prompt_id} {problem}; "
+                f"reference log-probs: response {response.response_id} of prompt {group.prompt_id} {problem}; "
                 f"the table was made from other responses, another tokenizer or template: delete it and run again"
             )
 

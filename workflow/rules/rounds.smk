@@ -1,4 +1,4 @@
-# Online rounds of a training: up to a boundary; fresh positives from the policy there; their references; and on.
+# Online rounds of a training: up to a boundary; fresh positives from the policy there; their log-probs under the reference; and on.
 
 
 use rule train_method as train_to_round with:
@@ -53,16 +53,16 @@ use rule merge_positives as merge_round with:
         "<run>/logs/round{round}-pool.benchmark.tsv"
 
 
-use rule score_references as score_round with:
+use rule compute_reference_logprobs as compute_round_logprobs with:
     message:
-        "References of round {wildcards.round} of {wildcards.method} (seed {wildcards.seed}), {wildcards.model}"
+        "Reference log-probs of round {wildcards.round} of {wildcards.method} (seed {wildcards.seed}), {wildcards.model}"
     input:
         model="<model>",
         negatives="<round_negatives>",
         samples="<round_pool>",
     output:
-        "<round_references>",
+        "<round_logprobs>",
     log:
-        "<run>/logs/round{round}-references.log",
+        "<run>/logs/round{round}-logprobs.log",
     benchmark:
-        "<run>/logs/round{round}-references.benchmark.tsv"
+        "<run>/logs/round{round}-logprobs.benchmark.tsv"

@@ -19,9 +19,9 @@ rule train_method:
         checkpoints=plan.folder("checkpoints"),
         samples=plan.option("samples"),
         scores=plan.option("scores"),
-        references=plan.option("references"),
+        reference_logprobs=plan.option("reference_logprobs"),
         fresh=plan.option("fresh"),
-        fresh_references=plan.option("fresh_references"),
+        fresh_logprobs=plan.option("fresh_logprobs"),
         settings=plan.params("train"),
         code=plan.code("train"),
     log:
@@ -38,6 +38,6 @@ rule train_method:
         plan.environment("train")
     shell:
         "python -m d2o --gpus {resources.gpu} train --settings {params.settings:q} --model {input.model} "
-        "--negatives {input.negatives} {params.samples} {params.scores} {params.references} "
-        "{params.fresh} {params.fresh_references} "
+        "--negatives {input.negatives} {params.samples} {params.scores} {params.reference_logprobs} "
+        "{params.fresh} {params.fresh_logprobs} "
         "--checkpoints {params.checkpoints} --execution {resources.execution:q} --output {output.model} 2>&1 | tee {log}"

@@ -17,10 +17,19 @@ from d2o.plan import checks, stages
 from d2o.sources import source_digest
 
 # Artifacts that the initial model has as well.
-_OF_INITIAL = {"responses", "likelihoods", "scores", "answers"}
+_OF_INITIAL = {"responses", "heldout_logprobs", "scores", "answers"}
 # What a report is made from.
 _REPORTED = [
-    *("negatives", "pair_quality_figure", "trained", "responses", "likelihoods", "scores", "verdicts", "answers"),
+    *(
+        "negatives",
+        "pair_quality_figure",
+        "trained",
+        "responses",
+        "heldout_logprobs",
+        "scores",
+        "verdicts",
+        "answers",
+    ),
     *("pool_sheet", "pool_scores", "round_sheet"),
 ]
 _PAIRS = ["pair_prompts", "pair_scores", "pair_verdicts"]
@@ -199,15 +208,15 @@ class Plan:
         rounds = self._rounds_of(run["method"])
         before = range(rounds.start, int(run.get("round", rounds.stop)))
         fresh = {
-            place: [self._path(place, run, round=n) for n in before] for place in ("round_pool", "round_references")
+            place: [self._path(place, run, round=n) for n in before] for place in ("round_pool", "round_logprobs")
         }
         return {
             "negatives": self._path(self.human_table(run["method"]), run),
             "samples": [self._path("pool", run, pool=pool) for pool in pools],
             "scores": [self._path("pool_scores", run, pool=p, reward=r) for p in pools for r in self._filters(run)],
-            "references": [self._path("references", run, table=table) for table in references],
+            "reference_logprobs": [self._path("reference_logprobs", run, table=table) for table in references],
             "fresh": fresh["round_pool"],
-            "fresh_references": fresh["round_references"] if references else [],
+            "fresh_logprobs": fresh["round_logprobs"] if references else [],
         }
 
     def model_files(self, wildcards) -> list[str]:

@@ -35,7 +35,7 @@ def of(s: Settings, stage: str, w: Any) -> settings.Section:
                 seed=random.Random(f"{s.positives.seed} {w.seed} {w.round}").getrandbits(31),
             )
             return settings.PositivesStage(sampling=sampling, engine=s.engine)
-        case "references" | "likelihoods":
+        case "logprobs":
             return s.forward
         case "train":
             method = s.methods[w.method]

@@ -191,7 +191,7 @@ def sources(archive: Archive, settings: Settings, trained: bool = True) -> list[
             )
             for name in experiment.tasks
         ),
-        Source("likelihoods", {}, records.LOGPROBS, _likely, human),
+        Source("heldout_logprobs", {}, records.LOGPROBS, _likely, human),
         Source("responses", {}, records.SAMPLES, _answers, STYLE_METRICS),
     ]
 
@@ -276,7 +276,7 @@ def _context(archive: Archive, experiment: Experiment, dataset: str, model: str)
     initial = pd.Series(dtype=float)
     for run in runs(experiment, dataset, model):
         if run.method == "initial":
-            initial = _by_response(archive.table("likelihoods", records.LOGPROBS, **run.names))["logprob"]
+            initial = _by_response(archive.table("heldout_logprobs", records.LOGPROBS, **run.names))["logprob"]
     return Context(prompts.set_index("prompt_id")["origin"], human, initial)
 
 

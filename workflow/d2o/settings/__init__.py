@@ -233,12 +233,12 @@ class Engine(Section):
 
 
 class Forward(Section):
-    """The forward pass that references and training share."""
+    """The forward pass that log-probs and training share."""
 
     precision: Literal["bf16", "fp32"] = Field("bf16", description="arithmetic of the forward pass")
     max_prompt_tokens: Positive = Field(512, description="tokens: groups with longer prompts are left out")
     max_response_tokens: Positive = Field(512, description="tokens: longer responses are cut here")
-    tokens: Positive = Field(8192, description="tokens in one forward pass of references, a prompt counted once")
+    tokens: Positive = Field(8192, description="tokens in one forward pass of log-probs, a prompt counted once")
 
 
 class Lora(Section):
@@ -294,18 +294,18 @@ class Train(Section):
     )
 
 
-class Average(Section):
+class MovingAverage(Section):
     """A moving average of the policy: θ_r ← m·θ_r + (1−m)·θ every N steps."""
 
     decay: Share = Field(description="m: share of the old reference that stays")
     every: Positive = Field(description="N: steps between updates")
 
 
-class References(Section):
+class MovingAverages(Section):
     """Moving references, one for each side; both start as the initial model."""
 
-    positives: Average = Field(description="r−, the more harmful reference: scores the positives")
-    negatives: Average = Field(description="r+, the more helpful one: scores the negatives")
+    positives: MovingAverage = Field(description="r−, the more harmful reference: scores the positives")
+    negatives: MovingAverage = Field(description="r+, the more helpful one: scores the negatives")
 
 
 class Online(Section):
@@ -355,7 +355,7 @@ class Method(Section):
     weight: AtLeast0 | None = Field(None, description="λ: weight of the loss's second term")
     desirable: AtLeast0 | None = Field(None, description="λ_D: weight of the positives")
     undesirable: AtLeast0 | None = Field(None, description="λ_U: weight of the negatives")
-    ema: References | None = Field(None, description="moving references; null: the initial model throughout")
+    ema: MovingAverages | None = Field(None, description="moving references; null: the initial model throughout")
     filter: Filter | None = Field(
         None, description="keep the best-scored samples of the pool (an ablation); fresh ones are not filtered"
     )
@@ -620,7 +620,7 @@ class Settings(Section):
     positives: Positives = Field(Positives(), description="self-generated answers")
     responses: Responses = Field(Responses(), description="answers to the test prompts")
     engine: Engine = Field(Engine(), description="what generates positives and responses")
-    forward: Forward = Field(Forward(), description="the forward pass of references and training")
+    forward: Forward = Field(Forward(), description="the forward pass of log-probs and training")
     train: Train = Field(Train(), description="optimisation, for every method alike")
     pair_quality: PairQuality = Field(PairQuality(), description="the quality of the data sets' human pairs")
     compute: Compute = execution(Compute(), "what a job that runs a model asks for")

@@ -22,7 +22,7 @@ _RESERVED = {
     "organisms": {"logs"},
     "datasets": {"organisms", "models", "rewards", "tasks", "reports"},
     "models": {"logs", "pair_quality", "rewards"},
-    "methods": {"initial", "logs", "positives", "references"},
+    "methods": {"initial", "logs", "positives", "reference_logprobs"},
     "rewards": {"logs"},
     "tasks": {"logs"},
 }

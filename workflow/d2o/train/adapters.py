@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from d2o.logprobs import Policy, load
+from d2o.forward import Policy, load
 from d2o.settings import Lora
 
 

@@ -23,31 +23,31 @@ class Inputs:
         negatives: human answers (`records.NEGATIVES`).
         samples: pools of self-generated answers (`records.POOL`), none or one.
         scores: scores of the pools' samples (`records.SCORES`) where the method filters them, else none.
-        references: log-probs under the reference (`records.LOGPROBS`); none where the loss needs none, or where
-            the references move.
+        reference_logprobs: log-probs under the reference (`records.LOGPROBS`); none where the loss needs none, or
+            where the references move.
         fresh: the pools of the online rounds sampled by now, in order.
-        fresh_references: their log-probs under the reference, in order; none as above.
+        fresh_logprobs: their log-probs under the reference, in order; none as above.
     """
 
     model: Path
     negatives: Path
     samples: Sequence[Path] = ()
     scores: Sequence[Path] = ()
-    references: Sequence[Path] = ()
+    reference_logprobs: Sequence[Path] = ()
     fresh: Sequence[Path] = ()
-    fresh_references: Sequence[Path] = ()
+    fresh_logprobs: Sequence[Path] = ()
 
     @property
     def lasting(self) -> list[Path]:
         """The files that are there from the first step on."""
-        return [self.model / "manifest.json", self.negatives, *self.samples, *self.scores, *self.references]
+        return [self.model / "manifest.json", self.negatives, *self.samples, *self.scores, *self.reference_logprobs]
 
     @property
     def rounds(self) -> list[Path]:
         """The files of the online rounds, in order."""
-        if not self.fresh_references:
+        if not self.fresh_logprobs:
             return list(self.fresh)
-        return [path for both in zip(self.fresh, self.fresh_references, strict=True) for path in both]
+        return [path for both in zip(self.fresh, self.fresh_logprobs, strict=True) for path in both]
 
 
 class Data:
@@ -149,11 +149,11 @@ def read(stage: TrainStage, inputs: Inputs) -> tuple[Data, dict[str, int | str]]
         in_place = dict(zip(renewed, tokenised, strict=True))
         found.append([in_place.get(place, group) for place, group in enumerate(base)])
 
-    for path in (*inputs.samples, *inputs.references, *inputs.fresh_references):
+    for path in (*inputs.samples, *inputs.reference_logprobs, *inputs.fresh_logprobs):
         if records.file_digest(inputs.model / "manifest.json") not in records.read_manifest(path)["inputs"].values():
             raise D2OError(f"{path}: made by another model than {inputs.model}; delete it and run again")
-    if inputs.references:
-        tables = (*inputs.references, *inputs.fresh_references)
+    if inputs.reference_logprobs:
+        tables = (*inputs.reference_logprobs, *inputs.fresh_logprobs)
         rows = [row for path in tables for row in records.read_table(path, records.LOGPROBS)]
         groups.attach_references((group for part in found for group in part), rows)
     return Data(found, stage), counts

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from d2o import devices
 from d2o.errors import D2OError
+from d2o.forward import Policy, Row
 from d2o.groups import Group
-from d2o.logprobs import Policy, Row
 from d2o.losses import Side
 from d2o.settings import TrainStage
 from d2o.train import schedule

@@ -40,7 +40,7 @@ def run(stage: TrainStage, inputs: Inputs, checkpoints: Path, output: Path) -> N
     import torch
     import torch.distributed as dist
 
-    from d2o import logprobs, losses
+    from d2o import forward, losses
     from d2o.train import adapters, schedule, watch
     from d2o.train.checkpoints import Checkpoints
     from d2o.train.engine import Engine, enough_memory, start
@@ -51,7 +51,7 @@ def run(stage: TrainStage, inputs: Inputs, checkpoints: Path, output: Path) -> N
     torch.manual_seed(stage.seed)
     kept = Checkpoints(checkpoints, stage, inputs)
 
-    policy = logprobs.load(inputs.model, stage.forward.precision)
+    policy = forward.load(inputs.model, stage.forward.precision)
     if train.lora:
         adapters.attach(policy, train.lora)
     if train.gradient_checkpointing:
@@ -59,7 +59,7 @@ def run(stage: TrainStage, inputs: Inputs, checkpoints: Path, output: Path) -> N
     shape = watch.Shape.of(policy.lm)
     policy.train()  # or gradient checkpointing does nothing; there is no dropout
     engine = Engine(policy, stage, total)
-    policy.check(logprobs.Row.of(data.batch(0)[:4]).to(engine.device))
+    policy.check(forward.Row.of(data.batch(0)[:4]).to(engine.device))
 
     mismatched = moving = None
     if CONTRACTS[method.loss].mismatched:

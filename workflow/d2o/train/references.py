@@ -13,7 +13,7 @@ from torch import Tensor
 from d2o import records
 from d2o.errors import D2OError
 from d2o.groups import Group, Response, packs
-from d2o.settings import References
+from d2o.settings import MovingAverages
 from d2o.train.engine import Engine
 
 
@@ -29,7 +29,7 @@ class MovingReferences:
     """
 
     def __init__(
-        self, engine: Engine, settings: References, batch: Callable[[int], list[Group]], total: int, tokens: int
+        self, engine: Engine, settings: MovingAverages, batch: Callable[[int], list[Group]], total: int, tokens: int
     ):
         """
         Args:

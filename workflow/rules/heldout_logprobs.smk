@@ -1,27 +1,27 @@
 # Log-probs of the held-out human answers: what can be said without any scorer.
 
 
-rule likelihoods:
+rule heldout_logprobs:
     input:
-        plan.targets("likelihoods"),
+        plan.targets("heldout_logprobs"),
 
 
-rule score_likelihoods:
+rule compute_heldout_logprobs:
     message:
-        "Likelihoods under {wildcards.method} (seed {wildcards.seed}{wildcards.snapshot}), {wildcards.model}"
+        "Held-out log-probs under {wildcards.method} (seed {wildcards.seed}{wildcards.snapshot}), {wildcards.model}"
     input:
         model=plan.model_of,
         negatives="<negatives>",
     output:
-        "<likelihoods>",
+        "<heldout_logprobs>",
     params:
         model=plan.weights_of,
-        settings=plan.params("likelihoods"),
-        code=plan.code("references"),
+        settings=plan.params("logprobs"),
+        code=plan.code("logprobs"),
     log:
-        "<point>/logs/likelihoods.log",
+        "<point>/logs/heldout_logprobs.log",
     benchmark:
-        "<point>/logs/likelihoods.benchmark.tsv"
+        "<point>/logs/heldout_logprobs.benchmark.tsv"
     threads: plan.settings.compute.threads
     resources:
         mem_mb=plan.settings.compute.memory_gb * 1000,
@@ -30,5 +30,5 @@ rule score_likelihoods:
     conda:
         plan.environment("train")
     shell:
-        "python -m d2o --gpus {resources.gpu} references --settings {params.settings:q} --model {params.model} "
+        "python -m d2o --gpus {resources.gpu} logprobs --settings {params.settings:q} --model {params.model} "
         "--negatives {input.negatives} --split test --output {output} 2>&1 | tee {log}"

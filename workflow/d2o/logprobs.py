@@ -1,6 +1,7 @@
-"""Stage `references`: the log-prob of every response under a model, once for all methods that use it.
+"""Stages `reference_logprobs` and `heldout_logprobs`: the log-prob of every response under a model.
 
-The same work with a trained model and the test split gives the stage `likelihoods`.
+The first under the initial model, once for all methods that use it; the second under every model, of the human
+answers of the test split.
 """
 
 from __future__ import annotations
@@ -15,57 +16,57 @@ from d2o.settings import Forward
 from d2o.sources import source_digest
 
 
-def score(forward: Forward, model: Path, negatives: Path, samples: Path | None, split: str, output: Path) -> None:
+def compute(settings: Forward, model: Path, negatives: Path, samples: Path | None, split: str, output: Path) -> None:
     """Write one row of `records.LOGPROBS` per distinct response of the split.
 
     Args:
         negatives: table of human answers; says which prompts are in the split.
-        samples: pool whose answers are scored in place of the human ones.
+        samples: pool whose answers are taken in place of the human ones.
         split: `train` or `test`.
     """
     tokenizer = chat.load_tokenizer(model)
     pool = None if samples is None else records.read_table(samples, records.POOL)
     texts = groups.every_response(records.read_table(negatives, records.NEGATIVES), pool, split)
-    found, counts = groups.tokenise(texts, tokenizer, forward)
+    found, counts = groups.tokenise(texts, tokenizer, settings)
     inputs = [model / "manifest.json", negatives, *([samples] if samples else [])]
     sources = source_digest(__name__)
-    known = dict(_known(forward, model, sources, output)) if samples else {}
-    with records.artifact(output, forward, inputs) as draft:
+    known = dict(_known(settings, model, sources, output)) if samples else {}
+    with records.artifact(output, settings, inputs) as draft:
         draft.facts |= counts | {"sources": sources}
         here = [known[r.response_id] for group in found for r in group.responses if r.response_id in known]
         for group in found:
             group.positives = [response for response in group.positives if response.response_id not in known]
         new = [group for group in found if group.positives]
-        rows = chain(here, _logprobs(forward, model, new, f"log-probs of {split} responses"))
+        rows = chain(here, _logprobs(settings, model, new, f"log-probs of {split} responses"))
         draft.facts["rows"] = records.write_table(draft.path, records.LOGPROBS, rows)
 
 
-def _known(forward: Forward, model: Path, sources: str, output: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _known(settings: Forward, model: Path, sources: str, output: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """The rows, by response, of other pools' tables beside `output` that are as they would come out here."""
     digest = records.file_digest(model / "manifest.json")
     for path in sorted(output.parent.glob(f"{output.stem.partition('-k')[0]}-k*.parquet")):
         made = records.read_manifest(path)
         same = made.get("sources") == sources and made["versions"] == records.versions()
-        if same and made["settings"] == forward.model_dump() and digest in made["inputs"].values():
+        if same and made["settings"] == settings.model_dump() and digest in made["inputs"].values():
             yield from ((row["response_id"], row) for row in records.read_table(path, records.LOGPROBS))
 
 
-def _logprobs(forward: Forward, model: Path, found: list[groups.Group], description: str):
+def _logprobs(settings: Forward, model: Path, found: list[groups.Group], description: str):
     import torch
     from tqdm import tqdm
 
-    from d2o import logprobs
+    from d2o import forward
 
     if not found:  # no held-out prompt, or no usable sample
         return
     device = torch.device(devices.device())
-    policy = logprobs.load(model, forward.precision).to(device)
+    policy = forward.load(model, settings.precision).to(device)
     # Rows of groups of similar size take similar time and memory; the largest first show early what they need.
-    packs = groups.packs(sorted(found, key=lambda group: group.tokens, reverse=True), forward.tokens)
-    policy.check(logprobs.Row.of(packs[-1][-4:]).to(device))
+    packs = groups.packs(sorted(found, key=lambda group: group.tokens, reverse=True), settings.tokens)
+    policy.check(forward.Row.of(packs[-1][-4:]).to(device))
     with tqdm(total=sum(len(g.responses) for g in found), desc=description, unit="resp", mininterval=2) as bar:
         for pack in packs:
-            sums = policy.sums(logprobs.Row.of(pack).to(device)).tolist()
+            sums = policy.sums(forward.Row.of(pack).to(device)).tolist()
             responses = [(group, response) for group in pack for response in group.responses]
             for (group, response), logprob in zip(responses, sums, strict=True):
                 yield {

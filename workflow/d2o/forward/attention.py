@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
 
-from d2o.logprobs.rows import Span
+from d2o.forward.rows import Span
 
 NAME = "d2o_shared"
 

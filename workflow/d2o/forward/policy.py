@@ -14,10 +14,10 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from d2o import records
 from d2o.errors import D2OError
-from d2o.logprobs import attention
-from d2o.logprobs.head import token_logprobs
-from d2o.logprobs.memory import keep_freed_memory
-from d2o.logprobs.rows import Row
+from d2o.forward import attention
+from d2o.forward.head import token_logprobs
+from d2o.forward.memory import keep_freed_memory
+from d2o.forward.rows import Row
 
 Route = Literal["shared", "dense", "padded"]
 
@@ -80,7 +80,7 @@ class Policy(nn.Module):
         if self.route == "shared" and not attention.serves(row.ids.device, self.lm.dtype):
             name = str(self.lm.dtype).removeprefix("torch.")
             print(
-                f"logprobs: no GPU kernel leaves out what is masked in {name}; rows run under a dense mask, which "
+                f"forward: no GPU kernel leaves out what is masked in {name}; rows run under a dense mask, which "
                 "takes more time and memory: set forward.precision: bf16 if that will do",
                 file=sys.stderr,
             )
@@ -138,9 +138,7 @@ def _without_dropout(lm: PreTrainedModel) -> None:
 
 
 def _say_padded(problem: str) -> None:
-    print(
-        f"logprobs: {problem}; each response runs in a padded row of its own, several times slower", file=sys.stderr
-    )
+    print(f"forward: {problem}; each response runs in a padded row of its own, several times slower", file=sys.stderr)
 
 
 def load(folder: Path, precision: str, route: Route = "shared") -> Policy:

@@ -5,11 +5,11 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from conftest import make_tiny_model
-from d2o import logprobs
+from d2o import forward
 from d2o.errors import D2OError
+from d2o.forward import Policy, Row, attention
+from d2o.forward.head import token_logprobs
 from d2o.groups import Group, Response, packs
-from d2o.logprobs import Policy, Row, attention
-from d2o.logprobs.head import token_logprobs
 
 ROUTES = ["shared", "dense", "padded"]
 ARCHITECTURES = ["llama", "qwen2", "qwen3", "phi3", "gpt_neox"]
@@ -82,7 +82,7 @@ def test_every_route_and_architecture_equals_the_plain_forward(route, architectu
 def test_tied_and_untied_embeddings(tmp_path, tie):
     folder, groups = make_tiny_model(tmp_path, tie=tie), random_groups(SHAPES)
     lm = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    policy = logprobs.load(folder, "fp32")
+    policy = forward.load(folder, "fp32")
     assert_same(with_gradient(policy, sums(policy, groups)), with_gradient(lm, plain(lm, groups)))
 
 
@@ -198,7 +198,7 @@ def test_the_head_in_pieces_equals_the_whole(monkeypatch):
     torch.manual_seed(0)
     states, weight = torch.randn(50, 16, dtype=torch.float64), torch.randn(32, 16, dtype=torch.float64)
     targets = torch.randint(0, 32, (50,))
-    monkeypatch.setattr("d2o.logprobs.head._BUDGET", 4 * 32 * 7)
+    monkeypatch.setattr("d2o.forward.head._BUDGET", 4 * 32 * 7)
     inputs = [x.clone().requires_grad_() for x in (states, weight)]
     found = token_logprobs(*inputs, targets)
     found.pow(2).sum().backward()

@@ -1,27 +1,27 @@
 # Log-probs of every response under the initial model, once for all methods that use them.
 
 
-rule references:
+rule reference_logprobs:
     input:
-        plan.targets("references"),
+        plan.targets("reference_logprobs"),
 
 
-rule score_references:
+rule compute_reference_logprobs:
     message:
-        "References ({wildcards.table}) of {wildcards.model} on {wildcards.dataset}"
+        "Reference log-probs ({wildcards.table}) of {wildcards.model} on {wildcards.dataset}"
     input:
         unpack(plan.reference_inputs),
         model="<model>",
     output:
-        "<references>",
+        "<reference_logprobs>",
     params:
         samples=plan.option("samples"),
-        settings=plan.params("references"),
-        code=plan.code("references"),
+        settings=plan.params("logprobs"),
+        code=plan.code("logprobs"),
     log:
-        "<base>/logs/references-{table}.log",
+        "<base>/logs/reference_logprobs-{table}.log",
     benchmark:
-        "<base>/logs/references-{table}.benchmark.tsv"
+        "<base>/logs/reference_logprobs-{table}.benchmark.tsv"
     threads: plan.settings.compute.threads
     resources:
         mem_mb=plan.settings.compute.memory_gb * 1000,
@@ -30,5 +30,5 @@ rule score_references:
     conda:
         plan.environment("train")
     shell:
-        "python -m d2o --gpus {resources.gpu} references --settings {params.settings:q} --model {input.model} "
+        "python -m d2o --gpus {resources.gpu} logprobs --settings {params.settings:q} --model {input.model} "
         "--negatives {input.negatives} {params.samples} --output {output} 2>&1 | tee {log}"
