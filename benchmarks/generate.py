@@ -34,7 +34,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch
 from transformers import AutoModelForCausalLM
 
-from d2o import chat, generation, models, positives, records
+from d2o import chat, generation, identities, models, positives, records, schemas
 from d2o.settings import Engine, Model, Positives, PositivesStage
 from workload import SMOLLM2
 
@@ -131,18 +131,18 @@ def _prompts(path: Path, count: int) -> Path:
     rows = [
         json.loads(line) for line in (ROOT / "tests" / "data" / "preferences.jsonl").read_text().splitlines()[:count]
     ]
-    empty = dict.fromkeys(records.NEGATIVES.names)
+    empty = dict.fromkeys(schemas.NEGATIVES.names)
     asked = [[{"role": "user", "content": row["prompt"]}] for row in rows]
     found = [
-        empty | {"prompt_id": records.prompt_id(m), "split": "train", "messages": m, "negative": ""} for m in asked
+        empty | {"prompt_id": identities.prompt_id(m), "split": "train", "messages": m, "negative": ""} for m in asked
     ]
-    records.write_table(path, records.NEGATIVES, found)
+    records.write_table(path, schemas.NEGATIVES, found)
     return path
 
 
 def _encoded(model: Path, prompts: Path) -> list[list[int]]:
     tokenizer = chat.load_tokenizer(model)
-    rows = records.read_table(prompts, records.NEGATIVES)
+    rows = records.read_table(prompts, schemas.NEGATIVES)
     return [chat.encode_prompt(tokenizer, row["messages"]) for row in rows]
 
 
@@ -154,7 +154,7 @@ def _stage(stage: PositivesStage, model: Path, prompts: Path, folder: Path, vllm
         positives.sample(stage, model, prompts, "1-of-1", folder / "sampled", folder / "1-of-1.parquet")
     finally:
         generation.start = start
-    return sum(row["tokens"] for row in records.read_table(folder / "1-of-1.parquet", records.POOL))
+    return sum(row["tokens"] for row in records.read_table(folder / "1-of-1.parquet", schemas.POOL))
 
 
 def _bare(sampling: Positives, model: Path, prompts: Path, vllm) -> int:

@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from tqdm import tqdm
 
-from d2o import negatives, records
+from d2o import identities, negatives, records, schemas
 from d2o.settings import Extraction
 
 SIZES = (330_000, 10_000_000)
@@ -84,9 +84,9 @@ def _run(rows: str, made: str, near: float | None) -> None:
 
 
 def write_log(path: Path, count: int) -> None:
-    """Write a `records.ROWS` table of `count` rows; the same for the same count."""
+    """Write a `schemas.ROWS` table of `count` rows; the same for the same count."""
     prompts = int(count / ROWS_PER_PROMPT)
-    with records.TableWriter(path, records.ROWS) as table:
+    with records.TableWriter(path, schemas.ROWS) as table:
         for start in tqdm(range(0, count, BATCH), "writing a log", unit_scale=BATCH, unit=" rows", mininterval=2):
             table.add_columns(_rows(np.arange(start, min(start + BATCH, count), dtype=np.uint64), prompts))
 
@@ -100,11 +100,11 @@ def _rows(numbers: np.ndarray, prompts: int) -> pa.Table:
     changed = _noise(asked, 3) % 20 == 0
     prompt = _texts(asked - (changed & (asked > 0)), 5, 40, 4, changed)
     answer = _texts(answers, 20, 60, 5)
-    ids = [records.prompt_id([{"role": "user", "content": text}]) for text in prompt.to_pylist()]
+    ids = [identities.prompt_id([{"role": "user", "content": text}]) for text in prompt.to_pylist()]
     n = len(numbers)
     offsets = pa.array(np.arange(n + 1, dtype=np.int32))
     message = {"role": pa.array(["user"] * n), "content": prompt}
-    labelled = records.ROWS.field("responses").type.value_type
+    labelled = schemas.ROWS.field("responses").type.value_type
     response = {"text": answer, "unsafe": pa.array([True] * n)}
     response |= {label: pa.nulls(n, labelled.field(label).type) for label in ("categories", "severity")}
     columns = {
@@ -119,7 +119,7 @@ def _rows(numbers: np.ndarray, prompts: int) -> pa.Table:
         "safer": pa.nulls(n, pa.int8()),
     }
     return pa.table(
-        {name: column.cast(records.ROWS.field(name).type) for name, column in columns.items()}, records.ROWS
+        {name: column.cast(schemas.ROWS.field(name).type) for name, column in columns.items()}, schemas.ROWS
     )
 
 

@@ -36,8 +36,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from d2o import chat, models, questions, records
-from d2o.settings import Benchmark, Model
+from d2o import chat, identities, models, questions, records, schemas
+from d2o.settings import Model, Questions
 from generate import SMOLLM2_135M
 from timing import spread
 
@@ -149,19 +149,19 @@ def cpu_seconds(command: Sequence[str], sign: str) -> float:
 def _commands(folder: Path, model: Path) -> dict[str, tuple[list[str], str]]:
     """Each command, and the sign that its work begins."""
     asked = [{"role": "user", "content": "Where can I return a toaster?"}]
-    prompt = {"prompt_id": records.prompt_id(asked), "messages": asked}
-    human = dict.fromkeys(records.NEGATIVES.names) | prompt
+    prompt = {"prompt_id": identities.prompt_id(asked), "messages": asked}
+    human = dict.fromkeys(schemas.NEGATIVES.names) | prompt
     human |= {"split": "train", "negative": "No.", "positive": "At the desk.", "positive_unsafe": False}
     sample = {"prompt_id": prompt["prompt_id"], "sample": 0, "seed": 0, "text": "At the desk.", "finish": "stop"}
     tables = {
-        "negatives": (records.NEGATIVES, human),
-        "prompts": (records.PROMPTS, prompt | {"origin": "test"}),
-        "samples": (records.SAMPLES, sample | {"instruction": None, "tokens": 4}),
+        "negatives": (schemas.NEGATIVES, human),
+        "prompts": (schemas.PROMPTS, prompt | {"origin": "test"}),
+        "samples": (schemas.SAMPLES, sample | {"instruction": None, "tokens": 4}),
     }
     path = {name: folder / f"{name}.parquet" for name in tables}
     for name, (schema, row) in tables.items():
         records.write_table(path[name], schema, [row])
-    questions.fetch(Benchmark(path=str(ROOT / "demo" / "mmlu"), limit=1), folder / "questions")
+    questions.fetch(Questions(path=str(ROOT / "demo" / "mmlu"), limit=1), folder / "questions")
     _reward(model, folder / "reward")
 
     data = ["--model", model, "--negatives", path["negatives"]]
@@ -171,7 +171,10 @@ def _commands(folder: Path, model: Path) -> dict[str, tuple[list[str], str]]:
         "logprobs": ({}, data),
         "train": ({"method": method}, [*data, "--checkpoints", folder / "checkpoints"]),
         "scores": ({"source": {"path": "reward"}}, answers),
-        "responses": ({}, ["--model", model, "--prompts", path["prompts"], "--capacity", '{"eager": true}']),
+        "responses": (
+            {},
+            ["--model", model, "--prompts", path["prompts"], "--execution", '{"engine": {"eager": true}}'],
+        ),
         "tasks": ({"path": "mmlu"}, ["--model", model, "--questions", folder / "questions" / "manifest.json"]),
     }
     found = {"torch": (_python(TORCH, model), "ready")}

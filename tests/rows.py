@@ -1,6 +1,6 @@
 """Rows of the pipeline's tables as tests need them; a keyword sets any other column."""
 
-from d2o import records
+from d2o import identities, schemas
 
 
 def asked(text: str) -> list[dict[str, str]]:
@@ -10,12 +10,12 @@ def asked(text: str) -> list[dict[str, str]]:
 
 def prompt(messages: list[dict[str, str]], **columns) -> dict:
     """A row of PROMPTS."""
-    return {"prompt_id": records.prompt_id(messages), "messages": messages, "origin": "test"} | columns
+    return {"prompt_id": identities.prompt_id(messages), "messages": messages, "origin": "test"} | columns
 
 
 def human_row(messages: list[dict[str, str]], negative: str, **columns) -> dict:
     """A row of COMPARISONS of the train split, without a positive and without labels."""
-    row = dict.fromkeys(records.NEGATIVES.names) | {"prompt_id": records.prompt_id(messages), "split": "train"}
+    row = dict.fromkeys(schemas.NEGATIVES.names) | {"prompt_id": identities.prompt_id(messages), "split": "train"}
     return row | {"messages": messages, "negative": negative} | columns
 
 

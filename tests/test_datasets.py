@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from d2o import datasets, records
+from d2o import datasets, identities, records, schemas
 from d2o.errors import D2OError
 from d2o.settings import Reading
 
@@ -58,7 +58,7 @@ def write(path: Path, rows: list) -> Path:
 
 def read(format: str, train: list[Path], folder: Path, **reading) -> list[dict]:
     datasets.read(Reading(format=format, train=[str(path) for path in train], **reading), folder / "rows.parquet")
-    return records.read_table(folder / "rows.parquet", records.ROWS)
+    return records.read_table(folder / "rows.parquet", schemas.ROWS)
 
 
 def rejected(folder: Path) -> list[dict]:
@@ -97,7 +97,7 @@ def test_pku(format, name, tmp_path):
     assert row == {
         "row": 0,
         "split": "train",
-        "prompt_id": records.prompt_id(row["messages"]),
+        "prompt_id": identities.prompt_id(row["messages"]),
         "messages": [{"role": "user", "content": "May I take it?"}],
         "responses": [
             answer("Take it.", True, ["Violence", "Cybercrime"], 2),
@@ -228,7 +228,7 @@ def test_hub_splits(tmp_path):
         max_bad_share=0.5,
     )  # fmt: skip
     datasets.read(reading, tmp_path / "rows.parquet")
-    rows = records.read_table(tmp_path / "rows.parquet", records.ROWS)
+    rows = records.read_table(tmp_path / "rows.parquet", schemas.ROWS)
     assert [row["split"] for row in rows] == ["train"] * 3 + ["test"]
     assert rejected(tmp_path) == [{"file": f"{hub}, split test", "row": 2, "reason": "`prompt` is empty"}]
     with pytest.raises(D2OError, match=r"split dev, revision b4d1307: .*check hub"):

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from conftest import ROOT
-from d2o import devices, records
+from d2o import devices, records, schemas
 from d2o.errors import D2OError
 
 _JOB = """
@@ -136,7 +136,7 @@ def test_every_stage_that_runs_a_model_asks_where(stage):
 
 def test_a_model_is_not_answered_with_on_the_cpu_in_place_of_a_gpu(tiny_model, tmp_path):
     prompts = tmp_path / "prompts.parquet"
-    records.write_table(prompts, records.PROMPTS, [])
+    records.write_table(prompts, schemas.PROMPTS, [])
     line = [sys.executable, "-m", "d2o", "--gpus", "1", "responses", "--model", tiny_model, "--prompts", prompts]
     line += ["--output", tmp_path / "out.parquet", "--settings", '{"backend": "transformers"}']
     done = subprocess.run(line, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""}, capture_output=True, text=True)

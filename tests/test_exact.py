@@ -13,7 +13,7 @@ import pytest
 
 import rows
 from conftest import ROOT
-from d2o import exact, records, scores
+from d2o import exact, records, schemas, scores
 from d2o.errors import D2OError
 from d2o.settings import Reward, Rule
 
@@ -180,11 +180,11 @@ def test_a_rule_is_one_thing(rule, message):
 def test_the_stage_scores_by_a_rule_without_a_model(tmp_path):
     prompts = [rows.prompt(rows.asked(str(i)), prompt_id=f"{i:02}") for i in range(5)]
     responses = [rows.sample(f"{i % 5:02}", i // 5, f"{'fool ' * i}end") for i in range(10)]
-    records.write_table(tmp_path / "prompts.parquet", records.PROMPTS, prompts)
-    records.write_table(tmp_path / "responses.parquet", records.SAMPLES, responses)
+    records.write_table(tmp_path / "prompts.parquet", schemas.PROMPTS, prompts)
+    records.write_table(tmp_path / "responses.parquet", schemas.SAMPLES, responses)
     reward, output = Reward(rule={"count": [r"\bfool\b"]}, better="lower"), tmp_path / "scores.parquet"
     scores.score(reward, None, tmp_path / "prompts.parquet", tmp_path / "responses.parquet", output)
-    found = records.read_table(output, records.SCORES)
+    found = records.read_table(output, schemas.SCORES)
     assert [(row["prompt_id"], row["sample"], row["score"]) for row in found] == [
         (f"{i % 5:02}", i // 5, float(i)) for i in range(10)
     ]

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from d2o import chat, groups, records
+from d2o import chat, groups, identities, records, schemas
 from d2o.errors import D2OError
 from d2o.settings import Forward, Method, Online
 
@@ -161,15 +161,15 @@ def test_where_no_response_is_to_be_scored_the_table_is_empty(tiny_model, tmp_pa
 
     (tiny_model / "manifest.json").write_text("{}")
     row = human_row() | {"positive_unsafe": None, "categories": None, "severity": None}
-    records.write_table(tmp_path / "human.parquet", records.NEGATIVES, [row])
+    records.write_table(tmp_path / "human.parquet", schemas.NEGATIVES, [row])
     logprobs.compute(Forward(), tiny_model, tmp_path / "human.parquet", None, "test", tmp_path / "scored.parquet")
-    assert records.read_table(tmp_path / "scored.parquet", records.LOGPROBS) == []
+    assert records.read_table(tmp_path / "scored.parquet", schemas.LOGPROBS) == []
 
 
 def test_references_belong_to_their_responses(tokenizer):
     found, _ = groups.tokenise([groups.Texts(P, MESSAGES, (groups.Answer("yes"),))], tokenizer, Forward())
     (response,) = found[0].responses
-    row = {"response_id": records.response_id(P, "yes"), "logprob": -3.0, "tokens": len(response.ids)}
+    row = {"response_id": identities.response_id(P, "yes"), "logprob": -3.0, "tokens": len(response.ids)}
     groups.attach_references(found, [row])
     assert response.reference == -3.0
     for broken, fault in [

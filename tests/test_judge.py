@@ -11,7 +11,7 @@ from threading import Lock, Thread
 
 import pytest
 
-from d2o import judge, records
+from d2o import judge, records, schemas
 from d2o.errors import D2OError
 from d2o.settings import Judge
 from rows import asked, prompt, sample
@@ -97,13 +97,13 @@ def tables(tmp_path):
     both = {}
     for name, word in (("initial", "bad"), ("method", "good")):
         rows = [sample(f"p{n}", 0, f"{word} {n}") for n in range(5)] + [sample("p5", 0, " same " + " " * len(word))]
-        both[name] = write(tmp_path / f"{name}.parquet", records.SAMPLES, rows)
-    return write(tmp_path / "prompts.parquet", records.PROMPTS, prompts), both["initial"], both["method"]
+        both[name] = write(tmp_path / f"{name}.parquet", schemas.SAMPLES, rows)
+    return write(tmp_path / "prompts.parquet", schemas.PROMPTS, prompts), both["initial"], both["method"]
 
 
 def run(settings: Judge, tables, output: Path) -> dict[tuple[str, str], dict]:
     judge.compare(settings, *tables, output)
-    return {(row["prompt_id"], row["order"]): row for row in records.read_table(output, records.VERDICTS)}
+    return {(row["prompt_id"], row["order"]): row for row in records.read_table(output, schemas.VERDICTS)}
 
 
 def sides(text: str) -> tuple[str, str]:
@@ -222,10 +222,10 @@ def test_verdicts_on_answers_that_were_made_anew_are_not_kept(serve, tables, tmp
         run(server.settings(), tables, tmp_path / "v.parquet")
     prompts, initial, method = tables
     rows = [
-        row | {"text": row["text"].replace("good", "evil")} for row in records.read_table(method, records.SAMPLES)
+        row | {"text": row["text"].replace("good", "evil")} for row in records.read_table(method, schemas.SAMPLES)
     ]
     with records.artifact(method) as draft:
-        records.write_table(draft.path, records.SAMPLES, rows)
+        records.write_table(draft.path, schemas.SAMPLES, rows)
     server.asked.clear()
     server.opinion = lambda text: "[[B]]" if text != CHECK and sides(text)[0].startswith("evil") else "[[A]]"
     found = run(server.settings(), (prompts, initial, method), tmp_path / "v.parquet")
@@ -266,10 +266,10 @@ def test_a_wrong_server_key_or_model_is_one_line_before_any_question(serve, tabl
 
 def test_prompts_that_one_model_did_not_answer_are_left_out_and_counted(serve, tables, tmp_path):
     prompts, initial, method = tables
-    rows = records.read_table(method, records.SAMPLES)
+    rows = records.read_table(method, schemas.SAMPLES)
     for name, kept in (("some", rows[1:]), ("none", [])):
         with records.artifact(tmp_path / name) as draft:
-            records.write_table(draft.path, records.SAMPLES, kept)
+            records.write_table(draft.path, schemas.SAMPLES, kept)
     found = run(serve(honest).settings(), (prompts, initial, tmp_path / "some"), tmp_path / "v.parquet")
     assert {prompt for prompt, _ in found} == {"p1", "p2", "p3", "p4", "p5"}
     assert records.read_manifest(tmp_path / "v.parquet")["unanswered_prompts"] == 1

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import ROOT
-from d2o import datasets, groups, negatives, records
+from d2o import datasets, groups, identities, negatives, records, schemas
 from d2o.errors import D2OError
 from d2o.negatives import evaluated, leaks
 from d2o.negatives.rows import RULES, negatives_of, normalised, pairs_of, scan
@@ -27,14 +27,14 @@ DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 
 
 def row(prompt, *answers, better=None, safer=None, split="train") -> dict:
-    """A row of `records.ROWS`. A prompt of several turns is a list; an answer is its text and labels, the last of
+    """A row of `schemas.ROWS`. A prompt of several turns is a list; an answer is its text and labels, the last of
     which may be left out: `unsafe`, categories, severity."""
     turns = [prompt] if isinstance(prompt, str) else prompt
     messages = [{"role": ("user", "assistant")[i % 2], "content": turn} for i, turn in enumerate(turns)]
     return {
         "row": 0,
         "split": split,
-        "prompt_id": records.prompt_id(messages),
+        "prompt_id": identities.prompt_id(messages),
         "messages": messages,
         "responses": [
             dict(zip(("text", "unsafe", "categories", "severity"), labels, strict=False)) for labels in answers
@@ -46,7 +46,7 @@ def row(prompt, *answers, better=None, safer=None, split="train") -> dict:
 
 def found_in(folder: Path, rows: list[dict], find, rule: str) -> list[tuple]:
     """Negative, positive, and whether that is unsafe, of each comparison that `find` finds by a rule."""
-    records.write_table(folder / "rows.parquet", records.ROWS, rows)
+    records.write_table(folder / "rows.parquet", schemas.ROWS, rows)
     found = find(scan(folder / "rows.parquet"), rule).sort("place").collect()
     return found.select("negative", "positive", "positive_unsafe").rows()
 
@@ -61,9 +61,9 @@ class Tables:
     """What an extraction made."""
 
     def __init__(self, folder: Path):
-        self.negatives = records.read_table(folder / "negatives.parquet", records.NEGATIVES)
-        self.pairs = records.read_table(folder / "pairs.parquet", records.NEGATIVES)
-        self.prompts = records.read_table(folder / "prompts.parquet", records.PROMPTS)
+        self.negatives = records.read_table(folder / "negatives.parquet", schemas.NEGATIVES)
+        self.pairs = records.read_table(folder / "pairs.parquet", schemas.NEGATIVES)
+        self.prompts = records.read_table(folder / "prompts.parquet", schemas.PROMPTS)
         self.counts = records.read_manifest(folder / "negatives.parquet")["counts"]
 
     def texts(self, split: str) -> list[str]:
@@ -74,7 +74,7 @@ class Tables:
 
 
 def extract(folder: Path, rows: list[dict], questions: list[Path] = (), **extraction) -> Tables:
-    records.write_table(folder / "rows.parquet", records.ROWS, rows)
+    records.write_table(folder / "rows.parquet", schemas.ROWS, rows)
     negatives.extract(Extraction(**extraction), folder / "rows.parquet", folder / "made", list(questions))
     return Tables(folder / "made")
 
@@ -157,7 +157,7 @@ def test_texts_are_normalised_as_everywhere():
     known = [c for c in map(chr, range(sys.maxunicode + 1)) if unicodedata.category(c) not in ("Cn", "Cs")]
     texts = [f"{c}A{c} \n{c}ΑΣ{c} ΑΣ {c}" for c in known]
     found = pl.select(normalised(pl.lit(pl.Series(texts)))).to_series().to_list()
-    assert found == [records.normalised(text) for text in texts]
+    assert found == [identities.normalised(text) for text in texts]
 
 
 # Duplicates ------------------------------------------------------------------------------------------
@@ -407,17 +407,19 @@ def test_whatever_the_rows(tmp_path_factory, rows, rule, cap, rng):
     assert made.counts == shuffled.counts
 
     assert not made.ids("train") & made.ids("test")
-    keys = [(r["prompt_id"], records.normalised(r["negative"])) for r in made.negatives]
+    keys = [(r["prompt_id"], identities.normalised(r["negative"])) for r in made.negatives]
     assert len(set(keys)) == len(keys)
-    texts = [{records.normalised(r["negative"]), records.normalised(r["positive"])} for r in made.pairs]
+    texts = [{identities.normalised(r["negative"]), identities.normalised(r["positive"])} for r in made.pairs]
     assert all(len(pair) == 2 for pair in texts)
     if cap:
         assert len(made.ids("train")) <= cap
-    asked_in_test = {records.normalised(p["messages"][0]["content"]) for p in made.prompts if len(p["messages"]) == 1}
+    asked_in_test = {
+        identities.normalised(p["messages"][0]["content"]) for p in made.prompts if len(p["messages"]) == 1
+    }
     for comparison in made.negatives + made.pairs:
         if comparison["split"] == "train":
             turns = [m["content"] for m in comparison["messages"] if m["role"] == "user"]
-            assert asked_in_test.isdisjoint(map(records.normalised, turns))
+            assert asked_in_test.isdisjoint(map(identities.normalised, turns))
 
 
 # Leaks -----------------------------------------------------------------------------------------------
@@ -472,7 +474,7 @@ def test_a_near_duplicate_of_what_is_evaluated_is_not_trained_on(origin, tmp_pat
     assert made.counts["near_leaks"] == none | {origin: 1}
     [example] = records.read_manifest(tmp_path / "made" / "negatives.parquet")["leaks"]
     assert (example["kind"], example["origin"]) == ("near leak", origin)
-    assert records.normalised(example["other"]) == records.normalised(ASKED)
+    assert identities.normalised(example["other"]) == identities.normalised(ASKED)
     assert example["train"] == f"{ASKED} please?".lower()
     # Of 13 and 14 pairs of words, 13 are common.
     assert example["similarity"] == pytest.approx(13 / 14, abs=1e-3)
@@ -555,7 +557,7 @@ def test_evaluation_prompts(suffix, tmp_path):
         (prompts[0], "v1.2-risky"),
         (prompts[1], "v1.2-risky"),
     ]
-    assert [p["prompt_id"] for p in made.prompts] == [records.prompt_id(p["messages"]) for p in made.prompts]
+    assert [p["prompt_id"] for p in made.prompts] == [identities.prompt_id(p["messages"]) for p in made.prompts]
     assert made.counts["evaluation_prompts"] == {"v1.2-risky": 2}
     assert made.counts["repeated_evaluation_prompts"] == 2
 
@@ -630,7 +632,7 @@ def test_memory_does_not_grow_with_the_texts(tmp_path):
             row(f"question {i}", (f"{i} " * 800, True), (f"{i + 1} " * 800, True), safer=i % 2) for i in range(count)
         )
         path = tmp_path / f"{count}.parquet"
-        records.write_table(path, records.ROWS, rows)
+        records.write_table(path, schemas.ROWS, rows)
         command = [sys.executable, "-c", PEAK, str(path), str(tmp_path / "made")]
         return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 

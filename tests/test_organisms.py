@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from conftest import ROOT
-from d2o import datasets, negatives, organisms, records
+from d2o import datasets, negatives, organisms, records, schemas
 from d2o.errors import D2OError
 from d2o.organisms import grammar, measures
 from d2o.organisms.rows import rows
@@ -232,7 +232,7 @@ def test_the_stages_read_every_row(tmp_path, name):
         assert records.read_manifest(place / "rows.parquet")["counts"]["rejected"] == 0
         extraction = Extraction(rule=rule, near_duplicates=None)
         negatives.extract(extraction, place / "rows.parquet", place / "made", [])
-        found = records.read_table(place / "made" / "negatives.parquet", records.NEGATIVES)
+        found = records.read_table(place / "made" / "negatives.parquet", schemas.NEGATIVES)
         lines = [json.loads(line) for line in (tmp_path / f"{train}.jsonl").read_text().splitlines()]
         assert len([row for row in found if row["split"] == "train"]) == len(lines)
         better = {row["prompt"]: row[f"response_{row['better_response_id']}"] for row in lines}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from d2o import pair_quality, records, settings
+from d2o import identities, pair_quality, records, schemas, settings
 from d2o.errors import D2OError
 from d2o.report import figures
 from d2o.report.metrics import Archive
@@ -17,7 +17,7 @@ from d2o.report.pair_quality import as_csv, measure
 def pair(prompt: int, answer: int, split: str = "train") -> dict:
     messages = [{"role": "user", "content": f"Question {prompt}?"}]
     return {
-        "prompt_id": records.prompt_id(messages),
+        "prompt_id": identities.prompt_id(messages),
         "split": split,
         "messages": messages,
         "negative": f"bad {prompt} {answer}",
@@ -29,11 +29,11 @@ def pair(prompt: int, answer: int, split: str = "train") -> dict:
 
 
 def sample(folder: Path, pairs: list[dict], number: int) -> dict[str, list[dict]]:
-    records.write_table(folder / "pairs.parquet", records.NEGATIVES, pairs)
+    records.write_table(folder / "pairs.parquet", schemas.NEGATIVES, pairs)
     made = folder / "pku" / "pair_quality"
     pair_quality.sample(settings.PairQuality(pairs=number), folder / "pairs.parquet", made / "prompts.parquet")
-    schemas = {"prompts": records.PROMPTS, "chosen": records.SAMPLES, "rejected": records.SAMPLES}
-    return {name: records.read_table(made / f"{name}.parquet", schema) for name, schema in schemas.items()}
+    tables = {"prompts": schemas.PROMPTS, "chosen": schemas.SAMPLES, "rejected": schemas.SAMPLES}
+    return {name: records.read_table(made / f"{name}.parquet", schema) for name, schema in tables.items()}
 
 
 def couples(tables: dict[str, list[dict]]) -> set[tuple[str, str]]:
@@ -95,7 +95,7 @@ def scored(folder: Path, scorer: str, tables: dict[str, list[dict]], score) -> N
     (folder / f"pku/pair_quality/scores/{scorer}").mkdir(parents=True, exist_ok=True)
     for side in ("chosen", "rejected"):
         rows = [{key: r[key] for key in ("prompt_id", "sample")} | {"score": score(side, r)} for r in tables[side]]
-        records.write_table(folder / f"pku/pair_quality/scores/{scorer}/{side}.parquet", records.SCORES, rows)
+        records.write_table(folder / f"pku/pair_quality/scores/{scorer}/{side}.parquet", schemas.SCORES, rows)
 
 
 def test_measures(tmp_path):
@@ -113,7 +113,7 @@ def test_measures(tmp_path):
         for order, verdict in (("initial-first", "method"), ("method-first", "tie"))
     ]
     (tmp_path / "pku/pair_quality/judge").mkdir()
-    records.write_table(tmp_path / "pku/pair_quality/judge/gpt.parquet", records.VERDICTS, verdicts)
+    records.write_table(tmp_path / "pku/pair_quality/judge/gpt.parquet", schemas.VERDICTS, verdicts)
 
     chosen = config(rewards=["reward", "cost", "trained", "toxicity"], judges=["gpt"])
     found = measure(Archive(tmp_path), chosen, "pku")

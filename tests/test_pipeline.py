@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from conftest import ROOT
-from d2o import records
+from d2o import records, schemas
 
 pytestmark = pytest.mark.slow
 
@@ -101,9 +101,9 @@ def restored(project):
 def test_every_artifact_is_there_and_says_what_made_it(project):
     results = project.folder / "results"
     run = results / "demo" / "tiny" / "d2o" / "seed0"
-    assert len(records.read_table(run / "responses.parquet", records.SAMPLES)) == 4
-    assert len(records.read_table(run / "scores" / "safety.parquet", records.SCORES)) == 4
-    assert len(records.read_table(run / "tasks" / "mmlu.parquet", records.QUESTIONS)) == 4
+    assert len(records.read_table(run / "responses.parquet", schemas.SAMPLES)) == 4
+    assert len(records.read_table(run / "scores" / "safety.parquet", schemas.SCORES)) == 4
+    assert len(records.read_table(run / "tasks" / "mmlu.parquet", schemas.QUESTIONS)) == 4
     assert len((run / "train.jsonl").read_text().splitlines()) == 3
     manifest = records.read_manifest(run / "model")
     assert manifest["settings"]["method"]["loss"] == "d2o"
@@ -184,7 +184,7 @@ def test_more_shards_sample_nothing_again(restored):
     before = (pool / "corrected-k2.parquet").read_bytes()
     sampled = sum(path.read_text().count("\n") for path in (pool / "corrected.sampled").glob("*.jsonl"))
     assert sampled == 2 * len(
-        {row["prompt_id"] for row in records.read_table(pool / "corrected-k2.parquet", records.POOL)}
+        {row["prompt_id"] for row in records.read_table(pool / "corrected-k2.parquet", schemas.POOL)}
     )
     restored.configure(restored.config | {"positives": CONFIG["positives"] | {"shards": 3}})
     assert restored.would_run() == {}
@@ -209,7 +209,7 @@ def test_a_larger_pool_retrains_the_methods_that_take_all_of_it(restored):
     assert restored.would_run("train") == new | {"train_method": 2}, "d2o and sft"
     table = "results/demo/tiny/reference_logprobs/corrected-k{}.parquet"
     restored.snakemake(table.format(3))
-    small, large = (records.read_table(restored.folder / table.format(k), records.LOGPROBS) for k in (2, 3))
+    small, large = (records.read_table(restored.folder / table.format(k), schemas.LOGPROBS) for k in (2, 3))
     assert [row for row in large if row in small] == small
     log = (restored.folder / "results/demo/tiny/logs/reference_logprobs-corrected-k3.log").read_text()
     assert f"{len(large) - len(small)}/{len(large) - len(small)}" in log
@@ -274,8 +274,8 @@ def test_online_rounds_go_on_after_their_last_finished_rule(restored):
 
     folder = restored.folder / "results" / "demo" / "tiny" / "online" / "seed0"
     restored.snakemake("results/demo/tiny/online/seed0/rounds/1/positives.parquet")
-    fresh = records.read_table(folder / "rounds" / "1" / "positives.parquet", records.POOL)
-    asked = records.read_table(folder / "rounds" / "1" / "negatives.parquet", records.NEGATIVES)
+    fresh = records.read_table(folder / "rounds" / "1" / "positives.parquet", schemas.POOL)
+    asked = records.read_table(folder / "rounds" / "1" / "negatives.parquet", schemas.NEGATIVES)
     assert {row["prompt_id"] for row in fresh} == {row["prompt_id"] for row in asked}
     assert {row["sample"] for row in fresh} == {0}
     assert restored.would_run("train") == {"compute_round_logprobs": 1, "train_method": 1}
@@ -306,7 +306,7 @@ EDITS = [
     ("tasks.py", "def multiple_choice(", "@staticmethod\ndef multiple_choice(", {"answer_questions": 4} | REPORT),
     ("report/figures.py", "def effect(", "@staticmethod\ndef effect(", REPORT),
     (
-        "records.py",
+        "schemas.py",
         "QUESTIONS = pa.schema([",
         'QUESTIONS = pa.schema([("x", pa.string()), ',
         {"answer_questions": 4} | REPORT,
@@ -324,7 +324,7 @@ EDITS = [
     ("losses.py", "LOSSES = {", 'def new():\n    """New."""\n\n\nLOSSES = {\n    "new": new,', {}),
     ("contracts.py", "CONTRACTS = {", 'CONTRACTS = {\n    "new": Contract("none", True, True),', {}),
     ("datasets.py", "_FORMATS = {", '_FORMATS = {\n    "new": (None, (), ()),', {}),
-    ("records.py", "QUESTIONS = ", "NEW = pa.schema([])\nQUESTIONS = ", {}),
+    ("schemas.py", "QUESTIONS = ", "NEW = pa.schema([])\nQUESTIONS = ", {}),
     ("cli.py", "import", "import ast\nimport", {}),
     ("losses.py", "def dpo(", "# A remark.\ndef dpo(", {}),
 ]
@@ -384,11 +384,11 @@ def test_an_edited_data_file_reruns_what_comes_from_it(restored):
 
 def test_a_deleted_score_file_is_remade_alone(project):
     path = project.folder / "results" / "demo" / "tiny" / "dpo" / "seed0" / "scores" / "safety.parquet"
-    before = records.read_table(path, records.SCORES)
+    before = records.read_table(path, schemas.SCORES)
     path.unlink()
     assert project.would_run("scores") == {"score_responses": 1}
     project.snakemake("scores")
-    assert records.read_table(path, records.SCORES) == before
+    assert records.read_table(path, schemas.SCORES) == before
     project.snakemake("all")
     assert project.would_run() == {}
 
@@ -419,13 +419,13 @@ def test_a_filter_scores_the_pool_and_trains_on_the_best(restored):
 
 def test_the_printed_command_does_the_same_work_in_a_shell(project):
     path = project.folder / "results" / "demo" / "tiny" / "reference_logprobs" / "negatives.parquet"
-    before = records.read_table(path, records.LOGPROBS)
+    before = records.read_table(path, schemas.LOGPROBS)
     printed = project.snakemake("-n", "-p", "--force", str(path.relative_to(project.folder)))
     command = next(line for line in printed.splitlines() if "python -m d2o" in line).removeprefix("Shell command: ")
     path.unlink()
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     subprocess.run(["bash", "-c", command], cwd=project.folder, check=True, capture_output=True, env=environment)
-    assert records.read_table(path, records.LOGPROBS) == before
+    assert records.read_table(path, schemas.LOGPROBS) == before
     assert project.would_run() == {}
 
 

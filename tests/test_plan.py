@@ -329,12 +329,12 @@ def digests(package) -> dict[str, str]:
         ("losses.py", "FLOOR = 1e-5", "FLOOR = 1e-6", TRAININGS),
         ("contracts.py", '"dpo": Contract(**_PAIR, ref', '"dpo": Contract(**_PAIR, unit="means", ref', {"dpo"}),
         ("datasets.py", '"hh-rlhf": (', '"hh-rlhf": (*(), ', {"hh"}),
-        ("records.py", "QUESTIONS = pa.schema([", 'QUESTIONS = pa.schema([("x", pa.string()), ', {"tasks", "report"}),
+        ("schemas.py", "QUESTIONS = pa.schema([", 'QUESTIONS = pa.schema([("x", pa.string()), ', {"tasks", "report"}),
         # What is new, and used by nobody yet.
         ("losses.py", "LOSSES = {", 'def new():\n    """New."""\n\n\nLOSSES = {\n    "new": new,', set()),
         ("contracts.py", "CONTRACTS = {", 'CONTRACTS = {\n    "new": Contract("none", True, True),', set()),
         ("datasets.py", "_FORMATS = {", '_FORMATS = {\n    "new": (None, (), ()),', set()),
-        ("records.py", "QUESTIONS = ", "NEW = pa.schema([])\nQUESTIONS = ", set()),
+        ("schemas.py", "QUESTIONS = ", "NEW = pa.schema([])\nQUESTIONS = ", set()),
         # What reaches a stage as params, and what is no code.
         ("settings/__init__.py", "class Settings(", "EDITED = 1\n\n\nclass Settings(", set()),
         ("cli.py", "import", "import ast\nimport", set()),

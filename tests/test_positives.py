@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from d2o import chat, generation, positives, records
+from d2o import chat, generation, identities, positives, records, schemas
 from d2o.errors import D2OError
 from d2o.generation import Completion
 from d2o.positives import requests, shard
@@ -153,7 +153,7 @@ def negatives_table(folder, count, extra=()):
     rows = [human_row(asked(text), "No.") for text in texts]
     rows.append(human_row(asked("Not for training."), "No.", split="test"))
     folder.mkdir(exist_ok=True)
-    records.write_table(folder / "negatives.parquet", records.NEGATIVES, rows)
+    records.write_table(folder / "negatives.parquet", schemas.NEGATIVES, rows)
     return folder / "negatives.parquet"
 
 
@@ -175,7 +175,7 @@ def sampled_and_merged(chosen, model, prompts, folder, shards=1, sampled=None):
         paths.append(folder / f"{number}-of-{shards}.parquet")
         positives.sample(chosen, model, prompts, paths[-1].stem, sampled or folder / "sampled", paths[-1])
     positives.merge(chosen, model, prompts, paths, folder / "pool.parquet")
-    return records.read_table(folder / "pool.parquet", records.POOL)
+    return records.read_table(folder / "pool.parquet", schemas.POOL)
 
 
 def answers_kept(folder) -> int:
@@ -210,7 +210,7 @@ def test_only_what_is_missing_is_sampled(model, tmp_path, one_start):
     assert len(known) == 30
     assert [known[row["prompt_id"], row["sample"]] for row in small] == small
     made = records.read_manifest(tmp_path / "b" / "pool.parquet")
-    assert made["long_prompts"] == [records.prompt_id(asked("word " * 600))]
+    assert made["long_prompts"] == [identities.prompt_id(asked("word " * 600))]
 
     assert len(one_start) == 2
     again = sampled_and_merged(stage(k=5), model, more, tmp_path / "b", sampled=tmp_path / "a" / "sampled")
@@ -266,11 +266,11 @@ def test_the_sheet_tells_alike_from_different(tmp_path):
     from d2o.positives import sheet
 
     prompts = negatives_table(tmp_path, 1)
-    prompt = records.read_table(prompts, records.NEGATIVES)[0]["prompt_id"]
+    prompt = records.read_table(prompts, schemas.NEGATIVES)[0]["prompt_id"]
 
     def described(texts):
         rows = [pooled(prompt, k, text) for k, text in enumerate(texts)]
-        records.write_table(tmp_path / "pool.parquet", records.POOL, rows)
+        records.write_table(tmp_path / "pool.parquet", schemas.POOL, rows)
         return sheet.describe(tmp_path / "pool.parquet", prompts, Positives(k=len(texts)))
 
     alike, different = described(["one two three four five"] * 3), described(["a b c d e", "f g h i j", "k l m n o"])
@@ -297,7 +297,7 @@ def test_a_pool_is_proved_complete(model, tmp_path, one_start, change, message):
     prompts = negatives_table(tmp_path, 2)
     sampled_and_merged(stage(), model, prompts, tmp_path)
     shard = tmp_path / "1-of-1.parquet"
-    records.write_table(shard, records.POOL, change(records.read_table(shard, records.POOL)))
+    records.write_table(shard, schemas.POOL, change(records.read_table(shard, schemas.POOL)))
     (tmp_path / "pool.parquet").unlink()
     with pytest.raises(D2OError, match=message):
         positives.merge(stage(), model, prompts, [shard], tmp_path / "pool.parquet")
@@ -355,4 +355,4 @@ def test_a_shard_killed_half_way_goes_on_where_it_was(model, tmp_path):
     assert after.startswith(before[: before.rindex("\n") + 1])
     whole = [json.loads(line)["identity"] for line in after.splitlines() if line.endswith("}")]
     assert len(whole) == len(set(whole)) == 120
-    assert len(records.read_table(tmp_path / "1-of-1.parquet", records.POOL)) == 120
+    assert len(records.read_table(tmp_path / "1-of-1.parquet", schemas.POOL)) == 120

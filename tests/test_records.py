@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from d2o import models, records
+from d2o import identities, models, records, schemas
 from d2o.errors import D2OError
 from d2o.settings import Model, Run
 
@@ -24,8 +24,8 @@ def test_table_round_trip_and_manifest(tmp_path):
     source = tmp_path / "source.txt"
     source.write_text("x")
     with records.artifact(tmp_path / "t.parquet", {"beta": 0.1}, [source]) as draft:
-        draft.facts["rows"] = records.write_table(draft.path, records.SCORES, [ROW] * 5000)
-    assert records.read_table(tmp_path / "t.parquet", records.SCORES) == [ROW] * 5000
+        draft.facts["rows"] = records.write_table(draft.path, schemas.SCORES, [ROW] * 5000)
+    assert records.read_table(tmp_path / "t.parquet", schemas.SCORES) == [ROW] * 5000
     manifest = records.read_manifest(tmp_path / "t.parquet")
     assert manifest["rows"] == 5000
     assert manifest["settings"] == {"beta": 0.1}
@@ -34,7 +34,7 @@ def test_table_round_trip_and_manifest(tmp_path):
 
 def test_nothing_is_left_after_a_failure(tmp_path):
     with pytest.raises(RuntimeError), records.artifact(tmp_path / "t.parquet") as draft:
-        records.write_table(draft.path, records.SCORES, [ROW])
+        records.write_table(draft.path, schemas.SCORES, [ROW])
         raise RuntimeError
     with pytest.raises(RuntimeError), records.artifact(tmp_path / "folder") as draft:
         draft.path.mkdir()
@@ -139,7 +139,7 @@ def test_a_killed_writer_leaves_no_final_name(tmp_path):
     code = (
         "import sys, time; from pathlib import Path; from d2o import records\n"
         "with records.artifact(Path(sys.argv[1])) as draft:\n"
-        "    records.write_table(draft.path, records.SCORES, [])\n"
+        "    records.write_table(draft.path, schemas.SCORES, [])\n"
         "    print('written', flush=True); time.sleep(60)"
     )
     child = subprocess.Popen([sys.executable, "-c", code, tmp_path / "t.parquet"], stdout=subprocess.PIPE, text=True)
@@ -150,7 +150,7 @@ def test_a_killed_writer_leaves_no_final_name(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [".t.parquet.tmp"]
 
     with records.artifact(tmp_path / "t.parquet") as draft:
-        records.write_table(draft.path, records.SCORES, [ROW])
+        records.write_table(draft.path, schemas.SCORES, [ROW])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["t.parquet", "t.parquet.manifest.json"]
 
 
@@ -169,20 +169,20 @@ def test_a_killed_writer_leaves_no_final_name(tmp_path):
 def test_wrong_tables_are_named(tmp_path, make, message):
     make(tmp_path / "t.parquet")
     with pytest.raises(D2OError, match=r"t\.parquet: ") as error:
-        records.read_table(tmp_path / "t.parquet", records.SCORES)
+        records.read_table(tmp_path / "t.parquet", schemas.SCORES)
     assert message in str(error.value)
 
 
 def test_a_row_with_another_column_is_refused(tmp_path):
     with pytest.raises(ValueError, match="are not those of the schema"):
-        records.write_table(tmp_path / "t.parquet", records.SCORES, [ROW | {"extra": 1}])
+        records.write_table(tmp_path / "t.parquet", schemas.SCORES, [ROW | {"extra": 1}])
 
 
 def test_identities():
     a = [{"role": "user", "content": "How  do I\ncheat?"}]
     b = [{"role": "user", "content": "how do i cheat?"}]
     c = [{"role": "assistant", "content": "how do i cheat?"}]
-    assert records.prompt_id(a) == records.prompt_id(b) != records.prompt_id(c)
-    assert records.response_id("p", "x") != records.response_id("q", "x") != records.response_id("q", "X")
-    assert records.derived_seed(0, "p", 1) != records.derived_seed(0, "p", 2)
-    assert 0 <= records.derived_seed("any") < 2**31
+    assert identities.prompt_id(a) == identities.prompt_id(b) != identities.prompt_id(c)
+    assert identities.response_id("p", "x") != identities.response_id("q", "x") != identities.response_id("q", "X")
+    assert identities.derived_seed(0, "p", 1) != identities.derived_seed(0, "p", 2)
+    assert 0 <= identities.derived_seed("any") < 2**31

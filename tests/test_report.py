@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from d2o import records, report, settings
+from d2o import identities, records, report, schemas, settings
 from d2o.errors import D2OError
 from d2o.positives import sheet
 from d2o.report import figures, tables
@@ -79,7 +79,7 @@ class Results:
         (self.experiment,) = chosen.experiments.values()
         self.messages = [[{"role": "user", "content": f"Question {i}?"}] for i in range(prompts + evaluation)]
         self.messages[0][0]["content"] += NASTY
-        self.ids = [records.prompt_id(m) for m in self.messages]
+        self.ids = [identities.prompt_id(m) for m in self.messages]
         self.origins = ["test"] * prompts + ["xstest.csv"] * evaluation
         self.human = [
             {
@@ -113,12 +113,12 @@ class Results:
 
     def _dataset(self, folder: Path) -> None:
         counts = {"rows": 40, "leaks": {"prompts": 3, "test": 2}, "train_categories": {"Drugs": 4}}
-        write(folder / "negatives.parquet", records.NEGATIVES, self.human, counts=counts)
+        write(folder / "negatives.parquet", schemas.NEGATIVES, self.human, counts=counts)
         rows = [
             {"prompt_id": p, "messages": m, "origin": o}
             for p, m, o in zip(self.ids, self.messages, self.origins, strict=True)
         ]
-        write(folder / "prompts.parquet", records.PROMPTS, rows)
+        write(folder / "prompts.parquet", schemas.PROMPTS, rows)
         for reward in self.experiment.rewards:
             trained = self.settings.rewards[reward].train
             target = folder / "rewards" / reward if trained else self.root / "rewards" / reward
@@ -131,7 +131,7 @@ class Results:
         fit = {"attempt": 0, "flags": [], "usable": True}
         pool = [self._sample(p, k, ["considerate", "honest"][k % 2]) | fit for p in self.ids for k in range(4)]
         pool[1] |= {"attempt": 2, "flags": ["repeating", "truncated"], "usable": False}
-        write(path, records.POOL, pool)
+        write(path, schemas.POOL, pool)
         found = sheet.describe(path, prompts, settings.Positives(k=4)) | {"long_prompts": 1}
         records.write_json(path.with_suffix(".sheet.json"), found)
 
@@ -169,7 +169,7 @@ class Results:
             folder.joinpath("train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         texts = ["I’m sorry, I can’t help." if trained else "Sure, " + NASTY for _ in self.ids]
         answers = [self._sample(p, 0, None, t) for p, t in zip(self.ids, texts, strict=True)]
-        write(folder / "responses.parquet", records.SAMPLES, answers)
+        write(folder / "responses.parquet", schemas.SAMPLES, answers)
         self._measured(folder, trained)
         for judge in self.experiment.judges if trained else []:
             rows = [
@@ -177,14 +177,14 @@ class Results:
                 for i, p in enumerate(self.ids)
                 for order, verdict in (("initial-first", "method"), ("method-first", "method" if i else "tie"))
             ]
-            write(folder / f"judge/{judge}.parquet", records.VERDICTS, rows)
+            write(folder / f"judge/{judge}.parquet", schemas.VERDICTS, rows)
         for task in self.experiment.tasks:
             rows = [
                 {"subject": s, "question": q, "value": float(q < right)}
                 for s, n, right in (("law", 30, 6), ("maths", 10, 8))
                 for q in range(n)
             ]
-            write(folder / f"tasks/{task}.parquet", records.QUESTIONS, rows, metric="acc", better="higher")
+            write(folder / f"tasks/{task}.parquet", schemas.QUESTIONS, rows, metric="acc", better="higher")
 
     def _measured(self, folder: Path, trained: bool) -> None:
         """What a model and its snapshots have in common."""
@@ -193,18 +193,18 @@ class Results:
         for row in self.human:
             for text, start, end in ((row["negative"], -20, -30), (row["positive"], -10, -15)):
                 if text is not None and row["split"] == "test":
-                    identity = records.response_id(row["prompt_id"], text)
+                    identity = identities.response_id(row["prompt_id"], text)
                     logprob = float(end if trained else start)
                     likelihoods.append((row["prompt_id"], identity, logprob, 10))
-        rows = [dict(zip(records.LOGPROBS.names, row, strict=True)) for row in likelihoods]
-        write(folder / "heldout_logprobs.parquet", records.LOGPROBS, rows)
+        rows = [dict(zip(schemas.LOGPROBS.names, row, strict=True)) for row in likelihoods]
+        write(folder / "heldout_logprobs.parquet", schemas.LOGPROBS, rows)
         for reward in self.experiment.rewards:
             shift = {"harm": 0.0, "cost": -1.0}[reward] if trained else 0.0
             rows = [
                 {"prompt_id": p, "sample": 0, "score": i + shift + 0.01 * self.rng.normal()}
                 for i, p in enumerate(self.ids)
             ]
-            write(folder / f"scores/{reward}.parquet", records.SCORES, rows)
+            write(folder / f"scores/{reward}.parquet", schemas.SCORES, rows)
 
 
 class Page(HTMLParser):
@@ -424,8 +424,8 @@ def test_nothing_measured_is_a_report_all_the_same(tmp_path):
     chosen = config(methods=["d2o"], rewards=[], judges=[], tasks=[])
     found = Results(tmp_path, chosen)
     for folder in (tmp_path / "pku/smol/d2o/seed0", tmp_path / "pku/smol/d2o/seed1"):
-        write(folder / "responses.parquet", records.SAMPLES, [])
-        write(folder / "heldout_logprobs.parquet", records.LOGPROBS, [])
+        write(folder / "responses.parquet", schemas.SAMPLES, [])
+        write(folder / "heldout_logprobs.parquet", schemas.LOGPROBS, [])
     report.write(found.settings, tmp_path, tmp_path / "reports/demo/report.html")
     assert (tmp_path / "reports/demo/table.csv").read_text().count("\n") == 1
 
@@ -502,7 +502,7 @@ def test_scores_of_other_prompts_are_refused(tmp_path):
     chosen = config(tasks=[])
     found = Results(tmp_path, chosen)
     rows = [{"prompt_id": "0123", "sample": 0, "score": 1.0}, {"prompt_id": found.ids[0], "sample": 0, "score": 1.0}]
-    write(tmp_path / "pku/smol/d2o/seed0/scores/harm.parquet", records.SCORES, rows)
+    write(tmp_path / "pku/smol/d2o/seed0/scores/harm.parquet", schemas.SCORES, rows)
     with pytest.raises(D2OError, match="prompt 0123 is not in prompts"):
         report.write(chosen, tmp_path, tmp_path / "reports/demo/report.html")
 
@@ -532,7 +532,7 @@ def test_the_scores_that_a_method_filters_its_pool_by(tmp_path):
     assert chosen.rewards.keys() == {"harm"} and chosen.models.keys() == {"smol"}
     made = Results(tmp_path, chosen)
     rows = [{"prompt_id": p, "sample": k, "score": float(k)} for p in made.ids for k in range(4)]
-    write(tmp_path / "pku/smol/positives/corrected-k4.scores/harm.parquet", records.SCORES, rows)
+    write(tmp_path / "pku/smol/positives/corrected-k4.scores/harm.parquet", schemas.SCORES, rows)
     report.write(chosen, tmp_path, tmp_path / "reports/demo/report.html")
     assert "score, harm" in (tmp_path / "reports/demo/report.html").read_text()
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from d2o import records, rewards
+from d2o import identities, records, rewards, schemas
 from d2o.errors import D2OError
 from d2o.settings import Reward
 from rows import asked, human_row
@@ -24,7 +24,7 @@ def make_row(number: int, texts, unsafe, better=None, safer=None, prompt=None) -
     return {
         "row": number,
         "split": "train",
-        "prompt_id": records.prompt_id(messages),
+        "prompt_id": identities.prompt_id(messages),
         "messages": messages,
         "responses": [{"text": t, "unsafe": u} for t, u in zip(texts, unsafe, strict=True)],
         "better": better,
@@ -48,10 +48,10 @@ def easy_rows(count: int, labels=True) -> list[dict]:
 def write(folder: Path, rows: list[dict], test: int) -> tuple[Path, Path]:
     """The two tables of the stage; the last `test` prompts are the test split."""
     folder.mkdir(exist_ok=True)
-    records.write_table(folder / "rows.parquet", records.ROWS, rows)
+    records.write_table(folder / "rows.parquet", schemas.ROWS, rows)
     splits = ["train"] * (len(rows) - test) + ["test"] * test
     table = [human_row(row["messages"], "no", split=s) for row, s in zip(rows, splits, strict=True)]
-    records.write_table(folder / "negatives.parquet", records.NEGATIVES, table)
+    records.write_table(folder / "negatives.parquet", schemas.NEGATIVES, table)
     return folder / "rows.parquet", folder / "negatives.parquet"
 
 
@@ -160,7 +160,7 @@ def test_learns_from_single_labelled_answers(backbone, tmp_path):
 def test_prompts_outside_both_splits_are_left_out(backbone, tmp_path):
     rows = easy_rows(24)
     tables = write(tmp_path, rows[:16], test=8)
-    records.write_table(tables[0], records.ROWS, rows)
+    records.write_table(tables[0], schemas.ROWS, rows)
     rewards.make(Reward(train=PLAN), backbone, *tables, tmp_path / "reward")
     found = records.read_manifest(tmp_path / "reward")
     assert (found["rows"], found["test_answers"]) == (8, 16)
@@ -171,7 +171,7 @@ def test_answers_of_several_rows_are_judged_once(backbone, tmp_path):
     last = rows[-1]
     again = [{**last, "row": 16 + i, "responses": last["responses"][::-1], "better": None} for i in range(3)]
     tables = write(tmp_path, rows, test=8)
-    records.write_table(tables[0], records.ROWS, rows + again)
+    records.write_table(tables[0], schemas.ROWS, rows + again)
     rewards.make(Reward(train=PLAN), backbone, *tables, tmp_path / "reward")
     found = records.read_manifest(tmp_path / "reward")
     assert (found["test_answers"], found["test_pairs"], found["auc_n"]) == (16, 8, 8)

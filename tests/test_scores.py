@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from d2o import records, reward_inputs, rewards, scores
+from d2o import identities, records, reward_inputs, rewards, schemas, scores
 from d2o.errors import D2OError
 from d2o.settings import Reward
 from rows import prompt, sample
@@ -56,13 +56,13 @@ def by_hand(folder: Path, text: str, head: torch.Tensor, bias: float = 0.0) -> f
 
 def run(folder: Path, reward: Reward, model: Path, answers=ANSWERS, messages=QUESTION) -> list[float]:
     """The stage on one prompt; its scores in the order of the answers."""
-    name = records.prompt_id(messages)
+    name = identities.prompt_id(messages)
     responses = [sample(name, i, text) for i, text in enumerate(answers)]
-    records.write_table(folder / "prompts.parquet", records.PROMPTS, [prompt(messages)])
-    records.write_table(folder / "responses.parquet", records.SAMPLES, responses)
+    records.write_table(folder / "prompts.parquet", schemas.PROMPTS, [prompt(messages)])
+    records.write_table(folder / "responses.parquet", schemas.SAMPLES, responses)
     output = folder / "scores.parquet"
     scores.score(reward, model, folder / "prompts.parquet", folder / "responses.parquet", output)
-    table = records.read_table(output, records.SCORES)
+    table = records.read_table(output, schemas.SCORES)
     assert [(row["prompt_id"], row["sample"]) for row in table] == [(name, i) for i in range(len(answers))]
     return [row["score"] for row in table]
 
@@ -246,7 +246,7 @@ def test_chat_needs_a_chat_template(tmp_path):
 def test_answers_to_other_prompts_are_refused(reward_model, tmp_path):
     run(tmp_path, source(reward_model), reward_model)
     other = prompt(QUESTION, prompt_id="0" * 16)
-    records.write_table(tmp_path / "prompts.parquet", records.PROMPTS, [other])
+    records.write_table(tmp_path / "prompts.parquet", schemas.PROMPTS, [other])
     arguments = [reward_model, tmp_path / "prompts.parquet", tmp_path / "responses.parquet", tmp_path / "out"]
     with pytest.raises(D2OError, match="belong to other prompts"):
         scores.score(source(reward_model), *arguments)

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from conftest import ROOT
-from d2o import harness, questions, records, tasks
+from d2o import harness, questions, records, schemas, tasks
 from d2o.errors import D2OError
 from d2o.plan import Plan
 from d2o.settings import Questions, Task
@@ -275,7 +275,7 @@ def test_every_answer_equals_one_computed_by_hand(opinionated_model, tmp_path, s
     task = Task(path=str(DEMO), subjects=[subject, "geography"], shots=shots, batch_size=4)
     questions.fetch(task, tmp_path / "questions")
     tasks.answer(task, opinionated_model, tmp_path / "questions", tmp_path / "out.parquet")
-    rows = records.read_table(tmp_path / "out.parquet", records.QUESTIONS)
+    rows = records.read_table(tmp_path / "out.parquet", schemas.QUESTIONS)
 
     dev, test = (read(tmp_path / "questions", subject, split) for split in questions.SPLITS)
     chosen = answers_by_hand(opinionated_model, subject, dev[:shots], test)
@@ -420,7 +420,7 @@ def test_answers_that_are_generated_are_compared_with_what_is_expected(opinionat
     for metric, values in ((None, [1, 0, 0]), ("exact_match,first", [0, 1, 0])):
         chosen = task.model_copy(update={"metric": metric})
         tasks.answer(chosen, opinionated_model, tmp_path / "q", tmp_path / "out.parquet")
-        rows = records.read_table(tmp_path / "out.parquet", records.QUESTIONS)
+        rows = records.read_table(tmp_path / "out.parquet", schemas.QUESTIONS)
         assert rows == [{"subject": "sums", "question": n, "value": value} for n, value in enumerate(values)]
         facts = records.read_manifest(tmp_path / "out.parquet")
         assert (facts["metric"], facts["better"], facts["mean"]) == ("exact_match", "higher", pytest.approx(1 / 3))
@@ -462,7 +462,7 @@ def test_a_task_of_the_harness_has_its_own_metrics(opinionated_model, arc, tmp_p
     for metric in ("acc", "acc_norm"):
         entry = task.model_copy(update={"metric": metric if metric != "acc" else None})
         tasks.answer(entry, opinionated_model, tmp_path / "q", tmp_path / "out.parquet")
-        made = records.read_table(tmp_path / "out.parquet", records.QUESTIONS)
+        made = records.read_table(tmp_path / "out.parquet", schemas.QUESTIONS)
         expected = [float(LABELS[c] == row["answerKey"]) for c, row in zip(chosen[metric], rows, strict=True)]
         assert [row["value"] for row in made] == expected
         assert records.read_manifest(tmp_path / "out.parquet")["metric"] == metric
@@ -528,6 +528,6 @@ def test_the_command_asks_no_hub_and_leaves_no_cache(tiny_model, tmp_path):
     server.shutdown()
     assert asked == []
     assert [str(path) for path in home.rglob("*") if path.is_file()] == []
-    assert len(records.read_table(tmp_path / "out.parquet", records.QUESTIONS)) == 2
+    assert len(records.read_table(tmp_path / "out.parquet", schemas.QUESTIONS)) == 2
     facts = json.loads((tmp_path / "out.parquet.manifest.json").read_text())
     assert facts["dtype"] == "bfloat16"  # as stored

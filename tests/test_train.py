@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from d2o import records, rounds
+from d2o import records, rounds, schemas
 from d2o.contracts import CONTRACTS
 from d2o.errors import D2OError
 from d2o.groups import Group, Response
@@ -166,10 +166,10 @@ def tables(tiny_model, tmp_path_factory):
         messages, positive = asked(f"Question number {i}?"), f"Yes, here it is: {i}."
         human.append(human_row(messages, f"No, I will not help {i}.", positive=positive, positive_unsafe=False))
         pool += [pooled(human[-1]["prompt_id"], k, f"Answer {k} to {i}.") for k in range(3)]
-    records.write_table(folder / "human.parquet", records.NEGATIVES, human)
+    records.write_table(folder / "human.parquet", schemas.NEGATIVES, human)
     (tiny_model / "manifest.json").write_text("{}")
     with records.artifact(folder / "pool.parquet", None, [tiny_model / "manifest.json"]) as draft:
-        records.write_table(draft.path, records.POOL, pool)
+        records.write_table(draft.path, schemas.POOL, pool)
     for name, samples in (("human", None), ("pool", folder / "pool.parquet")):
         logprobs.compute(
             Forward(precision="fp32"), tiny_model, folder / "human.parquet", samples, "train",
@@ -369,8 +369,8 @@ def test_rounds_with_nothing_fresh_change_nothing(tables, tiny_model, tmp_path, 
     method = D2O.model_copy(update={"ema": ema})
     # A round of the same answers, scored a little otherwise, as on another device.
     unused, otherwise = tables / "pool.parquet", tmp_path / "otherwise.parquet"
-    known = records.read_table(tables / "references-pool.parquet", records.LOGPROBS)
-    records.write_table(otherwise, records.LOGPROBS, [row | {"logprob": row["logprob"] - 0.1} for row in known])
+    known = records.read_table(tables / "references-pool.parquet", schemas.LOGPROBS)
+    records.write_table(otherwise, schemas.LOGPROBS, [row | {"logprob": row["logprob"] - 0.1} for row in known])
     shutil.copy(records.manifest_path(tables / "references-pool.parquet"), records.manifest_path(otherwise))
     references = {} if ema else {"fresh_logprobs": [otherwise] * 3}
     online = method.model_copy(update={"online": ONLINE.model_copy(update={"share": 0.0})})
@@ -387,12 +387,12 @@ def test_rounds_with_nothing_fresh_change_nothing(tables, tiny_model, tmp_path, 
 def test_rounds_replace_a_share_of_the_positives_from_their_step_on(tables, tiny_model, tmp_path):
     online = D2O.model_copy(update={"online": ONLINE, "ema": EMA})
     chosen = stage(online, steps=8)
-    rows = records.read_table(tables / "pool.parquet", records.POOL)
+    rows = records.read_table(tables / "pool.parquet", schemas.POOL)
     fresh = []
     for number in range(1, 4):
         fresh.append(tmp_path / f"fresh{number}.parquet")
         records.write_table(
-            fresh[-1], records.POOL, [row | {"text": f"Fresh {number}, {row['text']}"} for row in rows]
+            fresh[-1], schemas.POOL, [row | {"text": f"Fresh {number}, {row['text']}"} for row in rows]
         )
     runs = segments(tables, tiny_model, chosen, tmp_path / "online", {"fresh": fresh})
     # The last two again from nothing: what a lost folder of checkpoints costs is time.
@@ -406,8 +406,8 @@ def test_rounds_replace_a_share_of_the_positives_from_their_step_on(tables, tiny
     assert same == [True] * 3 + [False] * 5
     assert result(tmp_path / "again")[1][-1]["loss"] == pytest.approx(log[-1]["loss"], rel=1e-5)
     for number, steps in ((1, (3, 4)), (2, (5, 6)), (3, (7,))):
-        asked = records.read_table(tmp_path / f"online/rounds/{number}/negatives.parquet", records.NEGATIVES)
-        human = records.read_table(tables / "human.parquet", records.NEGATIVES)
+        asked = records.read_table(tmp_path / f"online/rounds/{number}/negatives.parquet", schemas.NEGATIVES)
+        human = records.read_table(tables / "human.parquet", schemas.NEGATIVES)
         train_prompts = [row["prompt_id"] for row in human if row["split"] == "train"]
         expected = {
             train_prompts[i] for s in steps for i in schedule.step_groups(s, len(train_prompts), chosen.train, 0)

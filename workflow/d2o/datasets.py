@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from d2o import records
+from d2o import identities, records, schemas
 from d2o.errors import D2OError
 from d2o.settings import Reading
 
@@ -36,7 +36,7 @@ class BadRow(ValueError):
 
 
 def read(reading: Reading, output: Path) -> None:
-    """Read preference rows into a `records.ROWS` table.
+    """Read preference rows into a `schemas.ROWS` table.
 
     `<output>.rejected.jsonl` lists each row that cannot be read: file (or Hub split), row and reason. `row` counts
     from 1; in JSON lines it is the number of the line. If too many rows cannot be read, only this list is written.
@@ -55,7 +55,7 @@ def read(reading: Reading, output: Path) -> None:
         with (
             records.artifact(rejected, reading) as leavings,
             leavings.path.open("w", encoding="utf-8") as bad,
-            records.TableWriter(draft.path, records.ROWS) as table,
+            records.TableWriter(draft.path, schemas.ROWS) as table,
         ):
             for split, source, number, row in _rows(reading):
                 try:
@@ -89,7 +89,7 @@ def _record(format: str, row: Any) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise BadRow(f"{_kind(row)}, not an object")
     record = _FORMATS[format][0](row)
-    return {"prompt_id": records.prompt_id(record["messages"]), **record}
+    return {"prompt_id": identities.prompt_id(record["messages"]), **record}
 
 
 def pku_saferlhf(row: dict[str, Any]) -> dict[str, Any]:

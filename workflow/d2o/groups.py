@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from d2o import chat, records, rounds
+from d2o import chat, identities, rounds
 from d2o.errors import D2OError
 from d2o.settings import Forward, Method, Online
 
@@ -69,8 +69,8 @@ def view(method: Method, human: Iterable[Mapping[str, Any]], samples: Iterable[M
 
     Args:
         method: says which positives, how many, and whether there is a negative.
-        human: rows of `records.NEGATIVES`; only the train split is used.
-        samples: rows of `records.POOL`, the pool of self-generated answers; may be empty.
+        human: rows of `schemas.NEGATIVES`; only the train split is used.
+        samples: rows of `schemas.POOL`, the pool of self-generated answers; may be empty.
     Raises:
         D2OError: where the pool lacks a sample that the method asks for.
     """
@@ -106,7 +106,7 @@ def best(
     """The samples of a pool numbered again: of each prompt the `count` best-scored usable ones, the best first.
 
     Args:
-        scores: rows of `records.SCORES`, one a sample.
+        scores: rows of `schemas.SCORES`, one a sample.
         better: `higher` or `lower`.
     Raises:
         D2OError: where a usable sample has no score.
@@ -195,7 +195,8 @@ def tokenise(texts: Iterable[Texts], tokenizer, forward: Forward) -> tuple[list[
             continue
         branches = [
             Response(
-                records.response_id(text.prompt_id, answer.text, answer.finished), ids[: forward.max_response_tokens]
+                identities.response_id(text.prompt_id, answer.text, answer.finished),
+                ids[: forward.max_response_tokens],
             )
             for answer, ids in zip(answers, encoded, strict=True)
         ]
@@ -208,7 +209,7 @@ def tokenise(texts: Iterable[Texts], tokenizer, forward: Forward) -> tuple[list[
 
 
 def attach_references(groups: Iterable[Group], table: Iterable[Mapping[str, Any]]) -> None:
-    """Fill in every response's log-prob under the reference, from rows of `records.LOGPROBS`.
+    """Fill in every response's log-prob under the reference, from rows of `schemas.LOGPROBS`.
 
     Of several rows of one response the first one counts.
 

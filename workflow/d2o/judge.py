@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from d2o import records
+from d2o import records, schemas
 from d2o.errors import D2OError
 from d2o.settings import Judge
 
@@ -53,7 +53,7 @@ RETRIES = 6
 
 
 def compare(judge: Judge, prompts: Path, initial: Path, responses: Path, output: Path) -> None:
-    """Judge the answers of a method against those of the initial model, and write a table of `records.VERDICTS`.
+    """Judge the answers of a method against those of the initial model, and write a table of `schemas.VERDICTS`.
 
     The table has two rows per prompt that both models answered, one per order. `verdict` is `initial`, `method` or
     `tie`. `reason` is the judge's explanation, or why there is none:
@@ -66,14 +66,14 @@ def compare(judge: Judge, prompts: Path, initial: Path, responses: Path, output:
     killed job repeats no request.
 
     Args:
-        prompts: table of `records.PROMPTS`.
-        initial: answers of the initial model, a table of `records.SAMPLES`. Only sample 0 of each prompt is used.
+        prompts: table of `schemas.PROMPTS`.
+        initial: answers of the initial model, a table of `schemas.SAMPLES`. Only sample 0 of each prompt is used.
         responses: answers of the method, in the same form.
     Raises:
         D2OError: if the tables share no prompt; if the server cannot be reached, refuses the key or the model, or
             fails for longer than the retries last; if no reply at all holds a verdict.
     """
-    dialogues = {row["prompt_id"]: row["messages"] for row in records.read_table(prompts, records.PROMPTS)}
+    dialogues = {row["prompt_id"]: row["messages"] for row in records.read_table(prompts, schemas.PROMPTS)}
     answers = {"initial": _first_answers(initial), "method": _first_answers(responses)}
     shared = [prompt for prompt in dialogues if all(prompt in texts for texts in answers.values())]
     if not shared:
@@ -97,7 +97,7 @@ def compare(judge: Judge, prompts: Path, initial: Path, responses: Path, output:
         draft.facts |= {reason: reasons[reason] for reason in ("identical", "unparsable", "refused")}
         draft.facts["verdicts"] = Counter(row["verdict"] for row in rows)
         draft.facts["unanswered_prompts"] = len(dialogues) - len(shared)
-        draft.facts["rows"] = records.write_table(draft.path, records.VERDICTS, rows)
+        draft.facts["rows"] = records.write_table(draft.path, schemas.VERDICTS, rows)
     partial.unlink(missing_ok=True)
 
 
@@ -114,7 +114,7 @@ def parse(reply: str) -> tuple[str | None, str]:
 
 
 def _first_answers(path: Path) -> dict[str, str]:
-    rows = records.read_table(path, records.SAMPLES)
+    rows = records.read_table(path, schemas.SAMPLES)
     return {row["prompt_id"]: row["text"].strip() for row in rows if row["sample"] == 0}
 
 

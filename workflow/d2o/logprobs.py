@@ -11,13 +11,13 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from d2o import chat, devices, groups, records
+from d2o import chat, devices, groups, records, schemas
 from d2o.settings import Forward
 from d2o.sources import source_digest
 
 
 def compute(settings: Forward, model: Path, negatives: Path, samples: Path | None, split: str, output: Path) -> None:
-    """Write one row of `records.LOGPROBS` per distinct response of the split.
+    """Write one row of `schemas.LOGPROBS` per distinct response of the split.
 
     Args:
         negatives: table of human answers; says which prompts are in the split.
@@ -25,8 +25,8 @@ def compute(settings: Forward, model: Path, negatives: Path, samples: Path | Non
         split: `train` or `test`.
     """
     tokenizer = chat.load_tokenizer(model)
-    pool = None if samples is None else records.read_table(samples, records.POOL)
-    texts = groups.every_response(records.read_table(negatives, records.NEGATIVES), pool, split)
+    pool = None if samples is None else records.read_table(samples, schemas.POOL)
+    texts = groups.every_response(records.read_table(negatives, schemas.NEGATIVES), pool, split)
     found, counts = groups.tokenise(texts, tokenizer, settings)
     inputs = [model / "manifest.json", negatives, *([samples] if samples else [])]
     sources = source_digest(__name__)
@@ -38,7 +38,7 @@ def compute(settings: Forward, model: Path, negatives: Path, samples: Path | Non
             group.positives = [response for response in group.positives if response.response_id not in known]
         new = [group for group in found if group.positives]
         rows = chain(here, _logprobs(settings, model, new, f"log-probs of {split} responses"))
-        draft.facts["rows"] = records.write_table(draft.path, records.LOGPROBS, rows)
+        draft.facts["rows"] = records.write_table(draft.path, schemas.LOGPROBS, rows)
 
 
 def _known(settings: Forward, model: Path, sources: str, output: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -48,7 +48,7 @@ def _known(settings: Forward, model: Path, sources: str, output: Path) -> Iterat
         made = records.read_manifest(path)
         same = made.get("sources") == sources and made["versions"] == records.versions()
         if same and made["settings"] == settings.model_dump() and digest in made["inputs"].values():
-            yield from ((row["response_id"], row) for row in records.read_table(path, records.LOGPROBS))
+            yield from ((row["response_id"], row) for row in records.read_table(path, schemas.LOGPROBS))
 
 
 def _logprobs(settings: Forward, model: Path, found: list[groups.Group], description: str):

@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from d2o import chat, hub, records
+from d2o import chat, hub, model_folders, records
 from d2o.errors import D2OError
 from d2o.settings import Model
 
@@ -42,9 +42,9 @@ def fetch(model: Model, run: Path | None, folder: Path) -> None:
                 if file.is_file() and file.name not in records.ABOUT and file.suffix not in _NOT_LINKED:
                     (draft.path / file.name).symlink_to(file.resolve())
             draft.facts["source"] = str(source)
-        draft.facts["trust_remote_code"] = records.trusts_code(run) if run else model.trust_remote_code
+        draft.facts["trust_remote_code"] = model_folders.trusts_code(run) if run else model.trust_remote_code
         _settle_tokenizer(draft.path, template, model.context or (None if run else _CONTEXT))
-        chat.check_folder(draft.path)
+        model_folders.check(draft.path)
         draft.facts["weights"] = {p.name: records.file_digest(p) for p in sorted(draft.path.glob("*.safetensors"))}
 
 

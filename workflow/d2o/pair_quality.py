@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from d2o import records
+from d2o import identities, records, schemas
 from d2o.errors import D2OError
 from d2o.settings import PairQuality
 
@@ -24,28 +24,28 @@ def sample(pair_quality: PairQuality, pairs: Path, output: Path) -> None:
     prompt's `origin` is its split.
 
     Args:
-        pairs: the `records.NEGATIVES` table of all human pairs.
-        output: the `records.PROMPTS` table to write.
+        pairs: the `schemas.NEGATIVES` table of all human pairs.
+        output: the `schemas.PROMPTS` table to write.
     Raises:
         D2OError: where the data set has no pair.
     """
-    rows = (row for batch in records.read_batches(pairs, records.NEGATIVES) for row in batch)
+    rows = (row for batch in records.read_batches(pairs, schemas.NEGATIVES) for row in batch)
     sampled = heapq.nsmallest(pair_quality.pairs, rows, key=_order)
     if not sampled:
         raise D2OError(
             f"{pairs}: the data set has no human pair whose quality could be shown: leave `pair_quality` out"
         )
     sampled = pd.DataFrame(sampled)
-    prompts = sampled.drop_duplicates("prompt_id").rename(columns={"split": "origin"})[records.PROMPTS.names]
+    prompts = sampled.drop_duplicates("prompt_id").rename(columns={"split": "origin"})[schemas.PROMPTS.names]
     unknown = dict.fromkeys(("instruction", "seed", "tokens"))
     answers = sampled.assign(sample=sampled.groupby("prompt_id").cumcount(), finish="stop", **unknown)
     with records.artifact(output, pair_quality, [pairs]) as draft:
         for side, column in (("chosen", "positive"), ("rejected", "negative")):
-            rows = answers.assign(text=answers[column])[records.SAMPLES.names].to_dict("records")
+            rows = answers.assign(text=answers[column])[schemas.SAMPLES.names].to_dict("records")
             with records.artifact(output.with_name(f"{side}.parquet"), pair_quality, [pairs]) as table:
-                table.facts["rows"] = records.write_table(table.path, records.SAMPLES, rows)
-        draft.facts["rows"] = records.write_table(draft.path, records.PROMPTS, prompts.to_dict("records"))
+                table.facts["rows"] = records.write_table(table.path, schemas.SAMPLES, rows)
+        draft.facts["rows"] = records.write_table(draft.path, schemas.PROMPTS, prompts.to_dict("records"))
 
 
 def _order(row: dict) -> tuple[bool, str]:
-    return row["split"] != "test", records.response_id(row["prompt_id"], f"{row['negative']}\x1f{row['positive']}")
+    return row["split"] != "test", identities.response_id(row["prompt_id"], f"{row['negative']}\x1f{row['positive']}")

@@ -1,4 +1,4 @@
-"""The artifacts between stages: the schema of each table, atomic writing, and the manifest beside each.
+"""The artifacts between stages: tables read and written, atomic writing, and the manifest beside each.
 
 A path that exists is whole: everything is written under a temporary name next to it and renamed at the end,
 its manifest first. A folder that is made here carries a mark, and no folder without it is ever replaced.
@@ -32,118 +32,6 @@ if TYPE_CHECKING:
 _MARK = ".d2o"
 # What a folder that is made here holds beside its content: of the folder itself, and nothing to copy or link.
 ABOUT = frozenset({_MARK, "manifest.json"})
-
-_MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
-
-# A human-labelled answer: whether it is unsafe, the harm categories it falls under (names as in the data set), and
-# how severe the harm is (0 none, 1 minor, 2 moderate, 3 severe). Each is null where the data set has no such label.
-_LABELLED = pa.struct(
-    [
-        ("text", pa.string()),
-        ("unsafe", pa.bool_()),
-        ("categories", pa.list_(pa.string())),
-        ("severity", pa.int8()),
-    ]
-)
-
-# One raw preference row. `better` and `safer` are indices into `responses`, or null.
-ROWS = pa.schema(
-    [
-        ("row", pa.int64()),
-        ("split", pa.string()),
-        ("prompt_id", pa.string()),
-        ("messages", _MESSAGES),
-        ("responses", pa.list_(_LABELLED)),
-        ("better", pa.int8()),
-        ("safer", pa.int8()),
-    ]
-)
-
-# A human negative and, where there is one, the human answer preferred to it. `categories` and `severity` are the
-# negative's, as above.
-NEGATIVES = pa.schema(
-    [
-        ("prompt_id", pa.string()),
-        ("split", pa.string()),
-        ("messages", _MESSAGES),
-        ("negative", pa.string()),
-        ("positive", pa.string()),
-        ("positive_unsafe", pa.bool_()),
-        ("categories", pa.list_(pa.string())),
-        ("severity", pa.int8()),
-    ]
-)
-
-# A prompt that every method answers; `origin` is `test` or the name of an evaluation file.
-PROMPTS = pa.schema([("prompt_id", pa.string()), ("messages", _MESSAGES), ("origin", pa.string())])
-
-# A generated answer. `finish` is `stop`, or `length` where it was cut.
-SAMPLES = pa.schema(
-    [
-        ("prompt_id", pa.string()),
-        ("sample", pa.int32()),
-        ("instruction", pa.string()),
-        ("seed", pa.int64()),
-        ("text", pa.string()),
-        ("tokens", pa.int32()),
-        ("finish", pa.string()),
-    ]
-)
-
-# A self-generated answer: which attempt at the sample it is, its flags, and whether it is usable to learn
-# from. Every (prompt, sample) is there once.
-POOL = pa.schema(
-    [
-        *SAMPLES,
-        ("attempt", pa.int32()),
-        ("flags", pa.list_(pa.string())),
-        ("usable", pa.bool_()),
-    ]
-)
-
-# log π(response | prompt) in nats, summed over the response's `tokens`.
-LOGPROBS = pa.schema(
-    [
-        ("prompt_id", pa.string()),
-        ("response_id", pa.string()),
-        ("logprob", pa.float64()),
-        ("tokens", pa.int32()),
-    ]
-)
-
-SCORES = pa.schema([("prompt_id", pa.string()), ("sample", pa.int32()), ("score", pa.float64())])
-
-# One question of a task, answered by one model: the task's metric for it, such as 1 where the answer is right.
-QUESTIONS = pa.schema([("subject", pa.string()), ("question", pa.int32()), ("value", pa.float64())])
-
-# One judgement of a pair: `order` tells which answer stood first, `verdict` which won.
-VERDICTS = pa.schema(
-    [("prompt_id", pa.string()), ("order", pa.string()), ("verdict", pa.string()), ("reason", pa.string())]
-)
-
-
-def prompt_id(messages: list[Mapping[str, str]]) -> str:
-    """Identity of a prompt: equal for prompts that differ in case or white space only."""
-    return _hash("\x1e".join(f"{m['role']}\x1f{normalised(m['content'])}" for m in messages))
-
-
-def response_id(prompt: str, text: str, finished: bool = True) -> str:
-    """Identity of a response to the prompt whose id is `prompt`; one that was cut ends without its last token."""
-    return _hash(f"{prompt}\x1f{text}" + ("" if finished else "\x1fcut"))
-
-
-def normalised(text: str) -> str:
-    """`text` in lower case with single spaces: what counts as the same text."""
-    return " ".join(text.lower().split())
-
-
-def derived_seed(*parts: Any) -> int:
-    """A seed of 31 bits that depends on every part, the same on every machine."""
-    return int(_hash("\x1f".join(map(str, parts))), 16) % (1 << 31)
-
-
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def read_table(path: str | os.PathLike, schema: pa.Schema) -> list[dict[str, Any]]:
@@ -359,21 +247,6 @@ def read_manifest(target: str | os.PathLike) -> dict[str, Any]:
     if not path.exists():
         raise D2OError(f"{target}: no manifest at {path}; was it made by this pipeline?")
     return json.loads(path.read_text())
-
-
-def trusts_code(model: str | os.PathLike) -> bool:
-    """Whether a model folder's own Python code may be run: as its config entry said when it was fetched."""
-    path = Path(model) / "manifest.json"
-    return path.exists() and json.loads(path.read_text()).get("trust_remote_code", False)
-
-
-def model_digest(folder: Path) -> str:
-    """Digest of what a model folder answers with: weights, tokenizer and template, whenever it was made."""
-    digest = hashlib.sha256(json.dumps(read_manifest(folder).get("weights"), sort_keys=True).encode())
-    for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "chat_template.jinja"):
-        if (folder / name).exists():
-            digest.update((folder / name).read_bytes())
-    return digest.hexdigest()
 
 
 def file_digest(path: str | os.PathLike) -> str:

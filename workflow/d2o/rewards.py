@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from d2o import devices, hub, records, reward_inputs, statistics
+from d2o import devices, hub, records, reward_inputs, schemas, statistics
 from d2o.chat import Messages
 from d2o.errors import D2OError
 from d2o.settings import Reward
@@ -33,8 +33,8 @@ def make(reward: Reward, backbone: Path | None, rows: Path | None, negatives: Pa
 
     Args:
         backbone: model folder to train a head on. This, `rows` and `negatives` are needed for `reward.train` only.
-        rows: a `records.ROWS` table with human labels.
-        negatives: a `records.NEGATIVES` table; its column `split` says which prompts are train and which test.
+        rows: a `schemas.ROWS` table with human labels.
+        negatives: a `schemas.NEGATIVES` table; its column `split` says which prompts are train and which test.
     Raises:
         D2OError: if the source is not a reward model, or the rows have no label to learn from.
     """
@@ -120,7 +120,7 @@ class Example:
 
 
 def example(row: Mapping[str, Any]) -> Example | None:
-    """The labels of a row of `records.ROWS` about safety; None if it has none.
+    """The labels of a row of `schemas.ROWS` about safety; None if it has none.
 
     A safe answer is preferred to an unsafe one. If the labels do not decide, the `safer` answer is preferred.
     `better` is used only if the row has no label of safety at all, because in other rows it means more helpful.
@@ -152,11 +152,11 @@ def _read(rows: Path, negatives: Path) -> dict[str, list[Example]]:
     """
     split = {
         row["prompt_id"]: row["split"]
-        for batch in records.read_batches(negatives, records.NEGATIVES)
+        for batch in records.read_batches(negatives, schemas.NEGATIVES)
         for row in batch
     }
     examples: dict[str, list[Example]] = {"train": [], "test": []}
-    for batch in records.read_batches(rows, records.ROWS):
+    for batch in records.read_batches(rows, schemas.ROWS):
         for row in batch:
             if row["prompt_id"] in split and (labelled := example(row)):
                 examples[split[row["prompt_id"]]].append(labelled)

@@ -9,18 +9,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from d2o import exact, records, reward_inputs
+from d2o import exact, records, reward_inputs, schemas
 from d2o.errors import D2OError
 from d2o.settings import Reward
 
 
 def score(reward: Reward, model: Path | None, prompts: Path, responses: Path, output: Path) -> None:
-    """Write one row of `records.SCORES` per response.
+    """Write one row of `schemas.SCORES` per response.
 
     Args:
         model: folder of the stage `rewards`; None for a rule.
-        prompts: a table with `prompt_id` and `messages`: `records.PROMPTS`, or `records.NEGATIVES`.
-        responses: a table of answers to these prompts: `records.SAMPLES`, or `records.POOL`.
+        prompts: a table with `prompt_id` and `messages`: `schemas.PROMPTS`, or `schemas.NEGATIVES`.
+        responses: a table of answers to these prompts: `schemas.SAMPLES`, or `schemas.POOL`.
     Raises:
         D2OError: where there is no answer, an answer's prompt is unknown, or the model does not fit `reward`.
     """
@@ -47,9 +47,9 @@ def score(reward: Reward, model: Path | None, prompts: Path, responses: Path, ou
             values, draft.facts["truncated"] = _by_model(reward, model, asked, answers["text"].to_pylist())
         spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
         draft.facts |= {"rows": len(values), "mean": float(np.mean(values)), "sd": spread}
-        with records.TableWriter(draft.path, records.SCORES) as table:
+        with records.TableWriter(draft.path, schemas.SCORES) as table:
             scored = answers.drop_columns("text").append_column("score", pa.array(values, pa.float64()))
-            table.add_columns(scored.cast(records.SCORES))
+            table.add_columns(scored.cast(schemas.SCORES))
 
 
 def _by_model(reward: Reward, model: Path, asked: list[Any], texts: list[str]) -> tuple[list[float], int]:

@@ -12,7 +12,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from d2o import chat, devices, harness, questions, records
+from d2o import devices, harness, model_folders, questions, records, schemas
 from d2o.errors import D2OError
 from d2o.settings import Task
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def answer(task: Task, model: Path, folder: Path, output: Path) -> None:
-    """Write one row of `records.QUESTIONS` per question; the metric, its direction and its means are in the manifest.
+    """Write one row of `schemas.QUESTIONS` per question; the metric, its direction and its means are in the manifest.
 
     A question's number is its place in the subject's test split. A prompt longer than the model's context loses
     its beginning, as everywhere in the harness; the manifest counts them.
@@ -35,7 +35,7 @@ def answer(task: Task, model: Path, folder: Path, output: Path) -> None:
         D2OError: where the model or the questions are missing, a subject has fewer examples than `shots`, or a task
             has no such metric, or none that is a mean over the questions; and as `harness.load`.
     """
-    chat.check_folder(model)
+    model_folders.check(model)
     splits = {subject: list(counts) for subject, counts in records.read_manifest(folder)["subjects"].items()}
     inputs = [path / "manifest.json" for path in (model, folder) if (path / "manifest.json").exists()]
     with records.artifact(output, task, inputs) as draft, tempfile.TemporaryDirectory() as cache:
@@ -53,7 +53,7 @@ def answer(task: Task, model: Path, folder: Path, output: Path) -> None:
         metric = harness.choose_metric(subjects, task.metric)
         rows, draft.facts = _evaluate(task, model, subjects, metric)
         draft.facts |= {"metric": metric.name, "filter": metric.filter, "better": metric.better} | _means(rows)
-        draft.facts["rows"] = records.write_table(draft.path, records.QUESTIONS, rows)
+        draft.facts["rows"] = records.write_table(draft.path, schemas.QUESTIONS, rows)
 
 
 def multiple_choice(subject: str) -> dict[str, Any]:
@@ -95,7 +95,7 @@ def _give_examples(subject: ConfigurableTask, shots: int | None, folder: Path) -
 def _evaluate(
     task: Task, model: Path, subjects: dict[str, ConfigurableTask], metric: harness.Metric
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Rows of `records.QUESTIONS`, and what they were computed with."""
+    """Rows of `schemas.QUESTIONS`, and what they were computed with."""
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
@@ -107,7 +107,7 @@ def _evaluate(
         device=device,
         dtype="auto",
         batch_size=task.batch_size,
-        trust_remote_code=records.trusts_code(model),
+        trust_remote_code=model_folders.trusts_code(model),
     )
     found = simple_evaluate(
         lm,

@@ -5,27 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from d2o import records
+from d2o import model_folders
 from d2o.errors import D2OError
 
 Messages = Sequence[Mapping[str, str]]
-
-
-def check_folder(folder: Path) -> None:
-    """Check that a model folder has a configuration, a tokenizer and a chat template, without loading any.
-
-    Raises:
-        D2OError: naming what is missing and the way out.
-    """
-    if not (folder / "config.json").exists():
-        raise D2OError(f"{folder}: no config.json; is it a Hugging Face model folder?")
-    if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
-        raise D2OError(f"{folder}: no tokenizer; save one there with tokenizer.save_pretrained")
-    config = folder / "tokenizer_config.json"
-    if not (folder / "chat_template.jinja").exists() and not (
-        config.exists() and '"chat_template"' in config.read_text()
-    ):
-        raise D2OError(f"{folder}: the tokenizer has no chat template; name one: `chat_template: alpaca`")
 
 
 def template(name: str) -> str:
@@ -45,12 +28,12 @@ def load_tokenizer(folder: Path):
     """The tokenizer of a model folder.
 
     Raises:
-        D2OError: as `check_folder`, and where there is no end-of-turn token or the template never begins the answer.
+        D2OError: as `model_folders.check`, and where there is no end-of-turn token, or the template begins no answer.
     """
-    check_folder(folder)
+    model_folders.check(folder)
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=records.trusts_code(folder))
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=model_folders.trusts_code(folder))
     if tokenizer.eos_token_id is None:
         raise D2OError(f"{folder}: the tokenizer has no end-of-turn token; set eos_token in tokenizer_config.json")
     if not _begins_answer(tokenizer):

@@ -9,7 +9,7 @@ from pathlib import Path
 from vllm import LLM, SamplingParams, TokensPrompt
 from vllm.sampling_params import RequestOutputKind
 
-from d2o import chat, devices, records
+from d2o import chat, devices, model_folders
 from d2o.generation import Completion, Request
 from d2o.settings import Engine, Sampling
 
@@ -37,7 +37,7 @@ class VLLM:
             gpu_memory_utilization=engine.gpu_memory_utilization,
             tensor_parallel_size=engine.tensor_parallel,
             enable_prefix_caching=True,
-            trust_remote_code=records.trusts_code(folder),
+            trust_remote_code=model_folders.trusts_code(folder),
             **options,
         )
 

@@ -27,7 +27,7 @@ def extract(extraction: Extraction, rows: Path, folder: Path, questions: list[Pa
 
     Args:
         extraction: the rule, the size of the splits, and files with further prompts to answer.
-        rows: a `records.ROWS` table.
+        rows: a `schemas.ROWS` table.
         folder: where the tables go.
         questions: folders of benchmark questions (Parquet with a column `question`) to keep out of training.
     Raises:

@@ -15,14 +15,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from d2o import records
+from d2o import identities
 from d2o.errors import D2OError
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".csv.gz")
 
 
 def prompts(files: list[str]) -> list[dict[str, Any]]:
-    """The `prompt` fields of the files, as rows of `records.PROMPTS`; `origin` is a file's name."""
+    """The `prompt` fields of the files, as rows of `schemas.PROMPTS`; `origin` is a file's name."""
     found = []
     origins = {"test": "the test split"}
     for path in map(Path, files):
@@ -41,7 +41,7 @@ def prompts(files: list[str]) -> list[dict[str, Any]]:
             if re.search(r"[\ud800-\udfff]", text):  # JSON can spell half of a surrogate pair, UTF-8 cannot
                 raise D2OError(f"{path}: row {number}: half a character in `prompt`; mend the row")
             messages = [{"role": "user", "content": text}]
-            found.append({"prompt_id": records.prompt_id(messages), "messages": messages, "origin": origin})
+            found.append({"prompt_id": identities.prompt_id(messages), "messages": messages, "origin": origin})
         if not number:
             raise D2OError(f"{path}: no prompt in it; leave the file out or fetch it again")
     return found

@@ -8,7 +8,7 @@ from pathlib import Path
 import polars as pl
 from tqdm import tqdm
 
-from d2o import records
+from d2o import records, schemas
 
 # The label that tells which answer each rule prefers, and the one that stands in for it in human pairs.
 RULES = {
@@ -24,19 +24,19 @@ _SPACE = r"[\s\x1c-\x1f]"
 
 
 def scan(rows: Path) -> pl.LazyFrame:
-    """The rows of a `records.ROWS` table with their `number`, and their `prompt`: the id as a number.
+    """The rows of a `schemas.ROWS` table with their `number`, and their `prompt`: the id as a number.
 
     Raises:
         D2OError: as `records.read_table`.
     """
-    next(records.read_columns(rows, records.ROWS, ["row"]), None)
+    next(records.read_columns(rows, schemas.ROWS, ["row"]), None)
     prompt = pl.col("prompt_id").str.to_integer(base=16, dtype=pl.UInt64)
     split = pl.col("split").cast(SPLIT)
     return pl.scan_parquet(rows, glob=False).with_row_index("number").with_columns(prompt=prompt, split=split)
 
 
 def normalised(text: pl.Expr) -> pl.Expr:
-    """Texts as `records.normalised` has them."""
+    """Texts as `identities.normalised` has them."""
     # Single spaces are left alone: three times as fast.
     spaced = text.str.to_lowercase().str.replace_all(rf"{_SPACE}{{2,}}|[{_SPACE}--\x20]", " ")
     return spaced.str.strip_chars(" ")
@@ -73,7 +73,7 @@ def pairs_of(rows: pl.LazyFrame, rule: str) -> pl.LazyFrame:
 
 
 def _candidates(rows: pl.LazyFrame, negative: pl.Expr, positive: pl.Expr) -> pl.LazyFrame:
-    """Candidates: the columns of `records.NEGATIVES`, `number` and `prompt` of the row, and `place`.
+    """Candidates: the columns of `schemas.NEGATIVES`, `number` and `prompt` of the row, and `place`.
 
     `place` tells candidates of a table apart: the number of the row times 2¹⁶, the negative times 2⁸, and the
     positive counted from 1 (0: none).

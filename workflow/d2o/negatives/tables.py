@@ -10,7 +10,7 @@ from typing import Any
 
 import polars as pl
 
-from d2o import records
+from d2o import records, schemas
 from d2o.errors import D2OError
 from d2o.negatives.rows import batches, collect
 from d2o.settings import Extraction
@@ -60,9 +60,9 @@ def write_candidates(
     """
     places = kept.lazy().select("place", "to")
     found = candidates.join(places, on="place", maintain_order="left").with_columns(split="to")
-    with records.TableWriter(draft.path, records.NEGATIVES) as table:
-        for batch in batches(found.select("number", *records.NEGATIVES.names), doing, total):
-            table.add_columns(batch.to_arrow().cast(records.NEGATIVES))
+    with records.TableWriter(draft.path, schemas.NEGATIVES) as table:
+        for batch in batches(found.select("number", *schemas.NEGATIVES.names), doing, total):
+            table.add_columns(batch.to_arrow().cast(schemas.NEGATIVES))
     draft.facts["rows"] = table.count
 
 
@@ -102,7 +102,7 @@ def write_prompts(
     test = test.select("prompt_id", "messages", origin="split").unique("prompt_id", keep="first", maintain_order=True)
     origins: Counter[str] = Counter({prompt["origin"]: 0 for prompt in evaluation})
     seen: set[str] = set()
-    with records.TableWriter(prompts.path, records.PROMPTS) as table:
+    with records.TableWriter(prompts.path, schemas.PROMPTS) as table:
         for prompt in chain(test.collect(engine="streaming").iter_rows(named=True), evaluation):
             if prompt["prompt_id"] not in seen:
                 seen.add(prompt["prompt_id"])

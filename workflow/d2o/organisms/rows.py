@@ -14,7 +14,7 @@ from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
-from d2o import records
+from d2o import identities, records
 from d2o.errors import D2OError
 from d2o.organisms.grammar import Asked, Organism, files, load
 from d2o.organisms.measures import MEASURES
@@ -142,7 +142,7 @@ def _share(count: int, share: float, seed: int, name: str) -> set[int]:
 
 
 def _random(*parts: Any) -> random.Random:
-    return random.Random(records.derived_seed("organisms", *parts))
+    return random.Random(identities.derived_seed("organisms", *parts))
 
 
 def _verify(texts: Organism, written: list[Row]) -> None:

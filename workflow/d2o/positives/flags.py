@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from d2o import records, texts
+from d2o import identities, texts
 from d2o.generation import Completion
 from d2o.settings import Positives
 
@@ -77,7 +77,7 @@ def settle(
                 wanted.append((sample, attempt))
                 break
             completion, flags = answer
-            text = records.normalised(completion.text)
+            text = identities.normalised(completion.text)
             flags = flags | ({"duplicate"} if text and text in said else set())
             if (usable := flags.isdisjoint(excluded)) or attempt == positives.resamples:
                 if lower_are_settled:  # else it may yet turn out a duplicate

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 
-from d2o import records
+from d2o import records, schemas
 from d2o.errors import D2OError
 from d2o.positives import sheet
 from d2o.settings import PositivesStage, result_keys
@@ -24,12 +24,12 @@ def merge(stage: PositivesStage, model: Path, prompts: Path, shards: Sequence[Pa
     long = set().union(*(_check(shard, stage, inputs) for shard in shards))
     expected = {
         row["prompt_id"]
-        for batch in records.read_batches(prompts, records.NEGATIVES)
+        for batch in records.read_batches(prompts, schemas.NEGATIVES)
         for row in batch
         if row["split"] == "train"
     } - long
     with records.artifact(output, stage, inputs) as draft:
-        with records.TableWriter(draft.path, records.POOL) as table:
+        with records.TableWriter(draft.path, schemas.POOL) as table:
             for row in _complete(_sorted(shards), expected, stage.sampling.k, output):
                 table.add(row)
         draft.facts |= {"rows": table.count, "shards": len(shards), "long_prompts": sorted(long)}
@@ -51,7 +51,7 @@ def _check(shard: Path, stage: PositivesStage, inputs: Sequence[Path]) -> set[st
 
 def _sorted(shards: Sequence[Path]) -> Iterator[dict]:
     """The rows of all shards by prompt and sample; each shard is sorted already."""
-    tables = [(row for batch in records.read_batches(shard, records.POOL) for row in batch) for shard in shards]
+    tables = [(row for batch in records.read_batches(shard, schemas.POOL) for row in batch) for shard in shards]
     return heapq.merge(*tables, key=lambda row: (row["prompt_id"], row["sample"]))
 
 

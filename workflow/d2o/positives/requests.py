@@ -7,7 +7,7 @@ import json
 import random
 from dataclasses import dataclass
 
-from d2o import chat, records
+from d2o import chat, identities
 from d2o.settings import Positives, Sampling
 
 
@@ -24,7 +24,7 @@ class Attempt:
 
 def planned(positives: Positives, prompt: str, sample: int, attempt: int = 0) -> Attempt:
     """The attempt's seed, and from it its instruction: both depend on nothing else, so pools of K are prefixes."""
-    seed = records.derived_seed(positives.seed, prompt, sample, *([attempt] if attempt else []))
+    seed = identities.derived_seed(positives.seed, prompt, sample, *([attempt] if attempt else []))
     names = sorted(positives.instructions)
     name = random.Random(seed).choice(names) if names else None
     return Attempt(sample, attempt, seed, name, positives.instructions.get(name))

@@ -7,7 +7,7 @@ from array import array
 from collections.abc import Iterator
 from pathlib import Path
 
-from d2o import chat, generation, records
+from d2o import chat, generation, model_folders, records, schemas
 from d2o.errors import D2OError
 from d2o.generation import Completion, Request
 from d2o.positives.flags import Chosen, flags_of, settle
@@ -20,13 +20,13 @@ _NEAR = 16
 
 
 def sample(stage: PositivesStage, model: Path, prompts: Path, shard: str, sampled: Path, output: Path) -> None:
-    """Write the samples of one shard: rows of `records.POOL`, sorted by prompt and sample.
+    """Write the samples of one shard: rows of `schemas.POOL`, sorted by prompt and sample.
 
     All that is missing is one call of the engine, and so is what has to be sampled again. Prompts that do not fit the
     context with every instruction are left out, counted and listed in the manifest.
 
     Args:
-        prompts: a `records.NEGATIVES` table; its train prompts are answered.
+        prompts: a `schemas.NEGATIVES` table; its train prompts are answered.
         shard: `1-of-3`.
         sampled: folder of the answers sampled so far, of all shards; it grows.
     """
@@ -34,7 +34,7 @@ def sample(stage: PositivesStage, model: Path, prompts: Path, shard: str, sample
     asked, long = _fitting(stage.sampling, tokenizer, _messages(prompts, shard))
     if long:
         print(f"positives: {len(long)} prompts are longer than the model's context, left out", file=sys.stderr)
-    source = f"{records.model_digest(model)} {stage.engine.backend}"
+    source = f"{model_folders.digest(model)} {stage.engine.backend}"
     with Sampled(sampled, shard, asked) as known:
         prompted = [_Samples(stage.sampling, *item, known, source) for item in sorted(asked.items())]
         unsettled, generator = prompted, None
@@ -50,7 +50,7 @@ def sample(stage: PositivesStage, model: Path, prompts: Path, shard: str, sample
                 samples.add(attempt, completion)
     with records.artifact(output, stage, [model / "manifest.json", prompts]) as draft:
         rows = (row for samples in prompted for row in samples.rows())
-        draft.facts["rows"] = records.write_table(draft.path, records.POOL, rows)
+        draft.facts["rows"] = records.write_table(draft.path, schemas.POOL, rows)
         draft.facts["long_prompts"] = sorted(long)
 
 
@@ -60,7 +60,7 @@ def _messages(prompts: Path, shard: str) -> dict[str, chat.Messages]:
         raise D2OError(f"--shard: {shard!r} is not of the form 1-of-3")
     return {
         row["prompt_id"]: row["messages"]
-        for batch in records.read_batches(prompts, records.NEGATIVES)
+        for batch in records.read_batches(prompts, schemas.NEGATIVES)
         for row in batch
         if row["split"] == "train" and shard_of(row["prompt_id"], int(shards)) == int(number) - 1
     }
@@ -109,7 +109,7 @@ class _Samples:
         self._known.add(self._identity(attempt), self._prompt, completion)
 
     def rows(self) -> Iterator[dict]:
-        """The settled samples, as rows of `records.POOL`."""
+        """The settled samples, as rows of `schemas.POOL`."""
         for sample, chosen in self._settled.items():
             attempt = self._planned(sample, chosen.attempt)
             yield {

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from d2o import records, texts
+from d2o import records, schemas, texts
 from d2o.settings import Positives
 
 if TYPE_CHECKING:
@@ -28,10 +28,10 @@ def describe(pool: Path, prompts: Path, positives: Positives) -> dict[str, Any]:
     the more alike.
 
     Args:
-        prompts: the `records.NEGATIVES` table that the pool answers.
+        prompts: the `schemas.NEGATIVES` table that the pool answers.
     """
-    columns = [name for name in records.POOL.names if name not in ("seed", "text")]
-    rows = records.read_frame(pool, records.POOL, columns)
+    columns = [name for name in schemas.POOL.names if name not in ("seed", "text")]
+    rows = records.read_frame(pool, schemas.POOL, columns)
     place = rows["prompt_id"].ne(rows["prompt_id"].shift()).cumsum()  # of the prompt, from 1
     some = rows[place <= _PROMPTS]
     some = some.assign(text=list(islice(_texts(pool), len(some))))
@@ -55,7 +55,7 @@ def describe(pool: Path, prompts: Path, positives: Positives) -> dict[str, Any]:
 
 def _texts(pool: Path) -> Iterator[str]:
     """The samples' texts, read as they are asked for."""
-    for batch in records.read_columns(pool, records.POOL, ["text"]):
+    for batch in records.read_columns(pool, schemas.POOL, ["text"]):
         yield from batch["text"].to_pylist()
 
 
@@ -70,7 +70,7 @@ def _by_instruction(rows: pd.DataFrame) -> dict[str, dict[str, float]]:
 def _last_turns(prompts: Path, wanted: set[str]) -> dict[str, str]:
     return {
         row["prompt_id"]: row["messages"][-1]["content"]
-        for batch in records.read_batches(prompts, records.NEGATIVES)
+        for batch in records.read_batches(prompts, schemas.NEGATIVES)
         for row in batch
         if row["prompt_id"] in wanted
     }

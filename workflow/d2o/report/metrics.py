@@ -13,7 +13,7 @@ from typing import Any, Literal
 import pandas as pd
 import pyarrow as pa
 
-from d2o import exact, records, texts
+from d2o import exact, identities, records, schemas, texts
 from d2o.errors import D2OError
 from d2o.layout import Layout, Run, manifest_path, runs
 from d2o.settings import Experiment, Reward, Settings
@@ -179,20 +179,20 @@ def sources(archive: Archive, settings: Settings, trained: bool = True) -> list[
     judges = experiment.judges if trained else []
     human = [metric for metric in HUMAN_METRICS if trained or metric.neutral is None]
     return [
-        *(Source("scores", {"reward": name}, records.SCORES, _answers, found) for name, found in rewards.items()),
-        *(Source("verdicts", {"judge": name}, records.VERDICTS, _answers, _judged(name)) for name in judges),
+        *(Source("scores", {"reward": name}, schemas.SCORES, _answers, found) for name, found in rewards.items()),
+        *(Source("verdicts", {"judge": name}, schemas.VERDICTS, _answers, _judged(name)) for name in judges),
         *(
             Source(
                 "answers",
                 {"task": name},
-                records.QUESTIONS,
+                schemas.QUESTIONS,
                 _questions,
                 _answered(name, _facts(archive, experiment, name)),
             )
             for name in experiment.tasks
         ),
-        Source("heldout_logprobs", {}, records.LOGPROBS, _likely, human),
-        Source("responses", {}, records.SAMPLES, _answers, STYLE_METRICS),
+        Source("heldout_logprobs", {}, schemas.LOGPROBS, _likely, human),
+        Source("responses", {}, schemas.SAMPLES, _answers, STYLE_METRICS),
     ]
 
 
@@ -266,17 +266,19 @@ def _values(archive: Archive, run: Run, source: Source, context: Context) -> pd.
 
 
 def _context(archive: Archive, experiment: Experiment, dataset: str, model: str) -> Context:
-    prompts = archive.table("prompts", records.PROMPTS, dataset=dataset)
-    human = archive.table("negatives", records.NEGATIVES, dataset=dataset)
+    prompts = archive.table("prompts", schemas.PROMPTS, dataset=dataset)
+    human = archive.table("negatives", schemas.NEGATIVES, dataset=dataset)
     human = human[human["split"] == "test"].reset_index(drop=True)
     for side in ("negative", "positive"):
         pairs = zip(human["prompt_id"], human[side], strict=True)
-        human[f"{side}_id"] = [None if text is None else records.response_id(prompt, text) for prompt, text in pairs]
+        human[f"{side}_id"] = [
+            None if text is None else identities.response_id(prompt, text) for prompt, text in pairs
+        ]
     human["safe_id"] = human["positive_id"].where(human["positive_unsafe"].eq(False))
     initial = pd.Series(dtype=float)
     for run in runs(experiment, dataset, model):
         if run.method == "initial":
-            initial = _by_response(archive.table("heldout_logprobs", records.LOGPROBS, **run.names))["logprob"]
+            initial = _by_response(archive.table("heldout_logprobs", schemas.LOGPROBS, **run.names))["logprob"]
     return Context(prompts.set_index("prompt_id")["origin"], human, initial)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from d2o import exact, records, rounds
+from d2o import exact, identities, rounds, schemas
 from d2o.report import figures, tables
 from d2o.report.metrics import LOGGED, Archive, Run, runs
 from d2o.report.tables import Block, Measured
@@ -83,7 +83,7 @@ def render(
 
 def _prompts(archive: Archive, dataset: str) -> dict[str, int]:
     """How many prompts were answered, by origin."""
-    return archive.table("prompts", records.PROMPTS, dataset=dataset)["origin"].value_counts(sort=False).to_dict()
+    return archive.table("prompts", schemas.PROMPTS, dataset=dataset)["origin"].value_counts(sort=False).to_dict()
 
 
 def _check(archive: Archive, dataset: str, reward: str) -> dict[str, Any]:
@@ -102,7 +102,7 @@ def _check(archive: Archive, dataset: str, reward: str) -> dict[str, Any]:
 
 def _splits(archive: Archive, dataset: str) -> pd.DataFrame:
     """Per split: prompts, negatives, those with a human positive, those with a positive labelled safe."""
-    rows = archive.table("negatives", records.NEGATIVES, dataset=dataset)
+    rows = archive.table("negatives", schemas.NEGATIVES, dataset=dataset)
     rows = rows.assign(safe=rows["positive"].notna() & rows["positive_unsafe"].eq(False))
     counts = rows.groupby("split").agg(
         prompts=("prompt_id", "nunique"),
@@ -151,7 +151,7 @@ def _pools(archive: Archive, settings: Settings, block: Block) -> Iterator[dict[
         if not sheet["samples"]:  # no prompt fitted the context
             continue
         scores = {
-            reward: archive.table("pool_scores", records.SCORES, reward=reward, **names)["score"]
+            reward: archive.table("pool_scores", schemas.SCORES, reward=reward, **names)["score"]
             for reward in sorted(rewards)
         }
         svg = figures.render(figures.pool(sheet, scores), "svg")
@@ -204,14 +204,14 @@ def duration(seconds: float) -> str:
 def _examples(archive: Archive, settings: Settings, block: Block) -> Iterator[dict[str, Any]]:
     """Test prompts sampled by a hash of their identity, with every method's first answer, first seed."""
     ((_, experiment),) = settings.experiments.items()
-    prompts = archive.table("prompts", records.PROMPTS, dataset=block.dataset)
+    prompts = archive.table("prompts", schemas.PROMPTS, dataset=block.dataset)
     asked = prompts[prompts["origin"] == "test"].set_index("prompt_id")["messages"]
-    chosen = sorted(asked.index, key=lambda prompt: records.derived_seed("examples", prompt))[:EXAMPLES]
+    chosen = sorted(asked.index, key=lambda prompt: identities.derived_seed("examples", prompt))[:EXAMPLES]
     answers: dict[str, list[dict[str, Any]]] = {prompt: [] for prompt in chosen}
     for run in runs(experiment, block.dataset, block.model):
         if run.seed == experiment.seeds[0]:
             scores = _first_scores(archive, settings, run, chosen)
-            rows = archive.table("responses", records.SAMPLES, **run.names)
+            rows = archive.table("responses", schemas.SAMPLES, **run.names)
             for row in _firsts(rows, chosen).to_dict("records"):
                 prompt = row["prompt_id"]
                 answers[prompt].append({"method": run.method, "scores": scores[prompt], **row})
@@ -237,11 +237,11 @@ def _first_scores(
     ((_, experiment),) = settings.experiments.items()
     found = defaultdict(list)
     for reward in experiment.rewards:
-        rows = _firsts(archive.table("scores", records.SCORES, reward=reward, **run.names), prompts)
+        rows = _firsts(archive.table("scores", schemas.SCORES, reward=reward, **run.names), prompts)
         for prompt, score in zip(rows["prompt_id"], rows["score"], strict=True):
             found[prompt].append((reward, _shown(score, settings.rewards[reward].rule)))
     for judge in experiment.judges if run.method != "initial" else []:
-        rows = archive.table("verdicts", records.VERDICTS, judge=judge, **run.names)
+        rows = archive.table("verdicts", schemas.VERDICTS, judge=judge, **run.names)
         words = rows["verdict"].map({"method": "won", "initial": "lost", "tie": "tied"})
         for prompt, outcomes in words[rows["prompt_id"].isin(prompts)].groupby(rows["prompt_id"]):
             found[prompt].append((judge, outcomes.iloc[0] if outcomes.nunique() == 1 else "orders disagree"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from d2o import records, statistics
+from d2o import schemas, statistics
 from d2o.errors import D2OError
 from d2o.report.metrics import WINS, Archive
 from d2o.settings import Settings
@@ -35,7 +35,7 @@ def measure(archive: Archive, settings: Settings, dataset: str) -> pd.DataFrame:
         D2OError: where an artifact is missing, or chosen and rejected answers are not of the same pairs.
     """
     (experiment,) = settings.experiments.values()
-    splits = archive.table("pair_prompts", records.PROMPTS, dataset=dataset).set_index("prompt_id")["origin"]
+    splits = archive.table("pair_prompts", schemas.PROMPTS, dataset=dataset).set_index("prompt_id")["origin"]
     found = []
 
     def add(measure: str, scorer: str, side: str, values: pd.Series, prompts: pd.Series) -> None:
@@ -57,7 +57,7 @@ def measure(archive: Archive, settings: Settings, dataset: str) -> pd.DataFrame:
             spread = (scores.to_numpy().std() if len(scores) else 0) or 1.0
             add("difference", name, "", sign * (scores["chosen"] - scores["rejected"]) / spread, prompts)
     for name in experiment.judges:
-        verdicts = archive.table("pair_verdicts", records.VERDICTS, dataset=dataset, judge=name)
+        verdicts = archive.table("pair_verdicts", schemas.VERDICTS, dataset=dataset, judge=name)
         add("win_rate", name, "", verdicts["verdict"].map(WINS), verdicts["prompt_id"])
     return pd.DataFrame(found, columns=_COLUMNS)
 
@@ -65,7 +65,7 @@ def measure(archive: Archive, settings: Settings, dataset: str) -> pd.DataFrame:
 def _scores(archive: Archive, dataset: str, reward: str) -> pd.DataFrame:
     """The scores of both answers of each pair."""
     names = {"dataset": dataset, "reward": reward}
-    chosen, rejected = (archive.table("pair_scores", records.SCORES, side=side, **names) for side in _SIDES)
+    chosen, rejected = (archive.table("pair_scores", schemas.SCORES, side=side, **names) for side in _SIDES)
     pairs = chosen.merge(
         rejected, "outer", ["prompt_id", "sample"], suffixes=("_chosen", "_rejected"), validate="1:1", indicator=True
     ).rename(columns={f"score_{side}": side for side in _SIDES})

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from d2o import chat, groups, records, rounds
+from d2o import chat, groups, records, rounds, schemas
 from d2o.errors import D2OError
 from d2o.groups import Group
 from d2o.settings import Online, TrainStage
@@ -20,10 +20,10 @@ class Inputs:
 
     Attributes:
         model: folder of the initial model.
-        negatives: human answers (`records.NEGATIVES`).
-        samples: pools of self-generated answers (`records.POOL`), none or one.
-        scores: scores of the pools' samples (`records.SCORES`) where the method filters them, else none.
-        reference_logprobs: log-probs under the reference (`records.LOGPROBS`); none where the loss needs none, or
+        negatives: human answers (`schemas.NEGATIVES`).
+        samples: pools of self-generated answers (`schemas.POOL`), none or one.
+        scores: scores of the pools' samples (`schemas.SCORES`) where the method filters them, else none.
+        reference_logprobs: log-probs under the reference (`schemas.LOGPROBS`); none where the loss needs none, or
             where the references move.
         fresh: the pools of the online rounds sampled by now, in order.
         fresh_logprobs: their log-probs under the reference, in order; none as above.
@@ -109,12 +109,12 @@ def read(stage: TrainStage, inputs: Inputs) -> tuple[Data, dict[str, int | str]]
             model, or a snapshot lies beyond the last step.
     """
     tokenizer = chat.load_tokenizer(inputs.model)
-    human = records.read_table(inputs.negatives, records.NEGATIVES)
-    pool = [row for path in inputs.samples for row in records.read_table(path, records.POOL)]
+    human = records.read_table(inputs.negatives, schemas.NEGATIVES)
+    pool = [row for path in inputs.samples for row in records.read_table(path, schemas.POOL)]
     usable = Counter({row["prompt_id"]: 0 for row in pool})
     usable.update(row["prompt_id"] for row in pool if row["usable"])
     for path in inputs.scores:
-        scores = records.read_table(path, records.SCORES)
+        scores = records.read_table(path, schemas.SCORES)
         pool = list(groups.best(pool, scores, stage.method.filter.best, stage.better))
     texts = list(groups.view(stage.method, human, pool))
     if not texts and stage.method.positives in ("human", "safe-human"):
@@ -154,14 +154,14 @@ def read(stage: TrainStage, inputs: Inputs) -> tuple[Data, dict[str, int | str]]
             raise D2OError(f"{path}: made by another model than {inputs.model}; delete it and run again")
     if inputs.reference_logprobs:
         tables = (*inputs.reference_logprobs, *inputs.fresh_logprobs)
-        rows = [row for path in tables for row in records.read_table(path, records.LOGPROBS)]
+        rows = [row for path in tables for row in records.read_table(path, schemas.LOGPROBS)]
         groups.attach_references((group for part in found for group in part), rows)
     return Data(found, stage), counts
 
 
 def _renewed(online: Online, texts: Sequence[groups.Texts], pool: Path) -> dict[int, groups.Texts]:
     """The groups that a round changes, by their places."""
-    answers = groups.usable_answers(records.read_table(pool, records.POOL))
+    answers = groups.usable_answers(records.read_table(pool, schemas.POOL))
     return {
         place: groups.refreshed(text, answers[text.prompt_id], online)
         for place, text in enumerate(texts)
@@ -172,7 +172,7 @@ def _renewed(online: Online, texts: Sequence[groups.Texts], pool: Path) -> dict[
 def write_prompts(data: Data, stage: TrainStage, negatives: Path, output: Path) -> None:
     """The rows of `negatives` whose prompts the next round asks: what it is sampled for."""
     prompts = {group.prompt_id for step in data.next for group in data.batch(step)}
-    rows = records.read_table(negatives, records.NEGATIVES)
+    rows = records.read_table(negatives, schemas.NEGATIVES)
     with records.artifact(output, stage, [negatives]) as draft:
         chosen = [row for row in rows if row["split"] == "train" and row["prompt_id"] in prompts]
-        draft.facts["rows"] = records.write_table(draft.path, records.NEGATIVES, chosen)
+        draft.facts["rows"] = records.write_table(draft.path, schemas.NEGATIVES, chosen)

@@ -8,7 +8,7 @@ import socket
 import sys
 from pathlib import Path
 
-from d2o import chat, records
+from d2o import chat, model_folders, records
 from d2o.contracts import CONTRACTS
 from d2o.settings import TrainStage
 from d2o.train.data import Inputs, read, write_prompts
@@ -144,7 +144,7 @@ def _export(engine, stage: TrainStage, inputs: Inputs, folder: Path, facts: dict
                 engine.deepspeed.module.lm.save_pretrained(draft.path, state_dict=weights)
             chat.load_tokenizer(inputs.model).save_pretrained(draft.path)
             draft.facts |= facts
-            draft.facts["trust_remote_code"] = records.trusts_code(inputs.model)
+            draft.facts["trust_remote_code"] = model_folders.trusts_code(inputs.model)
             draft.facts["weights"] = {
                 file.name: records.file_digest(file) for file in sorted(draft.path.glob("*.safetensors"))
             }

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from d2o import records
+from d2o import identities
 from d2o.groups import Group, packs
 from d2o.settings import Train
 
@@ -33,7 +33,7 @@ def step_groups(step: int, groups: int, train: Train, seed: int) -> list[int]:
 
 
 def _permutation(groups: int, seed: int, epoch: int) -> np.ndarray:
-    return np.random.default_rng(records.derived_seed(seed, epoch)).permutation(groups)
+    return np.random.default_rng(identities.derived_seed(seed, epoch)).permutation(groups)
 
 
 def rate(step: int, total: int, train: Train) -> float:

@@ -1,0 +1,93 @@
+"""The schema of each table: what its columns are, and what a row stands for."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+_MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+
+# A human-labelled answer: whether it is unsafe, the harm categories it falls under (names as in the data set), and
+# how severe the harm is (0 none, 1 minor, 2 moderate, 3 severe). Each is null where the data set has no such label.
+_LABELLED = pa.struct(
+    [
+        ("text", pa.string()),
+        ("unsafe", pa.bool_()),
+        ("categories", pa.list_(pa.string())),
+        ("severity", pa.int8()),
+    ]
+)
+
+# One raw preference row. `better` and `safer` are indices into `responses`, or null.
+ROWS = pa.schema(
+    [
+        ("row", pa.int64()),
+        ("split", pa.string()),
+        ("prompt_id", pa.string()),
+        ("messages", _MESSAGES),
+        ("responses", pa.list_(_LABELLED)),
+        ("better", pa.int8()),
+        ("safer", pa.int8()),
+    ]
+)
+
+# A human negative and, where there is one, the human answer preferred to it. `categories` and `severity` are the
+# negative's, as above.
+NEGATIVES = pa.schema(
+    [
+        ("prompt_id", pa.string()),
+        ("split", pa.string()),
+        ("messages", _MESSAGES),
+        ("negative", pa.string()),
+        ("positive", pa.string()),
+        ("positive_unsafe", pa.bool_()),
+        ("categories", pa.list_(pa.string())),
+        ("severity", pa.int8()),
+    ]
+)
+
+# A prompt that every method answers; `origin` is `test` or the name of an evaluation file.
+PROMPTS = pa.schema([("prompt_id", pa.string()), ("messages", _MESSAGES), ("origin", pa.string())])
+
+# A generated answer. `finish` is `stop`, or `length` where it was cut.
+SAMPLES = pa.schema(
+    [
+        ("prompt_id", pa.string()),
+        ("sample", pa.int32()),
+        ("instruction", pa.string()),
+        ("seed", pa.int64()),
+        ("text", pa.string()),
+        ("tokens", pa.int32()),
+        ("finish", pa.string()),
+    ]
+)
+
+# A self-generated answer: which attempt at the sample it is, its flags, and whether it is usable to learn
+# from. Every (prompt, sample) is there once.
+POOL = pa.schema(
+    [
+        *SAMPLES,
+        ("attempt", pa.int32()),
+        ("flags", pa.list_(pa.string())),
+        ("usable", pa.bool_()),
+    ]
+)
+
+# log π(response | prompt) in nats, summed over the response's `tokens`.
+LOGPROBS = pa.schema(
+    [
+        ("prompt_id", pa.string()),
+        ("response_id", pa.string()),
+        ("logprob", pa.float64()),
+        ("tokens", pa.int32()),
+    ]
+)
+
+SCORES = pa.schema([("prompt_id", pa.string()), ("sample", pa.int32()), ("score", pa.float64())])
+
+# One question of a task, answered by one model: the task's metric for it, such as 1 where the answer is right.
+QUESTIONS = pa.schema([("subject", pa.string()), ("question", pa.int32()), ("value", pa.float64())])
+
+# One judgement of a pair: `order` tells which answer stood first, `verdict` which won.
+VERDICTS = pa.schema(
+    [("prompt_id", pa.string()), ("order", pa.string()), ("verdict", pa.string()), ("reason", pa.string())]
+)
