@@ -28,8 +28,8 @@ Execution = Annotated[str, typer.Option(help="JSON of the keys that change no re
 
 def main() -> None:
     """Run the command; wrong input ends in one line on stderr and exit status 1."""
-    # The libraries of a stage are a million objects that stay: to look for garbage among them takes a quarter of a
-    # start, and once more at the exit up to two seconds.
+    # The libraries of a stage are a million objects that stay: looking for garbage among them takes a second or two,
+    # most of it at the exit.
     gc.set_threshold(50_000)
     atexit.register(gc.freeze)
     try:

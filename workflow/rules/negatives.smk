@@ -25,7 +25,7 @@ rule extract_negatives:
         "<data>/logs/negatives.log",
     benchmark:
         "<data>/logs/negatives.benchmark.tsv"
-    threads: 1
+    threads: 8
     resources:
         mem_mb=4000,
         runtime=60,
@@ -33,5 +33,5 @@ rule extract_negatives:
     conda:
         plan.environment("datasets")
     shell:
-        "python -m d2o negatives --settings {params.settings:q} --rows {input.rows} "
+        "POLARS_MAX_THREADS={threads} python -m d2o negatives --settings {params.settings:q} --rows {input.rows} "
         "{params.questions} --output {output.negatives} 2>&1 | tee {log}"
