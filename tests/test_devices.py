@@ -138,7 +138,7 @@ def test_a_model_is_not_answered_with_on_the_cpu_in_place_of_a_gpu(tiny_model, t
     prompts = tmp_path / "prompts.parquet"
     records.write_table(prompts, schemas.PROMPTS, [])
     line = [sys.executable, "-m", "d2o", "--gpus", "1", "responses", "--model", tiny_model, "--prompts", prompts]
-    line += ["--output", tmp_path / "out.parquet", "--settings", '{"backend": "transformers"}']
+    line += ["--output", tmp_path / "out.parquet", "--settings", '{"engine": {"backend": "transformers"}}']
     done = subprocess.run(line, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""}, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("error: devices: the job asks for 1 GPUs, and torch ")

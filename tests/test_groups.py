@@ -65,7 +65,7 @@ def test_unfit_samples_are_no_positives():
     ("k", "seen"), [(1, ["answer 1"]), (2, ["answer 1", "answer 3"]), (3, ["answer 1", "answer 3"])]
 )
 def test_a_smaller_k_sees_the_same_prompts(k, seen):
-    pool = [sample(n, fit=n in (1, 3)) for n in range(4)]
+    pool = [sample(n, usable=n in (1, 3)) for n in range(4)]
     (found,) = groups.view(D2O.model_copy(update={"k": k}), [human_row()], pool)
     assert texts(found.positives) == seen
 
@@ -156,7 +156,7 @@ def test_limits_are_counted(tokenizer):
 
 
 def test_where_no_response_is_to_be_scored_the_table_is_empty(tiny_model, tmp_path):
-    """No prompt is held out, or no sample of a round is fit: no reason to stop."""
+    """No prompt is held out, or no sample of a round is usable: no reason to stop."""
     from d2o import logprobs
 
     (tiny_model / "manifest.json").write_text("{}")

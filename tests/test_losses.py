@@ -188,7 +188,7 @@ def test_every_contract_has_its_loss_with_the_parameters_it_names():
 @pytest.mark.parametrize("name", CONTRACTS)
 @given(data=st.data())
 def test_equals_the_naive_implementation(name, data):
-    positives, negatives, parameters = data.sample(cases(name))
+    positives, negatives, parameters = data.draw(cases(name))
     assert value(name, positives, negatives, **parameters) == close(NAIVE[name](positives, negatives, **parameters))
 
 
@@ -227,7 +227,7 @@ def test_certain_and_impossible_answers_give_finite_values_and_gradients(name):
 @pytest.mark.parametrize("name", CONTRACTS)
 @given(data=st.data())
 def test_only_losses_with_a_reference_read_it(name, data):
-    positives, negatives, parameters = data.sample(cases(name))
+    positives, negatives, parameters = data.draw(cases(name))
     blind = [[a._replace(reference=math.nan) for a in part] for part in (positives, negatives)]
     assert math.isnan(value(name, *blind, **parameters)) == CONTRACTS[name].reference
 
@@ -236,7 +236,7 @@ def test_only_losses_with_a_reference_read_it(name, data):
 @given(data=st.data())
 def test_sums_ignore_lengths_and_means_do_not_change_with_them(name, data):
     """An answer said twice: its sum doubles, its mean stays."""
-    positives, negatives, parameters = data.sample(cases(name))
+    positives, negatives, parameters = data.draw(cases(name))
     z0 = {"z0": parameters.pop("z0")} if CONTRACTS[name].mismatched else {}
     if name == "unlikelihood":
         positives = []  # the positives' term is SFT's, a mean

@@ -343,7 +343,7 @@ def test_dpo_on_human_pairs_sees_the_prompts_of_d2o(caps, tmp_path):
     made = extract(tmp_path, rows, **caps)
     prompts = made.ids("train")
     pool = [
-        {"prompt_id": prompt, "sample": k, "text": f"answer {k}", "finish": "stop", "fit": True}
+        {"prompt_id": prompt, "sample": k, "text": f"answer {k}", "finish": "stop", "usable": True}
         for prompt in prompts
         for k in (0, 1)
     ]

@@ -112,7 +112,7 @@ def test_an_unfit_sample_is_drawn_again_up_to_the_limit():
     assert (taken, wanted) == ({0: (1, "b", set())}, [(1, 1)])
     last = first | {(0, 1): "b", (1, 1): "#", (1, 2): "B "}
     assert settled(last, k=2) == ({0: (1, "b", set()), 1: (2, "B ", {"duplicate"})}, [])
-    assert settled({(0, 0): ""}, k=1, exclude=[]) == ({}, [(0, 1)]), "an empty answer is always unfit"
+    assert settled({(0, 0): ""}, k=1, exclude=[]) == ({}, [(0, 1)]), "an empty answer is never usable"
     assert settled(first, k=2, exclude=[])[0] == {0: (0, "#", {"repeating"}), 1: (0, "b", set())}
 
 
@@ -247,16 +247,16 @@ def test_redraws_and_the_data_sheet(model, tmp_path, one_start):
     """Nearly every answer of the random model is cut at the limit of tokens."""
     prompts = negatives_table(tmp_path, 5)
     rows = sampled_and_merged(stage(exclude=["truncated"], resamples=1), model, prompts, tmp_path)
-    unfit = [row for row in rows if not row["usable"]]
-    assert 10 <= len(unfit) < 15
-    assert all(row["attempt"] == 1 and "truncated" in row["flags"] for row in unfit)
+    unusable = [row for row in rows if not row["usable"]]
+    assert 10 <= len(unusable) < 15
+    assert all(row["attempt"] == 1 and "truncated" in row["flags"] for row in unusable)
     resampled = sum(row["attempt"] for row in rows)
     assert answers_kept(tmp_path / "sampled") == 15 + resampled
     sheet = json.loads((tmp_path / "pool.sheet.json").read_text())
     counts = [sheet[key] for key in ("prompts", "samples", "usable", "resampled")]
-    assert counts == [5, 15, 15 - len(unfit), resampled]
-    assert sheet["flags"]["truncated"] == len(unfit)
-    assert sheet["tokens"]["8"] >= len(unfit)
+    assert counts == [5, 15, 15 - len(unusable), resampled]
+    assert sheet["flags"]["truncated"] == len(unusable)
+    assert sheet["tokens"]["8"] >= len(unusable)
     assert sum(line["samples"] for line in sheet["instructions"].values()) == 15
     assert 0 < sheet["distinct"]["2"] <= 1 and 0 <= sheet["self_bleu"] < 50
     assert 1 <= len(sheet["examples"]) <= 10

@@ -184,7 +184,14 @@ class Results:
                 for s, n, right in (("law", 30, 6), ("maths", 10, 8))
                 for q in range(n)
             ]
-            write(folder / f"tasks/{task}.parquet", schemas.QUESTIONS, rows, metric="acc", better="higher")
+            write(
+                folder / f"tasks/{task}.parquet",
+                schemas.QUESTIONS,
+                rows,
+                metric="acc",
+                better="higher",
+                subjects={"law": 0.2, "maths": 0.8},
+            )
 
     def _measured(self, folder: Path, trained: bool) -> None:
         """What a model and its snapshots have in common."""
@@ -446,7 +453,7 @@ def test_a_figure_is_one_entry(tmp_path, monkeypatch):
         figure.subplots().bar(measured.methods, [len(measured.blocks)])
         return figure
 
-    full = config(methods=["d2o"], rewards=[], judges=[], benchmarks=[])
+    full = config(methods=["d2o"], rewards=[], judges=[], tasks=[])
     entry = figures.Entry(
         seeds, "training", "Bars, by method", "What <i>bars</i> tell.", lambda measured: measured.blocks
     )

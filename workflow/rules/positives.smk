@@ -43,9 +43,9 @@ rule merge_positives:
     message:
         "The pool of positives ({wildcards.pool}) of {wildcards.model} on {wildcards.dataset}"
     input:
+        unpack(plan.pool_shards),
         model="<model>",
         negatives="<negatives>",
-        shards=plan.pool_shards,
     output:
         pool="<pool>",
         sheet="<pool_sheet>",

@@ -40,6 +40,7 @@ use rule merge_positives as merge_round with:
         model="<round_policy>",
         negatives="<round_negatives>",
         shards="<round_shard>",
+        manifests="<round_shard>.manifest.json",
     output:
         pool="<round_pool>",
         sheet="<round_sheet>",

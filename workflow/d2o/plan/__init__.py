@@ -190,8 +190,8 @@ class Plan:
         samples = self._path("pool", wildcards, pool=wildcards.table)
         return {"negatives": self._path("negatives", wildcards), "samples": samples}
 
-    def pool_shards(self, wildcards) -> list[str]:
-        """The shards of a pool: those that it was made of, where it would come out the same."""
+    def pool_shards(self, wildcards) -> dict[str, list[str]]:
+        """The shards of a pool and their manifests: those that it was made of where it would come out the same."""
         sampled = checks.manifest(self._path("pool", wildcards)).get("shards")
         made_from = [("pool", "positives"), ("negatives", "negatives"), ("rows", "datasets"), ("model", "models")]
         same = all(
@@ -199,7 +199,8 @@ class Plan:
             for place, stage in made_from
         )
         shards = sampled if sampled and same else self.settings.positives.shards
-        return [self._path("pool_shard", wildcards, shard=f"{n}-of-{shards}") for n in range(1, shards + 1)]
+        paths = [self._path("pool_shard", wildcards, shard=f"{n}-of-{shards}") for n in range(1, shards + 1)]
+        return {"shards": paths, "manifests": [str(layout.manifest_path(path)) for path in paths]}
 
     def train_inputs(self, wildcards) -> dict[str, str | list[str]]:
         """The tables that a method is trained on; for a round, what it is trained on until then."""
