@@ -15,7 +15,7 @@ ENV PATH=/opt/d2o/bin:$PATH HOME=/tmp USER=d2o
 WORKDIR /d2o
 RUN python -m venv /opt/d2o && ln -s /opt/d2o .venv && pip install --no-cache-dir uv
 
-# As much of the checkout as the install reads: an edit of the rest installs nothing anew.
+# As much of the checkout as the install reads: an edit of the rest installs nothing again.
 COPY pyproject.toml README.md ./
 COPY workflow/d2o/__init__.py workflow/d2o/
 COPY envs/install.sh envs/gpu.lock.txt envs/

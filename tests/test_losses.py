@@ -139,7 +139,7 @@ def naive_sft(up, down):
 
 NAIVE = {name: globals()["naive_" + name.replace("-", "_")] for name in CONTRACTS}
 
-# What hypothesis draws ----------------------------------------------------------------------------
+# What hypothesis generates ------------------------------------------------------------------------
 
 answers = st.builds(Answer, st.lists(st.floats(-30, 0), min_size=1, max_size=8), st.floats(-200, 0))
 one = st.lists(answers, min_size=1, max_size=1)

@@ -45,7 +45,7 @@ def row(prompt, *answers, better=None, safer=None, split="train") -> dict:
 
 
 def found_in(folder: Path, rows: list[dict], find, rule: str) -> list[tuple]:
-    """Negative, positive, and whether that is unsafe, of each comparison that `find` finds by a rule."""
+    """Negative, positive, and whether that is unsafe, of each row that `find` yields by a rule."""
     records.write_table(folder / "rows.parquet", schemas.ROWS, rows)
     found = find(scan(folder / "rows.parquet"), rule).sort("place").collect()
     return found.select("negative", "positive", "positive_unsafe").rows()
@@ -116,7 +116,7 @@ UNLABELLED = (("a", None), ("b", None))
         ("less-helpful", UNLABELLED, {"better": 0}, [("b", "a", None)]),
         ("less-helpful", SAFE_UNSAFE, {"safer": 0}, []),
         ("less-helpful", [("b", True)], {}, []),
-        # Two equal answers make no comparison; a label of their own still counts.
+        # Two equal answers make no negative and no pair; a label of their own still counts.
         ("safer-unsafe", (("Same.", False), ("same. ", True)), {"safer": 0}, []),
         ("less-helpful", (("Same.", False), ("same. ", True)), {"better": 0}, []),
         ("every-unsafe", (("Same.", False), ("same. ", True)), {"safer": 0}, [("same. ", None, None)]),

@@ -120,7 +120,7 @@ def pair_quality(
     output: Annotated[Path, typer.Option(help="prompts.parquet; chosen and rejected go beside it", dir_okay=False)],
     settings_json: Json,
 ) -> None:
-    """Sample human pairs as answers, for `scores` and `judge`: Figure 1."""
+    """Take some human pairs as answers, for `scores` and `judge`: Figure 1."""
     from d2o import pair_quality
 
     pair_quality.sample(settings.parse(settings.PairQuality, settings_json), pairs, output)
@@ -166,7 +166,7 @@ def logprobs(
     negatives: Input,
     output: Output,
     settings_json: Json,
-    samples: Annotated[Path | None, typer.Option(help="pool whose answers are scored, not the human ones")] = None,
+    samples: Annotated[Path | None, typer.Option(help="pool whose answers get log-probs, not the human ones")] = None,
     split: Annotated[str, typer.Option(help="train or test")] = "train",
 ) -> None:
     """Log-prob sum and length of every response under a model."""

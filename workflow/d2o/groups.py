@@ -160,7 +160,7 @@ def _usable(sample: Mapping[str, Any]) -> Answer | None:
 def every_response(
     human: Iterable[Mapping[str, Any]], samples: Iterable[Mapping[str, Any]] | None, split: str
 ) -> Iterator[Texts]:
-    """One group per prompt of a split with all its distinct responses, for scoring under a model.
+    """One group per prompt of a split with all its distinct responses, for their log-probs under a model.
 
     The responses are the pool's where `samples` is given, else the human ones; they stand as positives.
     """

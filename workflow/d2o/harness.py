@@ -1,4 +1,4 @@
-"""lm-evaluation-harness's tasks: found by name, and loaded with data from where a stage says."""
+"""lm-evaluation-harness's tasks: looked up by name, and loaded with data from where a stage says."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def load(specs: list[str | dict[str, Any]], read: Read, include: str | None = No
 
 @dataclass(frozen=True)
 class Metric:
-    """A value that the harness finds for each question.
+    """A value that the harness computes for each question.
 
     Attributes:
         filter: what reads the answer out of the text; `none` where the text is taken as it is.

@@ -17,7 +17,7 @@ from d2o.settings import PairQuality
 
 
 def sample(pair_quality: PairQuality, pairs: Path, output: Path) -> None:
-    """Sample human pairs; write `chosen.parquet` and `rejected.parquet` beside `output`, which holds their prompts.
+    """Choose human pairs; write `chosen.parquet` and `rejected.parquet` beside `output`, which holds their prompts.
 
     Those of test prompts come first: of a reward model trained here only these count. Then a digest decides, not the
     order of the rows, and the first of more are those of fewer. The two answers of a pair have the same `sample`; a

@@ -1,7 +1,7 @@
 """What a result depends on among Python sources, our own and a user's: to edit them reruns what they made.
 
 Of d2o those definitions count that a stage uses, directly or not, each by itself: a function that lies beside a used
-one does not. They are found by their names in the syntax trees; where that does not tell, the whole module counts.
+one does not. They are known by their names in the syntax trees; where that does not tell, the whole module counts.
 """
 
 from __future__ import annotations
@@ -248,7 +248,7 @@ def files(module: str) -> set[Path]:
 
 
 def module_file(module: str) -> Path | None:
-    """The file of a module or package, found from the working directory on, or None. Imports nothing."""
+    """The file of a module or package, looked up from the working directory on, or None. Imports nothing."""
     place: list[str] | None = [str(Path.cwd()), *sys.path]
     spec = None
     for end in range(1, module.count(".") + 2):

@@ -49,7 +49,7 @@ def shared_attention(
         query: [1, H, L, D].
         key: [1, H_kv, L, D], each head serving H / H_kv heads of the query; so `value`.
         attention_mask: always None: what sees what follows from `spans`.
-        scaling: factor of the scores.
+        scaling: factor of the attention logits.
         spans: where the groups of the row lie; they cover it.
     Returns:
         [1, L, H, D] and, in place of the weights, None.

@@ -23,7 +23,7 @@ Route = Literal["shared", "dense", "padded"]
 
 # Architectures whose only look at other tokens is the attention that is replaced, tested one by one.
 _SHARING = ("llama", "qwen2", "qwen3", "phi3", "gpt_neox")
-# Keys of a model's configuration that change logits after the head, or scores inside attention.
+# Keys of a model's configuration that change logits after the head, or those inside attention.
 _ON_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 # Mean difference of a token's log-prob between two routes, in nats, above which it is not rounding. With SmolLM2-135M
 # in bf16 rounding makes 0.01 to 0.03, wrong positions 0.15 to 0.5, a response that sees another 1.2 to 2.7.

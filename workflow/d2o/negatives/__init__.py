@@ -29,7 +29,7 @@ def extract(extraction: Extraction, rows: Path, folder: Path, questions: list[Pa
         extraction: the rule, the size of the splits, and files with further prompts to answer.
         rows: a `schemas.ROWS` table.
         folder: where the tables go.
-        questions: folders of benchmark questions (Parquet with a column `question`) to keep out of training.
+        questions: folders of tasks' questions (Parquet with a column `question`), which are kept out of training.
     Raises:
         D2OError: where an input cannot be read, the rule finds no negative, or none is left to train on.
     """

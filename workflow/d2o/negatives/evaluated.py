@@ -1,4 +1,4 @@
-"""What is evaluated besides the test prompts: prompts from files, and the questions of benchmarks."""
+"""What is evaluated besides the test prompts: prompts from files, and the questions of tasks."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def _evaluation_rows(path: Path, suffix: str) -> Iterator[tuple[int, Any]]:
 
 
 def questions(folder: Path) -> Iterator[str]:
-    """The questions of a benchmark."""
+    """The questions of a task."""
     for path in parquet_files(folder):
         try:
             table = pq.read_table(path, columns=["question"])
@@ -79,7 +79,7 @@ def questions(folder: Path) -> Iterator[str]:
 
 
 def parquet_files(folder: Path) -> list[Path]:
-    """The files of a benchmark's questions."""
+    """The files of a task's questions."""
     files = sorted(folder.glob("*.parquet"))
     if not files:
         raise D2OError(f"{folder}: no .parquet file with questions; make it with the stage `questions`")

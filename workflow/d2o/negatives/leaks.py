@@ -1,6 +1,6 @@
 """Which train prompts say what is evaluated as well, exactly or nearly, and which say nearly the same.
 
-Near-duplicates are found by MinHash and confirmed by the Jaccard similarity itself: a text is the set of its pairs of
+Near-duplicates are searched by MinHash and confirmed by the Jaccard similarity itself: a text is the set of its pairs of
 neighbouring words; two of Broder's sketches (Compression and Complexity of SEQUENCES, 1997) agree in each place with
 a probability that is the similarity of the sets, so that banding them (locality-sensitive hashing) finds candidates
 without comparing all texts with all.
@@ -35,7 +35,7 @@ _EXAMPLES = 3
 
 @dataclass(frozen=True)
 class Leaks:
-    """What was found among train prompts.
+    """Train prompts that say what another text says.
 
     Attributes:
         found: a row for each `prompt` and `other` text that says the same: its `kind` (leak, near leak, or

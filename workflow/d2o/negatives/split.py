@@ -45,7 +45,7 @@ def split_prompts(
 
     A prompt id is a digest, so its order is a fixed shuffle of the prompts: the share that is held out and
     the prompts that a cap keeps come first in it. A train prompt leaks when it is a test prompt, or when one
-    of its user turns is all that a test prompt, an evaluation prompt or a benchmark question says. It leaks nearly
+    of its user turns is all that a test prompt, an evaluation prompt or a question of a task says. It leaks nearly
     when all that its user says is a near-duplicate of one of these.
 
     Args:

@@ -21,7 +21,7 @@ _PROMPTS, _EXAMPLES = 200, 10
 
 
 def describe(pool: Path, prompts: Path, positives: Positives) -> dict[str, Any]:
-    """Counts, lengths in tokens, diversity, reasons, instructions, and random examples.
+    """Counts, lengths in tokens, diversity, flags, instructions, and random examples.
 
     Diversity: distinct-n over all samples of up to 200 prompts (Li et al., 1510.03055), and self-BLEU, the mean BLEU
     of a sample against the other samples of its prompt (Zhu et al., 1802.01886; by sacrebleu, 0 to 100): the higher,

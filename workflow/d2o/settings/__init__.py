@@ -114,7 +114,7 @@ class Organism(Section):
     """A data set that is written here, so that harm is known exactly: rows in PKU-SafeRLHF's schema.
 
     Its splits are `demonstrations`, which make a model do wrong by SFT, `train`, `validation` and `test`. No two of
-    them share a task. The shares are exact, and larger ones keep the rows of smaller ones; `validation` and `test`
+    them share a topic with its thing. The shares are exact, and larger ones keep the rows of smaller ones; `validation` and `test`
     have no noise.
     """
 
@@ -263,7 +263,7 @@ class Alarms(Section):
 
 
 class Train(Section):
-    """Optimisation, and what is kept and watched meanwhile. A method may override any of it under `train`."""
+    """Optimization, and what is kept and watched meanwhile. A method may override any of it under `train`."""
 
     epochs: Above0 = Field(1.0, description="passes over the groups")
     steps: Positive | None = Field(None, description="optimizer steps; null: as `epochs` says")
@@ -304,8 +304,8 @@ class MovingAverage(Section):
 class MovingAverages(Section):
     """Moving references, one for each side; both start as the initial model."""
 
-    positives: MovingAverage = Field(description="r−, the more harmful reference: scores the positives")
-    negatives: MovingAverage = Field(description="r+, the more helpful one: scores the negatives")
+    positives: MovingAverage = Field(description="r−, the more harmful reference: gives the positives' log-probs")
+    negatives: MovingAverage = Field(description="r+, the more helpful one: gives the negatives' log-probs")
 
 
 class Online(Section):
@@ -392,9 +392,9 @@ class Rule(Section):
     ignore case.
     """
 
-    any: Patterns | None = Field(None, description="patterns: 1 where one of them is found, else 0")
-    none: Patterns | None = Field(None, description="patterns: 1 where none of them is found, else 0")
-    count: Patterns | None = Field(None, description="patterns: how often they are found, all of them added up")
+    any: Patterns | None = Field(None, description="patterns: 1 where one of them occurs, else 0")
+    none: Patterns | None = Field(None, description="patterns: 1 where none of them occurs, else 0")
+    count: Patterns | None = Field(None, description="patterns: how often they occur, all of them added up")
     length: Literal["words", "characters"] | None = Field(
         None, description="length of the answer; words are what white space separates"
     )
@@ -407,7 +407,7 @@ class Rule(Section):
     python: str | None = Field(
         None,
         min_length=1,
-        description="a function of yours, `package.module:function`, found from the working directory: it takes two "
+        description="a function of yours, `package.module:function`, looked up from the working directory: it takes two "
         "lists of texts, the prompts' last turns and the answers, and gives as many numbers",
     )
     organism: str | None = Field(
@@ -621,7 +621,7 @@ class Settings(Section):
     responses: Responses = Field(Responses(), description="answers to the test prompts")
     engine: Engine = Field(Engine(), description="what generates positives and responses")
     forward: Forward = Field(Forward(), description="the forward pass of log-probs and training")
-    train: Train = Field(Train(), description="optimisation, for every method alike")
+    train: Train = Field(Train(), description="optimization, for every method alike")
     pair_quality: PairQuality = Field(PairQuality(), description="the quality of the data sets' human pairs")
     compute: Compute = execution(Compute(), "what a job that runs a model asks for")
 

@@ -37,7 +37,7 @@ def suggestion(word: str, known: Iterable[str]) -> str:
 
 
 def _keys_at(section: type[BaseModel], location: tuple) -> list[str]:
-    """Keys allowed at a place of the config, found by walking the JSON schema."""
+    """Keys allowed at a place of the config, by walking the JSON schema."""
     schema = section.model_json_schema()
     node: Any = schema
     for step in (None, *location):

@@ -21,11 +21,11 @@ class MovingReferences:
     """r− for the positives and r+ for the negatives, each a moving average of the policy (arXiv 2403.03419).
 
     Each is kept in float32 on the shards of the weights that DeepSpeed gives this rank, so an update is local. To
-    score with one, its shards change places with the policy's for a while: no second model is held. (In bf16 an
+    compute log-probs under one, its shards change places with the policy's for a while: no second model is held. (In bf16 an
     average of steps smaller than its rounding would stand still.)
 
     A window is the steps between two updates, in which a reference stands still. The order of the data is known,
-    so one sweep at the window's start scores the responses of all its steps, and no others.
+    so one sweep at the window's start computes the log-probs of the responses of all its steps, and no others.
     """
 
     def __init__(
@@ -51,9 +51,9 @@ class MovingReferences:
         self._shards = state
 
     def refresh(self, step: int) -> None:
-        """Before a step: update the references whose window begins here, and score that window's responses.
+        """Before a step: update the references whose window begins here, and the log-probs of that window's responses.
 
-        After a resume in the middle of a window, the whole window is scored again, so that it gets the same numbers.
+        After a resume in the middle of a window, the whole window is computed again, so that it gets the same numbers.
 
         Args:
             step: steps done.
@@ -80,15 +80,15 @@ class MovingReferences:
 class MismatchedPairs:
     """KTO's zero point: the log-ratio of answers under prompts that they do not belong to (arXiv 2402.01306).
 
-    Each group's pair is its prompt with the first answer of the next group of another prompt. All pairs are scored
-    under the initial model before the first step.
+    Each group's pair is its prompt with the first answer of the next group of another prompt. The log-probs of all
+    pairs under the initial model are computed before the first step.
     """
 
     def __init__(self, engine: Engine, found: Sequence[Group], folder: Path, tokens: int):
         """
         Args:
             found: all groups, in the order of the data.
-            folder: keeps the scores for a resume.
+            folder: keeps the log-probs for a resume.
             tokens: tokens in one forward pass.
         Raises:
             D2OError: where all groups have the same prompt.
