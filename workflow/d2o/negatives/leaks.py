@@ -1,6 +1,6 @@
 """Which train prompts say what is evaluated as well, exactly or nearly, and which say nearly the same.
 
-Near-duplicates are searched by MinHash and confirmed by the Jaccard similarity itself: a text is the set of its pairs of
+MinHash proposes near-duplicates, and the Jaccard similarity itself confirms them: a text is the set of its pairs of
 neighbouring words; two of Broder's sketches (Compression and Complexity of SEQUENCES, 1997) agree in each place with
 a probability that is the similarity of the sets, so that banding them (locality-sensitive hashing) finds candidates
 without comparing all texts with all.

@@ -114,7 +114,7 @@ class Organism(Section):
     """A data set that is written here, so that harm is known exactly: rows in PKU-SafeRLHF's schema.
 
     Its splits are `demonstrations`, which make a model do wrong by SFT, `train`, `validation` and `test`. No two of
-    them share a topic with its thing. The shares are exact, and larger ones keep the rows of smaller ones; `validation` and `test`
+    them share a thing. The shares are exact, and larger ones keep the rows of smaller ones; `validation` and `test`
     have no noise.
     """
 
@@ -407,8 +407,8 @@ class Rule(Section):
     python: str | None = Field(
         None,
         min_length=1,
-        description="a function of yours, `package.module:function`, looked up from the working directory: it takes two "
-        "lists of texts, the prompts' last turns and the answers, and gives as many numbers",
+        description="a function of yours, `package.module:function`, looked up from the working directory: it takes "
+        "two lists of texts, the prompts' last turns and the answers, and gives as many numbers",
     )
     organism: str | None = Field(
         None, min_length=1, description="an organism's file of texts, such as organisms/rude.yaml"

@@ -21,8 +21,8 @@ class MovingReferences:
     """r− for the positives and r+ for the negatives, each a moving average of the policy (arXiv 2403.03419).
 
     Each is kept in float32 on the shards of the weights that DeepSpeed gives this rank, so an update is local. To
-    compute log-probs under one, its shards change places with the policy's for a while: no second model is held. (In bf16 an
-    average of steps smaller than its rounding would stand still.)
+    compute log-probs under one, its shards change places with the policy's for a while: no second model is held. (In
+    bf16 an average of steps smaller than its rounding would stand still.)
 
     A window is the steps between two updates, in which a reference stands still. The order of the data is known,
     so one sweep at the window's start computes the log-probs of the responses of all its steps, and no others.
@@ -51,9 +51,9 @@ class MovingReferences:
         self._shards = state
 
     def refresh(self, step: int) -> None:
-        """Before a step: update the references whose window begins here, and the log-probs of that window's responses.
+        """Before a step: update the references whose window begins here, and their log-probs of its responses.
 
-        After a resume in the middle of a window, the whole window is computed again, so that it gets the same numbers.
+        After a resume in the middle of a window, the whole window is computed again, to the same numbers.
 
         Args:
             step: steps done.
