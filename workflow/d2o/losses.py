@@ -82,7 +82,7 @@ def _margin(positives: Side, negatives: Side) -> Tensor:
 
 
 def d2o(positives: Side, negatives: Side, *, beta: float, alpha: float) -> Tensor:
-    """Distributional dispreference optimization, arXiv 2403.03419, Eq. 3: −log σ(β mean_i lr(y_i) − α lr(y_l)).
+    """Distributional dispreference optimisation, arXiv 2403.03419, Eq. 3: −log σ(β mean_i lr(y_i) − α lr(y_l)).
 
         −log σ( (β/K) Σ_i log π_θ(y_i|x)/π_r−(y_i|x) − α log π_θ(y_l|x)/π_r+(y_l|x) )
 
@@ -101,7 +101,7 @@ def d2o_instance(positives: Side, negatives: Side, *, beta: float, alpha: float)
 
 
 def dpo(positives: Side, negatives: Side, *, beta: float) -> Tensor:
-    """Direct preference optimization, arXiv 2305.18290, Eq. 7: −log σ(β h).
+    """Direct preference optimisation, arXiv 2305.18290, Eq. 7: −log σ(β h).
 
     It depends on the difference only, so both log-probs may fall together.
     """
@@ -137,7 +137,7 @@ def dpop(positives: Side, negatives: Side, *, beta: float, penalty: float) -> Te
 
 
 def ipo(positives: Side, negatives: Side, *, tau: float, token_means: bool) -> Tensor:
-    """Identity preference optimization, arXiv 2310.12036, Eq. 17: (h − 1/(2τ))².
+    """Identity preference optimisation, arXiv 2310.12036, Eq. 17: (h − 1/(2τ))².
 
     With `token_means`, h is the difference of log-ratios per token, as in some libraries. The same τ then asks for a
     much larger difference of the sums.
@@ -156,7 +156,7 @@ def slic_hf(positives: Side, negatives: Side, *, delta: float, weight: float) ->
 
 
 def simpo(positives: Side, negatives: Side, *, beta: float, gamma: float) -> Tensor:
-    """Simple preference optimization, arXiv 2405.14734, Eq. 6: −log σ(β m(y_w) − β m(y_l) − γ).
+    """Simple preference optimisation, arXiv 2405.14734, Eq. 6: −log σ(β m(y_w) − β m(y_l) − γ).
 
     Its authors advise β from 2 to 2.5 and γ/β = 0.5. DPO's β = 0.1 is too small for it, because m is a few nats at
     most.
@@ -167,7 +167,7 @@ def simpo(positives: Side, negatives: Side, *, beta: float, gamma: float) -> Ten
 def kto(
     positives: Side, negatives: Side, *, beta: float, desirable: float, undesirable: float, z0: Tensor | float
 ) -> Tensor:
-    """Kahneman–Tversky optimization, arXiv 2402.01306: λ_D (1 − σ(β (lr − z0))) or λ_U (1 − σ(β (z0 − lr))).
+    """Kahneman–Tversky optimisation, arXiv 2402.01306: λ_D (1 − σ(β (lr − z0))) or λ_U (1 − σ(β (z0 − lr))).
 
     The first term is for a positive, the second for a negative. The loss is the mean over the responses of the group.
 
@@ -180,7 +180,7 @@ def kto(
 
 
 def orpo(positives: Side, negatives: Side, *, weight: float) -> Tensor:
-    """Odds ratio preference optimization, arXiv 2403.07691, Eq. 6: −m(y_w) − λ log σ(log odds(y_w)/odds(y_l)).
+    """Odds ratio preference optimisation, arXiv 2403.07691, Eq. 6: −m(y_w) − λ log σ(log odds(y_w)/odds(y_l)).
 
     odds = P/(1 − P) with P = e^m, computed in log space; 1 − P is at least `FLOOR`.
     """
@@ -189,7 +189,7 @@ def orpo(positives: Side, negatives: Side, *, weight: float) -> Tensor:
 
 
 def npo(positives: Side, negatives: Side, *, beta: float) -> Tensor:
-    """Negative preference optimization, arXiv 2404.05868, Eq. 3: −(2/β) log σ(−β lr(y_l)). Positives play no part."""
+    """Negative preference optimisation, arXiv 2404.05868, Eq. 3: −(2/β) log σ(−β lr(y_l)). Positives play no part."""
     return -2 / beta * logsigmoid(-beta * negatives.logratios).mean()
 
 

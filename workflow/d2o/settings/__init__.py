@@ -263,7 +263,7 @@ class Alarms(Section):
 
 
 class Train(Section):
-    """Optimization, and what is kept and watched meanwhile. A method may override any of it under `train`."""
+    """Optimisation, and what is kept and watched meanwhile. A method may override any of it under `train`."""
 
     epochs: Above0 = Field(1.0, description="passes over the groups")
     steps: Positive | None = Field(None, description="optimizer steps; null: as `epochs` says")
@@ -621,7 +621,7 @@ class Settings(Section):
     responses: Responses = Field(Responses(), description="answers to the test prompts")
     engine: Engine = Field(Engine(), description="what generates positives and responses")
     forward: Forward = Field(Forward(), description="the forward pass of log-probs and training")
-    train: Train = Field(Train(), description="optimization, for every method alike")
+    train: Train = Field(Train(), description="optimisation, for every method alike")
     pair_quality: PairQuality = Field(PairQuality(), description="the quality of the data sets' human pairs")
     compute: Compute = execution(Compute(), "what a job that runs a model asks for")
 

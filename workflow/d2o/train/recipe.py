@@ -21,7 +21,7 @@ def run(stage: TrainStage, inputs: Inputs, checkpoints: Path, output: Path) -> N
     `negatives.parquet` beside it says which prompts come next. Called again with that round, it goes on.
 
     Args:
-        stage: method, optimization, forward pass and seed.
+        stage: method, optimisation, forward pass and seed.
         checkpoints: folder for checkpoints and the growing log; removed after the last step. Of a snapshot,
             `step<n>/model/` goes beside it.
         output: folder of the aligned model; `train.jsonl` and `tensorboard/` go beside it.
