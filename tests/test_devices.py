@@ -127,6 +127,17 @@ def test_a_job_that_asks_for_gpus_does_not_run_without_them(machine, monkeypatch
             devices.device()
 
 
+@pytest.mark.parametrize(
+    ("capability", "precision", "dtype"), [("AVX2", "fp32", "float32"), ("AVX512", "bf16", "auto")]
+)
+def test_a_processor_without_avx_512_computes_in_fp32_where_it_may_choose(monkeypatch, capability, precision, dtype):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: capability)
+    monkeypatch.delenv("D2O_ASKED_GPUS", raising=False)
+    assert devices.precision("auto") == precision and devices.checkpoint_dtype() == dtype
+    assert devices.precision("bf16") == "bf16"
+
+
 @pytest.mark.parametrize("stage", ["logprobs", "reward_inputs", "rewards", "tasks", "train/engine", "generation"])
 def test_every_stage_that_runs_a_model_asks_where(stage):
     path = ROOT / "workflow" / "d2o" / stage

@@ -352,12 +352,24 @@ def test_wrong_tasks_of_the_harness_are_told_in_one_line(arc, tmp_path):
         ({"task": "arc_easy", "data": {"test": "a.txt"}}, r"a\.txt: expected files of one kind of \.jsonl, \.json"),
         ({"task": "ai2_arc", "data": arc}, "ai2_arc is a group of 2 tasks; `data` goes with one of them"),
         ({"task": "mbpp", "data": arc}, "mbpp: "),
-        ({"task": "arc_easy"}, r"allenai/ai2_arc of arc_easy: not fetched \(.*or name local files in `data`$"),
+        (
+            {"task": "arc_easy", "revision": "main"},
+            r"allenai/ai2_arc of arc_easy: not fetched \(.*or name local files in `data`$",
+        ),
     ]:
         with pytest.raises(D2OError, match=message) as error:
             questions.fetch(Questions(**given), tmp_path / "out")
         assert "\n" not in str(error.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_metric_that_a_task_has_not_is_told_where_its_questions_come(arc, tmp_path):
+    with pytest.raises(
+        D2OError, match=r"arc_easy: bleu is no mean over its questions; set `metric` to one: acc, acc_n"
+    ):
+        questions.fetch(Questions(task="arc_easy", data=arc), tmp_path / "out", "bleu")
+    with pytest.raises(ValueError, match="task needs one of data, local files, and revision"):
+        Questions(task="arc_easy")
 
 
 def test_a_name_that_the_harness_does_not_know_is_told_before_any_job(monkeypatch):

@@ -263,11 +263,15 @@ def judge(
 
 
 @_command(settings.Questions)
-def questions(output: Output, settings_json: Json) -> None:
+def questions(
+    output: Output,
+    settings_json: Json,
+    metric: Annotated[str | None, typer.Option(help="check that the task has this metric")] = None,
+) -> None:
     """Bring a task's questions into local Parquet files. OUTPUT is their folder's manifest.json."""
     from d2o import questions
 
-    questions.fetch(settings.parse(settings.Questions, settings_json), output.parent)
+    questions.fetch(settings.parse(settings.Questions, settings_json), output.parent, metric)
 
 
 @_command(settings.Task)

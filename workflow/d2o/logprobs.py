@@ -32,7 +32,7 @@ def compute(settings: Forward, model: Path, negatives: Path, samples: Path | Non
     sources = source_digest(__name__)
     known = dict(_known(settings, model, sources, output)) if samples else {}
     with records.artifact(output, settings, inputs) as draft:
-        draft.facts |= counts | {"sources": sources}
+        draft.facts |= counts | {"sources": sources, "precision": devices.precision(settings.precision)}
         here = [known[r.response_id] for group in found for r in group.responses if r.response_id in known]
         for group in found:
             group.positives = [response for response in group.positives if response.response_id not in known]
@@ -47,6 +47,7 @@ def _known(settings: Forward, model: Path, sources: str, output: Path) -> Iterat
     for path in sorted(output.parent.glob(f"{output.stem.partition('-k')[0]}-k*.parquet")):
         made = records.read_manifest(path)
         same = made.get("sources") == sources and made["versions"] == records.versions()
+        same &= made.get("precision") == devices.precision(settings.precision)
         if same and made["settings"] == settings.model_dump() and digest in made["inputs"].values():
             yield from ((row["response_id"], row) for row in records.read_table(path, schemas.LOGPROBS))
 

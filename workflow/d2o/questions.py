@@ -44,17 +44,22 @@ _CSV = re.compile(r"(?:.*/)?(dev|test)/([^./][^/]*)_\1\.csv")
 _FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 
 
-def fetch(source: Questions, folder: Path) -> None:
+def fetch(source: Questions, folder: Path, metric: str | None = None) -> None:
     """Make the folder of questions; its manifest counts them per subject and split.
 
+    Args:
+        metric: what a task of the harness will be measured by; checked here, before any model is trained.
     Raises:
         D2OError: where the source is missing or holds no subject, a subject is unknown, oddly named or lacks a
-            split, a question does not have four choices and an answer among them, or as `harness.load`.
+            split, a question does not have four choices and an answer among them, or as `harness.load` and
+            `harness.choose_metric`.
     """
     with records.artifact(folder, source) as draft:
         (draft.path / "data").mkdir(parents=True)
-        write = _write_task if source.task else _write_subjects
-        counts, asked = write(source, draft.path)
+        if source.task:
+            counts, asked = _write_task(source, metric, draft.path)
+        else:
+            counts, asked = _write_subjects(source, draft.path)
         draft.facts["rows"] = records.write_table(draft.path / "questions.parquet", ASKED, asked)
         draft.facts["subjects"] = counts
 
@@ -77,7 +82,9 @@ def load_files(form: str, files: Mapping[str, Path], cache: str) -> Mapping[str,
 # A task of the harness -------------------------------------------------------------------------------
 
 
-def _write_task(source: Questions, folder: Path) -> tuple[dict[str, dict[str, int]], list[dict[str, str]]]:
+def _write_task(
+    source: Questions, metric: str | None, folder: Path
+) -> tuple[dict[str, dict[str, int]], list[dict[str, str]]]:
     counts: dict[str, dict[str, int]] = {}
     asked = []
     with tempfile.TemporaryDirectory() as cache:
@@ -85,6 +92,7 @@ def _write_task(source: Questions, folder: Path) -> tuple[dict[str, dict[str, in
         tasks = harness.load([source.task], read, source.include)
         if source.data and len(tasks) > 1:
             raise D2OError(f"{source.task} is a group of {len(tasks)} tasks; `data` goes with one of them")
+        harness.choose_metric(tasks, metric)
         for name, task in tasks.items():
             counts[name] = {}
             for split in dict.fromkeys(filter(None, (getattr(task.config, key) for key in harness.SPLITS))):

@@ -131,7 +131,7 @@ def load(reward: Reward, folder: Path):
     model, info = AutoModelForSequenceClassification.from_pretrained(
         folder,
         config=config,
-        dtype="auto",
+        dtype=devices.checkpoint_dtype(),
         key_mapping={rf"^{re.escape(head)}\.": "score."} if foreign else None,
         output_loading_info=True,
         trust_remote_code=trust,

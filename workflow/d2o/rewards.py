@@ -220,7 +220,7 @@ def _train(reward: Reward, backbone: Path, examples: Sequence[Example], folder: 
             for text in answered.texts
         ]
         # Weights stay float32. The frozen layers are the lower ones, so autograd records nothing for them.
-        with torch.autocast(model.device.type, torch.bfloat16):
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=devices.quick_at_bf16()):
             scores = reward_inputs.forward(model, inputs)
         value = loss(scores, *_targets(step, model.device))
         value.backward()

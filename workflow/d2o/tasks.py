@@ -105,7 +105,7 @@ def _evaluate(
     lm = HFLM(
         str(model.resolve()),
         device=device,
-        dtype="auto",
+        dtype=devices.checkpoint_dtype(),
         batch_size=task.batch_size,
         trust_remote_code=model_folders.trusts_code(model),
     )

@@ -25,11 +25,12 @@ rule fetch_questions:
         mem_mb=4000,
         runtime=60,
         gpu=0,
+        metric=plan.metric,
     conda:
         plan.environment("tasks")
     localrule: True
     shell:
-        "python -m d2o questions --settings {params.settings:q} --output {output} 2>&1 | tee {log}"
+        "python -m d2o questions --settings {params.settings:q} {resources.metric} --output {output} 2>&1 | tee {log}"
 
 
 rule answer_questions:

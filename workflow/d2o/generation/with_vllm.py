@@ -31,6 +31,7 @@ class VLLM:
             options = {"enable_chunked_prefill": False, "max_num_batched_tokens": max(self._context, 2048)}
         self.llm = LLM(
             model=str(folder),
+            dtype=devices.checkpoint_dtype(),
             max_model_len=self._context,
             max_num_seqs=engine.max_num_seqs,
             enforce_eager=engine.eager,

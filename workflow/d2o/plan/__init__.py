@@ -6,6 +6,7 @@ The rules stay declarative: each asks a `Plan`, so that changing one key of the 
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -311,6 +312,11 @@ class Plan:
     def environment(self, stage: str) -> str:
         """The file of a rule's `conda` environment, seen from the rules: of CPU machines, or of those with GPUs."""
         return f"../../envs/{'gpu' if self.settings.compute.gpus else 'cpu'}/{stage}.yaml"
+
+    def metric(self, wildcards) -> str:
+        """`--metric NAME` of a task, to be checked where its questions come; a resource, since none depends on it."""
+        metric = self.settings.tasks[wildcards.task].metric
+        return f"--metric {shlex.quote(metric)}" if metric else ""
 
     def folder(self, place: str, **names: Any) -> Callable[[Any], str]:
         """A folder that Snakemake does not own, as a rule's param."""

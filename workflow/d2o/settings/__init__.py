@@ -235,7 +235,10 @@ class Engine(Section):
 class Forward(Section):
     """The forward pass that log-probs and training share."""
 
-    precision: Literal["bf16", "fp32"] = Field("bf16", description="arithmetic of the forward pass")
+    precision: Literal["auto", "bf16", "fp32"] = Field(
+        "auto",
+        description="arithmetic of the forward pass; auto: bf16 on GPUs and processors with AVX-512, else fp32",
+    )
     max_prompt_tokens: Positive = Field(512, description="tokens: groups with longer prompts are left out")
     max_response_tokens: Positive = Field(512, description="tokens: longer responses are cut here")
     tokens: Positive = Field(8192, description="tokens in one forward pass of log-probs, a prompt counted once")
@@ -523,8 +526,8 @@ class Questions(Hub):
             raise ValueError("data and include go with task")
         if self.task and self.subjects:
             raise ValueError("subjects go with path and hub; name the tasks of a group one by one")
-        if self.data and self.revision:
-            raise ValueError("revision goes with data on the Hub; leave it out, or data")
+        if self.task and bool(self.data) == bool(self.revision):
+            raise ValueError("task needs one of data, local files, and revision, that of its data on the Hub")
         return self
 
     def local(self) -> Iterator[tuple[str, str]]:
@@ -606,7 +609,7 @@ class TrainStage(Section):
 class Settings(Section):
     """The whole config."""
 
-    results: str = execution(
+    results: Annotated[str, Field(pattern=r"^[A-Za-z0-9._/-]*[A-Za-z0-9._-]$")] = execution(
         "results", "folder that everything is made in; one a config, where two give a name other settings"
     )
     experiments: dict[Name, Experiment] = Field(min_length=1, description="what is run; a report each")

@@ -167,7 +167,7 @@ def enough_memory(tokens: int) -> Iterator[None]:
 
 
 def _config(stage: TrainStage) -> dict:
-    train, half = stage.train, stage.forward.precision == "bf16"
+    train, half = stage.train, devices.precision(stage.forward.precision) == "bf16"
     # Gradients of bf16 weights are added up in float32 from stage 1 on.
     zero: dict = {"stage": max(train.zero_stage, 1) if half else train.zero_stage}
     if train.offload:
