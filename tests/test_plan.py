@@ -206,6 +206,41 @@ def test_methods_take_the_tables_that_their_loss_needs():
     }
 
 
+def test_a_smaller_pool_serves_where_every_prompt_has_enough_usable_samples(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("tests", "demo", "organisms"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    methods = CONFIG["methods"] | {f"k{k}": {"extends": "d2o", "k": k} for k in (2, 3, 4)}
+    config = CONFIG | {"methods": methods}
+    small, large = (Plan(config | {"positives": CONFIG["positives"] | {"k": k}}, "c") for k in (4, 11))
+
+    def write(plan: Plan, place: str, stage: str, **facts) -> None:
+        path = tmp_path / plan.layout.path(place, NAMES | {"pool": "corrected-k4"})
+        path = path if path.name == "manifest.json" else path.with_name(f"{path.name}.manifest.json")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        made_with = json.loads(plan.params(stage)(wildcards(pool="corrected-k4")))
+        path.write_text(json.dumps({"settings": made_with} | facts))
+
+    for place, stage in [("rows", "datasets"), ("negatives", "negatives"), ("model", "models")]:
+        write(small, place, stage)
+    write(small, "pool", "positives", fewest_usable=3, shards=1)
+    pools = {name: large.pools(NAMES | {"method": name}) for name in ("k2", "k3", "k4", "d2o")}
+    assert pools == {
+        "k2": ["corrected-k4"], "k3": ["corrected-k4"], "k4": ["corrected-k11"], "d2o": ["corrected-k11"],
+    }  # fmt: skip
+    fewer = {"datasets": {"demo": CONFIG["datasets"]["demo"] | {"test_share": 0.5}}}
+    other = Plan(config | fewer | {"positives": CONFIG["positives"] | {"k": 4}}, "c")
+    write(other, "negatives", "negatives")
+    assert large.pools(NAMES | {"method": "k2"}) == ["corrected-k11"], "its prompts are others"
+
+
+def test_execution_changes_no_result():
+    stage = settings.parse(settings.ResponsesStage, "{}", '{"engine": {"eager": true}}')
+    assert stage.engine.eager and stage.seed == 0
+    with pytest.raises(D2OError, match=r"--execution: .* has keys on which the result depends"):
+        settings.parse(settings.ResponsesStage, "{}", '{"seed": 5}')
+
+
 def test_snapshots_are_answered_and_scored_like_the_model_they_lead_to():
     methods = CONFIG["methods"] | {"dpo": CONFIG["methods"]["dpo"] | {"train": {"snapshots": [5, 10]}}}
     plan = Plan(CONFIG | {"methods": methods}, "c")

@@ -1,4 +1,4 @@
-"""Where every artifact lies, and the runs of an experiment: written here and nowhere else.
+"""Where every artifact lies: written here and nowhere else.
 
 Rules name an artifact as a path variable of Snakemake (`<responses>`); Python code asks `Layout`. What several
 methods share lies above the method.
@@ -10,13 +10,9 @@ import os
 import re
 import string
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from d2o.settings import Experiment
+from typing import Any
 
 # Folders, and the artifacts in them. `<name>` is another place of this table, `{name}` a wildcard.
 PLACES = {
@@ -71,38 +67,6 @@ PLACES = {
     "page": "<report_folder>/report.html",
     "pair_quality_figure": "<report_folder>/figures/pair_quality.svg",
 }
-
-
-@dataclass(frozen=True)
-class Run:
-    """One model: a method's training with one seed, a snapshot of it after `step` steps, or the initial model."""
-
-    dataset: str
-    model: str
-    method: str
-    seed: int
-    step: int | None = None
-
-    @property
-    def names(self) -> dict[str, Any]:
-        """The names that its artifacts' paths are made of."""
-        return {
-            "dataset": self.dataset,
-            "model": self.model,
-            "method": self.method,
-            "seed": self.seed,
-            "snapshot": "" if self.step is None else f"/step{self.step}",
-        }
-
-
-def runs(experiment: Experiment, dataset: str, model: str) -> list[Run]:
-    """The runs of an experiment on one data set and model, method by method."""
-    return [Run(dataset, model, method, seed) for method in experiment.methods for seed in seeds(experiment, method)]
-
-
-def seeds(experiment: Experiment, method: str) -> list[int]:
-    """The seeds of a method. The initial model is the same for all of them, and has the first one."""
-    return experiment.seeds[:1] if method == "initial" else experiment.seeds
 
 
 class Layout:

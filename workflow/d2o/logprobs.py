@@ -30,7 +30,7 @@ def compute(settings: Forward, model: Path, negatives: Path, samples: Path | Non
     found, counts = groups.tokenise(texts, tokenizer, settings)
     inputs = [model / "manifest.json", negatives, *([samples] if samples else [])]
     sources = source_digest(__name__)
-    known = dict(_known(settings, model, sources, output)) if samples else {}
+    known = dict(_known(settings, model, negatives, sources, output)) if samples else {}
     with records.artifact(output, settings, inputs) as draft:
         draft.facts |= counts | {"sources": sources, "precision": devices.precision(settings.precision)}
         here = [known[r.response_id] for group in found for r in group.responses if r.response_id in known]
@@ -41,14 +41,16 @@ def compute(settings: Forward, model: Path, negatives: Path, samples: Path | Non
         draft.facts["rows"] = records.write_table(draft.path, schemas.LOGPROBS, rows)
 
 
-def _known(settings: Forward, model: Path, sources: str, output: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _known(
+    settings: Forward, model: Path, negatives: Path, sources: str, output: Path
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """The rows, by response, of other pools' tables beside `output` that are as they would come out here."""
-    digest = records.file_digest(model / "manifest.json")
+    digests = {records.file_digest(path) for path in (model / "manifest.json", negatives)}
     for path in sorted(output.parent.glob(f"{output.stem.partition('-k')[0]}-k*.parquet")):
         made = records.read_manifest(path)
         same = made.get("sources") == sources and made["versions"] == records.versions()
         same &= made.get("precision") == devices.precision(settings.precision)
-        if same and made["settings"] == settings.model_dump() and digest in made["inputs"].values():
+        if same and made["settings"] == settings.model_dump() and digests <= set(made["inputs"].values()):
             yield from ((row["response_id"], row) for row in records.read_table(path, schemas.LOGPROBS))
 
 

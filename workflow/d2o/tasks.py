@@ -123,7 +123,8 @@ def _evaluate(
         for sample in found[subject]
         if sample["filter"] == metric.filter
     ]
-    requests = [sample["arguments"][0] for samples in found.values() for sample in samples]
+    asked = (sample for samples in found.values() for sample in samples if sample["filter"] == metric.filter)
+    requests = [sample["arguments"][0] for sample in asked]
     return rows, {
         "device": device,
         "dtype": str(lm.model.dtype).removeprefix("torch."),

@@ -9,9 +9,10 @@ import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-from d2o import layout, rounds, settings
+from d2o import layout, rounds, runs, settings
 from d2o.contracts import CONTRACTS
 from d2o.layout import Layout
 from d2o.plan import checks, stages
@@ -100,7 +101,7 @@ class Plan:
             "dataset": lambda row: e.datasets,
             "model": lambda row: e.models,
             "method": lambda row: methods,
-            "seed": lambda row: layout.seeds(e, row["method"]),
+            "seed": lambda row: runs.seeds(e, row["method"]),
             "organism": lambda row: [o] if (o := self.settings.datasets[row["dataset"]].organism) else [],
             "split": lambda row: ["train"],
             "snapshot": lambda row: ["", *(f"/step{step}" for step in self._snapshots(row["method"]))],
@@ -121,21 +122,33 @@ class Plan:
         if method.positives != "self":
             return []
         kind = "corrected" if method.self_correction else "plain"
-        return [self._kept_pool(run, kind) or f"{kind}-k{self.settings.positives.k}"]
+        return [self._smaller_pool(run, kind) or f"{kind}-k{self.settings.positives.k}"]
 
-    def _kept_pool(self, run: Mapping[str, Any], kind: str) -> str | None:
-        """The smaller pool that a run was trained on, where the config's larger one would give it the same positives.
+    def _smaller_pool(self, run: Mapping[str, Any], kind: str) -> str | None:
+        """The smallest pool that lies there and gives a run the same positives as the config's would.
 
-        A method takes the first `k` usable samples of each prompt: more of them change nothing where these are there.
+        A method takes the first `k` usable samples of each prompt: where a pool has so many of every prompt, those of
+        a larger one are the same.
         """
-        method = self.settings.methods[run["method"]]
-        facts = checks.manifest(self.layout.path("trained", run))
-        name = facts.get("pool", "")
-        if method.filter or facts.get("short_prompts") != 0 or not name.startswith(f"{kind}-k"):
-            return None
-        k, largest = stages.size(name), self.settings.positives.k
-        same = checks.unchanged(self.layout.path("pool", run, pool=name), stages.pool(self.settings, name))
-        return name if same and method.k <= k < largest else None
+        method, largest = self.settings.methods[run["method"]], self.settings.positives.k
+        pools = Path(self.layout.path("pool", run, pool="")).parent.glob(f"{kind}-k*.parquet.manifest.json")
+        names = sorted((path.name.partition(".")[0] for path in pools), key=stages.size)
+        for name in names if not method.filter else []:
+            usable = checks.manifest(self.layout.path("pool", run, pool=name)).get("fewest_usable", 0)
+            enough = method.k <= min(usable, stages.size(name)) and stages.size(name) < largest
+            if enough and self._as_before({**run, "pool": name}):
+                return name
+        return None
+
+    def _as_before(self, names: Mapping[str, Any]) -> bool:
+        """Whether a pool that lies there would come out the same, as far as settings tell."""
+        made_from = [("pool", "positives"), ("negatives", "negatives"), ("rows", "datasets"), ("model", "models")]
+        return all(
+            checks.unchanged(
+                self.layout.path(place, names), stages.of(self.settings, stage, SimpleNamespace(**names))
+            )
+            for place, stage in made_from
+        )
 
     def human_table(self, method: str) -> str:
         """The table of human answers that a method sees: `negatives` or `pairs`."""
@@ -193,13 +206,9 @@ class Plan:
 
     def pool_shards(self, wildcards) -> dict[str, list[str]]:
         """The shards of a pool and their manifests: those that it was made of where it would come out the same."""
-        sampled = checks.manifest(self._path("pool", wildcards)).get("shards")
-        made_from = [("pool", "positives"), ("negatives", "negatives"), ("rows", "datasets"), ("model", "models")]
-        same = all(
-            checks.unchanged(self._path(place, wildcards), stages.of(self.settings, stage, wildcards))
-            for place, stage in made_from
-        )
-        shards = sampled if sampled and same else self.settings.positives.shards
+        made_of = checks.manifest(self._path("pool", wildcards)).get("shards")
+        kept = made_of and self._as_before(_names(wildcards))
+        shards = made_of if kept else self.settings.positives.shards
         paths = [self._path("pool_shard", wildcards, shard=f"{n}-of-{shards}") for n in range(1, shards + 1)]
         return {"shards": paths, "manifests": [str(layout.manifest_path(path)) for path in paths]}
 
@@ -253,12 +262,9 @@ class Plan:
 
     def tasks_beside(self, wildcards) -> list[str]:
         """The questions of every task that some experiment runs on a data set's models."""
-        return [
-            self.layout.path("questions", task=task)
-            for e in self.settings.experiments.values()
-            if wildcards.dataset in e.datasets
-            for task in e.tasks
-        ]
+        experiments = [e for e in self.settings.experiments.values() if wildcards.dataset in e.datasets]
+        tasks = {task for e in experiments for task in e.tasks}
+        return [self.layout.path("questions", task=task) for task in sorted(tasks)]
 
     def reward_files(self, wildcards) -> list[str]:
         """The files of a local reward model; none otherwise."""

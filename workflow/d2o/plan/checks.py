@@ -11,11 +11,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from d2o import layout, settings
+from d2o import layout, runs, settings
 from d2o.errors import D2OError
 from d2o.layout import Layout
 from d2o.plan import stages
 from d2o.settings import Settings
+from d2o.settings.checks import KINDS
 from d2o.settings.messages import suggestion
 
 
@@ -51,7 +52,7 @@ def _problems(s: Settings) -> Iterator[str]:
         layout.below("run", run.names)
         for experiment in s.experiments.values()
         for dataset, model in product(experiment.datasets, experiment.models)
-        for run in layout.runs(experiment, dataset, model)
+        for run in runs.runs(experiment, dataset, model)
     }
     for name, model in s.models.items():
         if model.run and (run := layout.below("run", model.run.model_dump())) not in made:
@@ -82,29 +83,47 @@ def _problems(s: Settings) -> Iterator[str]:
 
 # What lies there ---------------------------------------------------------------------------------
 
-# Entries with an artifact of their own: section, stage, wildcard, artifact.
+# Entries with artifacts of their own: section, stage, artifact.
 _NAMED = [
-    ("models", "models", "model", "model"),
-    ("organisms", "organisms", "organism", "organism"),
-    ("datasets", "datasets", "dataset", "rows"),
-    ("rewards", "rewards", "reward", "fetched_reward"),
-    ("tasks", "questions", "task", "questions"),
+    ("models", "models", "model"),
+    ("organisms", "organisms", "organism"),
+    ("datasets", "datasets", "rows"),
+    ("datasets", "negatives", "negatives"),
+    ("rewards", "rewards", "fetched_reward"),
+    ("tasks", "questions", "questions"),
+    ("methods", "train", "trained"),
 ]
 
 
 def replaced(s: Settings) -> Iterator[str]:
-    """A line for each entry whose artifact lies there, made with other settings: perhaps those of another config."""
-    for section, stage, wildcard, place in _NAMED:
-        for name in getattr(s, section):
-            artifact = Layout(s.results).path(place, {wildcard: name, "split": "train"})
-            found = differing(artifact, stages.of(s, stage, SimpleNamespace(**{wildcard: name})))
-            changes = ", ".join(f"{key}: {then!r} → {now!r}" for key, (then, now) in found.items())
-            if changes:
-                yield (
-                    f"{section}.{name}: {artifact} was made with other settings ({changes}); it will be made again, "
-                    f"and what comes from it. To keep it, give the entry another name, or set `results` to another "
-                    f"folder."
-                )
+    """A line for each entry of an experiment whose artifact lies there, made with other settings.
+
+    Perhaps they are those of another config.
+    """
+    used = {kind: set().union(*(getattr(s.only(e), kind) for e in s.experiments)) for kind in KINDS}
+    crossed = [
+        run.names
+        for experiment in s.experiments.values()
+        for dataset, model in product(experiment.datasets, experiment.models)
+        for run in runs.runs(experiment, dataset, model)
+    ]
+    for section, stage, place in _NAMED:
+        for name in sorted(used[section]):
+            entry = {section.removesuffix("s"): name, "split": "train"}
+            rows = [entry] if section != "methods" else [run for run in crossed if run["method"] == name]
+            for names in rows:
+                artifact = Layout(s.results).path(place, names)
+                found = differing(artifact, stages.of(s, stage, SimpleNamespace(**names)))
+                if section == "datasets" and s.datasets[name].organism:  # its files lie in the results themselves
+                    found = {key: values for key, values in found.items() if key not in ("train", "test")}
+                if found and Path(artifact).exists():
+                    changes = ", ".join(f"{key}: {then!r} → {now!r}" for key, (then, now) in found.items())
+                    yield (
+                        f"{section}.{name}: {artifact} was made with other settings ({changes}); it will be made "
+                        f"again, and what comes from it. To keep it, give the entry another name, or set `results` "
+                        f"to another folder."
+                    )
+                    break
 
 
 def manifest(artifact: str) -> dict[str, Any]:
@@ -116,7 +135,7 @@ def manifest(artifact: str) -> dict[str, Any]:
 
 
 def unchanged(artifact: str, section: settings.Section) -> bool:
-    """Whether an artifact lies there, and was made with settings that give the same result."""
+    """Whether an artifact was made, and with settings that give the same result."""
     return not differing(artifact, section) and bool(manifest(artifact))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -30,9 +31,13 @@ def merge(stage: PositivesStage, model: Path, prompts: Path, shards: Sequence[Pa
     } - long
     with records.artifact(output, stage, inputs) as draft:
         with records.TableWriter(draft.path, schemas.POOL) as table:
+            usable: Counter[str] = Counter(dict.fromkeys(expected, 0))
             for row in _complete(_sorted(shards), expected, stage.sampling.k, output):
+                usable[row["prompt_id"]] += row["usable"]
                 table.add(row)
         draft.facts |= {"rows": table.count, "shards": len(shards), "long_prompts": sorted(long)}
+        # A method with as many positives or fewer gets no others from a larger pool.
+        draft.facts["fewest_usable"] = min(usable.values(), default=0)
         found = sheet.describe(draft.path, prompts, stage.sampling)
         with records.artifact(output.with_suffix(".sheet.json"), stage, inputs) as page:
             records.write_json(page.path, {"long_prompts": len(long)} | found)

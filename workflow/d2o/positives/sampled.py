@@ -22,15 +22,15 @@ _SYNC = 1.0
 class Sampled:
     """Known answers by identity. A context manager: on leaving, all is on disk."""
 
-    def __init__(self, folder: Path, shard: str, prompts: Container[str]):
+    def __init__(self, folder: Path, name: str, prompts: Container[str]):
         """
         Args:
-            folder: of all shards of a pool.
-            shard: name of this one, whose file grows.
+            folder: of all pools of one kind.
+            name: of the file that grows: this shard's of this pool.
             prompts: ids whose answers are wanted.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        self._own = folder / f"{shard}.jsonl"
+        self._own = folder / f"{name}.jsonl"
         _drop_broken_end(self._own)
         self._known: dict[str, Completion] = {}
         for path in sorted(folder.glob("*.jsonl")):

@@ -35,7 +35,8 @@ def sample(stage: PositivesStage, model: Path, prompts: Path, shard: str, sample
     if long:
         print(f"positives: {len(long)} prompts are longer than the model's context, left out", file=sys.stderr)
     source = f"{model_folders.digest(model)} {stage.engine.backend}"
-    with Sampled(sampled, shard, asked) as known:
+    # A file of its own: another pool's shard may grow beside it.
+    with Sampled(sampled, f"{output.parent.stem}-{shard}", asked) as known:
         prompted = [_Samples(stage.sampling, *item, known, source) for item in sorted(asked.items())]
         unsettled, generator = prompted, None
         while unsettled := [samples for samples in unsettled if not samples.settle()]:

@@ -15,7 +15,8 @@ import pyarrow as pa
 
 from d2o import exact, identities, records, schemas, texts
 from d2o.errors import D2OError
-from d2o.layout import Layout, Run, manifest_path, runs
+from d2o.layout import Layout, manifest_path
+from d2o.runs import Run, runs
 from d2o.settings import Experiment, Reward, Settings
 
 EXACT = "Exact scorers"

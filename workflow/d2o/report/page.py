@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from d2o import exact, identities, rounds, schemas
+from d2o.errors import D2OError
 from d2o.report import figures, tables
 from d2o.report.metrics import LOGGED, Archive, Run, runs
 from d2o.report.tables import Block, Measured
@@ -143,7 +144,7 @@ def _pools(archive: Archive, settings: Settings, block: Block) -> Iterator[dict[
     for run in runs(experiment, block.dataset, block.model):
         method = settings.methods.get(run.method)  # none for the initial model
         if method and method.positives == "self":
-            rewards = filters.setdefault(archive.manifest("trained", **run.names)["pool"], set())
+            rewards = filters.setdefault(_pool_of(archive, run), set())
             rewards |= {method.filter.reward} if method.filter else set()
     for number, (pool, rewards) in enumerate(filters.items()):
         names = {"dataset": block.dataset, "model": block.model, "pool": pool}
@@ -162,6 +163,14 @@ def _pools(archive: Archive, settings: Settings, block: Block) -> Iterator[dict[
             "sheet": sheet,
             "figure": figures.inline(svg, name, "Lengths of the samples, and their flags"),
         }
+
+
+def _pool_of(archive: Archive, run: Run) -> str:
+    """The pool that a run was trained on."""
+    made = archive.manifest("trained", **run.names)
+    if "pool" not in made:
+        raise D2OError(f"{archive.path('trained', **run.names)}: made by another version; delete it and train again")
+    return made["pool"]
 
 
 def _rounds(archive: Archive, settings: Settings, block: Block) -> Iterator[dict[str, Any]]:

@@ -8,11 +8,12 @@ is reported within a second.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from d2o.contracts import CONTRACTS
 from d2o.errors import D2OError
@@ -212,7 +213,9 @@ class Positives(Sampling):
         "of training when the last one is unusable too. The other flags are only counted",
     )
     resamples: Annotated[int, Field(ge=0)] = Field(2, description="times that an unusable sample is sampled again")
-    shards: Positive = execution(1, "jobs that a pool is sampled in")
+    shards: Positive = execution(
+        1, "jobs that a pool is sampled in; one that is made again with the same settings keeps its number"
+    )
 
 
 class Responses(Sampling):
@@ -495,7 +498,7 @@ class PairQuality(Section):
 class Judge(Section):
     """A pairwise judge behind an OpenAI-compatible server; the environment's OPENAI_API_KEY is its key."""
 
-    base_url: str = Field(description="URL of the server's /v1")
+    base_url: str = Field(description="URL of the server's /v1; another one asks for all verdicts again")
     model: str = Field(description="model name that the server knows")
     max_tokens: Positive = Field(512, description="tokens of a verdict")
     concurrency: Positive = execution(8, "requests under way at once")
@@ -560,7 +563,10 @@ class Compute(Section):
     threads: Positive = Field(8, description="cores")
     memory_gb: Positive = Field(64, description="GB of memory")
     minutes: Positive = Field(720, description="minutes until a cluster may stop the job")
-    gpus: Annotated[int, Field(ge=0)] = Field(0, description="GPUs, 0: none is used; training asks for one a rank")
+    gpus: Annotated[int, Field(ge=0)] = Field(
+        0,
+        description="GPUs, 0: none is used, and `--sdm conda` makes other environments; training asks for one a rank",
+    )
     share_gpus: bool = Field(
         False, description="jobs may use one GPU at once; false: on one machine each leases its own, or waits"
     )
@@ -609,7 +615,7 @@ class TrainStage(Section):
 class Settings(Section):
     """The whole config."""
 
-    results: Annotated[str, Field(pattern=r"^[A-Za-z0-9._/-]*[A-Za-z0-9._-]$")] = execution(
+    results: Annotated[str, Field(pattern=r"^[A-Za-z0-9._/-]+$"), AfterValidator(os.path.normpath)] = execution(
         "results", "folder that everything is made in; one a config, where two give a name other settings"
     )
     experiments: dict[Name, Experiment] = Field(min_length=1, description="what is run; a report each")
@@ -633,9 +639,11 @@ class Settings(Section):
     def _extend_methods(cls, data):
         if isinstance(data, dict) and isinstance(data.get("methods"), dict):
             positives = data.get("positives")
-            k = positives.get("k") if isinstance(positives, dict) else None
-            k = k if isinstance(k, int) and k > 0 else Positives.model_fields["k"].default
-            data = {**data, "methods": with_k(extended(data["methods"]), k)}
+            try:
+                pool = Positives.model_validate(positives or {}).k
+            except ValidationError:  # told below
+                pool = Positives().k
+            data = {**data, "methods": with_k(extended(data["methods"]), pool)}
         return data
 
     @model_validator(mode="after")
@@ -709,13 +717,16 @@ def validate(section: type[S], data: Any, origin: str) -> S:
 
 def parse(section: type[S], text: str, execution: str = "{}") -> S:
     """A section from the JSON of `--settings`, and of `--execution` over it; errors as in `load`."""
-    data: dict[str, Any] = {}
+    parts = []
     for option, part in (("--settings", text), ("--execution", execution)):
         try:
-            data = _merged(data, json.loads(part))
+            parts.append(json.loads(part))
         except json.JSONDecodeError as error:
             raise D2OError(f"{option}: not JSON: {error}") from None
-    return validate(section, data, "--settings")
+    merged = validate(section, _merged(*parts), "--settings")
+    if result_keys(merged) != result_keys(validate(section, parts[0], "--settings")):
+        raise D2OError(f"--execution: {execution} has keys on which the result depends; put them into --settings")
+    return merged
 
 
 def _merged(first: Any, second: Any) -> Any:

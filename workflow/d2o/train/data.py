@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,8 +110,6 @@ def read(stage: TrainStage, inputs: Inputs) -> tuple[Data, dict[str, int | str]]
     tokenizer = chat.load_tokenizer(inputs.model)
     human = records.read_table(inputs.negatives, schemas.NEGATIVES)
     pool = [row for path in inputs.samples for row in records.read_table(path, schemas.POOL)]
-    usable = Counter({row["prompt_id"]: 0 for row in pool})
-    usable.update(row["prompt_id"] for row in pool if row["usable"])
     for path in inputs.scores:
         scores = records.read_table(path, schemas.SCORES)
         pool = list(groups.best(pool, scores, stage.method.filter.best, stage.better))
@@ -137,9 +134,7 @@ def read(stage: TrainStage, inputs: Inputs) -> tuple[Data, dict[str, int | str]]
         asked = {row["prompt_id"] for row in human if row["split"] == "train"}
         counts["prompts_without_positive"] = len(asked - {text.prompt_id for text in texts})
     if stage.method.positives == "self":
-        # Whether a larger pool could give more positives.
         counts["pool"] = inputs.samples[0].stem
-        counts["short_prompts"] = sum(n < (stage.method.k or n + 1) for n in usable.values())
     fitting = {group.prompt_id for group in base}
     texts = [text for text in texts if text.prompt_id in fitting]
     found = [base]

@@ -1,0 +1,40 @@
+"""The runs of an experiment: what it crosses, once for the plan and for the report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from d2o.settings import Experiment
+
+
+@dataclass(frozen=True)
+class Run:
+    """One model: a method's training with one seed, a snapshot of it after `step` steps, or the initial model."""
+
+    dataset: str
+    model: str
+    method: str
+    seed: int
+    step: int | None = None
+
+    @property
+    def names(self) -> dict[str, Any]:
+        """The names that its artifacts' paths are made of."""
+        return {
+            "dataset": self.dataset,
+            "model": self.model,
+            "method": self.method,
+            "seed": self.seed,
+            "snapshot": "" if self.step is None else f"/step{self.step}",
+        }
+
+
+def runs(experiment: Experiment, dataset: str, model: str) -> list[Run]:
+    """The runs of an experiment on one data set and model, method by method."""
+    return [Run(dataset, model, method, seed) for method in experiment.methods for seed in seeds(experiment, method)]
+
+
+def seeds(experiment: Experiment, method: str) -> list[int]:
+    """The seeds of a method. The initial model is the same for all of them, and has the first one."""
+    return experiment.seeds[:1] if method == "initial" else experiment.seeds
