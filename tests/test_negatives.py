@@ -211,8 +211,8 @@ def test_counts_and_summary(tmp_path, capsys):
         "prompts_without_positive": {"train": 1},
         "evaluation_prompts": {},
         "repeated_evaluation_prompts": 0,
-        "leaks": {"prompts": 0, "test": 0, "evaluation": 0, "benchmark": 0},
-        "near_leaks": {"prompts": 0, "test": 0, "evaluation": 0, "benchmark": 0},
+        "leaks": {"prompts": 0, "test": 0, "evaluation": 0, "task": 0},
+        "near_leaks": {"prompts": 0, "test": 0, "evaluation": 0, "task": 0},
         "near_duplicates": {"train": 0},
         "capped": {"train": 0, "test": 0, "negatives": 0},
         "duplicates": {"exact": 0, "normalised": 0},
@@ -241,7 +241,7 @@ def test_a_prompt_of_both_parts_leaves_train(tmp_path):
     made = extract(tmp_path, [leak, asked(0, "test"), *map(asked, range(1, 5))])
     assert made.texts("test") == ["bad 0"]
     assert "other bad" not in made.texts("train")
-    assert made.counts["leaks"] == {"prompts": 1, "test": 1, "evaluation": 0, "benchmark": 0}
+    assert made.counts["leaks"] == {"prompts": 1, "test": 1, "evaluation": 0, "task": 0}
 
 
 def test_the_cap_of_test_prompts_counts_those_with_test_negatives(tmp_path):
@@ -425,7 +425,7 @@ def test_whatever_the_rows(tmp_path_factory, rows, rule, cap, rng):
 # Leaks -----------------------------------------------------------------------------------------------
 
 
-def benchmark(folder: Path, *questions: str | None) -> Path:
+def task_questions(folder: Path, *questions: str | None) -> Path:
     folder.mkdir()
     pq.write_table(pa.table({"question": questions, "choices": [["a"]] * len(questions)}), folder / "a.parquet")
     return folder
@@ -433,8 +433,8 @@ def benchmark(folder: Path, *questions: str | None) -> Path:
 
 def test_what_is_evaluated_is_not_trained_on(tmp_path):
     (tmp_path / "risky.jsonl").write_text('{"prompt": "QUESTION 1"}\n{"prompt": "question 2"}\n')
-    first = benchmark(tmp_path / "mmlu", "Question  2", "question 3", None)
-    second = benchmark(tmp_path / "more", "question 4")
+    first = task_questions(tmp_path / "mmlu", "Question  2", "question 3", None)
+    second = task_questions(tmp_path / "more", "question 4")
     asked_files = {str(tmp_path / name) for name in ("risky.jsonl", "mmlu/a.parquet", "more/a.parquet")}
     talk = row(["hello", "hi", " Question 4 "], ("good", False), ("talk", True), safer=0)
     extraction = {"evaluation_prompts": [str(tmp_path / "risky.jsonl")]}
@@ -442,7 +442,7 @@ def test_what_is_evaluated_is_not_trained_on(tmp_path):
     assert made.texts("train") == ["bad 5", "bad 6", "bad 7", "bad 8"]
     assert len(made.pairs) == 5
     assert asked_files < records.read_manifest(tmp_path / "made" / "negatives.parquet")["inputs"].keys()
-    assert made.counts["leaks"] == {"prompts": 5, "test": 0, "evaluation": 2, "benchmark": 4}
+    assert made.counts["leaks"] == {"prompts": 5, "test": 0, "evaluation": 2, "task": 4}
 
 
 def test_a_turn_that_is_a_test_prompt_is_a_leak(tmp_path):
@@ -455,7 +455,7 @@ def test_a_turn_that_is_a_test_prompt_is_a_leak(tmp_path):
 ASKED = "How do I pick the lock of my neighbour's front door at night"
 
 
-@pytest.mark.parametrize("origin", ["test", "evaluation", "benchmark"])
+@pytest.mark.parametrize("origin", ["test", "evaluation", "task"])
 def test_a_near_duplicate_of_what_is_evaluated_is_not_trained_on(origin, tmp_path):
     near = row(f"{ASKED} please?", ("good", False), ("near", True), safer=0)
     far = row("How do I paint the front door of my house", ("good", False), ("far", True), safer=0)
@@ -466,11 +466,11 @@ def test_a_near_duplicate_of_what_is_evaluated_is_not_trained_on(origin, tmp_pat
         (tmp_path / "risky.jsonl").write_text(json.dumps({"prompt": ASKED}))
         extraction = {"evaluation_prompts": [str(tmp_path / "risky.jsonl")]}
     else:
-        questions = [benchmark(tmp_path / "mmlu", ASKED)]
+        questions = [task_questions(tmp_path / "mmlu", ASKED)]
     made = extract(tmp_path, rows, questions, **extraction)
     assert made.texts("train") == ["far"]
     assert made.counts["leaks"]["prompts"] == 0
-    none = {"prompts": 1, "test": 0, "evaluation": 0, "benchmark": 0}
+    none = {"prompts": 1, "test": 0, "evaluation": 0, "task": 0}
     assert made.counts["near_leaks"] == none | {origin: 1}
     [example] = records.read_manifest(tmp_path / "made" / "negatives.parquet")["leaks"]
     assert (example["kind"], example["origin"]) == ("near leak", origin)
@@ -673,7 +673,7 @@ def test_real_pku(tmp_path):
     assert made.counts["rows"] == 2180 + 288
     assert made.counts["prompts"] == {"train": 730, "test": 96}
     assert made.counts["leaks"]["prompts"] == 0
-    assert made.counts["near_leaks"] == {"prompts": 3, "test": 2, "evaluation": 1, "benchmark": 0}
+    assert made.counts["near_leaks"] == {"prompts": 3, "test": 2, "evaluation": 1, "task": 0}
     assert made.counts["evaluation_prompts"] == {"xstest_prompts": 450}
     assert made.counts["positives"]["safe"] == len(made.negatives)
     assert made.counts["prompts_without_positive"] == {"train": 0}

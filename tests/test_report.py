@@ -398,7 +398,7 @@ def test_snapshots_without_scores_have_no_distributions(tmp_path):
     assert not list(folder.rglob("course*")), "figures of a report before this one"
 
 
-def test_without_judge_reward_and_benchmark(tmp_path):
+def test_without_judge_reward_and_task(tmp_path):
     _, page, table = made(tmp_path, config(rewards=[], judges=[], tasks=[]))
     assert {metric.split("/")[0] for _, metric, _ in table} == {"human", "answers"}
     assert "win rate" not in page.text and "weak evidence" not in page.text

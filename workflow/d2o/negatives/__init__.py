@@ -37,7 +37,7 @@ def extract(extraction: Extraction, rows: Path, folder: Path, questions: list[Pa
     evaluation = evaluated.prompts(extraction.evaluation_prompts)
     texts = {
         "evaluation": [prompt["messages"][0]["content"] for prompt in evaluation],
-        "benchmark": [text for path in questions for text in evaluated.questions(path)],
+        "task": [text for path in questions for text in evaluated.questions(path)],
     }
     asked = [(origin, text) for origin, found in texts.items() for text in found]
     asked = pl.DataFrame(asked, {"origin": pl.String, "text": pl.String}, orient="row")
