@@ -79,7 +79,7 @@ def extract(folder: Path, rows: list[dict], questions: list[Path] = (), **extrac
     return Tables(folder / "made")
 
 
-def fault(folder: Path, rows: list[dict], **extraction) -> str:
+def problem(folder: Path, rows: list[dict], **extraction) -> str:
     with pytest.raises(D2OError) as error:
         extract(folder, rows, **extraction)
     assert "\n" not in str(error.value)
@@ -145,11 +145,11 @@ def test_pairs(rule, labels, preferred, tmp_path):
 
 def test_no_negative_says_which_rule_would_find_some(tmp_path):
     rows = [row(f"q{i}", *UNLABELLED, better=0) for i in range(3)]
-    message = fault(tmp_path, rows)
+    message = problem(tmp_path, rows)
     assert f"{tmp_path / 'rows.parquet'}: the rule safer-unsafe finds no negative" in message
     assert "labels: `better` in 3 rows; rules that find some: less-helpful (3 negatives)" in message
-    assert "labels: none; rules that find some: none" in fault(tmp_path, [row("q", *UNLABELLED)])
-    assert "labels: none" in fault(tmp_path, [])
+    assert "labels: none; rules that find some: none" in problem(tmp_path, [row("q", *UNLABELLED)])
+    assert "labels: none" in problem(tmp_path, [])
 
 
 def test_texts_are_normalised_as_everywhere():
@@ -260,9 +260,9 @@ def test_share_held_out(share, held_out, tmp_path):
 
 
 def test_nothing_left_to_train_on(tmp_path):
-    assert "no negative is left to train on" in fault(tmp_path, [asked(0), asked(1)], test_share=1)
+    assert "no negative is left to train on" in problem(tmp_path, [asked(0), asked(1)], test_share=1)
     rows = [asked(0), asked(0, "test")]
-    assert "1 train prompts are evaluated as well" in fault(tmp_path, rows)
+    assert "1 train prompts are evaluated as well" in problem(tmp_path, rows)
 
 
 def test_caps_keep_prompts_with_negatives(tmp_path):
@@ -332,7 +332,7 @@ def test_cap_per_category(tmp_path):
 
 
 def test_cap_of_categories_that_are_not_there(tmp_path):
-    assert "no harm categories" in fault(tmp_path, [asked(0), asked(1)], negatives_per_category=1)
+    assert "no harm categories" in problem(tmp_path, [asked(0), asked(1)], negatives_per_category=1)
 
 
 @pytest.mark.parametrize("caps", [{}, {"negatives_per_prompt": 1}, {"negatives_per_category": 5}])
@@ -416,9 +416,9 @@ def test_whatever_the_rows(tmp_path_factory, rows, rule, cap, rng):
     asked_in_test = {
         identities.normalised(p["messages"][0]["content"]) for p in made.prompts if len(p["messages"]) == 1
     }
-    for comparison in made.negatives + made.pairs:
-        if comparison["split"] == "train":
-            turns = [m["content"] for m in comparison["messages"] if m["role"] == "user"]
+    for found in made.negatives + made.pairs:
+        if found["split"] == "train":
+            turns = [m["content"] for m in found["messages"] if m["role"] == "user"]
             assert asked_in_test.isdisjoint(map(identities.normalised, turns))
 
 
@@ -584,7 +584,7 @@ def test_evaluation_prompts(suffix, tmp_path):
 def test_wrong_evaluation_file(name, content, reason, tmp_path):
     path = tmp_path / name
     path.write_bytes(content)
-    message = fault(tmp_path, [asked(0), asked(1)], evaluation_prompts=[str(path)])
+    message = problem(tmp_path, [asked(0), asked(1)], evaluation_prompts=[str(path)])
     assert message.startswith(f"{path}: ")
     assert reason in message
 
@@ -593,7 +593,7 @@ def test_two_evaluation_files_of_one_name(tmp_path):
     for name in ("risky.json", "risky.csv"):
         (tmp_path / name).write_text('[{"prompt": "a"}]' if name.endswith("json") else "prompt\na\n")
     files = [str(tmp_path / "risky.json"), str(tmp_path / "risky.csv")]
-    assert "is called 'risky' as well" in fault(tmp_path, [asked(0)], evaluation_prompts=files)
+    assert "is called 'risky' as well" in problem(tmp_path, [asked(0)], evaluation_prompts=files)
 
 
 def test_wrong_questions(tmp_path):
@@ -690,5 +690,5 @@ def test_real_hh(tmp_path):
     made = real(tmp_path, "hh-rlhf", "hh-rlhf/helpful-base.test.jsonl.gz", rule="less-helpful")
     assert made.counts["equal_answers"] == 2
     assert made.counts["positives"] == {"human": len(made.negatives), "safe": 0}
-    assert any(len(comparison["messages"]) > 1 for comparison in made.negatives)
+    assert any(len(r["messages"]) > 1 for r in made.negatives)
     assert not made.ids("train") & made.ids("test")
