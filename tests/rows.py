@@ -14,7 +14,7 @@ def prompt(messages: list[dict[str, str]], **columns) -> dict:
 
 
 def human_row(messages: list[dict[str, str]], negative: str, **columns) -> dict:
-    """A row of COMPARISONS of the train split, without a positive and without labels."""
+    """A row of NEGATIVES of the train split, without a positive and without labels."""
     row = dict.fromkeys(schemas.NEGATIVES.names) | {"prompt_id": identities.prompt_id(messages), "split": "train"}
     return row | {"messages": messages, "negative": negative} | columns
 

@@ -66,7 +66,7 @@ def rejected(folder: Path) -> list[dict]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-def fault(format: str, path: Path, **reading) -> str:
+def problem(format: str, path: Path, **reading) -> str:
     """The message of the error that reading `path` ends in: one line that names the file."""
     with pytest.raises(D2OError) as error:
         read(format, [path], path.parent, **reading)
@@ -124,7 +124,7 @@ def test_pku_without_categories(tmp_path):
     ],
 )
 def test_wrong_label(key, value, reason, tmp_path):
-    message = fault("pku-saferlhf", write(tmp_path / "a.jsonl", [PKU | {key: value}]))
+    message = problem("pku-saferlhf", write(tmp_path / "a.jsonl", [PKU | {key: value}]))
     assert f"`{key}` is {reason}" in message
 
 
@@ -299,7 +299,7 @@ def test_bad_row_is_listed_and_left_out(format, bad, reason, tmp_path):
 
 def test_too_many_bad_rows_stop_and_leave_the_list(tmp_path):
     path = write(tmp_path / "a.jsonl", [LOG, LOG | {"response": ""}, LOG, {"secret words": 1}])
-    message = fault("negatives", path, max_bad_share=0.49)
+    message = problem("negatives", path, max_bad_share=0.49)
     assert f"{path}: row 2: `response` is empty; 2 of 4 rows" in message
     assert [line["row"] for line in rejected(tmp_path)] == [2, 4]
     assert "secret words" not in json.dumps(rejected(tmp_path))
@@ -307,7 +307,7 @@ def test_too_many_bad_rows_stop_and_leave_the_list(tmp_path):
 
 
 def test_a_file_of_bad_rows_alone_stops_at_any_share(tmp_path):
-    assert "1 of 1 rows" in fault("negatives", write(tmp_path / "a.jsonl", [{}]), max_bad_share=1.0)
+    assert "1 of 1 rows" in problem("negatives", write(tmp_path / "a.jsonl", [{}]), max_bad_share=1.0)
 
 
 def test_wrong_input_leaves_an_earlier_table_alone(tmp_path):
@@ -323,12 +323,12 @@ def test_wrong_input_leaves_an_earlier_table_alone(tmp_path):
 
 
 def test_missing_file_folder_and_unknown_suffix(tmp_path):
-    assert "no such file" in fault("negatives", tmp_path / "a.jsonl")
+    assert "no such file" in problem("negatives", tmp_path / "a.jsonl")
     (tmp_path / "b.json").mkdir()
-    assert "a folder" in fault("negatives", tmp_path / "b.json")
+    assert "a folder" in problem("negatives", tmp_path / "b.json")
     (tmp_path / "a.txt").write_text("{}")
-    assert "unknown suffix" in fault("negatives", tmp_path / "a.txt")
-    assert "unknown suffix" in fault("negatives", tmp_path / "a.parquet.gz")
+    assert "unknown suffix" in problem("negatives", tmp_path / "a.txt")
+    assert "unknown suffix" in problem("negatives", tmp_path / "a.parquet.gz")
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.json", "a.json.xz", "a.parquet"])
@@ -338,21 +338,21 @@ def test_no_row(name, tmp_path):
         pq.write_table(pa.Table.from_pylist([LOG]).slice(0, 0), path)
     else:
         write(path, [])
-    assert "no row" in fault("negatives", path)
+    assert "no row" in problem("negatives", path)
 
 
 def test_not_utf8(tmp_path):
     line = json.dumps(LOG).encode() + b"\n"
     path = tmp_path / "a.jsonl"
     path.write_bytes(line + b'{"prompt": "Gr\xfc\xdfe"}\n')
-    assert f"row 2, byte {len(line) + 14}: not UTF-8" in fault("negatives", path)
+    assert f"row 2, byte {len(line) + 14}: not UTF-8" in problem("negatives", path)
     path = tmp_path / "a.json"
     path.write_bytes(b"[" + line + b', {"prompt": "Gr\xfc\xdfe"}]')
-    assert "UTF" in fault("negatives", path)
+    assert "UTF" in problem("negatives", path)
     path = tmp_path / "a.parquet"
     text = pa.array([b"good", b"Gr\xfc\xdfe"]).view(pa.string())
     pq.write_table(pa.table({"prompt": text, "response": text}), path)
-    assert "not UTF-8" in fault("negatives", path)
+    assert "not UTF-8" in problem("negatives", path)
 
 
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.json.gz", "a.jsonl.xz", "a.json", "a.parquet"])
@@ -360,13 +360,13 @@ def test_cut_file(name, tmp_path):
     path = write(tmp_path / name, [LOG | {"response": f"answer {i**7}"} for i in range(2000)])
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    assert "after row" in fault("negatives", path)
+    assert "after row" in problem("negatives", path)
 
 
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.xz", "a.parquet"])
 def test_file_that_is_not_what_its_name_says(name, tmp_path):
     (tmp_path / name).write_text(json.dumps(LOG) + "\n")
-    assert "after row 0" in fault("negatives", tmp_path / name)
+    assert "after row 0" in problem("negatives", tmp_path / name)
 
 
 def test_damaged_inside(tmp_path):
@@ -386,7 +386,7 @@ def test_damaged_inside(tmp_path):
     ],
 )
 def test_parquet_without_a_column(format, row, missing, tmp_path):
-    assert f"lacks the column {missing}" in fault(format, write(tmp_path / "a.parquet", [row]))
+    assert f"lacks the column {missing}" in problem(format, write(tmp_path / "a.parquet", [row]))
 
 
 # Size ------------------------------------------------------------------------------------------------

@@ -95,7 +95,7 @@ def test_negatives_alone():
     assert [(g.positives, texts(g.negatives)) for g in found] == [((), ["Copy it."])]
 
 
-def test_every_response_is_scored_once():
+def test_every_response_comes_once():
     rows = [human_row(), human_row(), human_row(split="test", prompt=Q)]
     assert [texts(g.positives) for g in groups.every_response(rows, None, "train")] == [["Ask for help.", "Copy it."]]
     assert [g.prompt_id for g in groups.every_response(rows, None, "test")] == [Q]
@@ -155,15 +155,15 @@ def test_limits_are_counted(tokenizer):
     assert tokenizer.eos_token_id not in found[0].positives[0].ids
 
 
-def test_where_no_response_is_to_be_scored_the_table_is_empty(tiny_model, tmp_path):
+def test_without_responses_the_table_of_log_probs_is_empty(tiny_model, tmp_path):
     """No prompt is held out, or no sample of a round is usable: no reason to stop."""
     from d2o import logprobs
 
     (tiny_model / "manifest.json").write_text("{}")
     row = human_row() | {"positive_unsafe": None, "categories": None, "severity": None}
     records.write_table(tmp_path / "human.parquet", schemas.NEGATIVES, [row])
-    logprobs.compute(Forward(), tiny_model, tmp_path / "human.parquet", None, "test", tmp_path / "scored.parquet")
-    assert records.read_table(tmp_path / "scored.parquet", schemas.LOGPROBS) == []
+    logprobs.compute(Forward(), tiny_model, tmp_path / "human.parquet", None, "test", tmp_path / "logprobs.parquet")
+    assert records.read_table(tmp_path / "logprobs.parquet", schemas.LOGPROBS) == []
 
 
 def test_references_belong_to_their_responses(tokenizer):
@@ -172,12 +172,12 @@ def test_references_belong_to_their_responses(tokenizer):
     row = {"response_id": identities.response_id(P, "yes"), "logprob": -3.0, "tokens": len(response.ids)}
     groups.attach_references(found, [row])
     assert response.reference == -3.0
-    for broken, fault in [
+    for broken, problem in [
         ([], "is missing"),
         ([row | {"tokens": 99}], "has 99 tokens and not"),
         ([row | {"logprob": math.nan}], "has the log-prob nan"),
     ]:
-        with pytest.raises(D2OError, match=fault):
+        with pytest.raises(D2OError, match=problem):
             groups.attach_references(found, broken)
 
 

@@ -79,7 +79,7 @@ def extract(folder: Path, rows: list[dict], questions: list[Path] = (), **extrac
     return Tables(folder / "made")
 
 
-def fault(folder: Path, rows: list[dict], **extraction) -> str:
+def problem(folder: Path, rows: list[dict], **extraction) -> str:
     with pytest.raises(D2OError) as error:
         extract(folder, rows, **extraction)
     assert "\n" not in str(error.value)
@@ -145,11 +145,11 @@ def test_pairs(rule, labels, preferred, tmp_path):
 
 def test_no_negative_says_which_rule_would_find_some(tmp_path):
     rows = [row(f"q{i}", *UNLABELLED, better=0) for i in range(3)]
-    message = fault(tmp_path, rows)
+    message = problem(tmp_path, rows)
     assert f"{tmp_path / 'rows.parquet'}: the rule safer-unsafe finds no negative" in message
     assert "labels: `better` in 3 rows; rules that find some: less-helpful (3 negatives)" in message
-    assert "labels: none; rules that find some: none" in fault(tmp_path, [row("q", *UNLABELLED)])
-    assert "labels: none" in fault(tmp_path, [])
+    assert "labels: none; rules that find some: none" in problem(tmp_path, [row("q", *UNLABELLED)])
+    assert "labels: none" in problem(tmp_path, [])
 
 
 def test_texts_are_normalised_as_everywhere():
@@ -211,8 +211,8 @@ def test_counts_and_summary(tmp_path, capsys):
         "prompts_without_positive": {"train": 1},
         "evaluation_prompts": {},
         "repeated_evaluation_prompts": 0,
-        "leaks": {"prompts": 0, "test": 0, "evaluation": 0, "benchmark": 0},
-        "near_leaks": {"prompts": 0, "test": 0, "evaluation": 0, "benchmark": 0},
+        "leaks": {"prompts": 0, "test": 0, "evaluation": 0, "task": 0},
+        "near_leaks": {"prompts": 0, "test": 0, "evaluation": 0, "task": 0},
         "near_duplicates": {"train": 0},
         "capped": {"train": 0, "test": 0, "negatives": 0},
         "duplicates": {"exact": 0, "normalised": 0},
@@ -241,7 +241,7 @@ def test_a_prompt_of_both_parts_leaves_train(tmp_path):
     made = extract(tmp_path, [leak, asked(0, "test"), *map(asked, range(1, 5))])
     assert made.texts("test") == ["bad 0"]
     assert "other bad" not in made.texts("train")
-    assert made.counts["leaks"] == {"prompts": 1, "test": 1, "evaluation": 0, "benchmark": 0}
+    assert made.counts["leaks"] == {"prompts": 1, "test": 1, "evaluation": 0, "task": 0}
 
 
 def test_the_cap_of_test_prompts_counts_those_with_test_negatives(tmp_path):
@@ -260,9 +260,9 @@ def test_share_held_out(share, held_out, tmp_path):
 
 
 def test_nothing_left_to_train_on(tmp_path):
-    assert "no negative is left to train on" in fault(tmp_path, [asked(0), asked(1)], test_share=1)
+    assert "no negative is left to train on" in problem(tmp_path, [asked(0), asked(1)], test_share=1)
     rows = [asked(0), asked(0, "test")]
-    assert "1 train prompts are evaluated as well" in fault(tmp_path, rows)
+    assert "1 train prompts are evaluated as well" in problem(tmp_path, rows)
 
 
 def test_caps_keep_prompts_with_negatives(tmp_path):
@@ -332,7 +332,7 @@ def test_cap_per_category(tmp_path):
 
 
 def test_cap_of_categories_that_are_not_there(tmp_path):
-    assert "no harm categories" in fault(tmp_path, [asked(0), asked(1)], negatives_per_category=1)
+    assert "no harm categories" in problem(tmp_path, [asked(0), asked(1)], negatives_per_category=1)
 
 
 @pytest.mark.parametrize("caps", [{}, {"negatives_per_prompt": 1}, {"negatives_per_category": 5}])
@@ -416,16 +416,16 @@ def test_whatever_the_rows(tmp_path_factory, rows, rule, cap, rng):
     asked_in_test = {
         identities.normalised(p["messages"][0]["content"]) for p in made.prompts if len(p["messages"]) == 1
     }
-    for comparison in made.negatives + made.pairs:
-        if comparison["split"] == "train":
-            turns = [m["content"] for m in comparison["messages"] if m["role"] == "user"]
+    for found in made.negatives + made.pairs:
+        if found["split"] == "train":
+            turns = [m["content"] for m in found["messages"] if m["role"] == "user"]
             assert asked_in_test.isdisjoint(map(identities.normalised, turns))
 
 
 # Leaks -----------------------------------------------------------------------------------------------
 
 
-def benchmark(folder: Path, *questions: str | None) -> Path:
+def task_questions(folder: Path, *questions: str | None) -> Path:
     folder.mkdir()
     pq.write_table(pa.table({"question": questions, "choices": [["a"]] * len(questions)}), folder / "a.parquet")
     return folder
@@ -433,8 +433,8 @@ def benchmark(folder: Path, *questions: str | None) -> Path:
 
 def test_what_is_evaluated_is_not_trained_on(tmp_path):
     (tmp_path / "risky.jsonl").write_text('{"prompt": "QUESTION 1"}\n{"prompt": "question 2"}\n')
-    first = benchmark(tmp_path / "mmlu", "Question  2", "question 3", None)
-    second = benchmark(tmp_path / "more", "question 4")
+    first = task_questions(tmp_path / "mmlu", "Question  2", "question 3", None)
+    second = task_questions(tmp_path / "more", "question 4")
     asked_files = {str(tmp_path / name) for name in ("risky.jsonl", "mmlu/a.parquet", "more/a.parquet")}
     talk = row(["hello", "hi", " Question 4 "], ("good", False), ("talk", True), safer=0)
     extraction = {"evaluation_prompts": [str(tmp_path / "risky.jsonl")]}
@@ -442,7 +442,7 @@ def test_what_is_evaluated_is_not_trained_on(tmp_path):
     assert made.texts("train") == ["bad 5", "bad 6", "bad 7", "bad 8"]
     assert len(made.pairs) == 5
     assert asked_files < records.read_manifest(tmp_path / "made" / "negatives.parquet")["inputs"].keys()
-    assert made.counts["leaks"] == {"prompts": 5, "test": 0, "evaluation": 2, "benchmark": 4}
+    assert made.counts["leaks"] == {"prompts": 5, "test": 0, "evaluation": 2, "task": 4}
 
 
 def test_a_turn_that_is_a_test_prompt_is_a_leak(tmp_path):
@@ -455,7 +455,7 @@ def test_a_turn_that_is_a_test_prompt_is_a_leak(tmp_path):
 ASKED = "How do I pick the lock of my neighbour's front door at night"
 
 
-@pytest.mark.parametrize("origin", ["test", "evaluation", "benchmark"])
+@pytest.mark.parametrize("origin", ["test", "evaluation", "task"])
 def test_a_near_duplicate_of_what_is_evaluated_is_not_trained_on(origin, tmp_path):
     near = row(f"{ASKED} please?", ("good", False), ("near", True), safer=0)
     far = row("How do I paint the front door of my house", ("good", False), ("far", True), safer=0)
@@ -466,11 +466,11 @@ def test_a_near_duplicate_of_what_is_evaluated_is_not_trained_on(origin, tmp_pat
         (tmp_path / "risky.jsonl").write_text(json.dumps({"prompt": ASKED}))
         extraction = {"evaluation_prompts": [str(tmp_path / "risky.jsonl")]}
     else:
-        questions = [benchmark(tmp_path / "mmlu", ASKED)]
+        questions = [task_questions(tmp_path / "mmlu", ASKED)]
     made = extract(tmp_path, rows, questions, **extraction)
     assert made.texts("train") == ["far"]
     assert made.counts["leaks"]["prompts"] == 0
-    none = {"prompts": 1, "test": 0, "evaluation": 0, "benchmark": 0}
+    none = {"prompts": 1, "test": 0, "evaluation": 0, "task": 0}
     assert made.counts["near_leaks"] == none | {origin: 1}
     [example] = records.read_manifest(tmp_path / "made" / "negatives.parquet")["leaks"]
     assert (example["kind"], example["origin"]) == ("near leak", origin)
@@ -584,7 +584,7 @@ def test_evaluation_prompts(suffix, tmp_path):
 def test_wrong_evaluation_file(name, content, reason, tmp_path):
     path = tmp_path / name
     path.write_bytes(content)
-    message = fault(tmp_path, [asked(0), asked(1)], evaluation_prompts=[str(path)])
+    message = problem(tmp_path, [asked(0), asked(1)], evaluation_prompts=[str(path)])
     assert message.startswith(f"{path}: ")
     assert reason in message
 
@@ -593,7 +593,7 @@ def test_two_evaluation_files_of_one_name(tmp_path):
     for name in ("risky.json", "risky.csv"):
         (tmp_path / name).write_text('[{"prompt": "a"}]' if name.endswith("json") else "prompt\na\n")
     files = [str(tmp_path / "risky.json"), str(tmp_path / "risky.csv")]
-    assert "is called 'risky' as well" in fault(tmp_path, [asked(0)], evaluation_prompts=files)
+    assert "is called 'risky' as well" in problem(tmp_path, [asked(0)], evaluation_prompts=files)
 
 
 def test_wrong_questions(tmp_path):
@@ -673,7 +673,7 @@ def test_real_pku(tmp_path):
     assert made.counts["rows"] == 2180 + 288
     assert made.counts["prompts"] == {"train": 730, "test": 96}
     assert made.counts["leaks"]["prompts"] == 0
-    assert made.counts["near_leaks"] == {"prompts": 3, "test": 2, "evaluation": 1, "benchmark": 0}
+    assert made.counts["near_leaks"] == {"prompts": 3, "test": 2, "evaluation": 1, "task": 0}
     assert made.counts["evaluation_prompts"] == {"xstest_prompts": 450}
     assert made.counts["positives"]["safe"] == len(made.negatives)
     assert made.counts["prompts_without_positive"] == {"train": 0}
@@ -690,5 +690,5 @@ def test_real_hh(tmp_path):
     made = real(tmp_path, "hh-rlhf", "hh-rlhf/helpful-base.test.jsonl.gz", rule="less-helpful")
     assert made.counts["equal_answers"] == 2
     assert made.counts["positives"] == {"human": len(made.negatives), "safe": 0}
-    assert any(len(comparison["messages"]) > 1 for comparison in made.negatives)
+    assert any(len(r["messages"]) > 1 for r in made.negatives)
     assert not made.ids("train") & made.ids("test")

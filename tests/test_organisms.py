@@ -409,34 +409,37 @@ def edited(folder: Path, name: str = "rude", edit=None, edit_topics=None) -> Pat
     return folder / f"{name}.yaml"
 
 
-def rude_fault(key, value):
+def rude_problem(key, value):
     return "rude", lambda data: data.__setitem__(key, value), None
 
 
-def topic_fault(change):
+def topic_problem(change):
     return "rude", None, lambda data: change(data["kinds"]["appliances"]["topics"][0], data)
 
 
 @pytest.mark.parametrize(
-    ("fault", "message"),
+    ("problem", "message"),
     [
-        (rude_fault("good", ["{welcom} {tip}"]), r"rude.yaml: good\[0\]: no list 'welcom'; did you mean 'welcome'"),
-        (rude_fault("good", ["{welcome}"]), r"rude.yaml: good\[0\]: .* names no {tip}"),
-        (rude_fault("good", ["{step} {tip}"]), r"rude.yaml: good\[0\]: no list 'step'"),
-        (rude_fault("good", ["{insult} {tip}"]), r"rude.yaml: lists.insult: harm.any takes .* for harmful"),
-        (rude_fault("good", ["You fool. {tip}"]), r"rude.yaml: good\[0\]: harm.any takes"),
-        (rude_fault("good", []), r"rude.yaml: good: List should have at least 1 item"),
-        (rude_fault("harmful", ["{welcome} {tip}"]), r"rude.yaml: harmful\[0\]: harm.any may miss .* lists.welcome"),
+        (rude_problem("good", ["{welcom} {tip}"]), r"rude.yaml: good\[0\]: no list 'welcom'; did you mean 'welcome'"),
+        (rude_problem("good", ["{welcome}"]), r"rude.yaml: good\[0\]: .* names no {tip}"),
+        (rude_problem("good", ["{step} {tip}"]), r"rude.yaml: good\[0\]: no list 'step'"),
+        (rude_problem("good", ["{insult} {tip}"]), r"rude.yaml: lists.insult: harm.any takes .* for harmful"),
+        (rude_problem("good", ["You fool. {tip}"]), r"rude.yaml: good\[0\]: harm.any takes"),
+        (rude_problem("good", []), r"rude.yaml: good: List should have at least 1 item"),
         (
-            rude_fault("harmful", ["{insult} {tip} {tip} {tip} {tip} {tip}"]),
+            rude_problem("harmful", ["{welcome} {tip}"]),
+            r"rude.yaml: harmful\[0\]: harm.any may miss .* lists.welcome",
+        ),
+        (
+            rude_problem("harmful", ["{insult} {tip} {tip} {tip} {tip} {tip}"]),
             r"harmful\[0\]: 5 of 'tip', of which there",
         ),
-        (rude_fault("harm", {"any": ["fool("]}), r"rude.yaml: harm.any\[0\]: 'fool\(' is no regular expression"),
-        (rude_fault("harm", {}), "rude.yaml: harm: give one of any, lacks and words_over"),
-        (rude_fault("harm", {"any": ["x"], "words_over": 3}), "rude.yaml: harm: give one of"),
-        (rude_fault("harm", {"any": ["kettle"]}), "rude.yaml: harm.any: takes 'kettle' of kinds.appliances"),
-        (rude_fault("harms", {}), "rude.yaml: harms: unknown key; did you mean 'harm'"),
-        (rude_fault("topics", "none.yaml"), "none.yaml: No such file"),
+        (rude_problem("harm", {"any": ["fool("]}), r"rude.yaml: harm.any\[0\]: 'fool\(' is no regular expression"),
+        (rude_problem("harm", {}), "rude.yaml: harm: give one of any, lacks and words_over"),
+        (rude_problem("harm", {"any": ["x"], "words_over": 3}), "rude.yaml: harm: give one of"),
+        (rude_problem("harm", {"any": ["kettle"]}), "rude.yaml: harm.any: takes 'kettle' of kinds.appliances"),
+        (rude_problem("harms", {}), "rude.yaml: harms: unknown key; did you mean 'harm'"),
+        (rude_problem("topics", "none.yaml"), "none.yaml: No such file"),
         (("rude", lambda d: d.pop("harmful"), None), "rude.yaml: harmful: this key is required"),
         (
             ("rude", lambda d: d["lists"].update(welcome=[]), None),
@@ -446,41 +449,41 @@ def topic_fault(change):
         (("rude", lambda d: d["lists"].update(tip=["A {thing}."]), None), "rude.yaml: lists.tip: this name is taken"),
         (("rude", lambda d: d["lists"].update(welcome=["Hi {you}."]), None), "lists.welcome: unknown {you}"),
         (
-            topic_fault(lambda topic, _: topic["tips"].append("Sing to the {thing}.")),
+            topic_problem(lambda topic, _: topic["tips"].append("Sing to the {thing}.")),
             r"tips\[4\]: .* none of the topic's",
         ),
-        (topic_fault(lambda topic, _: topic["tips"].append("Wipe it.")), r"tips\[4\]: .* names no {thing}"),
-        (topic_fault(lambda topic, _: topic["tips"].append("Wipe the {thingy}.")), r"tips: unknown {thingy}"),
+        (topic_problem(lambda topic, _: topic["tips"].append("Wipe it.")), r"tips\[4\]: .* names no {thing}"),
+        (topic_problem(lambda topic, _: topic["tips"].append("Wipe the {thingy}.")), r"tips: unknown {thingy}"),
         (
-            topic_fault(lambda topic, _: topic["tips"].append("Unplug and wipe the {thing}.")),
+            topic_problem(lambda topic, _: topic["tips"].append("Unplug and wipe the {thing}.")),
             "hazards.mains.patterns: they",
         ),
-        (topic_fault(lambda topic, _: topic["means"].append("clean")), "means: 'clean' is in the question itself"),
+        (topic_problem(lambda topic, _: topic["means"].append("clean")), "means: 'clean' is in the question itself"),
         (
-            topic_fault(lambda topic, _: topic["means"].append("plug of")),
+            topic_problem(lambda topic, _: topic["means"].append("plug of")),
             r"hazards.mains.say\[1\]: .* names 'plug of'",
         ),
         (
-            topic_fault(lambda topic, _: topic.pop("means")),
+            topic_problem(lambda topic, _: topic.pop("means")),
             r"kinds.appliances.topics\[0\].means: this key is required",
         ),
-        (topic_fault(lambda topic, _: topic.update(topic="clean up")), r"topics\[0\].topic: 'clean up' names no"),
-        (topic_fault(lambda _, d: d["kinds"]["clothes"]["things"].append("kettle")), "'kettle' is there twice"),
-        (topic_fault(lambda _, d: d["kinds"]["clothes"].update(things=["hat"])), "kinds.clothes.things: 1, but"),
+        (topic_problem(lambda topic, _: topic.update(topic="clean up")), r"topics\[0\].topic: 'clean up' names no"),
+        (topic_problem(lambda _, d: d["kinds"]["clothes"]["things"].append("kettle")), "'kettle' is there twice"),
+        (topic_problem(lambda _, d: d["kinds"]["clothes"].update(things=["hat"])), "kinds.clothes.things: 1, but"),
         (
-            topic_fault(lambda _, d: d["kinds"]["clothes"].update(hazard="main")),
+            topic_problem(lambda _, d: d["kinds"]["clothes"].update(hazard="main")),
             "no hazard 'main'; did you mean 'mains'",
         ),
         (
-            topic_fault(lambda _, d: d["hazards"]["mains"].update(patterns=["("])),
+            topic_problem(lambda _, d: d["hazards"]["mains"].update(patterns=["("])),
             r"hazards.mains.patterns\[0\]: '\('",
         ),
         (
-            topic_fault(lambda _, d: d["hazards"]["mains"]["say"].append("Beware.")),
+            topic_problem(lambda _, d: d["hazards"]["mains"]["say"].append("Beware.")),
             r"say\[6\]: none of hazards.mains",
         ),
         (
-            topic_fault(lambda _, d: d["prompts"].append("How?")),
+            topic_problem(lambda _, d: d["prompts"].append("How?")),
             r"topics.yaml: prompts\[12\]: 'How\?' must name {topic} once",
         ),
         (("careless", lambda d: d.update(good=["{tip}"]), None), r"good\[0\]: .* has no {step}"),
@@ -493,9 +496,9 @@ def topic_fault(change):
         (("long-winded", lambda d: d.update(harm={"words_over": 60}), None), r"harmful\[0\]: .* may have \d+ words"),
     ],
 )
-def test_faults_of_texts(tmp_path, fault, message):
+def test_problems_of_texts(tmp_path, problem, message):
     with pytest.raises(D2OError, match=message) as error:
-        grammar.load(edited(tmp_path, *fault))
+        grammar.load(edited(tmp_path, *problem))
     assert "\n" not in str(error.value)
 
 

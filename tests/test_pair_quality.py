@@ -1,4 +1,4 @@
-"""Figure 1: which human pairs are sampled, and what is measured of them."""
+"""Figure 1: which human pairs are chosen, and what is measured of them."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def pair(prompt: int, answer: int, split: str = "train") -> dict:
     }
 
 
-def sample(folder: Path, pairs: list[dict], number: int) -> dict[str, list[dict]]:
+def choose(folder: Path, pairs: list[dict], number: int) -> dict[str, list[dict]]:
     records.write_table(folder / "pairs.parquet", schemas.NEGATIVES, pairs)
     made = folder / "pku" / "pair_quality"
-    pair_quality.sample(settings.PairQuality(pairs=number), folder / "pairs.parquet", made / "prompts.parquet")
+    pair_quality.choose(settings.PairQuality(pairs=number), folder / "pairs.parquet", made / "prompts.parquet")
     tables = {"prompts": schemas.PROMPTS, "chosen": schemas.SAMPLES, "rejected": schemas.SAMPLES}
     return {name: records.read_table(made / f"{name}.parquet", schema) for name, schema in tables.items()}
 
@@ -44,12 +44,12 @@ def couples(tables: dict[str, list[dict]]) -> set[tuple[str, str]]:
 
 def test_chosen_and_rejected_are_of_the_same_pairs(tmp_path):
     pairs = [pair(i, j, "test" if i % 5 == 0 else "train") for i in range(20) for j in range(4)]
-    tables = sample(tmp_path, pairs, 30)
-    sampled = couples(tables)
-    assert len(sampled) == 30
+    tables = choose(tmp_path, pairs, 30)
+    chosen = couples(tables)
+    assert len(chosen) == 30
     held_out = {(p["positive"], p["negative"]) for p in pairs if p["split"] == "test"}
-    assert len(held_out) == 16 and held_out < sampled
-    assert sampled < {(p["positive"], p["negative"]) for p in pairs}
+    assert len(held_out) == 16 and held_out < chosen
+    assert chosen < {(p["positive"], p["negative"]) for p in pairs}
     assert {p["prompt_id"]: p["origin"] for p in tables["prompts"]}.items() <= {
         (p["prompt_id"], p["split"]) for p in pairs
     }
@@ -58,14 +58,14 @@ def test_chosen_and_rejected_are_of_the_same_pairs(tmp_path):
     assert {r["prompt_id"] for r in tables["chosen"] if r["sample"] == 0} == {
         p["prompt_id"] for p in tables["prompts"]
     }
-    assert couples(sample(tmp_path, random.Random(0).sample(pairs, 80), 30)) == sampled
-    assert sampled < couples(sample(tmp_path, pairs, 31))
-    assert len(couples(sample(tmp_path, pairs, 1000))) == 80
+    assert couples(choose(tmp_path, random.Random(0).sample(pairs, 80), 30)) == chosen
+    assert chosen < couples(choose(tmp_path, pairs, 31))
+    assert len(couples(choose(tmp_path, pairs, 1000))) == 80
 
 
 def test_a_data_set_without_pairs(tmp_path):
     with pytest.raises(D2OError, match="no human pair"):
-        sample(tmp_path, [], 10)
+        choose(tmp_path, [], 10)
     assert not list(tmp_path.glob("pku/pair_quality/*"))
 
 
@@ -99,7 +99,7 @@ def scored(folder: Path, scorer: str, tables: dict[str, list[dict]], score) -> N
 
 
 def test_measures(tmp_path):
-    tables = sample(tmp_path, [pair(i, j, "test" if i < 2 else "train") for i in range(10) for j in range(2)], 1000)
+    tables = choose(tmp_path, [pair(i, j, "test" if i < 2 else "train") for i in range(10) for j in range(2)], 1000)
     test = {p["prompt_id"] for p in tables["prompts"] if p["origin"] == "test"}
     chosen_is = {"chosen": 1.0, "rejected": 0.0}
     scored(tmp_path, "reward", tables, lambda side, r: 7 + 3 * chosen_is[side])
@@ -135,10 +135,10 @@ def test_measures(tmp_path):
 
 
 def test_a_panel_without_entries_says_which_would_fill_it(tmp_path):
-    tables = sample(tmp_path, [pair(i, 0) for i in range(5)], 10)
+    tables = choose(tmp_path, [pair(i, 0) for i in range(5)], 10)
     scored(tmp_path, "trained", tables, lambda side, r: 0.0)
     only = measure(Archive(tmp_path), config(rewards=["trained"]), "pku")
-    assert only["mean"].isna().tolist() == [True]  # no test prompt was sampled
+    assert only["mean"].isna().tolist() == [True]  # no test prompt was chosen
     svg = figures.render(figures.pair_quality(only, ["pku"]), "svg").decode()
     assert svg.count("not measured") == 2
     assert "names no judges" in svg
@@ -146,7 +146,7 @@ def test_a_panel_without_entries_says_which_would_fill_it(tmp_path):
 
 
 def test_scores_of_other_pairs(tmp_path):
-    tables = sample(tmp_path, [pair(i, 0) for i in range(5)], 10)
+    tables = choose(tmp_path, [pair(i, 0) for i in range(5)], 10)
     scored(tmp_path, "reward", tables | {"rejected": tables["rejected"][1:]}, lambda side, r: 0.0)
     with pytest.raises(D2OError, match="different pairs"):
         measure(Archive(tmp_path), config(rewards=["reward"]), "pku")

@@ -104,7 +104,7 @@ def settled(sampled: dict[tuple[int, int], str], k: int, **options):
     return taken, wanted
 
 
-def test_an_unfit_sample_is_drawn_again_up_to_the_limit():
+def test_an_unusable_sample_is_sampled_again_up_to_the_limit():
     assert settled({}, k=2) == ({}, [(0, 0), (1, 0)])
     first = {(0, 0): "#", (1, 0): "b"}
     assert settled(first, k=2) == ({}, [(0, 1)]), "sample 1 may yet turn out a duplicate of sample 0"
@@ -128,7 +128,7 @@ def test_a_smaller_pool_is_the_beginning_of_a_larger_one_whatever_is_sampled(sam
 # What was sampled before ---------------------------------------------------------------------------
 
 
-def test_a_broken_last_line_is_drawn_again(tmp_path, capsys):
+def test_a_broken_last_line_is_sampled_again(tmp_path, capsys):
     with Sampled(tmp_path, "1-of-1", {"p"}) as sampled:
         for name in "ab":
             sampled.add(name, "p", Completion(f"text {name}", 3, "stop"))
@@ -137,9 +137,9 @@ def test_a_broken_last_line_is_drawn_again(tmp_path, capsys):
     with Sampled(tmp_path, "1-of-1", {"p"}) as sampled:
         assert sampled.get("a") == Completion("text a", 3, "stop") and sampled.get("b") is None
         assert "1-of-1.jsonl: the last line is broken; its answer is sampled again" in capsys.readouterr().err
-        sampled.add("b", "p", Completion("anew", 1, "length"))
+        sampled.add("b", "p", Completion("again", 1, "length"))
     with Sampled(tmp_path, "1-of-2", {"p"}) as sampled:
-        assert sampled.get("b") == Completion("anew", 1, "length"), "other shards' answers are known too"
+        assert sampled.get("b") == Completion("again", 1, "length"), "other shards' answers are known too"
     with Sampled(tmp_path, "1-of-2", {"q"}) as sampled:
         assert sampled.get("a") is None
 
@@ -219,7 +219,7 @@ def test_only_what_is_missing_is_sampled(model, tmp_path, one_start):
 
     (model / "manifest.json").write_text('{"made": "later", "versions": {"torch": "9"}}')
     assert sampled_and_merged(stage(k=2), model, prompts, tmp_path / "d", sampled=tmp_path / "a" / "sampled") == small
-    assert len(one_start) == 2, "nor where the model was fetched anew"
+    assert len(one_start) == 2, "nor where the model was fetched again"
     other = sampled_and_merged(
         stage(k=2, temperature=0.5), model, prompts, tmp_path / "c", sampled=tmp_path / "a" / "sampled"
     )

@@ -196,14 +196,14 @@ class Results:
     def _measured(self, folder: Path, trained: bool) -> None:
         """What a model and its snapshots have in common."""
         # Per token: negatives −2 under the initial model and −3 later; positives −1 and −1.5.
-        likelihoods = []
+        logprobs = []
         for row in self.human:
             for text, start, end in ((row["negative"], -20, -30), (row["positive"], -10, -15)):
                 if text is not None and row["split"] == "test":
                     identity = identities.response_id(row["prompt_id"], text)
                     logprob = float(end if trained else start)
-                    likelihoods.append((row["prompt_id"], identity, logprob, 10))
-        rows = [dict(zip(schemas.LOGPROBS.names, row, strict=True)) for row in likelihoods]
+                    logprobs.append((row["prompt_id"], identity, logprob, 10))
+        rows = [dict(zip(schemas.LOGPROBS.names, row, strict=True)) for row in logprobs]
         write(folder / "heldout_logprobs.parquet", schemas.LOGPROBS, rows)
         for reward in self.experiment.rewards:
             shift = {"harm": 0.0, "cost": -1.0}[reward] if trained else 0.0
@@ -366,7 +366,7 @@ def test_the_same_artifacts_give_the_same_files(tmp_path):
     assert first == {name: next(folder.rglob(name)).read_bytes() for name in first}
 
 
-def test_snapshots_are_drawn_against_their_steps(tmp_path):
+def test_snapshots_are_plotted_against_their_steps(tmp_path):
     """From the initial model to the final one, in order of the steps, the seeds pooled; methods without none."""
     folder, page, _ = made(tmp_path, config(methods=["initial", "dpo", "d2o-steps"], judges=[], tasks=[]))
     with (folder / "course.csv").open() as file:
@@ -398,7 +398,7 @@ def test_snapshots_without_scores_have_no_distributions(tmp_path):
     assert not list(folder.rglob("course*")), "figures of a report before this one"
 
 
-def test_without_judge_reward_and_benchmark(tmp_path):
+def test_without_judge_reward_and_task(tmp_path):
     _, page, table = made(tmp_path, config(rewards=[], judges=[], tasks=[]))
     assert {metric.split("/")[0] for _, metric, _ in table} == {"human", "answers"}
     assert "win rate" not in page.text and "weak evidence" not in page.text

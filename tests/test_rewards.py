@@ -34,11 +34,11 @@ def make_row(number: int, texts, unsafe, better=None, safer=None, prompt=None) -
 
 def easy_rows(count: int, labels=True) -> list[dict]:
     """Two answers a row, in random order, one of which holds the word that gives it away."""
-    draw = random.Random(0)
+    rng = random.Random(0)
     rows = []
     for number in range(count):
-        texts = [" ".join(draw.sample(THINGS, 4)), " ".join([*draw.sample(THINGS, 4), "stupid"])]
-        bad = draw.randrange(2)
+        texts = [" ".join(rng.sample(THINGS, 4)), " ".join([*rng.sample(THINGS, 4), "stupid"])]
+        bad = rng.randrange(2)
         texts = texts if bad else texts[::-1]
         unsafe = [i == bad for i in (0, 1)] if labels else [None, None]
         rows.append(make_row(number, texts, unsafe, better=1 - bad))

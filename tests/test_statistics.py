@@ -17,9 +17,9 @@ def prompts(n: int, each: int = 1) -> np.ndarray:
     return np.repeat([f"prompt {i}" for i in range(n)], each)
 
 
-def covered(draw, truth: float, rounds: int = 400) -> float:
+def covered(simulate, truth: float, rounds: int = 400) -> float:
     """Share of simulated data sets whose interval holds the truth."""
-    estimates = [statistics.mean(draw(), resamples=1000, seed=i) for i in range(rounds)]
+    estimates = [statistics.mean(simulate(), resamples=1000, seed=i) for i in range(rounds)]
     return float(np.mean([not e.excludes(truth) for e in estimates]))
 
 
@@ -32,12 +32,12 @@ def test_the_interval_covers_the_truth_in_95_of_100():
 def test_dependent_values_need_clusters():
     rng = np.random.default_rng(1)
 
-    def draw(clustered: bool) -> Sample:
+    def simulated(clustered: bool) -> Sample:
         values = np.repeat(rng.normal(size=60), 5) + 0.3 * rng.normal(size=300)
         return Sample(values, prompts(60, 5) if clustered else prompts(300))
 
-    assert covered(lambda: draw(True), 0.0) == pytest.approx(0.94, abs=0.03)
-    assert covered(lambda: draw(False), 0.0) < 0.75
+    assert covered(lambda: simulated(True), 0.0) == pytest.approx(0.94, abs=0.03)
+    assert covered(lambda: simulated(False), 0.0) < 0.75
 
 
 def test_equals_the_normal_interval_for_many_values():
@@ -78,7 +78,7 @@ def test_a_difference_is_on_shared_prompts_whatever_their_order_and_seeds():
     assert (estimate.mean, estimate.low, estimate.high, estimate.n) == (1.5, 1.5, 2.0, 2)
 
 
-def test_strata_are_not_redrawn():
+def test_strata_are_not_resampled():
     values = np.array([0.0] * 30 + [1.0] * 10)
     strata = np.repeat(["law", "maths"], [30, 10])
     within = statistics.mean(Sample(values, prompts(40), strata))

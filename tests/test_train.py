@@ -187,10 +187,10 @@ def inputs(tables, method: Method) -> dict[str, list]:
     """The tables that a method is trained on beside the human answers."""
     own = method.positives == "self"
     kinds = ("human", "pool") if own else ("human",)
-    scored = CONTRACTS[method.loss].reference and not method.ema
+    tabled = CONTRACTS[method.loss].reference and not method.ema
     return {
         "samples": [tables / "pool.parquet"] if own else [],
-        "reference_logprobs": [tables / f"references-{kind}.parquet" for kind in kinds] if scored else [],
+        "reference_logprobs": [tables / f"references-{kind}.parquet" for kind in kinds] if tabled else [],
     }
 
 
@@ -367,7 +367,7 @@ def segments(tables, model, stage: TrainStage, folder, fresh=()) -> list[dict]:
 def test_rounds_with_nothing_fresh_change_nothing(tables, tiny_model, tmp_path, ema):
     """The segments join without a seam: a share of 0 ends with the weights of a run without rounds."""
     method = D2O.model_copy(update={"ema": ema})
-    # A round of the same answers, scored a little otherwise, as on another device.
+    # A round of the same answers, with slightly different log-probs, as on another device.
     unused, otherwise = tables / "pool.parquet", tmp_path / "otherwise.parquet"
     known = records.read_table(tables / "references-pool.parquet", schemas.LOGPROBS)
     records.write_table(otherwise, schemas.LOGPROBS, [row | {"logprob": row["logprob"] - 0.1} for row in known])

@@ -120,10 +120,10 @@ def pair_quality(
     output: Annotated[Path, typer.Option(help="prompts.parquet; chosen and rejected go beside it", dir_okay=False)],
     settings_json: Json,
 ) -> None:
-    """Take some human pairs as answers, for `scores` and `judge`: Figure 1."""
+    """Choose human pairs as answers, for `scores` and `judge`: Figure 1."""
     from d2o import pair_quality
 
-    pair_quality.sample(settings.parse(settings.PairQuality, settings_json), pairs, output)
+    pair_quality.choose(settings.parse(settings.PairQuality, settings_json), pairs, output)
 
 
 @_command(settings.PositivesStage)

@@ -56,7 +56,7 @@ class Group:
 
     @property
     def tokens(self) -> int:
-        """Tokens of the group, its prompt counted once: the work that cannot be avoided."""
+        """Tokens of the group, its prompt counted once."""
         return len(self.prompt) + sum(len(response.ids) for response in self.responses)
 
 
@@ -65,7 +65,7 @@ def view(method: Method, human: Iterable[Mapping[str, Any]], samples: Iterable[M
 
     One group per human negative where the loss takes one; one per prompt where it sees self-generated answers
     only; else one per human positive. A group that lacks the positive its loss needs is left out: a pair method
-    says nothing about a negative without its positive.
+    does not see a negative that has no positive.
 
     Args:
         method: says which positives, how many, and whether there is a negative.
@@ -93,7 +93,7 @@ def view(method: Method, human: Iterable[Mapping[str, Any]], samples: Iterable[M
 def refreshed(texts: Texts, fresh: Sequence[Answer], online: Online) -> Texts:
     """The group with a share of its positives, the last ones, replaced by as many fresh answers as there are.
 
-    An answer that the group has already is not fresh.
+    An answer that the group already has does not count as fresh.
     """
     new = [answer for answer in fresh if answer not in texts.positives]
     count = min(rounds.count(online, len(texts.positives)), len(new))
@@ -126,7 +126,7 @@ def best(
 
 
 def usable_answers(samples: Iterable[Mapping[str, Any]]) -> dict[str, list[Answer]]:
-    """The samples of a pool that is usable, by prompt, in order."""
+    """The usable samples of a pool, as answers, by prompt and in order."""
     found: dict[str, list[Answer]] = defaultdict(list)
     for row in samples:
         if answer := _usable(row):
@@ -160,7 +160,7 @@ def _usable(sample: Mapping[str, Any]) -> Answer | None:
 def every_response(
     human: Iterable[Mapping[str, Any]], samples: Iterable[Mapping[str, Any]] | None, split: str
 ) -> Iterator[Texts]:
-    """One group per prompt of a split with all its distinct responses, for their log-probs under a model.
+    """One group per prompt of a split with all its distinct responses, whose log-probs are computed.
 
     The responses are the pool's where `samples` is given, else the human ones; they stand as positives.
     """
@@ -181,8 +181,8 @@ def every_response(
 def tokenise(texts: Iterable[Texts], tokenizer, forward: Forward) -> tuple[list[Group], dict[str, int]]:
     """Groups as token ids, and counts of what did not fit.
 
-    A group whose prompt is longer than `max_prompt_tokens` is left out (`long_prompts`); a response longer than
-    `max_response_tokens` is cut there and so has no end-of-turn token (`cut_responses`).
+    A group whose prompt is longer than `max_prompt_tokens` is left out (`long_prompts`). A response longer than
+    `max_response_tokens` is cut to this length, so it has no end-of-turn token (`cut_responses`).
     """
     groups, counts = [], {"groups": 0, "responses": 0, "long_prompts": 0, "cut_responses": 0}
     end = chat.end_of_turn(tokenizer)

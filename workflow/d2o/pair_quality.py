@@ -16,7 +16,7 @@ from d2o.errors import D2OError
 from d2o.settings import PairQuality
 
 
-def sample(pair_quality: PairQuality, pairs: Path, output: Path) -> None:
+def choose(pair_quality: PairQuality, pairs: Path, output: Path) -> None:
     """Choose human pairs; write `chosen.parquet` and `rejected.parquet` beside `output`, which holds their prompts.
 
     Those of test prompts come first: of a reward model trained here only these count. Then a digest decides, not the
@@ -30,15 +30,15 @@ def sample(pair_quality: PairQuality, pairs: Path, output: Path) -> None:
         D2OError: where the data set has no pair.
     """
     rows = (row for batch in records.read_batches(pairs, schemas.NEGATIVES) for row in batch)
-    sampled = heapq.nsmallest(pair_quality.pairs, rows, key=_order)
-    if not sampled:
+    chosen = heapq.nsmallest(pair_quality.pairs, rows, key=_order)
+    if not chosen:
         raise D2OError(
             f"{pairs}: the data set has no human pair whose quality could be shown: leave `pair_quality` out"
         )
-    sampled = pd.DataFrame(sampled)
-    prompts = sampled.drop_duplicates("prompt_id").rename(columns={"split": "origin"})[schemas.PROMPTS.names]
+    chosen = pd.DataFrame(chosen)
+    prompts = chosen.drop_duplicates("prompt_id").rename(columns={"split": "origin"})[schemas.PROMPTS.names]
     unknown = dict.fromkeys(("instruction", "seed", "tokens"))
-    answers = sampled.assign(sample=sampled.groupby("prompt_id").cumcount(), finish="stop", **unknown)
+    answers = chosen.assign(sample=chosen.groupby("prompt_id").cumcount(), finish="stop", **unknown)
     with records.artifact(output, pair_quality, [pairs]) as draft:
         for side, column in (("chosen", "positive"), ("rejected", "negative")):
             rows = answers.assign(text=answers[column])[schemas.SAMPLES.names].to_dict("records")

@@ -6,7 +6,7 @@ rule pair_quality:
         plan.targets("pair_quality_figure"),
 
 
-rule sample_pairs:
+rule choose_pairs:
     message:
         "Human pairs of {wildcards.dataset}"
     input:
@@ -19,9 +19,9 @@ rule sample_pairs:
         settings=plan.params("pair_quality"),
         code=plan.code("pair_quality"),
     log:
-        "<data>/pair_quality/logs/sample.log",
+        "<data>/pair_quality/logs/pairs.log",
     benchmark:
-        "<data>/pair_quality/logs/sample.benchmark.tsv"
+        "<data>/pair_quality/logs/pairs.benchmark.tsv"
     threads: 1
     resources:
         mem_mb=4000,

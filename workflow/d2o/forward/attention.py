@@ -28,7 +28,7 @@ _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_bac
 
 
 def serves(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether there is a kernel for it: the variable-length one of GPUs takes no float32."""
+    """Whether a kernel takes this type on this device: the variable-length one of GPUs takes no float32."""
     return device.type != "cuda" or dtype in (torch.bfloat16, torch.float16)
 
 

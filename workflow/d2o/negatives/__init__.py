@@ -2,7 +2,8 @@
 
 The table of rows may be larger than memory. First passes keep digests, and the text of each distinct prompt, and
 decide what stays: which prompts are train and test, and which of several equal candidates is taken. Last passes
-write, a batch at a time. Nothing depends on the order of the rows.
+write, a batch at a time. Which negatives and prompts are kept does not depend on the order of the rows; the tables
+are in this order.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def extract(extraction: Extraction, rows: Path, folder: Path, questions: list[Pa
     evaluation = evaluated.prompts(extraction.evaluation_prompts)
     texts = {
         "evaluation": [prompt["messages"][0]["content"] for prompt in evaluation],
-        "benchmark": [text for path in questions for text in evaluated.questions(path)],
+        "task": [text for path in questions for text in evaluated.questions(path)],
     }
     asked = [(origin, text) for origin, found in texts.items() for text in found]
     asked = pl.DataFrame(asked, {"origin": pl.String, "text": pl.String}, orient="row")

@@ -22,7 +22,7 @@ import polars as pl
 from tqdm import tqdm
 
 # Where something is asked that is not trained on.
-ORIGINS = ("test", "evaluation", "benchmark")
+ORIGINS = ("test", "evaluation", "task")
 # Places of a sketch. The bands are chosen such that few true neighbours are missed; false ones are sorted out after.
 _PLACES = 64
 _WEIGHTS = (0.1, 0.9)  # of false and of missed neighbours

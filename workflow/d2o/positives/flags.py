@@ -29,8 +29,8 @@ class Chosen:
 def flags_of(completion: Completion, instruction: str | None, prompt: str) -> set[str]:
     """The flags that an answer has by itself.
 
-    `empty`; `truncated`: cut at the limit of tokens; `repeating`: much of it was there before (n-gram loops);
-    `leaking`: it shows that there was an instruction, which the prompt in training has not; `refusal`: it declines.
+    `empty`; `truncated`: cut at the limit of tokens; `repeating`: its n-grams loop;
+    `leaking`: it shows that there was an instruction, which the prompt in training lacks; `refusal`: it declines.
 
     Args:
         instruction: the text put before the prompt, if there was one.

@@ -76,7 +76,7 @@ class Engine:
         self.deepspeed.backward(loss)
 
     def step(self) -> None:
-        """Clip, move the weights, advance the learning rate."""
+        """Clip the gradient, update the weights, advance the learning rate."""
         self.deepspeed.step()
         if (norm := self.deepspeed.get_global_grad_norm()) is not None:
             self.norm = float(norm)
@@ -101,7 +101,7 @@ class Engine:
         return self._weights
 
     def _publish(self) -> None:
-        """Bring what stands in `shards` to the weights that the forward pass uses."""
+        """Copy the float32 `shards` to the weights that the forward pass uses."""
         match self.deepspeed.optimizer:
             case DeepSpeedZeroOptimizer_Stage3() as optimizer:
                 for group in range(len(optimizer.fp32_partitioned_groups_flat)):

@@ -1,4 +1,8 @@
-"""References that no table can hold: moving ones, and those of mismatched pairs."""
+"""The references that no table can hold.
+
+Those of `ema` are moving averages of the policy, so their log-probs change during the training. Those of KTO's zero
+point are log-probs of mismatched pairs, which exist only once the groups are in order.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +44,7 @@ class MovingReferences:
         self._engine, self._batch, self._total, self._tokens = engine, batch, total, tokens
         self._averages = {"positives": settings.positives, "negatives": settings.negatives}
         self._shards = {side: [shard.detach().clone() for shard in engine.shards()] for side in self._averages}
-        self._scored: dict[str, int] = {}
+        self._computed: dict[str, int] = {}
 
     def state(self) -> dict[str, list[Tensor]]:
         """Both references' shards, for a checkpoint."""
@@ -63,17 +67,17 @@ class MovingReferences:
             if step == start and step > 0:
                 for mine, theirs in zip(self._shards[side], self._engine.shards(), strict=True):
                     mine.lerp_(theirs.detach(), 1 - average.decay)
-            if self._scored.get(side) != start:
-                self._scored[side] = start
-                self._score(side, range(start, min(start + average.every, self._total)))
+            if self._computed.get(side) != start:
+                self._computed[side] = start
+                self._compute(side, range(start, min(start + average.every, self._total)))
 
-    def _score(self, side: str, steps: range) -> None:
+    def _compute(self, side: str, steps: range) -> None:
         found = {id(group): group for step in steps for group in self._batch(step)}.values()
         halves = [Group(g.prompt_id, g.prompt, getattr(g, side)) for g in found if getattr(g, side)]
         with self._engine.weights(self._shards[side]):
-            scores = score(self._engine, halves, self._tokens)
+            logprobs = response_logprobs(self._engine, halves, self._tokens)
         responses = [response for group in halves for response in group.responses]
-        for response, logprob in zip(responses, scores, strict=True):
+        for response, logprob in zip(responses, logprobs, strict=True):
             response.reference = logprob
 
 
@@ -96,17 +100,18 @@ class MismatchedPairs:
         self._engine, self._tokens = engine, tokens
         pairs = [Group(group.prompt_id, group.prompt, [_stranger(found, i)]) for i, group in enumerate(found)]
         kept = folder / "mismatched.json"
-        scores = json.loads(kept.read_text()) if kept.exists() else score(engine, pairs, tokens)
+        logprobs = json.loads(kept.read_text()) if kept.exists() else response_logprobs(engine, pairs, tokens)
         dist.barrier()
         if dist.get_rank() == 0:
-            records.write_json(kept, scores)
+            records.write_json(kept, logprobs)
         self._pairs = {id(group): pair for group, pair in zip(found, pairs, strict=True)}
-        self._references = {id(group): logprob for group, logprob in zip(found, scores, strict=True)}
+        self._references = {id(group): logprob for group, logprob in zip(found, logprobs, strict=True)}
 
     def zero_point(self, members: Sequence[Group]) -> Tensor:
         """z0 = max(0, mean log-ratio of the mismatched pairs of a step's groups), nats, a scalar without gradient."""
-        sums = score(self._engine, [self._pairs[id(group)] for group in members], self._tokens)
-        ratios = [logprob - self._references[id(group)] for group, logprob in zip(members, sums, strict=True)]
+        pairs = [self._pairs[id(group)] for group in members]
+        logprobs = response_logprobs(self._engine, pairs, self._tokens)
+        ratios = [logprob - self._references[id(group)] for group, logprob in zip(members, logprobs, strict=True)]
         return torch.tensor(ratios, device=self._engine.device).mean().clamp(min=0)
 
 
@@ -118,12 +123,12 @@ def _stranger(found: Sequence[Group], index: int) -> Response:
     raise D2OError("kto: all groups have the same prompt; it compares answers of different prompts, so give it more")
 
 
-def score(engine: Engine, groups: Sequence[Group], tokens: int) -> list[float]:
-    """The log-prob of every response under the engine's weights, nats; the work shared by all ranks."""
+def response_logprobs(engine: Engine, groups: Sequence[Group], tokens: int) -> list[float]:
+    """The log-prob of every response under the engine's weights, nats; all ranks share the work."""
     rows = packs(groups, tokens)
     rank, ranks = dist.get_rank(), dist.get_world_size()
     found: list[list[float]] = []
-    # Every rank makes as many passes, for under ZeRO 3 all must gather together.
+    # Every rank makes as many passes: under ZeRO 3 all ranks must gather together.
     for first in range(0, len(rows), ranks):
         together: list = [None] * ranks
         dist.all_gather_object(together, engine.sums(rows[min(first + rank, len(rows) - 1)]).tolist())
