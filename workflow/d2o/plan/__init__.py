@@ -22,18 +22,9 @@ from d2o.sources import source_digest
 _OF_INITIAL = {"responses", "heldout_logprobs", "scores", "answers"}
 # What a report is made from.
 _REPORTED = [
-    *(
-        "negatives",
-        "pair_quality_figure",
-        "trained",
-        "responses",
-        "heldout_logprobs",
-        "scores",
-        "verdicts",
-        "answers",
-    ),
-    *("pool_sheet", "pool_scores", "round_sheet"),
-]
+    "negatives", "pair_quality_figure", "trained", "responses", "heldout_logprobs", "scores", "verdicts", "answers",
+    "pool_sheet", "pool_scores", "round_sheet",
+]  # fmt: skip
 _PAIRS = ["pair_prompts", "pair_scores", "pair_verdicts"]
 # Of a wildcard, those that must be known before it.
 _NEEDS = {"organism": {"dataset"}, "seed": {"method"}, "snapshot": {"method"}}
