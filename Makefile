@@ -17,6 +17,10 @@ env: .venv/.installed-$(LOCK)
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet uv
 	envs/install.sh $(LOCK)
+ifeq ($(LOCK),cpu)
+	# DeepSpeed's operator for ranks on CPUs takes two minutes: the first training would wait for it.
+	.venv/bin/python -c 'from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder as B; B().load(verbose=False)'
+endif
 	touch $@
 
 demo: env

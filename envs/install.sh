@@ -18,10 +18,3 @@ fi
 # Compiled here, or the first job to import a package would do it.
 .venv/bin/uv pip install --quiet --compile-bytecode --python .venv/bin/python --no-deps "$@" -r "$lock"
 .venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation --editable .
-if [ "$lock" = envs/cpu.lock.txt ]; then
-    # DeepSpeed's operator for ranks on CPUs, two minutes: the first training would wait for it.
-    PATH=$PWD/.venv/bin:$PATH .venv/bin/python -c "
-from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
-ShareMemCommBuilder().load(verbose=False)
-" >/dev/null
-fi
