@@ -350,7 +350,10 @@ def test_an_edit_reruns_what_it_touches_and_nothing_else(restored, file, old, ne
         (
             "engine",
             {"backend": "transformers"},
-            {"sample_positives": 1, "merge_positives": 1, "compute_reference_logprobs": 1} | TRAINED,
+            {"sample_positives": 1, "merge_positives": 1, "compute_reference_logprobs": 1, "train_method": 2}
+            | of_runs(2)
+            | {"answer_prompts": 4, "score_responses": 4}
+            | REPORT,
         ),
         ("tasks", {"mmlu": CONFIG["tasks"]["mmlu"] | {"shots": 2}}, {"answer_questions": 4} | REPORT),
         (

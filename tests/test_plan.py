@@ -143,7 +143,7 @@ def test_what_is_written_is_what_a_stage_gets(place, key, value):
     (node.setdefault(entry, {}) if entry else node)[key] = value
     plan = Plan(config, "c")
     where = wildcards(organism="rude", snapshot="", pool=f"corrected-k{plan.settings.positives.k}")
-    stages = [*STAGES, "organisms", "pair_quality", "judge", "questions", "tasks"]
+    stages = [*STAGES, "sampling", "organisms", "pair_quality", "judge", "questions", "tasks"]
     got = [json.loads(part(stage)(where)) for stage in stages for part in (plan.params, plan.execution)]
     assert any(holds(found, key, value) for found in got)
 

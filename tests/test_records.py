@@ -137,7 +137,7 @@ def test_a_model_out_of_a_run_has_a_mark_and_a_manifest_of_its_own(tiny_model, t
 
 def test_a_killed_writer_leaves_no_final_name(tmp_path):
     code = (
-        "import sys, time; from pathlib import Path; from d2o import records\n"
+        "import sys, time; from pathlib import Path; from d2o import records, schemas\n"
         "with records.artifact(Path(sys.argv[1])) as draft:\n"
         "    records.write_table(draft.path, schemas.SCORES, [])\n"
         "    print('written', flush=True); time.sleep(60)"

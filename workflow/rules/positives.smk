@@ -29,7 +29,7 @@ rule sample_positives:
         mem_mb=plan.settings.compute.memory_gb * 1000,
         runtime=plan.settings.compute.minutes,
         gpu=plan.settings.compute.gpus,
-        execution=plan.execution("positives"),
+        execution=plan.execution("sampling"),
     retries: 1
     conda:
         plan.environment("generation")

@@ -25,6 +25,8 @@ def of(s: Settings, stage: str, w: Any) -> settings.Section:
             return s.pair_quality
         case "positives":
             return pool(s, w.pool)
+        case "sampling":  # what all pools and rounds have in common, for the keys of how jobs run
+            return settings.PositivesStage(sampling=s.positives, engine=s.engine)
         case "rounds":
             method = s.methods[w.method]
             sampling = _sampling(
