@@ -625,7 +625,7 @@ print(int(status["VmHWM"].split()[0]) / 1024)
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
 def test_memory_does_not_grow_with_the_texts(tmp_path):
-    """60,000 rows more, of 16 kB each, are 960 MB that must not be held; what is read ahead is full at the first 60,000."""
+    """60,000 rows more, of 16 kB each, are 960 MB that must not be held; after 60,000 what is read ahead is full."""
 
     def peak(count: int) -> float:
         rows = (
