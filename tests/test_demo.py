@@ -60,7 +60,7 @@ def test_demo_and_thumbs_down_share_the_model_and_end_in_reports(tiny_model, tmp
     run = results / "rude" / "organism" / "d2o" / "seed0"
     assert records.read_manifest(run / "model")["steps"] == 2
     assert {path.stem for path in (run / "scores").glob("*.parquet")} == {"rude", "useful", "safety"}
-    pool = records.read_table(results / "rude/organism/positives/corrected.parquet", schemas.POOL)
+    pool = records.read_table(results / "rude/organism/positives/corrected-k2.parquet", schemas.POOL)
     assert len(pool) == 16
     assert all(row["text"] for row in pool)
     assert "Nothing to be done" in project.snakemake("all")
