@@ -78,9 +78,9 @@ wildcard_constraints:
     seed=r"\d+",
     round=r"\d+",
     snapshot=r"(/step\d+)?",
-    pool=r"(corrected|plain)-k\d+",
+    pool=r"(corrected|plain)(-seed\d+)?-k\d+",
     shard=r"\d+-of-\d+",
-    table=r"negatives|pairs|(corrected|plain)-k\d+",
+    table=r"negatives|pairs|(corrected|plain)(-seed\d+)?-k\d+",
     side="chosen|rejected",
 
 

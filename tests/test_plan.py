@@ -206,6 +206,21 @@ def test_methods_take_the_tables_that_their_loss_needs():
     }
 
 
+def test_a_pool_of_its_own_for_each_seed():
+    config = CONFIG | {"positives": CONFIG["positives"] | {"per_seed": True, "seed": 5}}
+    config |= {"methods": CONFIG["methods"] | {"uncorrected": {"extends": "d2o", "self_correction": False}}}
+    plan = Plan(config, "c")
+    runs = [NAMES | {"method": method, "seed": seed} for method in ("d2o", "uncorrected") for seed in (0, 2)]
+    pools = [pool for run in runs for pool in plan.pools(run)]
+    assert pools == ["corrected-seed0-k3", "corrected-seed2-k3", "plain-seed0-k3", "plain-seed2-k3"]
+    made = [json.loads(plan.params("positives")(wildcards(pool=pool)))["sampling"] for pool in pools]
+    assert [pool["seed"] for pool in made] == [5, 7, 5, 7]
+    assert [bool(pool["instructions"]) for pool in made] == [True, True, False, False]
+    assert plan.reference_tables(runs[1]) == ["corrected-seed2-k3", "negatives"]
+    # Each has its own answers; pools of one seed and of several sizes share them.
+    assert plan.folder("sampled")(wildcards(pool="corrected-seed2-k3")).endswith("positives/corrected-seed2.sampled")
+
+
 def test_a_smaller_pool_serves_where_every_prompt_has_enough_usable_samples(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("tests", "demo", "organisms"):

@@ -262,7 +262,11 @@ def made(tmp_path: Path, chosen: settings.Settings, **kind) -> tuple[Path, Page,
     snapshots = "d2o-steps" in next(iter(chosen.experiments.values())).methods
     assert (output.parent / "figures/course.svg").exists() == snapshots == ("step 0 is" in page.text)
     with (output.parent / "table.csv").open() as file:
-        table = {(row["method"], row["metric"], row["prompts"]): row for row in csv.DictReader(file)}
+        table = {
+            (row["method"], row["metric"], row["prompts"]): row
+            for row in csv.DictReader(file)
+            if row["seed"] == "all"
+        }
     return output.parent, page, table
 
 
@@ -307,6 +311,82 @@ def test_the_direction_of_a_reward_decides_the_sign(full):
     column = [cell.strip() for cell in header.split("|")].index("cost\u00a0↓")
     cells = {c[1].strip(): c[column] for line in lines if len(c := line.split("|")) > column}
     assert "▲" in cells["d2o"] and "▲" not in cells["initial"]
+
+
+def test_each_seed_has_its_line_and_one_seed_says_so_everywhere(tmp_path, full):
+    folder, page, _ = full
+    with (folder / "table.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["metric"] == "reward/cost" and row["prompts"] == "test"]
+    lines = {(row["method"], row["seed"]): row for row in rows}
+    assert lines.keys() == {("initial", "all")} | {(m, s) for m in ("d2o", "dpo") for s in ("all", "0", "1")}
+    means = [float(lines["d2o", seed]["mean"]) for seed in ("0", "1", "all")]
+    assert means[0] != means[1] and means[2] == pytest.approx((means[0] + means[1]) / 2, abs=1e-5)
+    assert lines["d2o", "all"]["interval"] == "over seeds and prompts"
+    assert lines["d2o", "0"]["interval"] == "over prompts only" and lines["d2o", "0"]["difference"] == ""
+    assert "over seeds and prompts (2 trainings" in page.text
+
+    one, page, table = made(tmp_path, config(seeds=[0], judges=[], tasks=[]))
+    assert {row["interval"] for row in table.values()} == {"over prompts only"}
+    texts = [(one / name).read_text() for name in ("table.md", "table.tex")] + [page.text]
+    assert all("95 % over prompts only" in text.replace("\\", "") for text in texts)
+
+
+def test_methods_are_compared_with_each_other(tmp_path):
+    chosen = config(comparisons=[("dpo", "d2o")], methods=["initial", "d2o", "dpo", "npo"], judges=[], tasks=[])
+    folder, page, _ = made(tmp_path, chosen)
+    with (folder / "comparisons.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["metric"] == "reward/cost"]
+    assert [(row["method"], row["other"], row["kind"]) for row in rows] == [
+        ("dpo", "d2o", "primary"), ("d2o", "npo", "exploratory"), ("dpo", "npo", "exploratory"),
+    ]  # fmt: skip
+    found = pd.DataFrame(rows).astype({"p": float, "p_adjusted": float, "difference": float})
+    # One primary comparison needs no correction; the two others are adjusted together.
+    assert found["p_adjusted"][0] == found["p"][0]
+    assert (found["p_adjusted"][1:] >= found["p"][1:]).all() and found["p_adjusted"][1:].max() > found["p"][1:].min()
+    assert found["n"].unique().tolist() == [str(PROMPTS)] and found["difference"].abs().max() < 0.02
+    text = " ".join(page.text.split())
+    assert "Primary comparisons: dpo against d2o" in text and "dpo − d2o" in (folder / "table.md").read_text()
+    assert "every method against every other" in text and "undecided" in text
+
+
+def test_methods_are_compared_on_the_prompts_that_both_answered():
+    place = {"dataset": "pku", "model": "smol", "metric": "human/margin", "prompts": "test", "stratum": ""}
+    rows = [
+        place | {"method": method, "seed": 0, "cluster": f"p{i}", "value": i + shift}
+        for method, shift, prompts in (("d2o", 1.0, range(6)), ("dpo", 0.0, range(2, 9)))
+        for i in prompts
+    ]
+    metrics = {m.key: m for m in HUMAN_METRICS}
+    experiment = config(methods=["d2o", "dpo"], comparisons=[("d2o", "dpo")]).experiments["demo"]
+    [row] = tables.comparisons(pd.DataFrame(rows), metrics, experiment).to_dict("records")
+    assert (row["n"], row["difference"], row["kind"]) == (4, 1, "primary")
+    assert row["p"] == 0.125 and row["effect_size"] == pytest.approx(1 / np.std([2, 3, 4, 5], ddof=1))
+
+
+def test_what_failed_has_its_row_and_the_rest_stands(tmp_path):
+    chosen = config(
+        methods=["initial", "d2o", "dpo", "npo"],
+        failed={"npo": "diverged at step 40", "dpo/seed1": "disk full"},
+        judges=[],
+        tasks=[],
+    )
+    folder, page, table = made(tmp_path, chosen)
+    assert ("npo", "reward/cost", "test") not in table and table["dpo", "reward/cost", "test"]["seeds"] == "1"
+    assert table["dpo", "reward/cost", "test"]["interval"] == "over prompts only"
+    text = (folder / "table.md").read_text()
+    assert "| npo (failed)" in text and "npo failed: diverged at step 40." in text
+    assert "dpo/seed1 failed: disk full." in page.text and "npo (failed)" in page.text
+
+
+def test_wrong_comparisons_and_failures_are_told_with_the_config():
+    for wrong, message in (
+        ({"comparisons": [("d2o", "dpoo")]}, "comparisons: 'dpoo' is not among the methods; did you mean 'dpo'?"),
+        ({"comparisons": [("d2o", "d2o")]}, "comparisons: d2o is compared with itself"),
+        ({"comparisons": [("d2o", "dpo"), ("dpo", "d2o")]}, "comparisons: dpo and d2o are compared twice"),
+        ({"failed": {"d2o/seed7": "?"}}, "failed.d2o/seed7: no such method or training; did you mean 'd2o/seed"),
+    ):
+        with pytest.raises(D2OError, match=re.escape(f"experiments.demo.{message}")):
+            config(**wrong)
 
 
 def test_answers_to_other_prompts_are_not_pooled_with_the_test_split(full):
@@ -487,9 +567,11 @@ def test_columns_with_the_same_name():
         ["pku", "smol", "d2o", key, "test", "p", "", n] for n, key in enumerate(["reward/margin", "human/margin"])
     ]
     columns = ["dataset", "model", "method", "metric", "prompts", "cluster", "stratum", "value"]
-    found = tables.estimates(pd.DataFrame(rows, columns=columns), metrics)
-    block = tables.Block("pku", "smol", found, *3 * [pd.DataFrame()])
-    text = tables.as_markdown(tables.Measured(["d2o"], metrics, [block], {}, False))
+    values = pd.DataFrame(rows, columns=columns).assign(seed=0)
+    experiment = config(methods=["d2o"]).experiments["demo"]
+    compared = tables.comparisons(values, metrics, experiment)
+    block = tables.Block("pku", "smol", tables.estimates(values, metrics), pd.DataFrame(), compared, *3 * [None])
+    text = tables.as_markdown(tables.Measured(experiment, metrics, [block], {}))
     header, _, row = (line.split("|") for line in text.splitlines() if line.startswith("|"))
     cells = [cell.strip() for name, cell in zip(header, row, strict=True) if name.strip() == "margin\u00a0↑"]
     assert cells == ["0.000 –", "1.000 –"]

@@ -36,7 +36,7 @@ PLACES = {
     "pair_responses": "<data>/pair_quality/{side}.parquet",
     "pair_scores": "<data>/pair_quality/scores/{reward}/{side}.parquet",
     "pair_verdicts": "<data>/pair_quality/judge/{judge}.parquet",
-    # By data set and initial model. A pool is `corrected-k11` or `plain-k11`.
+    # By data set and initial model. A pool is `corrected-k11` or, by seed, `plain-seed1-k11`.
     "sampled": "<base>/positives/{kind}.sampled",
     "pool": "<base>/positives/{pool}.parquet",
     "pool_shard": "<base>/positives/{pool}.shards/{shard}.parquet",

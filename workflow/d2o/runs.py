@@ -31,10 +31,13 @@ class Run:
 
 
 def runs(experiment: Experiment, dataset: str, model: str) -> list[Run]:
-    """The runs of an experiment on one data set and model, method by method."""
+    """The runs of an experiment on one data set and model, method by method, without those that failed."""
     return [Run(dataset, model, method, seed) for method in experiment.methods for seed in seeds(experiment, method)]
 
 
 def seeds(experiment: Experiment, method: str) -> list[int]:
-    """The seeds of a method. The initial model is the same for all of them, and has the first one."""
-    return experiment.seeds[:1] if method == "initial" else experiment.seeds
+    """The seeds of a method that did not fail. The initial model is the same for all, and has the first one."""
+    if method == "initial":
+        return experiment.seeds[:1]
+    failed = experiment.failed
+    return [seed for seed in experiment.seeds if method not in failed and f"{method}/seed{seed}" not in failed]

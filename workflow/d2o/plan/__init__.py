@@ -113,6 +113,8 @@ class Plan:
         if method.positives != "self":
             return []
         kind = "corrected" if method.self_correction else "plain"
+        if self.settings.positives.per_seed:
+            kind += f"-seed{run['seed']}"
         return [self._smaller_pool(run, kind) or f"{kind}-k{self.settings.positives.k}"]
 
     def _smaller_pool(self, run: Mapping[str, Any], kind: str) -> str | None:

@@ -75,8 +75,10 @@ def entries(s: Settings, stage: str, w: Any) -> tuple[str, ...]:
 
 
 def pool(s: Settings, name: str) -> settings.PositivesStage:
-    """The settings of the pool `corrected-k11` or `plain-k11`."""
-    return settings.PositivesStage(sampling=_sampling(s, name.startswith("corrected"), k=size(name)), engine=s.engine)
+    """The settings of a pool, such as `corrected-k11` or, of the trainings of one seed, `plain-seed1-k11`."""
+    kind, *seed = name.partition("-k")[0].split("-seed")
+    own = {"seed": s.positives.seed + int(seed[0])} if seed else {}
+    return settings.PositivesStage(sampling=_sampling(s, kind == "corrected", k=size(name), **own), engine=s.engine)
 
 
 def size(name: str) -> int:

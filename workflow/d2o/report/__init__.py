@@ -35,18 +35,31 @@ def write(settings: Settings, results: Path, output: Path) -> None:
         values = metrics.observe(archive, settings, dataset, model)
         logs = metrics.logs(archive, experiment, dataset, model)
         steps = metrics.course(archive, settings, values, logs, dataset, model)
-        course = tables.estimates(steps, declared, tables.COURSE)
-        blocks.append(tables.Block(dataset, model, tables.estimates(values, declared), steps, course, logs))
+        blocks.append(
+            tables.Block(
+                dataset,
+                model,
+                tables.estimates(values, declared),
+                tables.by_seed(values, declared),
+                tables.comparisons(values, declared, experiment),
+                steps,
+                tables.estimates(steps, declared, tables.COURSE),
+                logs,
+            )
+        )
     categories = {dataset: page.categories(archive, dataset) for dataset in experiment.datasets}
-    measured = tables.Measured(experiment.methods, declared, blocks, categories, experiment.pair_quality)
+    measured = tables.Measured(experiment, declared, blocks, categories)
 
     files = {
-        "table.csv": tables.as_csv([block.estimates for block in blocks]).encode(),
+        "table.csv": tables.table_csv(measured).encode(),
         "table.md": tables.as_markdown(measured).encode(),
         "table.tex": tables.as_latex(measured).encode(),
     }
+    if any(len(block.comparisons) for block in blocks):
+        found = [block.comparisons for block in blocks]
+        files["comparisons.csv"] = tables.as_csv(found, tables.COMPARISONS).encode()
     if any(len(block.course) for block in blocks):
-        files["course.csv"] = tables.as_csv([block.course for block in blocks], tables.COURSE).encode()
+        files["course.csv"] = tables.course_csv(measured).encode()
     csvs = list(files)
     svgs = {}
     for figure, plotted in figures.plotted(measured).items():
@@ -63,7 +76,7 @@ def write(settings: Settings, results: Path, output: Path) -> None:
         if entry.plot
         for kind in ("svg", "png")
     }
-    for file in {"course.csv", *occasional} - files.keys():
+    for file in {"comparisons.csv", "course.csv", *occasional} - files.keys():
         records.discard(output.parent / file)
     _publish(output, html.encode(), settings, archive.inputs)
 

@@ -62,7 +62,7 @@ _PANELS = {
 
 
 def methods(measured: Measured) -> Figure:
-    """Every metric: a part a data set and model, a panel a metric, a point and 95 % interval a method."""
+    """Every metric: a part a data set and model, a panel a metric; a method's point, 95 % interval, and seeds."""
     shown = []
     for block in measured.blocks:
         known = set(zip(block.estimates["metric"], block.estimates["prompts"], strict=True))
@@ -82,9 +82,14 @@ def _forest(measured: Measured, shown: Sequence[tuple[Block, Sequence[tuple[Metr
     figure, parts = _panels(shown, 0.35, 0.85 + 0.26 * len(order), sharey=True)
     for (block, metrics), (_, axes) in zip(shown, parts, strict=True):
         for axis, (metric, prompts) in zip(axes, metrics, strict=True):
-            found = block.estimates
-            found = found[(found["metric"] == metric.key) & (found["prompts"] == prompts)].set_index("method")
+            found, seeds = (
+                table[(table["metric"] == metric.key) & (table["prompts"] == prompts)].set_index("method")
+                for table in (block.estimates, block.seeds)
+            )
             _panel(axis, metric, prompts, found, order, colours)
+            scale = 100 if metric.percent else 1
+            for method, means in seeds["mean"].groupby(level=0):
+                axis.plot(means * scale, [order.index(method) + 0.3] * len(means), "|", color=colours[method], ms=5)
     return figure
 
 
@@ -377,7 +382,8 @@ FIGURES = {
         methods,
         "results",
         "Mean and 95 % interval of every metric, by method",
-        "Mean and 95 % interval of each metric. The dotted line is the initial model.",
+        "Mean and 95 % interval of each metric; the strokes below are the single seeds. The dotted line is the "
+        "initial model.",
     ),
     "training": Entry(
         training,
@@ -410,7 +416,7 @@ FIGURES = {
         "answer's score less the rejected one's, in standard deviations of the scores and such that more is better, "
         "with its mean and 95 % interval; a reward model trained on these labels is asked about test prompts only. "
         'The numbers are in <a href="pair_quality.csv">pair_quality.csv</a>.',
-        lambda measured: measured.pair_quality,
+        lambda measured: measured.experiment.pair_quality,
     ),
     "categories": Entry(
         categories,

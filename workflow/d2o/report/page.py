@@ -47,7 +47,7 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals |= {"heading": tables.heading, "legend": tables.LEGEND}
+    environment.globals |= {"heading": tables.heading, "compared": tables.COMPARED, "named": measured.named}
     ((name, experiment),) = settings.experiments.items()
     blocks, effects = measured.blocks, measured.effects
     trained = [settings.methods[method] for method in experiment.methods if method != "initial"]
@@ -64,7 +64,10 @@ def render(
         prompts={dataset: _prompts(archive, dataset) for dataset in experiment.datasets},
         checks=[_check(archive, dataset, r) for dataset in experiment.datasets for r in trained_rewards],
         weak=WEAK,
+        notes=measured.notes,
         blocks=[(block, tables.grids(measured, block)) for block in blocks],
+        primary=[(block, found) for block in blocks if len(found := tables.primary(measured, block))],
+        matrices=[(block, found) for block in blocks if (found := tables.matrices(measured, block))],
         figures=[
             (entry, figures.inline(svgs[name], name, entry.label))
             for name, entry in figures.FIGURES.items()
@@ -138,12 +141,16 @@ def _leaks(archive: Archive, dataset: str) -> list[dict[str, Any]]:
 
 
 def _pools(archive: Archive, settings: Settings, block: Block) -> Iterator[dict[str, Any]]:
-    """The data sheets of the pools that the runs take their positives from, and the scores that they filter by."""
+    """The data sheets of the pools that the runs take their positives from, and the scores that they filter by.
+
+    Of pools by seed, those of the first one stand for all.
+    """
     ((_, experiment),) = settings.experiments.items()
     filters: dict[str, set[str]] = {}
     for run in runs(experiment, block.dataset, block.model):
         method = settings.methods.get(run.method)  # none for the initial model
-        if method and method.positives == "self":
+        other = settings.positives.per_seed and run.seed != experiment.seeds[0]
+        if method and method.positives == "self" and not other:
             rewards = filters.setdefault(_pool_of(archive, run), set())
             rewards |= {method.filter.reward} if method.filter else set()
     for number, (pool, rewards) in enumerate(filters.items()):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,19 +12,33 @@ import pandas as pd
 
 from d2o import statistics
 from d2o.report.metrics import EXACT, HUMAN, HUMAN_METRICS, SCORED, STYLE, TASKS, WHOLE, Metric, together
-from d2o.statistics import Estimate, Sample
+from d2o.settings import Experiment
+from d2o.statistics import NOTHING, Sample
 
 GROUPS = (EXACT, SCORED, TASKS, HUMAN, STYLE)
-LEGEND = (
-    "▲ better, ▼ worse than the initial model: the 95 % interval of the paired difference excludes 0 "
-    "(△ higher, ▽ lower where neither is better as such). – not measured, or no interval from one prompt."
+COMPARED = (
+    "Difference: first less second, paired by prompt, with its 95 % interval. p: adjusted for the primary "
+    "comparisons of the metric (Holm). d: Cohen's, the difference in standard deviations between prompts."
 )
+# A difference is shown as one where its adjusted p-value is below this.
+ALPHA = 1 - statistics.LEVEL
+SIGNS = (
+    "▲ better, ▼ worse than the initial model (△ higher, ▽ lower where neither is better as such): "
+    f"p < {ALPHA:.2g} for the paired difference, adjusted for all differences of the table (Holm). "
+    "– not measured, or no interval from one prompt."
+)
+OVER_PROMPTS = "over prompts only"
+OVER_BOTH = "over seeds and prompts"
 
 # What an estimate is of, in table.csv and in course.csv; and the columns of the numbers.
 TABLE = ["dataset", "model", "method", "metric", "prompts"]
 COURSE = ["dataset", "model", "method", "step", "metric", "prompts"]
-_ESTIMATE = ["better", "mean", "low", "high", "n"]
-_CHANGE = ["difference", "difference_low", "difference_high"]
+COMPARISONS = [
+    "dataset", "model", "metric", "prompts", "kind", "method", "other", "better", "difference", "low", "high", "n",
+    "seeds", "interval", "p", "p_adjusted", "effect_size",
+]  # fmt: skip
+_ESTIMATE = ["better", "mean", "low", "high", "n", "seeds", "interval"]
+_CHANGE = ["difference", "difference_low", "difference_high", "p", "p_adjusted"]
 _LATEX = {"▲": r"$\blacktriangle$", "▼": r"$\blacktriangledown$", "△": r"$\triangle$", "▽": r"$\triangledown$"}
 _LATEX |= {"↑": r"$\uparrow$", "↓": r"$\downarrow$", "−": "$-$", "–": "--", "\u00a0": "~"}
 
@@ -35,6 +49,8 @@ class Block:
 
     Attributes:
         estimates: a row a method, metric and origin of the prompts, as from `estimates`.
+        seeds: the same of each training, where a method has several.
+        comparisons: a row a pair of methods, metric and origin of the prompts, as from `comparisons`.
         steps: the values at every step of the runs with snapshots, as from `metrics.course`.
         course: the estimates from them.
         logs: a row a step of each training, as from `metrics.logs`.
@@ -43,6 +59,8 @@ class Block:
     dataset: str
     model: str
     estimates: pd.DataFrame
+    seeds: pd.DataFrame
+    comparisons: pd.DataFrame
     steps: pd.DataFrame
     course: pd.DataFrame
     logs: pd.DataFrame
@@ -53,17 +71,35 @@ class Measured:
     """Everything measured in an experiment: what its tables and figures show.
 
     Attributes:
-        methods: in reading order, as in the config.
         metrics: by key, in reading order.
         categories: negatives in each harm category, by data set and split.
-        pair_quality: whether the experiment measures the human pairs.
     """
 
-    methods: list[str]
+    experiment: Experiment
     metrics: Mapping[str, Metric]
     blocks: list[Block]
     categories: Mapping[str, Mapping[str, Mapping[str, int]]]
-    pair_quality: bool
+
+    @property
+    def methods(self) -> list[str]:
+        """In reading order, as in the config."""
+        return self.experiment.methods
+
+    def named(self, method: str) -> str:
+        """A method's name, and that it failed."""
+        return f"{method} (failed)" if method in self.experiment.failed else method
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of any table must know: what signs mean, what intervals are over, what failed."""
+        seeds = self.experiment.seeds
+        known = (
+            f"Intervals hold 95 % {OVER_BOTH} ({len(seeds)} trainings of each method)."
+            if len(seeds) > 1
+            else f"Intervals hold 95 % {OVER_PROMPTS}: how far another training would move the numbers is not known."
+        )
+        failed = [f"{name} failed: {reason}." for name, reason in self.experiment.failed.items()]
+        return [SIGNS, known, *failed]
 
     @property
     def effects(self) -> list[tuple[Block, Grid]]:
@@ -74,28 +110,89 @@ class Measured:
 def estimates(values: pd.DataFrame, metrics: Mapping[str, Metric], place: Sequence[str] = TABLE) -> pd.DataFrame:
     """Means and paired differences to the initial model with their intervals; NaN where there are none.
 
+    `seeds` counts the trainings behind a mean, `interval` says what its interval is over. The p-values of the
+    differences are adjusted for all of them.
+
     Args:
         values: as from `metrics.observe` or `metrics.course`.
-        place: the columns that tell what an estimate is of; the seeds are pooled.
+        place: the columns that tell what an estimate is of.
     """
     from tqdm import tqdm
 
-    samples = {
-        key: Sample(*(rows[column].to_numpy() for column in ("value", "cluster", "stratum")))
-        for key, rows in values.groupby(place, sort=False)
-    }
+    samples = _samples(values, place)
     found = []
     for key, sample in tqdm(samples.items(), desc="intervals", unit="metric", mininterval=2):
         row = dict(zip(place, key, strict=True))
         metric, start = metrics[row["metric"]], samples.get(tuple((row | {"method": "initial"}).values()))
-        estimate, change = statistics.mean(sample, macro=metric.macro), Estimate(math.nan, math.nan, math.nan, 0)
-        if metric.neutral is not None:
-            change = Estimate(*(x - metric.neutral for x in (estimate.mean, estimate.low, estimate.high)), estimate.n)
-        elif start is not None and row["method"] != "initial":
-            change = statistics.difference(sample, start, macro=metric.macro)
-        changes = zip(_CHANGE, (change.mean, change.low, change.high), strict=True)
-        found.append(row | {"better": metric.better or ""} | asdict(estimate) | dict(changes))
-    return pd.DataFrame(found, columns=[*place, *_ESTIMATE, *_CHANGE])
+        estimate = change = statistics.mean(sample, macro=metric.macro, null=metric.neutral or 0.0)
+        if metric.neutral is None:
+            known = start is not None and row["method"] != "initial"
+            change = statistics.difference(sample, start, macro=metric.macro) if known else NOTHING
+        ends = np.array([change.mean, change.low, change.high]) - (metric.neutral or 0.0)
+        if metric.percent:
+            estimate = replace(estimate, low=max(estimate.low, 0.0), high=min(estimate.high, 1.0))
+        seeds = len(np.unique(sample.seeds))
+        found.append(
+            row
+            | {"better": metric.better or "", "seeds": seeds, "interval": OVER_BOTH if seeds > 1 else OVER_PROMPTS}
+            | asdict(estimate)
+            | dict(zip(_CHANGE, [*ends, change.p], strict=False))
+        )
+    table = pd.DataFrame(found, columns=[*place, *_ESTIMATE, *_CHANGE])
+    return table.assign(p_adjusted=statistics.holm(table["p"].astype(float)))
+
+
+def by_seed(values: pd.DataFrame, metrics: Mapping[str, Metric]) -> pd.DataFrame:
+    """Means of each training, where a method has several, with intervals over prompts: as `estimates`, and `seed`."""
+    place = [*TABLE, "seed"]
+    several = values.groupby(TABLE)["seed"].transform("nunique") > 1
+    return estimates(values[several], metrics, place).assign(**dict.fromkeys(_CHANGE, math.nan))
+
+
+def comparisons(values: pd.DataFrame, metrics: Mapping[str, Metric], experiment: Experiment) -> pd.DataFrame:
+    """Every method against every other, metric by metric: columns `COMPARISONS`.
+
+    The primary comparisons of the experiment and the exploratory ones of a metric are two tables: p-values are
+    adjusted within each.
+    """
+    samples = _samples(values, TABLE)
+    primary = list(map(tuple, experiment.comparisons))
+    trained = [method for method in experiment.methods if method != "initial"]
+    pairs = primary + [
+        (one, other)
+        for place, one in enumerate(trained)
+        for other in trained[place + 1 :]
+        if not {(one, other), (other, one)} & {*primary}
+    ]
+    found = []
+    for dataset, model, key, prompts in values[["dataset", "model", "metric", "prompts"]].drop_duplicates().values:
+        rows = []
+        for one, other in pairs:
+            sides = [samples.get((dataset, model, method, key, prompts)) for method in (one, other)]
+            if None in sides:
+                continue
+            change = statistics.difference(*sides, macro=metrics[key].macro)
+            kind = "primary" if (one, other) in primary else "exploratory"
+            seeds = min(len(np.unique(side.seeds)) for side, name in zip(sides, (one, other), strict=True)
+                        if name != "initial")  # fmt: skip
+            over = OVER_BOTH if seeds > 1 else OVER_PROMPTS
+            better = metrics[key].better or ""
+            place = [dataset, model, key, prompts, kind, one, other, better]
+            rows.append([*place, change.mean, change.low, change.high, change.n, seeds, over, change.p, math.nan,
+                         statistics.effect_size(*sides)])  # fmt: skip
+        table = pd.DataFrame(rows, columns=COMPARISONS)
+        table["p_adjusted"] = table.groupby("kind")["p"].transform(lambda p: statistics.holm(p))
+        found.append(table)
+    return together(found, COMPARISONS)
+
+
+def _samples(values: pd.DataFrame, place: Sequence[str]) -> dict[tuple, Sample]:
+    columns = ("value", "cluster", "stratum", "seed")
+    values = values.assign(cluster=pd.factorize(values["cluster"])[0])  # numbers are sorted sooner than texts
+    return {
+        key: Sample(*(rows[column].to_numpy() for column in columns))
+        for key, rows in values.groupby(list(place), sort=False)
+    }
 
 
 def number(value: float, metric: Metric) -> str:
@@ -117,27 +214,91 @@ def heading(metric: Metric) -> str:
     return metric.label + (",\u00a0%" if metric.percent else "") + arrow
 
 
+def p_value(p: float) -> str:
+    """A p-value as readers see it, `< 0.001` where it is smaller; nothing for NaN."""
+    return "" if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
 def readable(found: pd.DataFrame, metrics: Mapping[str, Metric]) -> pd.DataFrame:
     """Estimates and what readers see of them.
 
-    `value` and `interval`; `change`, the difference and its interval; `sign`: `▲`, `▼`, `△`, `▽`, or nothing where
-    the difference's interval holds 0, which `undecided` tells from no interval.
+    `value` and `range`; `change`, the difference and its interval; `chance`, its adjusted p-value; `sign`: `▲`, `▼`,
+    `△`, `▽`, or nothing where that is not below `ALPHA`, which `undecided` tells from no difference at all.
     """
     rows = [(row, metrics[row.metric]) for row in found.itertuples()]
-    low, high = found["difference_low"], found["difference_high"]
     signs = {"higher": "▲▼", "lower": "▼▲", "": "△▽"}
     up, down = (found["better"].map(lambda better, i=i: signs[better][i]) for i in (0, 1))
+    told = found["p_adjusted"] < ALPHA
     return found.assign(
         value=[number(r.mean, m) for r, m in rows],
-        interval=[interval(r.low, r.high, m) for r, m in rows],
+        range=[interval(r.low, r.high, m) for r, m in rows],
         change=[
             "" if math.isnan(r.difference) else
             f"{number(r.difference, m)} {interval(r.difference_low, r.difference_high, m)}"
             for r, m in rows
         ],
-        sign=np.select([low > 0, high < 0], [up, down], ""),
-        undecided=(low <= 0) & (high >= 0),
+        chance=found["p_adjusted"].map(p_value),
+        sign=np.select([told & (found["difference"] > 0), told & (found["difference"] < 0)], [up, down], ""),
+        undecided=found["p_adjusted"] >= ALPHA,
     )  # fmt: skip
+
+
+def primary(measured: Measured, block: Block) -> pd.DataFrame:
+    """The primary comparisons in words: a row a pair and metric that has a better side."""
+    found = block.comparisons
+    found = found[(found["kind"] == "primary") & (found["better"] != "")]
+    rows = [(row, measured.metrics[row.metric]) for row in found.itertuples()]
+    better = np.where(found["better"] == "lower", -1, 1) * np.sign(found["difference"].astype(float))
+    told = found["p_adjusted"] < ALPHA
+    return pd.DataFrame(
+        {
+            "comparison": [f"{r.method} − {r.other}" for r, _ in rows],
+            "metric": [heading(m) + (f" ({r.prompts})" if r.prompts not in ("test", "") else "") for r, m in rows],
+            "difference": [f"{number(r.difference, m)} {interval(r.low, r.high, m)}" for r, m in rows],
+            "better": np.select(
+                [told & (better > 0), told & (better < 0)], [found["method"], found["other"]], "undecided"
+            ),
+            "p, adjusted": [p_value(r.p_adjusted) or "–" for r, _ in rows],
+            "d": ["–" if math.isnan(r.effect_size) else f"{r.effect_size:.2f}".replace("-", "−") for r, _ in rows],
+            "n": [f"{r.n:,}" for r, _ in rows],
+        }
+    )
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Every method against every other in one metric: the row's less the column's.
+
+    Attributes:
+        title: the metric, and where its prompts come from.
+        methods: of the rows and columns.
+        cells: by both methods: `text`, the difference; `chance`, its adjusted p-value; `kind`; `sign`, as in
+            `readable`.
+    """
+
+    title: str
+    methods: list[str]
+    cells: dict[tuple[str, str], dict[str, str]]
+
+
+def matrices(measured: Measured, block: Block) -> list[Matrix]:
+    """The comparisons of a block, a table a metric and origin of its prompts."""
+    found = []
+    for (key, prompts), rows in block.comparisons.groupby(["metric", "prompts"], sort=False):
+        metric = measured.metrics[key]
+        shown = readable(
+            rows.assign(mean=rows["difference"], difference_low=rows["low"], difference_high=rows["high"]),
+            measured.metrics,
+        )
+        cells = {
+            (r.method, r.other): {"text": r.change, "chance": r.chance, "kind": r.kind, "sign": r.sign}
+            for r in shown.itertuples()
+        }
+        methods = [m for m in measured.methods if any(m in pair for pair in cells)]
+        found.append(
+            Matrix(heading(metric) + (f" ({prompts})" if prompts not in ("test", "") else ""), methods, cells)
+        )
+    return found
 
 
 @dataclass(frozen=True)
@@ -201,29 +362,46 @@ def _grid(measured: Measured, block: Block, group: str, prompts: str, metrics: l
     return Grid(group, prompts, metrics, rows)
 
 
-def as_csv(found: Sequence[pd.DataFrame], place: Sequence[str] = TABLE) -> str:
-    """table.csv, or course.csv where `place` is `COURSE`: a line an estimate; shares as fractions, NaN left empty."""
-    columns = [*place, *_ESTIMATE, *(_CHANGE if place == TABLE else [])]
+def as_csv(found: Sequence[pd.DataFrame], columns: Sequence[str]) -> str:
+    """A table as CSV: a line an estimate; shares as fractions, NaN left empty."""
     return together(found, columns).to_csv(columns=columns, index=False, float_format="%.6g", lineterminator="\n")
 
 
+def table_csv(measured: Measured) -> str:
+    """table.csv: the estimates of each method over its seeds, and of each seed where there are several."""
+    rows = [table for block in measured.blocks for table in (block.estimates.assign(seed="all"), block.seeds)]
+    return as_csv(rows, [*TABLE, "seed", *_ESTIMATE, *_CHANGE])
+
+
+def course_csv(measured: Measured) -> str:
+    """course.csv: the estimates at each step of the trainings with snapshots."""
+    return as_csv([block.course for block in measured.blocks], [*COURSE, *_ESTIMATE])
+
+
 def as_markdown(measured: Measured) -> str:
-    """table.md: one wide table per data set and model, every metric a column."""
+    """table.md: per data set and model a wide table, every metric a column, and the primary comparisons."""
     parts = []
     for block in measured.blocks:
-        table = _wide(measured, block)
-        text = table.to_markdown(disable_numparse=True, colalign=["left", *["right"] * table.shape[1]])
-        parts.append(f"## {block.dataset}, {block.model}\n\n{text}\n")
-    return "\n".join([*parts, LEGEND, ""])
+        parts.append(f"## {block.dataset}, {block.model}\n\n{_markdown(_wide(measured, block).reset_index())}\n")
+        if len(compared := primary(measured, block)):
+            parts.append(f"### Primary comparisons\n\n{_markdown(compared)}\n\n{COMPARED}\n")
+    return "\n".join([*parts, *measured.notes, ""])
+
+
+def _markdown(table: pd.DataFrame) -> str:
+    align = ["left", *["right"] * (table.shape[1] - 1)]
+    return table.to_markdown(index=False, disable_numparse=True, colalign=align)
 
 
 def as_latex(measured: Measured) -> str:
-    """table.tex: one `tabular` per data set and model, a row a metric, a column a method."""
-    parts = [
-        f"% {block.dataset}, {block.model}\n{_wide(measured, block).T.to_latex(escape=True)}"
-        for block in measured.blocks
-    ]
-    return "\n".join(["% needs booktabs and amssymb", *parts]).translate(str.maketrans(_LATEX))
+    """table.tex: per data set and model a `tabular`, a row a metric, a column a method; the primary comparisons."""
+    parts = []
+    for block in measured.blocks:
+        parts.append(f"% {block.dataset}, {block.model}\n{_wide(measured, block).T.to_latex(escape=True)}")
+        if len(compared := primary(measured, block)):
+            parts.append(f"% Primary comparisons\n{compared.to_latex(escape=True, index=False)}")
+    notes = [f"% {note}" for note in (*measured.notes, COMPARED)]
+    return "\n".join(["% needs booktabs and amssymb", *parts, *notes]).translate(str.maketrans(_LATEX))
 
 
 def _wide(measured: Measured, block: Block) -> pd.DataFrame:
@@ -236,10 +414,10 @@ def _wide(measured: Measured, block: Block) -> pd.DataFrame:
     ]
     texts = [
         [
-            f"{c.value}{c.sign and ' ' + c.sign} {c.interval}" if c else "–"
+            f"{c.value}{c.sign and ' ' + c.sign} {c.range}" if c else "–"
             for grid in tables
             for c in grid.rows[place][1]
         ]
         for place in range(len(measured.methods))
     ]
-    return pd.DataFrame(texts, pd.Index(measured.methods, name="method"), columns)
+    return pd.DataFrame(texts, pd.Index(map(measured.named, measured.methods), name="method"), columns)

@@ -201,6 +201,11 @@ class Positives(Sampling):
 
     k: Positive = Field(11, description="samples per prompt")
     seed: int = Field(0, description="seed of the pool; each (prompt, sample) derives its own")
+    per_seed: bool = Field(
+        False,
+        description="a pool of its own for each seed of training (its seed is then this one plus that): what another "
+        "pool would change is part of what trainings vary; false: one pool for all",
+    )
     instructions: dict[Name, str] = Field(
         INSTRUCTIONS,
         description="self-correction instructions, one sampled per sample and put before the prompt; "
@@ -582,6 +587,16 @@ class Experiment(Section):
     rewards: list[Name] = Field([], description="entries of `rewards`")
     judges: list[Name] = Field([], description="entries of `judges`")
     tasks: list[Name] = Field([], description="entries of `tasks`")
+    comparisons: list[Annotated[list[Name], Field(min_length=2, max_length=2)]] = Field(
+        [],
+        description="pairs of `methods`, first less second, that the experiment was made to compare; all others are "
+        "exploratory",
+    )
+    failed: dict[str, Annotated[str, Field(min_length=1)]] = Field(
+        {},
+        description="by method, such as `npo`, or by training, such as `npo/seed1`: why there is no such result; the "
+        "report says so in its place, and the other runs stand",
+    )
     pair_quality: bool = Field(
         False, description="whether `rewards` and `judges` are asked about the data sets' human pairs too (Figure 1)"
     )

@@ -12,7 +12,7 @@ from d2o.settings.messages import lines, suggestion
 from d2o.splits import SPLITS
 
 if TYPE_CHECKING:
-    from d2o.settings import Method, Settings
+    from d2o.settings import Experiment, Method, Settings
 
 # The sections whose entries are named by others.
 KINDS = ("organisms", "datasets", "models", "methods", "rewards", "judges", "tasks")
@@ -87,6 +87,8 @@ def problems(settings: Settings) -> Iterator[str]:
     yield from missing
     if not missing:
         yield from _circles(settings)
+    for name, experiment in settings.experiments.items():
+        yield from (f"experiments.{name}.{problem}" for problem in _of_experiment(experiment))
     for name, dataset in settings.datasets.items():
         if dataset.organism and (strange := {*dataset.train, *dataset.test}.difference(SPLITS)):
             yield f"datasets.{name}: {min(strange)!r} is no split of an organism" + suggestion(min(strange), SPLITS)
@@ -108,6 +110,24 @@ def problems(settings: Settings) -> Iterator[str]:
                 f"methods.{name}.online: the first round lies after step {method.online.start}; "
                 f"set methods.{name}.train.steps to more than that, not {steps or 'null'}"
             )
+
+
+def _of_experiment(experiment: Experiment) -> Iterator[str]:
+    """What is wrong with the comparisons of an experiment, and with what is said to have failed."""
+    trained = [method for method in experiment.methods if method != "initial"]
+    seen = set()
+    for pair in experiment.comparisons:
+        for method in pair:
+            if method not in experiment.methods:
+                yield f"comparisons: {method!r} is not among the methods" + suggestion(method, experiment.methods)
+        if pair[0] == pair[1]:
+            yield f"comparisons: {pair[0]} is compared with itself"
+        elif frozenset(pair) in seen:
+            yield f"comparisons: {' and '.join(pair)} are compared twice"
+        seen.add(frozenset(pair))
+    known = [*trained, *(f"{method}/seed{seed}" for method in trained for seed in experiment.seeds)]
+    for failed in experiment.failed.keys() - known:
+        yield f"failed.{failed}: no such method or training" + suggestion(failed, known)
 
 
 def names_in(kind: str, name: str, entry: Any) -> Iterator[tuple[str, str, str]]:
