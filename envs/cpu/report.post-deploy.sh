@@ -7,9 +7,12 @@
     tqdm==4.70.1 \
     numpy==2.3.5 \
     pandas==2.3.3 \
+    scipy==1.17.1 \
     tabulate==0.10.0 \
     matplotlib==3.11.2 \
     jinja2==3.1.6 \
+    diptest==0.12.0 \
+    statsmodels==0.15.0 \
     --overrides /dev/stdin <<END
 torchvision ; python_version < "3"
 torchaudio ; python_version < "3"

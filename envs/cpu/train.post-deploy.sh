@@ -11,6 +11,7 @@
     deepspeed==0.19.8 \
     tensorboard==2.21.0 \
     peft==0.21.2 \
+    scipy==1.17.1 \
     --overrides /dev/stdin <<END
 torchvision ; python_version < "3"
 torchaudio ; python_version < "3"
