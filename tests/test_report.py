@@ -20,6 +20,7 @@ from d2o.errors import D2OError
 from d2o.positives import sheet
 from d2o.report import figures, tables
 from d2o.report.metrics import HUMAN_METRICS, SCORED
+from d2o.settings import Model, Source
 
 PROMPTS = 12
 NASTY = '<script>alert("x")</script> & <b>bold</b> {{ 7 * 7 }}'
@@ -50,6 +51,8 @@ def config(**experiment) -> settings.Settings:
                 },
                 "d2o-best": {"extends": "d2o", "k": 2, "filter": {"reward": "harm", "best": 2}},
                 "d2o-steps": {"extends": "d2o", "train": {"snapshots": [20, 10]}},
+                "d2o-steps-k2": {"extends": "d2o-steps", "k": 2},
+                "dpo-ori": {"extends": "dpo"},
                 "dpo": {"loss": "dpo", "positives": "human", "negatives": True},
                 "npo": {"loss": "npo", "negatives": True},
             },
@@ -108,7 +111,7 @@ class Results:
                             self._pool(
                                 root / dataset / "negatives.parquet", folder / f"rounds/{number}/positives.parquet"
                             )
-                        for step in [10, 20] if method == "d2o-steps" else []:
+                        for step in [10, 20] if method.startswith("d2o-steps") else []:
                             self._measured(folder / f"step{step}", trained=True)
 
     def _dataset(self, folder: Path) -> None:
@@ -528,19 +531,23 @@ def test_one_prompt_has_no_interval(tmp_path):
 def test_a_figure_is_one_entry(tmp_path, monkeypatch):
     """A function and its entry are enough: the files, the place in the page; and it goes with its reason."""
 
-    def seeds(measured):
+    def counts(measured):
+        return pd.DataFrame({"method": measured.methods, "blocks": len(measured.blocks)})
+
+    def bars(data, measured):
         figure = Figure()
-        figure.subplots().bar(measured.methods, [len(measured.blocks)])
+        figure.subplots().bar(data["method"], data["blocks"])
         return figure
 
     full = config(methods=["d2o"], rewards=[], judges=[], tasks=[])
     entry = figures.Entry(
-        seeds, "training", "Bars, by method", "What <i>bars</i> tell.", lambda measured: measured.blocks
+        counts, bars, "training", "Bars, by method", "What <i>bars</i> tell.", lambda measured: measured.blocks
     )
     monkeypatch.setitem(figures.FIGURES, "bars", entry)
     folder, page, _ = made(tmp_path, full)
     html = (folder / "report.html").read_text()
-    assert (folder / "figures/bars.svg").exists() and (folder / "figures/bars.png").exists()
+    assert all((folder / f"figures/bars.{kind}").exists() for kind in ("svg", "pdf", "png"))
+    assert (folder / "figures/bars.csv").read_text() == "method,blocks\nd2o,1\n"
     section = html[html.index('<section id="training">') : html.index('<section id="data">')]
     assert 'aria-label="Bars, by method"' in section and "What bars tell." in page.text
 
@@ -568,10 +575,10 @@ def test_columns_with_the_same_name():
     ]
     columns = ["dataset", "model", "method", "metric", "prompts", "cluster", "stratum", "value"]
     values = pd.DataFrame(rows, columns=columns).assign(seed=0)
-    experiment = config(methods=["d2o"]).experiments["demo"]
-    compared = tables.comparisons(values, metrics, experiment)
+    chosen = config(methods=["d2o"])
+    compared = tables.comparisons(values, metrics, chosen.experiments["demo"])
     block = tables.Block("pku", "smol", tables.estimates(values, metrics), pd.DataFrame(), compared, *3 * [None])
-    text = tables.as_markdown(tables.Measured(experiment, metrics, [block], {}))
+    text = tables.as_markdown(tables.Measured(chosen, metrics, [block], {}))
     header, _, row = (line.split("|") for line in text.splitlines() if line.startswith("|"))
     cells = [cell.strip() for name, cell in zip(header, row, strict=True) if name.strip() == "margin\u00a0↑"]
     assert cells == ["0.000 –", "1.000 –"]
@@ -631,3 +638,99 @@ def test_the_data_sheet_of_a_pool(full):
     assert "67 of 68 is usable; sampled again: 1." in page.text
     assert "repeating, truncated" in page.text
     assert 'aria-label="Lengths of the samples, and their flags"' in (folder / "report.html").read_text()
+
+
+# The paper's tables and figures ----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory):
+    chosen = config(
+        methods=["initial", "d2o-steps", "d2o-steps-k2", "dpo"],
+        shows=["table1", "table2", "figure3", "figure4"],
+        judges=[],
+        comparisons=[["dpo", "d2o-steps"]],
+    )
+    return made(tmp_path_factory.mktemp("shown"), chosen)
+
+
+def frame(path: Path) -> pd.DataFrame:
+    return pd.read_csv(path)
+
+
+def test_tables_of_the_paper_say_what_they_are_worth(shown):
+    folder, page, table = shown
+    first, second = (frame(folder / f"{name}.csv") for name in ("table1", "table2"))
+    row = first[(first["method"] == "dpo") & (first["metric"] == "reward/cost")].iloc[0]
+    assert row["mean"] == pytest.approx(float(table["dpo", "reward/cost", "test"]["mean"]), abs=1e-5)
+    assert first["paper"].isna().all(), "no number of the paper is of this model"
+    # Less the first trained method, whichever side it is named on.
+    assert set(second["other"]) == {"d2o-steps"} and set(second["method"]) == {"d2o-steps-k2", "dpo"}
+    kinds = second.set_index(["metric", "method"])["kind"]
+    assert kinds["reward/cost", "dpo"] == "primary" and kinds["reward/cost", "d2o-steps-k2"] == "exploratory"
+    for name in ("table1", "table2"):
+        text, latex = (folder / f"{name}.md").read_text(), (folder / f"{name}.tex").read_text()
+        for said in (f"n = {PROMPTS}–40 prompts or questions", "over seeds and prompts (2 trainings", "Holm"):
+            assert said in text, said
+        assert latex.isascii() and r"\toprule" in latex and name + ".tex" in page.links
+
+
+def test_numbers_of_the_paper_stand_beside_ours(tmp_path):
+    chosen = config(methods=["initial", "dpo-ori"], shows=["table1"], judges=[], tasks=[])
+    chosen = chosen.model_copy(update={"models": {"smol": Model(hub="PKU-Alignment/alpaca-7b-reproduced",
+                                                                revision="main")}})  # fmt: skip
+    cost = chosen.rewards["cost"].model_copy(update={"source": Source(hub="PKU-Alignment/beaver-7b-v1.0-cost",
+                                                                      revision="main")})  # fmt: skip
+    chosen = chosen.model_copy(update={"rewards": chosen.rewards | {"cost": cost}})
+    folder, _, _ = made(tmp_path, chosen)
+    found = frame(folder / "table1.csv").set_index(["method", "metric"])["paper"]
+    assert found["initial", "reward/cost"] == 1.36 and found["dpo-ori", "reward/cost"] == -1.02
+    assert np.isnan(found["dpo-ori", "reward/harm"])
+    assert "(paper: −1.02)" in (folder / "table1.md").read_text()
+
+
+def test_figure_3(shown):
+    folder, page, _ = shown
+    data = frame(folder / "figures/figure3.csv")
+    points = data[(data["panel"] == "a") & (data["metric"] == "reward/cost")]
+    assert points["x"].tolist() == [2, 4] and (points["low"] < points["mean"]).all()
+    trend = data[(data["panel"] == "a, per doubling of K") & (data["metric"] == "reward/cost")].iloc[0]
+    # Two trainings a K: the line goes through the means of both, one doubling apart.
+    assert trend["mean"] == pytest.approx(points["mean"].iloc[1] - points["mean"].iloc[0], abs=1e-5)
+    assert trend["n"] == 4 and trend["low"] < trend["mean"] < trend["high"]
+    steps = data[(data["panel"] == "b") & (data["metric"] == "reward/cost") & (data["series"] == "d2o-steps")]
+    assert steps["x"].tolist() == [0, 10, 20, 30]
+    raw, smooth = (data[(data["panel"] == panel) & (data["series"] == "dpo")] for panel in ("c, raw", "c"))
+    assert len(raw) == 60 and len(smooth) == 30
+    middle = smooth.set_index("x").loc[15]
+    assert middle["mean"] == pytest.approx(raw[raw["x"].isin([14, 15, 16])]["mean"].mean(), abs=1e-4)
+    assert middle["low"] < middle["mean"] < middle["high"]
+    assert all((folder / f"figures/figure3.{kind}").stat().st_size for kind in ("svg", "pdf", "png"))
+    assert "Per doubling" in page.text
+
+
+def test_figure_4_tells_one_mode_from_two():
+    from d2o.report import paper
+
+    rng = np.random.default_rng(0)
+    one, two = rng.normal(size=300), np.concatenate([rng.normal(-3, 1, 150), rng.normal(3, 1, 150)])
+    rows = [
+        {"step": step, "cluster": i, "value": value, "seed": seed}
+        for step, values in ((0, one), (100, two))
+        for seed in (0, 1)
+        for i, value in enumerate(values)
+    ]
+    first, second = paper._densities(pd.DataFrame(rows))
+    assert first["p_adjusted"].iloc[0] > 0.2 and second["p_adjusted"].iloc[0] < 0.01
+    # Two seeds of the same scores are no new evidence.
+    assert first["n"].iloc[0] == 300
+    step = np.diff(first["score"]).mean()
+    assert (first["density"] * step).sum() == pytest.approx(1, abs=0.02)
+
+
+def test_figure_4(shown):
+    folder, page, _ = shown
+    data = frame(folder / "figures/figure4.csv")
+    assert set(data["method"]) == {"d2o-steps", "d2o-steps-k2"} and data["step"].unique().tolist() == [0, 10, 20, 30]
+    assert data["dip"].notna().all() and data["p_adjusted"].between(0, 1).all()
+    assert "dip test of one mode" in page.text

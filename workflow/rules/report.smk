@@ -6,6 +6,16 @@ rule report:
         plan.targets("page"),
 
 
+# What the paper shows, from the experiments that show it.
+for exhibit in ("figure1", "table1", "table2", "figure3", "figure4"):
+
+    rule:
+        input:
+            plan.showing(exhibit),
+        name:
+            exhibit
+
+
 rule write_report:
     message:
         "Report of {wildcards.experiment}"

@@ -14,6 +14,7 @@ from typing import Any
 
 from d2o import layout, rounds, runs, settings
 from d2o.contracts import CONTRACTS
+from d2o.errors import D2OError
 from d2o.layout import Layout
 from d2o.plan import checks, stages
 from d2o.sources import source_digest
@@ -67,6 +68,22 @@ class Plan:
     def report_inputs(self, wildcards) -> list[str]:
         """What an experiment's report is made from."""
         return [path for place in _REPORTED for path in self.targets(place, wildcards.experiment)]
+
+    def showing(self, exhibit: str) -> Callable[[Any], list[str]]:
+        """The reports, or of Figure 1 the figures, of the experiments that show a table or figure of the paper."""
+
+        def targets(wildcards) -> list[str]:
+            experiments = self.settings.experiments.items()
+            if exhibit == "figure1":
+                chosen = [name for name, e in experiments if e.pair_quality]
+            else:
+                chosen = [name for name, e in experiments if exhibit in e.shows]
+            if not chosen:
+                key = "pair_quality: true" if exhibit == "figure1" else f"shows: [{exhibit}]"
+                raise D2OError(f"no experiment shows {exhibit}; set `{key}` in one")
+            return self.targets("pair_quality_figure" if exhibit == "figure1" else "page", *chosen)
+
+        return targets
 
     def pair_inputs(self, wildcards) -> list[str]:
         """What Figure 1 is plotted from: scores and verdicts of the human pairs of an experiment's data sets."""

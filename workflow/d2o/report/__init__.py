@@ -26,7 +26,7 @@ def write(settings: Settings, results: Path, output: Path) -> None:
         raise D2OError(f"experiments: a report is about one experiment, not {len(settings.experiments)}; split them")
     ((name, experiment),) = settings.experiments.items()
 
-    from d2o.report import figures, metrics, page, tables
+    from d2o.report import figures, metrics, page, paper, tables
 
     archive = metrics.Archive(results)
     declared = metrics.declared(archive, settings)
@@ -48,7 +48,7 @@ def write(settings: Settings, results: Path, output: Path) -> None:
             )
         )
     categories = {dataset: page.categories(archive, dataset) for dataset in experiment.datasets}
-    measured = tables.Measured(experiment, declared, blocks, categories)
+    measured = tables.Measured(settings, declared, blocks, categories)
 
     files = {
         "table.csv": tables.table_csv(measured).encode(),
@@ -60,29 +60,33 @@ def write(settings: Settings, results: Path, output: Path) -> None:
         files["comparisons.csv"] = tables.as_csv(found, tables.COMPARISONS).encode()
     if any(len(block.course) for block in blocks):
         files["course.csv"] = tables.course_csv(measured).encode()
-    csvs = list(files)
+    for table in experiment.shows:
+        files |= paper.TABLES[table](measured).files(table) if table in paper.TABLES else {}
+    links = list(files)
     svgs = {}
-    for figure, plotted in figures.plotted(measured).items():
-        svgs[figure] = files[f"figures/{figure}.svg"] = figures.render(plotted, "svg")
-        files[f"figures/{figure}.png"] = figures.render(plotted, "png")
+    for figure, (data, plotted) in figures.plotted(measured).items():
+        files[f"figures/{figure}.csv"] = tables.as_csv([data], list(data.columns)).encode()
+        files |= {f"figures/{figure}.{kind}": figures.render(plotted, kind) for kind in ("svg", "pdf", "png")}
+        svgs[figure] = files[f"figures/{figure}.svg"]
     if experiment.pair_quality:
         svgs["pair_quality"] = archive.content("pair_quality_figure", experiment=name)
-    html = page.render(settings, archive, measured, svgs, csvs)
+    html = page.render(settings, archive, measured, svgs, links)
     for file, content in files.items():
         _publish(output.parent / file, content, settings)
     occasional = {
         f"figures/{figure}.{kind}"
         for figure, entry in figures.FIGURES.items()
         if entry.plot
-        for kind in ("svg", "png")
+        for kind in ("csv", "svg", "pdf", "png")
     }
+    occasional |= {f"{table}.{kind}" for table in paper.TABLES for kind in ("csv", "md", "tex")}
     for file in {"comparisons.csv", "course.csv", *occasional} - files.keys():
         records.discard(output.parent / file)
     _publish(output, html.encode(), settings, archive.inputs)
 
 
 def write_pair_quality(settings: Settings, results: Path, output: Path) -> None:
-    """Write Figure 1 of an experiment: `output`, the same as PNG beside it, and `pair_quality.csv` above.
+    """Write Figure 1 of an experiment: `output`, the same as PDF and PNG beside it, and `pair_quality.csv` above.
 
     Args:
         settings, results: as in `write`.
@@ -102,8 +106,8 @@ def write_pair_quality(settings: Settings, results: Path, output: Path) -> None:
     _publish(
         output.parent.parent / "pair_quality.csv", pair_quality.as_csv(measures).encode(), settings, archive.inputs
     )
-    _publish(output.with_suffix(".png"), figures.render(figure, "png"), settings, archive.inputs)
-    _publish(output, figures.render(figure, "svg"), settings, archive.inputs)
+    for kind in ("pdf", "png", "svg"):
+        _publish(output.with_suffix(f".{kind}"), figures.render(figure, kind), settings, archive.inputs)
 
 
 def _publish(path: Path, content: bytes, settings: Settings, inputs: Iterable[Path] = ()) -> None:

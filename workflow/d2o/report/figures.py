@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from d2o.report import tables
-from d2o.report.metrics import EXACT, SCORED, Metric
+from d2o.report.metrics import EXACT, SCORED, Metric, together
 from d2o.report.pair_quality import PANELS
 from d2o.report.tables import Block, Measured
 
@@ -61,51 +61,118 @@ _PANELS = {
 }
 
 
-def methods(measured: Measured) -> Figure:
-    """Every metric: a part a data set and model, a panel a metric; a method's point, 95 % interval, and seeds."""
-    shown = []
+# What each figure is plotted from: a frame, kept beside it as CSV ----------------------------------
+
+
+def methods_data(measured: Measured) -> pd.DataFrame:
+    """The estimates of every metric that has a panel, of all seeds and of each."""
+    return _estimates(
+        measured, [(block, grid) for block in measured.blocks for grid in tables.grids(measured, block)]
+    )
+
+
+def effect_data(measured: Measured) -> pd.DataFrame:
+    """As `methods_data`, of what the report opens with."""
+    return _estimates(measured, measured.effects)
+
+
+def _estimates(measured: Measured, grids: Sequence[tuple[Block, tables.Grid]]) -> pd.DataFrame:
+    found = [
+        table[(table["metric"] == metric.key) & (table["prompts"] == grid.prompts)]
+        for block, grid in grids
+        for metric in grid.metrics
+        if metric.shown
+        for table in (block.estimates.assign(seed="all"), block.seeds)
+    ]
+    columns = [*tables.TABLE, "seed", "mean", "low", "high", "n"]
+    return together(found, columns)[columns]
+
+
+def training_data(measured: Measured) -> pd.DataFrame:
+    """The training logs, each as means over at most `POINTS` bins of steps."""
+    found = []
     for block in measured.blocks:
-        known = set(zip(block.estimates["metric"], block.estimates["prompts"], strict=True))
-        columns = [(m, grid.prompts) for grid in tables.grids(measured, block) for m in grid.metrics]
-        shown.append((block, [(m, prompts) for m, prompts in columns if m.shown and (m.key, prompts) in known]))
-    return _forest(measured, shown)
+        for (method, seed), log in block.logs.groupby(["method", "seed"], sort=False):
+            means = pd.DataFrame(dict(zip(["step", *_PANELS], _curve(log["step"], *(log[key] for key in _PANELS)),
+                                          strict=True)))  # fmt: skip
+            found.append(placed(block, means, method=method, seed=seed))
+    return together(found, ["dataset", "model", "method", "seed", "step", *_PANELS])
 
 
-def effect(measured: Measured) -> Figure:
-    """As `methods`, of what the report opens with."""
-    return _forest(measured, [(block, [(m, "test") for m in grid.metrics]) for block, grid in measured.effects])
+def course_data(measured: Measured) -> pd.DataFrame:
+    """The estimates of every step with a snapshot."""
+    columns = [*tables.COURSE, "mean", "low", "high", "n"]
+    return together([block.course for block in measured.blocks], columns)[columns]
 
 
-def _forest(measured: Measured, shown: Sequence[tuple[Block, Sequence[tuple[Metric, str]]]]) -> Figure:
-    """A panel a metric and origin of its prompts."""
-    order, colours = measured.methods, _colours(measured.methods)
-    figure, parts = _panels(shown, 0.35, 0.85 + 0.26 * len(order), sharey=True)
-    for (block, metrics), (_, axes) in zip(shown, parts, strict=True):
-        for axis, (metric, prompts) in zip(axes, metrics, strict=True):
-            found, seeds = (
-                table[(table["metric"] == metric.key) & (table["prompts"] == prompts)].set_index("method")
-                for table in (block.estimates, block.seeds)
-            )
-            _panel(axis, metric, prompts, found, order, colours)
-            scale = 100 if metric.percent else 1
-            for method, means in seeds["mean"].groupby(level=0):
-                axis.plot(means * scale, [order.index(method) + 0.3] * len(means), "|", color=colours[method], ms=5)
+def distributions_data(measured: Measured) -> pd.DataFrame:
+    """Histograms of the scores at every step with a snapshot: a row a bar."""
+    found = []
+    for block in measured.blocks:
+        for (metric, prompts), own in scored(measured, block).groupby(["metric", "prompts"], sort=False):
+            edges = np.histogram_bin_edges(own["value"], BINS)
+            for (method, step), values in own.groupby(["method", "step"])["value"]:
+                bars = {"from": edges[:-1], "to": edges[1:], "share": np.histogram(values, edges)[0] / len(values)}
+                found.append(
+                    placed(block, pd.DataFrame(bars), metric=metric, prompts=prompts, method=method, step=step)
+                )
+    return together(found, ["dataset", "model", "metric", "prompts", "method", "step", "from", "to", "share"])
+
+
+def scored(measured: Measured, block: Block) -> pd.DataFrame:
+    """The part of the course that has a distribution: scores, but no shares."""
+    wanted = [m.key for m in measured.metrics.values() if m.group in (EXACT, SCORED) and not m.percent]
+    return block.steps[block.steps["metric"].isin(wanted)]
+
+
+def categories_data(measured: Measured) -> pd.DataFrame:
+    """Negatives in each harm category, most frequent first."""
+    found = []
+    for dataset, splits in measured.categories.items():
+        counts = pd.DataFrame(splits).fillna(0).rename_axis(index="category", columns="split")
+        order = counts.sum(axis=1).sort_values(ascending=False, kind="stable").index
+        found.append(counts.loc[order].stack().rename("negatives").reset_index().assign(dataset=dataset))
+    columns = ["dataset", "category", "split", "negatives"]
+    return together(found, columns)[columns]
+
+
+def placed(block: Block, frame: pd.DataFrame, **place: Any) -> pd.DataFrame:
+    """A frame with the columns that tell what it is of before it."""
+    place = {"dataset": block.dataset, "model": block.model, **place}
+    return frame.assign(**place)[[*place, *frame.columns.difference(list(place), sort=False)]]
+
+
+# The figures -----------------------------------------------------------------------------------------
+
+
+def methods(data: pd.DataFrame, measured: Measured) -> Figure:
+    """Every metric: a part a data set and model, a panel a metric; a method's point, 95 % interval, and seeds."""
+    order, colours = measured.methods, colours_of(measured.methods)
+    whole = by_block(data) or by_block(data, measured)
+    blocks = [list(own.groupby(["metric", "prompts"], sort=False)) for own in whole.values()]
+    figure, parts = grid_of(whole, blocks, 0.35, 0.85 + 0.26 * len(order), sharey=True)
+    for panels, (_, axes) in zip(blocks, parts, strict=True):
+        for axis, ((key, prompts), found) in zip(axes, panels, strict=True):
+            _panel(axis, measured.metrics[key], prompts, found, order, colours)
     return figure
 
 
 def _panel(axis, metric: Metric, prompts: str, found: pd.DataFrame, order: Sequence[str], colours) -> None:
     scale = 100 if metric.percent else 1
+    whole = found[found["seed"] == "all"].set_index("method")
     for place, method in enumerate(order):
-        if method in found.index:
-            _interval(axis, place, found.loc[method, ["mean", "low", "high"]] * scale, colours[method])
+        if method in whole.index:
+            _interval(axis, place, whole.loc[method, ["mean", "low", "high"]] * scale, colours[method])
+    for method, means in found[found["seed"] != "all"].groupby("method")["mean"]:
+        axis.plot(means * scale, [order.index(method) + 0.3] * len(means), "|", color=colours[method], ms=5)
     start = metric.neutral
-    if start is None and "initial" in found.index:
-        start = found.loc["initial", "mean"]
+    if start is None and "initial" in whole.index:
+        start = whole.loc["initial", "mean"]
     if start is not None:
         axis.axvline(start * scale, **_RULE)
     _rows(axis, order)
     axis.locator_params(axis="x", nbins=4)
-    _title(axis, metric, {"higher": "better →", "lower": "← better", None: ""}[metric.better], prompts)
+    titled(axis, metric, {"higher": "better →", "lower": "← better", None: ""}[metric.better], prompts)
 
 
 def _interval(axis, place: float, estimate: Mapping[str, float], colour: str) -> None:
@@ -121,7 +188,7 @@ def _rows(axis, names: Sequence[str]) -> None:
     axis.tick_params(axis="y", length=0)
 
 
-def _title(axis, metric: Metric, note: str, prompts: str) -> None:
+def titled(axis, metric: Metric, note: str, prompts: str) -> None:
     """A panel's title, and under it a note and where the prompts come from."""
     axis.set_title(metric.label + (", %" if metric.percent else ""), loc="left", pad=14)
     origin = prompts if prompts != "test" else ""
@@ -129,24 +196,24 @@ def _title(axis, metric: Metric, note: str, prompts: str) -> None:
     axis.annotate(" · ".join(filter(None, (note, origin))), (0, 1), (0, 4), **under)
 
 
-def training(measured: Measured) -> Figure:
+def training(data: pd.DataFrame, measured: Measured) -> Figure:
     """Loss, margin and the log-ratio of either side against steps: a colour a method, a thin line a seed."""
-    figure, parts = _parts(measured.blocks, [2.75] * len(measured.blocks))
-    colours = _colours(measured.methods)
-    for part, block in zip(parts, measured.blocks, strict=True):
-        seeds = block.logs.groupby("method")["seed"].nunique()
+    blocks, colours = by_block(data, measured), colours_of(measured.methods)
+    figure, parts = _parts(list(blocks), [2.75] * len(blocks))
+    for part, logs in zip(parts, blocks.values(), strict=True):
+        seeds = logs.groupby("method")["seed"].nunique()
         handles = {}
         for axis, (key, label) in zip(part.subplots(1, len(_PANELS)), _PANELS.items(), strict=True):
-            for (method, _), log in block.logs.dropna(subset=key).groupby(["method", "seed"], sort=False):
-                steps, values = _curve(log["step"], log[key])
-                width, mark = 1.5 if seeds[method] == 1 else 0.8, "o" if len(steps) == 1 else None
-                (handles[method],) = axis.plot(steps, values, color=colours[method], lw=width, marker=mark, ms=4)
+            for (method, _), log in logs.dropna(subset=key).groupby(["method", "seed"], sort=False):
+                width, mark = 1.5 if seeds[method] == 1 else 0.8, "o" if len(log) == 1 else None
+                line = axis.plot(log["step"], log[key], color=colours[method], lw=width, marker=mark, ms=4)
+                (handles[method],) = line
             if key != "loss":
                 axis.axhline(0, **_RULE)
             axis.set_title(label, loc="left")
             axis.set_xlabel("step")
             axis.locator_params(nbins=5)
-        _legend(part, handles, measured.methods)
+        legend(part, handles, measured.methods)
     return figure
 
 
@@ -175,63 +242,55 @@ def pool(sheet: Mapping[str, Any], scores: Mapping[str, Sequence[float]]) -> Fig
     return figure
 
 
-def course(measured: Measured) -> Figure:
+def course(data: pd.DataFrame, measured: Measured) -> Figure:
     """Scores and log-probs of human answers against the steps of training: a line a method, its 95 % interval."""
-    shown = [
-        (block, list(block.course.groupby(["metric", "prompts"], sort=False)))
-        for block in measured.blocks
-        if len(block.course)
-    ]
-    figure, parts = _panels(shown, 0.6, 2.4)
-    colours = _colours(measured.methods)
-    for (_, panels), (part, axes) in zip(shown, parts, strict=True):
+    blocks = [list(own.groupby(["metric", "prompts"], sort=False)) for own in by_block(data).values()]
+    figure, parts = grid_of(by_block(data), blocks, 0.6, 2.4)
+    for panels, (part, axes) in zip(blocks, parts, strict=True):
         handles = {}
         for axis, ((key, prompts), found) in zip(axes, panels, strict=True):
-            for method, e in found.groupby("method", sort=False):
-                axis.fill_between(e["step"], e["low"], e["high"], color=colours[method], alpha=0.15, lw=0)
-                (handles[method],) = axis.plot("step", "mean", "o-", data=e, color=colours[method], lw=1.5, ms=3.5)
-            metric = measured.metrics[key]
-            _title(axis, metric, {"higher": "↑ better", "lower": "↓ better", None: ""}[metric.better], prompts)
-            axis.set_xlabel("step")
-            axis.locator_params(nbins=5)
-        _legend(part, handles, measured.methods)
+            handles |= lines(axis, found, "step", measured, key, prompts)
+        legend(part, handles, measured.methods)
     return figure
 
 
-def distributions(measured: Measured) -> Figure:
+def lines(axis, found: pd.DataFrame, x: str, measured: Measured, key: str, prompts: str) -> dict[str, Any]:
+    """A line a method with its 95 % interval as a band; what stands for each in a legend."""
+    metric, colours, handles = measured.metrics[key], colours_of(measured.methods), {}
+    scale = 100 if metric.percent else 1
+    for method, e in found.groupby("method", sort=False):
+        axis.fill_between(e[x], e["low"] * scale, e["high"] * scale, color=colours[method], alpha=0.15, lw=0)
+        (handles[method],) = axis.plot(e[x], e["mean"] * scale, "o-", color=colours[method], lw=1.5, ms=3.5)
+    titled(axis, metric, {"higher": "↑ better", "lower": "↓ better", None: ""}[metric.better], prompts)
+    axis.set_xlabel(x)
+    axis.locator_params(nbins=5)
+    return handles
+
+
+def distributions(data: pd.DataFrame, measured: Measured) -> Figure:
     """Histograms of every score at several steps, one under the other: a row a reward model, a column a method."""
-    found = [(block, scored) for block in measured.blocks if len(scored := _scored(measured, block))]
-    shown = [(block, scored, list(scored.groupby(["metric", "prompts"], sort=False))) for block, scored in found]
-    tall = [scored.groupby("method")["step"].nunique().max() for _, scored in found]
-    heights = [0.35 + len(rows) * (0.7 + 0.32 * n) for (_, _, rows), n in zip(shown, tall, strict=True)]
-    figure, parts = _parts([block for block, _ in found], heights)
-    colours = _colours(measured.methods)
-    for part, (_, scored, rows) in zip(parts, shown, strict=True):
-        methods = [method for method in measured.methods if method in set(scored["method"])]
+    blocks, colours = by_block(data), colours_of(measured.methods)
+    shown = [list(own.groupby(["metric", "prompts"], sort=False)) for own in blocks.values()]
+    tall = [own.groupby("method")["step"].nunique().max() for own in blocks.values()]
+    heights = [0.35 + len(rows) * (0.7 + 0.32 * n) for rows, n in zip(shown, tall, strict=True)]
+    figure, parts = _parts(list(blocks), heights)
+    for part, rows, own in zip(parts, shown, blocks.values(), strict=True):
+        methods = [method for method in measured.methods if method in set(own["method"])]
         panels = part.subplots(len(rows), len(methods), squeeze=False, sharex="row")
-        for axes, ((key, prompts), own) in zip(panels, rows, strict=True):
-            edges = np.histogram_bin_edges(own["value"], BINS)
-            shares = {
-                place: np.histogram(values, edges)[0] / len(values)
-                for place, values in own.groupby(["method", "step"])["value"]
-            }
-            scale = 0.9 / max(share.max() for share in shares.values())
+        for axes, ((key, prompts), bars) in zip(panels, rows, strict=True):
+            scale = 0.9 / bars["share"].max()
             for axis, method in zip(axes, methods, strict=True):
-                steps = {step: share for (name, step), share in shares.items() if name == method}
-                for place, share in enumerate(steps.values()):
-                    axis.stairs(share * scale - place, edges, baseline=-place, fill=True, color=colours[method])
+                steps = bars[bars["method"] == method].groupby("step")
+                for place, (_, step) in enumerate(steps):
+                    edges = [*step["from"], step["to"].iloc[-1]]
+                    tops = step["share"] * scale - place
+                    axis.stairs(tops, edges, baseline=-place, fill=True, color=colours[method])
                     axis.axhline(-place, color=_MUTED, lw=0.4, zorder=0)
-                axis.set_yticks([-place for place in range(len(steps))], [f"step {step}" for step in steps])
+                axis.set_yticks([-place for place in range(len(steps))], [f"step {step}" for step in steps.groups])
                 axis.tick_params(axis="y", length=0)
                 axis.set_ylim(0.8 - len(steps), 1)
-                _title(axis, measured.metrics[key], method, prompts)
+                titled(axis, measured.metrics[key], method, prompts)
     return figure
-
-
-def _scored(measured: Measured, block: Block) -> pd.DataFrame:
-    """The part of the course that has a distribution: scores, but no shares."""
-    wanted = [m.key for m in measured.metrics.values() if m.group in (EXACT, SCORED) and not m.percent]
-    return block.steps[block.steps["metric"].isin(wanted)]
 
 
 @mpl.rc_context(_STYLE)
@@ -286,14 +345,15 @@ def _shares(axis, shown: Sequence[Mapping[str, Any]], neutral: float | None) -> 
     _rows(axis, [f"{m['side']}, {m['scorer']}" if m["side"] else m["scorer"] for m in shown])
 
 
-def categories(measured: Measured) -> Figure:
+def categories(data: pd.DataFrame, measured: Measured) -> Figure:
     """Negatives in each harm category, most frequent first: a part a data set, a bar a split."""
-    counts = {dataset: pd.DataFrame(found).fillna(0) for dataset, found in measured.categories.items() if found}
+    counts = {name: own.pivot(index="category", columns="split", values="negatives").loc[own["category"].unique()]
+              for name, own in data.groupby("dataset", sort=False)}  # fmt: skip
     sizes = [len(found) for found in counts.values()]
     figure = Figure((_WIDTH, sum(0.6 + 0.24 * size for size in sizes)), layout="constrained")
     axes = figure.subplots(len(counts), 1, height_ratios=sizes, squeeze=False).ravel()
     for axis, (dataset, found) in zip(axes, counts.items(), strict=True):
-        found = found.loc[found.sum(axis=1).sort_values(ascending=False, kind="stable").index]
+        found = found[[split for split in ("train", "test") if split in found]]
         left = found.cumsum(axis=1) - found
         for split, colour in zip(found, (_COLOURS[0], _MUTED), strict=False):
             axis.barh(range(len(found)), found[split], 0.7, left=left[split], color=colour, label=split)
@@ -311,26 +371,37 @@ def _curve(*columns: pd.Series) -> list[np.ndarray]:
     ]
 
 
-def _parts(blocks: Sequence[Block | str], heights: Sequence[float]):
-    """A figure with a part for each block or data set, heights in inches."""
+def by_block(data: pd.DataFrame, measured: Measured | None = None) -> dict[str, pd.DataFrame]:
+    """The rows of each data set and model, by title; with `measured` also those without a row."""
+    empty = {title(block): data.iloc[:0] for block in measured.blocks} if measured else {}
+    parts = data.groupby(["dataset", "model"], sort=False)
+    return empty | {f"{dataset}, {model}": own for (dataset, model), own in parts}
+
+
+def title(block: Block) -> str:
+    """What a part of a figure is of."""
+    return f"{block.dataset}, {block.model}"
+
+
+def _parts(titles: Sequence[str], heights: Sequence[float]):
+    """A figure with a part for each title, heights in inches."""
     figure = Figure((_WIDTH, sum(heights)), layout="constrained")
     parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False).ravel()
-    for part, block in zip(parts, blocks, strict=True):
-        title = block if isinstance(block, str) else f"{block.dataset}, {block.model}"
-        part.suptitle(title, x=0.005, ha="left", weight="bold", size=10.5)
+    for part, text in zip(parts, titles, strict=True):
+        part.suptitle(text, x=0.005, ha="left", weight="bold", size=10.5)
     return figure, parts
 
 
-def _panels(shown: Sequence[tuple[Block, Sequence]], head: float, height: float, **shared):
-    """A figure with a part a block, each with an axis a thing to show; height of a part's head and of a line of axes.
+def grid_of(titles: Iterable[str], shown: Sequence[Sequence], head: float, height: float, **shared):
+    """A figure with a part a title, each with an axis a thing shown; height of a part's head and of a line of axes.
 
     Returns:
         The figure, and of each part: itself and its axes.
     """
-    lines = [max(1, math.ceil(len(things) / _COLUMNS)) for _, things in shown]
-    figure, parts = _parts([block for block, _ in shown], [head + n * height for n in lines])
+    lines = [max(1, math.ceil(len(things) / _COLUMNS)) for things in shown]
+    figure, parts = _parts(list(titles), [head + n * height for n in lines])
     found = []
-    for part, n, (_, things) in zip(parts, lines, shown, strict=True):
+    for part, n, things in zip(parts, lines, shown, strict=True):
         axes = part.subplots(n, _COLUMNS, squeeze=False, **shared).ravel()
         for axis in axes[len(things) :]:
             axis.set_visible(False)
@@ -338,13 +409,13 @@ def _panels(shown: Sequence[tuple[Block, Sequence]], head: float, height: float,
     return figure, found
 
 
-def _legend(part, handles: Mapping[str, Any], order: Sequence[str]) -> None:
+def legend(part, handles: Mapping[str, Any], order: Sequence[str]) -> None:
     names = [method for method in order if method in handles]
     if names:
         part.legend([handles[name] for name in names], names, loc="outside lower center", ncols=8, frameon=False)
 
 
-def _colours(order: Sequence[str]) -> dict[str, str]:
+def colours_of(order: Sequence[str]) -> dict[str, str]:
     """A colour a method, the same in all figures; the initial model is grey."""
     trained = [method for method in order if method != "initial"]
     return {"initial": _MUTED} | {m: _COLOURS[i % len(_COLOURS)] for i, m in enumerate(trained)}
@@ -352,17 +423,19 @@ def _colours(order: Sequence[str]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Entry:
-    """A figure of the report: plotted, published as SVG and PNG, and shown in the page.
+    """A figure of the report: plotted from a table, published with it as CSV, SVG, PDF and PNG, shown in the page.
 
     Attributes:
-        plot: makes it; None where a command of its own has made it.
+        data: the table.
+        plot: makes the figure from it; None where a command of its own has made it.
         section: of the page: `effect`, `results`, `training` or `data`.
         label: what it shows, for those who do not see it.
         caption: HTML below it.
         when: whether there is something to plot.
     """
 
-    plot: Callable[[Measured], Figure] | None
+    data: Callable[[Measured], pd.DataFrame] | None
+    plot: Callable[[pd.DataFrame, Measured], Figure] | None
     section: Literal["effect", "results", "training", "data"]
     label: str
     caption: str
@@ -372,13 +445,15 @@ class Entry:
 # By name, in reading order within a section. A figure is added by a function and its entry here.
 FIGURES = {
     "effect": Entry(
-        effect,
+        effect_data,
+        methods,
         "effect",
         "Exact scores of the answers, their length and repetition, by method",
         "Mean and 95 % interval. The dotted line is the initial model. Δ: paired difference to it.",
         lambda measured: bool(measured.effects),
     ),
     "methods": Entry(
+        methods_data,
         methods,
         "results",
         "Mean and 95 % interval of every metric, by method",
@@ -386,6 +461,7 @@ FIGURES = {
         "initial model.",
     ),
     "training": Entry(
+        training_data,
         training,
         "training",
         "Loss, margin and log-ratios against training steps, by method",
@@ -394,6 +470,7 @@ FIGURES = {
         "different scales.",
     ),
     "course": Entry(
+        course_data,
         course,
         "training",
         "Scores and log-probs of human answers against training steps, by method",
@@ -402,13 +479,15 @@ FIGURES = {
         lambda measured: any(len(block.course) for block in measured.blocks),
     ),
     "distributions": Entry(
+        distributions_data,
         distributions,
         "training",
         "Histograms of the scores at several training steps, by method",
         f"Scores of the single answers at these steps, as shares in {BINS} bins, to one scale in each row.",
-        lambda measured: any(len(_scored(measured, block)) for block in measured.blocks),
+        lambda measured: any(len(scored(measured, block)) for block in measured.blocks),
     ),
     "pair_quality": Entry(
+        None,
         None,
         "data",
         "Score differences, win rates and toxic shares of the human pairs, by data set",
@@ -419,6 +498,7 @@ FIGURES = {
         lambda measured: measured.experiment.pair_quality,
     ),
     "categories": Entry(
+        categories_data,
         categories,
         "data",
         "Negatives in each harm category, by split and data set",
@@ -429,16 +509,20 @@ FIGURES = {
 
 
 @mpl.rc_context(_STYLE)
-def plotted(measured: Measured) -> dict[str, Figure]:
-    """The figures of `FIGURES` for which there is something to plot, without those made by other commands."""
-    return {name: entry.plot(measured) for name, entry in FIGURES.items() if entry.plot and entry.when(measured)}
+def plotted(measured: Measured) -> dict[str, tuple[pd.DataFrame, Figure]]:
+    """The figures of `FIGURES` for which there is something to plot, each with its table; without those made by other
+    commands."""
+    entries = {name: entry for name, entry in FIGURES.items() if entry.plot and entry.when(measured)}
+    tables = {name: entry.data(measured) for name, entry in entries.items()}
+    return {name: (tables[name], entry.plot(tables[name], measured)) for name, entry in entries.items()}
 
 
 @mpl.rc_context(_STYLE)
 def render(figure: Figure, kind: str) -> bytes:
-    """The figure as `svg` or `png`; the same figure gives the same bytes."""
+    """The figure as `svg`, `pdf` or `png`; the same figure gives the same bytes."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format=kind, dpi=160, metadata={"Date": None} if kind == "svg" else None)
+    dated = {"svg": "Date", "pdf": "CreationDate"}
+    figure.savefig(buffer, format=kind, dpi=160, metadata={dated[kind]: None} if kind in dated else None)
     return buffer.getvalue()
 
 

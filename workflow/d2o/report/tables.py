@@ -12,7 +12,7 @@ import pandas as pd
 
 from d2o import statistics
 from d2o.report.metrics import EXACT, HUMAN, HUMAN_METRICS, SCORED, STYLE, TASKS, WHOLE, Metric, together
-from d2o.settings import Experiment
+from d2o.settings import Experiment, Settings
 from d2o.statistics import NOTHING, Sample
 
 GROUPS = (EXACT, SCORED, TASKS, HUMAN, STYLE)
@@ -71,14 +71,21 @@ class Measured:
     """Everything measured in an experiment: what its tables and figures show.
 
     Attributes:
+        settings: the whole config with one experiment.
         metrics: by key, in reading order.
         categories: negatives in each harm category, by data set and split.
     """
 
-    experiment: Experiment
+    settings: Settings
     metrics: Mapping[str, Metric]
     blocks: list[Block]
     categories: Mapping[str, Mapping[str, Mapping[str, int]]]
+
+    @property
+    def experiment(self) -> Experiment:
+        """The one that is reported."""
+        (experiment,) = self.settings.experiments.values()
+        return experiment
 
     @property
     def methods(self) -> list[str]:
@@ -382,13 +389,14 @@ def as_markdown(measured: Measured) -> str:
     """table.md: per data set and model a wide table, every metric a column, and the primary comparisons."""
     parts = []
     for block in measured.blocks:
-        parts.append(f"## {block.dataset}, {block.model}\n\n{_markdown(_wide(measured, block).reset_index())}\n")
+        parts.append(f"## {block.dataset}, {block.model}\n\n{markdown(_wide(measured, block).reset_index())}\n")
         if len(compared := primary(measured, block)):
-            parts.append(f"### Primary comparisons\n\n{_markdown(compared)}\n\n{COMPARED}\n")
+            parts.append(f"### Primary comparisons\n\n{markdown(compared)}\n\n{COMPARED}\n")
     return "\n".join([*parts, *measured.notes, ""])
 
 
-def _markdown(table: pd.DataFrame) -> str:
+def markdown(table: pd.DataFrame) -> str:
+    """A table of texts in Markdown."""
     align = ["left", *["right"] * (table.shape[1] - 1)]
     return table.to_markdown(index=False, disable_numparse=True, colalign=align)
 
@@ -401,7 +409,12 @@ def as_latex(measured: Measured) -> str:
         if len(compared := primary(measured, block)):
             parts.append(f"% Primary comparisons\n{compared.to_latex(escape=True, index=False)}")
     notes = [f"% {note}" for note in (*measured.notes, COMPARED)]
-    return "\n".join(["% needs booktabs and amssymb", *parts, *notes]).translate(str.maketrans(_LATEX))
+    return latex("\n".join([*parts, *notes]))
+
+
+def latex(text: str) -> str:
+    """Tables as `to_latex` gives them, with every symbol beyond ASCII spelt."""
+    return f"% needs booktabs and amssymb\n{text}\n".translate(str.maketrans(_LATEX))
 
 
 def _wide(measured: Measured, block: Block) -> pd.DataFrame:

@@ -592,6 +592,10 @@ class Experiment(Section):
         description="pairs of `methods`, first less second, that the experiment was made to compare; all others are "
         "exploratory",
     )
+    shows: list[Literal["table1", "table2", "figure3", "figure4"]] = Field(
+        [],
+        description="tables and figures of the paper that the report has as well, for `snakemake table1` and so on",
+    )
     failed: dict[str, Annotated[str, Field(min_length=1)]] = Field(
         {},
         description="by method, such as `npo`, or by training, such as `npo/seed1`: why there is no such result; the "
