@@ -69,7 +69,7 @@ def table1(measured: Measured) -> Table:
         rows.append(found)
         words[figures.title(block)] = _wide(measured, found)
     columns = [*tables.TABLE, "mean", "low", "high", "n", "seeds", "interval", "difference", "p_adjusted", "paper"]
-    caption = f"Means of the answers to the test prompts and of the tasks. {_evidence(measured)}"
+    caption = f"Means of the answers to the test prompts and of the tasks. {_evidence(measured, measured.notes)}"
     return Table(together(rows, columns)[columns], words, caption)
 
 
@@ -93,8 +93,9 @@ def table2(measured: Measured) -> Table:
         rows.append(found)
         words[f"{figures.title(block)}, less {whole}"] = _wide(measured, shown)
     caption = (
-        f"Differences to {whole}, paired by prompt; ▲ better, ▼ worse: adjusted p < {tables.ALPHA:.2g}. "
-        f"{_evidence(measured)}"
+        f"Differences to {whole}, paired by prompt; ▲ better, ▼ worse: adjusted p < {tables.ALPHA:.2g} "
+        "(Holm, over the primary comparisons of a metric, and over all others). "
+        f"{_evidence(measured, measured.notes[1:])}"
     )
     return Table(together(rows, tables.COMPARISONS), words, caption)
 
@@ -131,11 +132,11 @@ def _measure(measured: Measured, metric: str) -> str | None:
     return None
 
 
-def _evidence(measured: Measured) -> str:
-    """What the numbers of a table are worth, in a sentence or two."""
+def _evidence(measured: Measured, notes: Sequence[str]) -> str:
+    """What the numbers of a table are worth."""
     counts = [n for block in measured.blocks for n in _main(measured, block)["n"]]
     ends = "–".join(f"{n:,}" for n in dict.fromkeys([min(counts), max(counts)])) if counts else "0"
-    return " ".join([f"n = {ends} prompts or questions.", *measured.notes])
+    return " ".join([f"n = {ends} prompts or questions.", *notes])
 
 
 # Figure 3: scores against K and against steps, losses against steps ----------------------------------
@@ -304,7 +305,8 @@ def _densities(own: pd.DataFrame) -> Sequence[pd.DataFrame]:
 
     steps = {step: values.groupby("cluster")["value"].mean().to_numpy() for step, values in own.groupby("step")}
     ends = np.concatenate(list(steps.values()))
-    grid = np.linspace(ends.min(), ends.max(), _POINTS)
+    margin = 0.2 * np.ptp(ends)
+    grid = np.linspace(ends.min() - margin, ends.max() + margin, _POINTS)
     dips = [diptest(scores) if len(scores) > 3 else (np.nan, np.nan) for scores in steps.values()]
     adjusted = holm([p for _, p in dips])
     parts = []
@@ -332,6 +334,7 @@ def figure4(data: pd.DataFrame, measured: Measured) -> Figure:
                 axis.plot(points["score"], points["density"], color=colours[method], alpha=shade, lw=1.3, label=label)
             figures.titled(axis, measured.metrics[key], method, prompts)
             axis.set_yticks([])
+            axis.set_ylim(bottom=0)
             axis.legend(frameon=False, fontsize=7, title="step: dip test", title_fontsize=7)
     return figure
 

@@ -284,7 +284,7 @@ class Train(Section):
         description="tokens in one forward and backward pass of a rank, a prompt counted once; a group that is "
         "larger makes a pass of its own",
     )
-    learning_rate: Above0 = Field(1e-6, description="peak learning rate of AdamW")
+    learning_rate: AtLeast0 = Field(1e-6, description="peak learning rate of AdamW; 0: a null control")
     warmup: Share = Field(0.1, description="share of the steps with a rising learning rate")
     decay: Literal["cosine", "linear", "constant"] = Field("cosine", description="course after the warm-up")
     weight_decay: AtLeast0 = Field(0.0, description="AdamW's decoupled weight decay")
