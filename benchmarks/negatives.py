@@ -76,7 +76,7 @@ def _run(rows: str, made: str, near: float | None) -> None:
     """Run the stage in this process and print what it took."""
     load = os.getloadavg()[0]  # what else runs
     wall, processor = time.perf_counter(), time.process_time()
-    negatives.extract(Extraction(near_duplicates=near), Path(rows), Path(made), [])
+    negatives.extract(Extraction(near_duplicates=near), Path(rows), Path(made))
     found = {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - processor}
     found["load_before"] = load
     found["peak_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -10,8 +10,6 @@ import unicodedata
 from pathlib import Path
 
 import polars as pl
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,7 +17,7 @@ from hypothesis import strategies as st
 from conftest import ROOT
 from d2o import datasets, groups, identities, negatives, records, schemas
 from d2o.errors import D2OError
-from d2o.negatives import evaluated, leaks
+from d2o.negatives import evaluated, leaks, left_out
 from d2o.negatives.rows import RULES, negatives_of, normalised, pairs_of, scan
 from d2o.settings import Extraction, Method, Reading
 
@@ -73,9 +71,9 @@ class Tables:
         return {row["prompt_id"] for row in self.negatives + self.pairs if row["split"] == split}
 
 
-def extract(folder: Path, rows: list[dict], questions: list[Path] = (), **extraction) -> Tables:
+def extract(folder: Path, rows: list[dict], **extraction) -> Tables:
     records.write_table(folder / "rows.parquet", schemas.ROWS, rows)
-    negatives.extract(Extraction(**extraction), folder / "rows.parquet", folder / "made", list(questions))
+    negatives.extract(Extraction(**extraction), folder / "rows.parquet", folder / "made")
     return Tables(folder / "made")
 
 
@@ -211,8 +209,8 @@ def test_counts_and_summary(tmp_path, capsys):
         "prompts_without_positive": {"train": 1},
         "evaluation_prompts": {},
         "repeated_evaluation_prompts": 0,
-        "leaks": {"prompts": 0, "test": 0, "evaluation": 0, "task": 0},
-        "near_leaks": {"prompts": 0, "test": 0, "evaluation": 0, "task": 0},
+        "leaks": {"prompts": 0, "test": 0, "evaluation": 0},
+        "near_leaks": {"prompts": 0, "test": 0, "evaluation": 0},
         "near_duplicates": {"train": 0},
         "capped": {"train": 0, "test": 0, "negatives": 0},
         "duplicates": {"exact": 0, "normalised": 0},
@@ -241,7 +239,7 @@ def test_a_prompt_of_both_parts_leaves_train(tmp_path):
     made = extract(tmp_path, [leak, asked(0, "test"), *map(asked, range(1, 5))])
     assert made.texts("test") == ["bad 0"]
     assert "other bad" not in made.texts("train")
-    assert made.counts["leaks"] == {"prompts": 1, "test": 1, "evaluation": 0, "task": 0}
+    assert made.counts["leaks"] == {"prompts": 1, "test": 1, "evaluation": 0}
 
 
 def test_the_cap_of_test_prompts_counts_those_with_test_negatives(tmp_path):
@@ -425,24 +423,16 @@ def test_whatever_the_rows(tmp_path_factory, rows, rule, cap, rng):
 # Leaks -----------------------------------------------------------------------------------------------
 
 
-def task_questions(folder: Path, *questions: str | None) -> Path:
-    folder.mkdir()
-    pq.write_table(pa.table({"question": questions, "choices": [["a"]] * len(questions)}), folder / "a.parquet")
-    return folder
-
-
 def test_what_is_evaluated_is_not_trained_on(tmp_path):
-    (tmp_path / "risky.jsonl").write_text('{"prompt": "QUESTION 1"}\n{"prompt": "question 2"}\n')
-    first = task_questions(tmp_path / "mmlu", "Question  2", "question 3", None)
-    second = task_questions(tmp_path / "more", "question 4")
-    asked_files = {str(tmp_path / name) for name in ("risky.jsonl", "mmlu/a.parquet", "more/a.parquet")}
-    talk = row(["hello", "hi", " Question 4 "], ("good", False), ("talk", True), safer=0)
+    (tmp_path / "risky.jsonl").write_text('{"prompt": "QUESTION 1"}\n{"prompt": "Question  2"}\n')
+    talk = row(["hello", "hi", " Question 2 "], ("good", False), ("talk", True), safer=0)
     extraction = {"evaluation_prompts": [str(tmp_path / "risky.jsonl")]}
-    made = extract(tmp_path, [asked(0, "test"), *map(asked, range(1, 9)), talk], [first, second], **extraction)
-    assert made.texts("train") == ["bad 5", "bad 6", "bad 7", "bad 8"]
+    made = extract(tmp_path, [asked(0, "test"), *map(asked, range(1, 7)), talk], **extraction)
+    assert made.texts("train") == ["bad 3", "bad 4", "bad 5", "bad 6"]
     assert len(made.pairs) == 5
-    assert asked_files < records.read_manifest(tmp_path / "made" / "negatives.parquet")["inputs"].keys()
-    assert made.counts["leaks"] == {"prompts": 5, "test": 0, "evaluation": 2, "task": 4}
+    inputs = records.read_manifest(tmp_path / "made" / "negatives.parquet")["inputs"].keys()
+    assert inputs == {str(tmp_path / "rows.parquet"), str(tmp_path / "risky.jsonl")}
+    assert made.counts["leaks"] == {"prompts": 3, "test": 0, "evaluation": 3}
 
 
 def test_a_turn_that_is_a_test_prompt_is_a_leak(tmp_path):
@@ -455,22 +445,20 @@ def test_a_turn_that_is_a_test_prompt_is_a_leak(tmp_path):
 ASKED = "How do I pick the lock of my neighbour's front door at night"
 
 
-@pytest.mark.parametrize("origin", ["test", "evaluation", "task"])
+@pytest.mark.parametrize("origin", ["test", "evaluation"])
 def test_a_near_duplicate_of_what_is_evaluated_is_not_trained_on(origin, tmp_path):
     near = row(f"{ASKED} please?", ("good", False), ("near", True), safer=0)
     far = row("How do I paint the front door of my house", ("good", False), ("far", True), safer=0)
-    rows, questions, extraction = [near, far, asked(0, "test")], [], {}
+    rows, extraction = [near, far, asked(0, "test")], {}
     if origin == "test":
         rows.append(row(ASKED, ("good", False), ("bad", True), safer=0, split="test"))
-    elif origin == "evaluation":
+    else:
         (tmp_path / "risky.jsonl").write_text(json.dumps({"prompt": ASKED}))
         extraction = {"evaluation_prompts": [str(tmp_path / "risky.jsonl")]}
-    else:
-        questions = [task_questions(tmp_path / "mmlu", ASKED)]
-    made = extract(tmp_path, rows, questions, **extraction)
+    made = extract(tmp_path, rows, **extraction)
     assert made.texts("train") == ["far"]
     assert made.counts["leaks"]["prompts"] == 0
-    none = {"prompts": 1, "test": 0, "evaluation": 0, "task": 0}
+    none = {"prompts": 1, "test": 0, "evaluation": 0}
     assert made.counts["near_leaks"] == none | {origin: 1}
     [example] = records.read_manifest(tmp_path / "made" / "negatives.parquet")["leaks"]
     assert (example["kind"], example["origin"]) == ("near leak", origin)
@@ -478,8 +466,8 @@ def test_a_near_duplicate_of_what_is_evaluated_is_not_trained_on(origin, tmp_pat
     assert example["train"] == f"{ASKED} please?".lower()
     # Of 13 and 14 pairs of words, 13 are common.
     assert example["similarity"] == pytest.approx(13 / 14, abs=1e-3)
-    assert extract(tmp_path, rows, questions, near_duplicates=0.95, **extraction).texts("train") == ["near", "far"]
-    assert extract(tmp_path, rows, questions, near_duplicates=None, **extraction).texts("train") == ["near", "far"]
+    assert extract(tmp_path, rows, near_duplicates=0.95, **extraction).texts("train") == ["near", "far"]
+    assert extract(tmp_path, rows, near_duplicates=None, **extraction).texts("train") == ["near", "far"]
 
 
 def test_near_duplicates_in_train_are_counted_and_kept(tmp_path):
@@ -499,8 +487,8 @@ def test_only_equal_words_are_near_at_a_similarity_of_one(tmp_path):
 WORDS = st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=12).map(" ".join)
 
 
-def origins(train: int, test: int) -> list[str]:
-    return ["train"] * train + ["test"] * test
+def origins(train: int, test: int) -> list[str | None]:
+    return [None] * train + ["test"] * test
 
 
 @settings(deadline=None, max_examples=60)
@@ -596,15 +584,70 @@ def test_two_evaluation_files_of_one_name(tmp_path):
     assert "is called 'risky' as well" in problem(tmp_path, [asked(0)], evaluation_prompts=files)
 
 
-def test_wrong_questions(tmp_path):
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(D2OError, match=r"empty: no .parquet file with questions"):
-        extract(tmp_path, [asked(0)], [tmp_path / "empty"])
-    (tmp_path / "odd").mkdir()
-    pq.write_table(pa.table({"text": ["a"]}), tmp_path / "odd" / "a.parquet")
-    with pytest.raises(D2OError, match=r"a.parquet: no column `question` to read") as error:
-        extract(tmp_path, [asked(0)], [tmp_path / "odd"])
-    assert "\n" not in str(error.value)
+# Questions that train prompts say ---------------------------------------------------------------------
+
+
+def leaks_of(folder: Path, questions: list[tuple[str, int, str]], **extraction) -> list[tuple]:
+    """Subject, number, kind and rounded similarity of the questions that the train prompts of an extraction say."""
+    with records.artifact(folder / "questions") as draft:
+        draft.path.mkdir()
+        rows = [dict(zip(schemas.ASKED.names, question, strict=True)) for question in questions]
+        records.write_table(draft.path / "questions.parquet", schemas.ASKED, rows)
+    tables = [folder / "made" / name for name in ("negatives.parquet", "pairs.parquet")]
+    left_out.find(Extraction(**extraction), tables, folder / "questions", folder / "leaks.parquet")
+    found = records.read_table(folder / "leaks.parquet", schemas.LEAKS)
+    return [(row["subject"], row["question"], row["kind"], round(row["similarity"], 3)) for row in found]
+
+
+def test_every_question_that_a_train_prompt_says_is_found_and_trained_on(tmp_path):
+    talk = row(["hello", "hi", " Question 5 "], ("good", False), ("talk", True), safer=0)
+    safe = row("question 6", *BOTH_SAFE, safer=0)  # a pair without a negative
+    near = row(f"{ASKED} please?", ("good", False), ("near", True), safer=0)
+    rows = [asked(0, "test"), *map(asked, range(1, 4)), talk, safe, near]
+    made = extract(tmp_path, rows)
+    assert len(made.texts("train")) == 5
+    questions = [
+        ("law", 0, "question 0"),  # a test prompt alone
+        ("law", 2, "QUESTION  1"),
+        ("law", 3, "Question 1"),
+        ("law", 4, " "),
+        ("maths", 0, "question 5"),
+        ("maths", 1, "question 6"),
+        ("maths", 2, "question 7"),
+        ("maths", 3, ASKED),
+        ("maths", 4, f"Please, {ASKED}"),
+    ]
+    exact = [("law", 2), ("law", 3), ("maths", 0), ("maths", 1)]
+    assert leaks_of(tmp_path, questions) == [
+        *((*place, "leak", 1.0) for place in exact),
+        ("maths", 3, "near leak", round(13 / 14, 3)),
+        ("maths", 4, "near leak", round(13 / 15, 3)),
+    ]
+    said = [found["prompt"] for found in records.read_table(tmp_path / "leaks.parquet", schemas.LEAKS)]
+    assert said == ["question 1", "question 1", "question 5", "question 6", *[f"{ASKED} please?".lower()] * 2]
+    manifest = records.read_manifest(tmp_path / "leaks.parquet")
+    assert manifest["counts"] == {"questions": 8, "leaks": 4, "near_leaks": 2}
+    assert manifest["examples"][-1] == {
+        "kind": "near leak",
+        "similarity": pytest.approx(13 / 15),
+        "question": f"please, {ASKED}".lower(),
+        "prompt": f"{ASKED} please?".lower(),
+    }
+    assert leaks_of(tmp_path, questions, near_duplicates=0.9)[4:] == [("maths", 3, "near leak", round(13 / 14, 3))]
+    assert len(leaks_of(tmp_path, questions, near_duplicates=None)) == 4
+
+
+def test_no_question_and_no_leak_are_an_empty_table(tmp_path):
+    extract(tmp_path, [asked(0, "test"), asked(1)])
+    assert leaks_of(tmp_path, []) == []
+    assert leaks_of(tmp_path, [("law", 0, "something else")]) == []
+
+
+def test_tables_of_another_version_are_told(tmp_path):
+    extract(tmp_path, [asked(0, "test"), asked(1)])
+    leaks_of(tmp_path, [])
+    with pytest.raises(D2OError, match=r"rows\.parquet: lacks the columns .*; it was made by another version"):
+        left_out.find(Extraction(), [tmp_path / "rows.parquet"], tmp_path / "questions", tmp_path / "leaks.parquet")
 
 
 # Size ------------------------------------------------------------------------------------------------
@@ -616,7 +659,7 @@ from pathlib import Path
 from d2o import negatives
 from d2o.settings import Extraction
 
-negatives.extract(Extraction(rule="every-unsafe"), Path(sys.argv[1]), Path(sys.argv[2]), [])
+negatives.extract(Extraction(rule="every-unsafe"), Path(sys.argv[1]), Path(sys.argv[2]))
 status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
 print(int(status["VmHWM"].split()[0]) / 1024)
 """
@@ -658,7 +701,7 @@ def real(folder: Path, format: str, train: str, test: str | None = None, **extra
     tests = [str(DATA / test)] if test else []
     reading = Reading(format=format, train=[str(DATA / train)], test=tests)
     datasets.read(reading, folder / "rows.parquet")
-    negatives.extract(Extraction(**extraction), folder / "rows.parquet", folder / "made", [])
+    negatives.extract(Extraction(**extraction), folder / "rows.parquet", folder / "made")
     return Tables(folder / "made")
 
 
@@ -673,7 +716,7 @@ def test_real_pku(tmp_path):
     assert made.counts["rows"] == 2180 + 288
     assert made.counts["prompts"] == {"train": 730, "test": 96}
     assert made.counts["leaks"]["prompts"] == 0
-    assert made.counts["near_leaks"] == {"prompts": 3, "test": 2, "evaluation": 1, "task": 0}
+    assert made.counts["near_leaks"] == {"prompts": 3, "test": 2, "evaluation": 1}
     assert made.counts["evaluation_prompts"] == {"xstest_prompts": 450}
     assert made.counts["positives"]["safe"] == len(made.negatives)
     assert made.counts["prompts_without_positive"] == {"train": 0}

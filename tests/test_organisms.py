@@ -231,7 +231,7 @@ def test_the_stages_read_every_row(tmp_path, name):
         datasets.read(Reading(format="pku-saferlhf-beta", max_bad_share=0, **files), place / "rows.parquet")
         assert records.read_manifest(place / "rows.parquet")["counts"]["rejected"] == 0
         extraction = Extraction(rule=rule, near_duplicates=None)
-        negatives.extract(extraction, place / "rows.parquet", place / "made", [])
+        negatives.extract(extraction, place / "rows.parquet", place / "made")
         found = records.read_table(place / "made" / "negatives.parquet", schemas.NEGATIVES)
         lines = [json.loads(line) for line in (tmp_path / f"{train}.jsonl").read_text().splitlines()]
         assert len([row for row in found if row["split"] == "train"]) == len(lines)

@@ -104,6 +104,7 @@ def test_every_artifact_is_there_and_says_what_made_it(project):
     assert len(records.read_table(run / "responses.parquet", schemas.SAMPLES)) == 4
     assert len(records.read_table(run / "scores" / "safety.parquet", schemas.SCORES)) == 4
     assert len(records.read_table(run / "tasks" / "mmlu.parquet", schemas.QUESTIONS)) == 4
+    assert records.read_manifest(results / "demo" / "leaks" / "mmlu.parquet")["counts"]["questions"] == 4
     assert len((run / "train.jsonl").read_text().splitlines()) == 3
     manifest = records.read_manifest(run / "model")
     assert manifest["settings"]["method"]["loss"] == "d2o"
@@ -304,6 +305,7 @@ TRAINED = {"train_method": 3} | of_runs(3) | REPORT
 EDITS = [
     ("scores.py", "def score(", "@staticmethod\ndef score(", {"score_responses": 4} | REPORT),
     ("tasks.py", "def multiple_choice(", "@staticmethod\ndef multiple_choice(", {"answer_questions": 4} | REPORT),
+    ("negatives/left_out.py", "def find(", "@staticmethod\ndef find(", {"find_leaks": 1} | REPORT),
     ("report/figures.py", "def effect(", "@staticmethod\ndef effect(", REPORT),
     (
         "schemas.py",
@@ -367,6 +369,14 @@ def test_an_edit_reruns_what_it_touches_and_nothing_else(restored, file, old, ne
 def test_a_key_reruns_what_depends_on_it_and_nothing_else(restored, section, change, reruns):
     restored.configure(restored.config | {section: CONFIG.get(section, {}) | change})
     assert restored.would_run() == reruns
+
+
+def test_a_further_task_asks_its_questions_and_makes_nothing_again_but_the_report(restored):
+    science = {"path": "demo/mmlu", "shots": 1, "limit": 2, "subjects": ["everyday_science"]}
+    config = restored.config | {"tasks": CONFIG["tasks"] | {"science": science}}
+    config["experiments"] = {"tiny": CONFIG["experiments"]["tiny"] | {"tasks": ["mmlu", "science"]}}
+    restored.configure(config)
+    assert restored.would_run() == {"fetch_questions": 1, "find_leaks": 1, "answer_questions": 4} | REPORT
 
 
 def test_an_edited_data_file_reruns_what_comes_from_it(restored):

@@ -276,6 +276,11 @@ def test_snapshots_are_answered_and_scored_like_the_model_they_lead_to():
     assert plan.weights_of(initial) == "results/models/smollm2/manifest.json"
 
 
+def test_a_report_leaves_out_the_questions_that_train_prompts_say():
+    wanted = Plan(CONFIG, "c").report_inputs(W)
+    assert [path for path in wanted if "/leaks/" in path] == ["results/demo/leaks/mmlu.parquet"]
+
+
 def test_the_initial_model_runs_once_whatever_the_seeds():
     config = CONFIG | {"experiments": {"e": CONFIG["experiments"]["demo"] | {"seeds": [3, 4]}}}
     answered = Plan(config, "c").targets("responses")

@@ -23,6 +23,9 @@ from d2o.report.metrics import HUMAN_METRICS, SCORED
 from d2o.settings import Model, Source
 
 PROMPTS = 12
+KINDS = ("leak", "near leak")
+# Questions that train prompts say: subject, number, kind.
+LEAKED = [("law", 0, "near leak"), ("law", 29, "leak"), ("maths", 9, "leak")]
 NASTY = '<script>alert("x")</script> & <b>bold</b> {{ 7 * 7 }}'
 
 
@@ -76,8 +79,10 @@ def write(path: Path, schema, rows, **facts) -> None:
 class Results:
     """Artifacts of an experiment as the other stages would leave them."""
 
-    def __init__(self, root: Path, chosen: settings.Settings, *, positives=True, evaluation=0, prompts=PROMPTS):
-        self.root, self.settings = root, chosen
+    def __init__(
+        self, root: Path, chosen: settings.Settings, *, positives=True, evaluation=0, prompts=PROMPTS, leaked=LEAKED
+    ):
+        self.root, self.settings, self.leaked = root, chosen, leaked
         self.rng = np.random.default_rng(0)
         (self.experiment,) = chosen.experiments.values()
         self.messages = [[{"role": "user", "content": f"Question {i}?"}] for i in range(prompts + evaluation)]
@@ -122,6 +127,15 @@ class Results:
             for p, m, o in zip(self.ids, self.messages, self.origins, strict=True)
         ]
         write(folder / "prompts.parquet", schemas.PROMPTS, rows)
+        for task in self.experiment.tasks:
+            leaks = [
+                {"subject": s, "question": q, "prompt": f"said {q}{NASTY}", "kind": kind, "similarity": 1.0}
+                for s, q, kind in self.leaked
+            ]
+            kinds = {f"{kind}s".replace(" ", "_"): sum(kind == k for *_, k in self.leaked) for kind in KINDS}
+            examples = [leak | {"question": "asked" + NASTY} for leak in leaks[:2]]
+            counts = {"questions": 40} | kinds
+            write(folder / f"leaks/{task}.parquet", schemas.LEAKS, leaks, counts=counts, examples=examples)
         for reward in self.experiment.rewards:
             trained = self.settings.rewards[reward].train
             target = folder / "rewards" / reward if trained else self.root / "rewards" / reward
@@ -297,10 +311,27 @@ def test_numbers_are_those_of_the_artifacts(full):
     assert float(table["d2o", "judge/gpt/win_rate", "test"]["mean"]) == pytest.approx(23.5 / 24, abs=1e-5)
     assert float(table["d2o", "judge/gpt/disagreement", "test"]["mean"]) == pytest.approx(1 / 12, abs=1e-5)
     assert float(table["d2o", "judge/gpt/unread", "test"]["mean"]) == pytest.approx(1 / 12, abs=1e-5)
-    assert value(table["d2o", "task/mmlu/acc", ""], "mean", "n") == [14 / 40, 40]
-    assert value(table["d2o", "task/mmlu/acc_by_subject", ""], "mean") == [(0.2 + 0.8) / 2]
+    # Of 40 questions three are left out, one of them answered right, of every model.
+    for method in ("initial", "d2o"):
+        assert value(table[method, "task/mmlu/acc", ""], "mean", "n") == [round(13 / 37, 2), 37]
+        assert value(table[method, "task/mmlu/acc_by_subject", ""], "mean") == [round((5 / 28 + 8 / 9) / 2, 2)]
     assert value(table["initial", "answers/refusal", "test"], "mean") == [0]
     assert value(table["d2o", "answers/refusal", "test"], "mean", "n") == [1, PROMPTS]
+
+
+def test_questions_that_train_prompts_say_are_counted_and_shown(full):
+    _, page, _ = full
+    assert "mmlu: 3 of 40 questions left out of the results, for train prompts say them: 2 exactly, 1 nearly" in (
+        " ".join(page.text.split())
+    )
+    assert f"said 0{NASTY}asked{NASTY}" in page.text and f"said 29{NASTY}" in page.text
+
+
+def test_where_train_prompts_say_every_question_a_task_has_no_value(tmp_path):
+    every = [(s, q, "leak") for s, n in (("law", 30), ("maths", 10)) for q in range(n)]
+    _, page, table = made(tmp_path, config(), leaked=every)
+    assert "40 of 40 questions left out" in page.text
+    assert not any(metric.startswith("task/") for _, metric, _ in table)
 
 
 def test_the_direction_of_a_reward_decides_the_sign(full):

@@ -101,17 +101,11 @@ def negatives(
     rows: Input,
     output: Annotated[Path, typer.Option(help="negatives.parquet; pairs, prompts and counts go beside it")],
     settings_json: Json,
-    questions: Annotated[list[Path], typer.Option(help="manifest.json of a task's questions to keep out")] = [],  # noqa: B006
 ) -> None:
     """One row per (prompt, human negative), split by prompt; all human pairs; the prompts to answer."""
     from d2o import negatives
 
-    negatives.extract(
-        settings.parse(settings.Extraction, settings_json),
-        rows,
-        output.parent,
-        [path.parent for path in questions],
-    )
+    negatives.extract(settings.parse(settings.Extraction, settings_json), rows, output.parent)
 
 
 @_command(settings.PairQuality)
@@ -272,6 +266,20 @@ def questions(
     from d2o import questions
 
     questions.fetch(settings.parse(settings.Questions, settings_json), output.parent, metric)
+
+
+@_command(settings.Extraction)
+def leaks(
+    tables: Annotated[list[Path], typer.Option(help="table of negatives, or of pairs, that is trained on")],
+    questions: Input,
+    output: Output,
+    settings_json: Json,
+) -> None:
+    """Find the questions of a task that train prompts say; the report leaves them out."""
+    from d2o.negatives import left_out
+
+    extraction = settings.parse(settings.Extraction, settings_json)
+    left_out.find(extraction, tables, questions.parent, output)
 
 
 @_command(settings.Task)

@@ -132,13 +132,14 @@ def _filters(task: ConfigurableTask) -> list[str]:
     return [one["name"] for one in task.config.filter_list or [{"name": "none"}]]
 
 
-def prompts(task: ConfigurableTask, limit: int | None) -> Iterator[str]:
-    """What a task asks: the text that its data call `question`, or else its prompt; nothing where that is no text."""
-    for _, row in task.doc_iterator(limit=limit):
+def prompts(task: ConfigurableTask, limit: int | None) -> Iterator[tuple[int, str]]:
+    """What a task asks, numbered: the text that its data call `question`, or else its prompt; what is no text is not
+    among them."""
+    for number, row in task.doc_iterator(limit=limit):
         text = row.get("question")
         text = text if isinstance(text, str) else task.doc_to_text(row)
         if isinstance(text, str) and text.strip():
-            yield text
+            yield number, text
 
 
 @cache

@@ -31,6 +31,7 @@ PLACES = {
     "negatives": "<data>/negatives.parquet",
     "pairs": "<data>/pairs.parquet",
     "prompts": "<data>/prompts.parquet",
+    "leaks": "<data>/leaks/{task}.parquet",
     "trained_reward": "<data>/rewards/{reward}/manifest.json",
     "pair_prompts": "<data>/pair_quality/prompts.parquet",
     "pair_responses": "<data>/pair_quality/{side}.parquet",

@@ -2,7 +2,8 @@
 
 `data/` holds what lm-evaluation-harness reads, a file per subject and split, so that no later stage needs a network:
 in MMLU's form `dev` (the few-shot examples) and `test`, with the columns and the order of `cais/mmlu`, or the splits
-of a task that the harness knows, which is a subject then. `questions.parquet` tells what is asked.
+of a task that the harness knows, which is a subject then. `questions.parquet` tells what is asked, by the numbers
+that the answers have.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from urllib.parse import quote
 
 import pyarrow as pa
 
-from d2o import harness, records
+from d2o import harness, records, schemas
 from d2o.errors import D2OError
 from d2o.settings import Questions
 
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 SPLITS = ("dev", "test")
 # `answer` is the index of the right one of the four choices.
 QUESTION = pa.schema([("question", pa.string()), ("choices", pa.list_(pa.string())), ("answer", pa.int64())])
-ASKED = pa.schema([("subject", pa.string()), ("question", pa.string())])
 
 Multiple = list[dict[str, Any]]
 Readers = dict[str, dict[str, Callable[[], Multiple]]]  # subject → split → what reads its questions
@@ -60,8 +60,13 @@ def fetch(source: Questions, folder: Path, metric: str | None = None) -> None:
             counts, asked = _write_task(source, metric, draft.path)
         else:
             counts, asked = _write_subjects(source, draft.path)
-        draft.facts["rows"] = records.write_table(draft.path / "questions.parquet", ASKED, asked)
+        draft.facts["rows"] = records.write_table(draft.path / "questions.parquet", schemas.ASKED, asked)
         draft.facts["subjects"] = counts
+
+
+def _asked(subject: str, number: int, text: str) -> dict[str, Any]:
+    """A row of `schemas.ASKED`."""
+    return {"subject": subject, "question": number, "text": text}
 
 
 def data_file(folder: Path, subject: str, split: str) -> Path:
@@ -82,9 +87,7 @@ def load_files(form: str, files: Mapping[str, Path], cache: str) -> Mapping[str,
 # A task of the harness -------------------------------------------------------------------------------
 
 
-def _write_task(
-    source: Questions, metric: str | None, folder: Path
-) -> tuple[dict[str, dict[str, int]], list[dict[str, str]]]:
+def _write_task(source: Questions, metric: str | None, folder: Path) -> tuple[dict[str, dict[str, int]], Multiple]:
     counts: dict[str, dict[str, int]] = {}
     asked = []
     with tempfile.TemporaryDirectory() as cache:
@@ -98,7 +101,7 @@ def _write_task(
             for split in dict.fromkeys(filter(None, (getattr(task.config, key) for key in harness.SPLITS))):
                 task.dataset[split].to_parquet(data_file(folder, name, split))
                 counts[name][split] = len(task.dataset[split])
-            asked += [{"subject": name, "question": text} for text in harness.prompts(task, source.limit)]
+            asked += [_asked(name, *prompt) for prompt in harness.prompts(task, source.limit)]
     return counts, asked
 
 
@@ -136,7 +139,7 @@ def _hub_splits(source: Questions, task: ConfigurableTask, options: dict[str, An
 # Questions in MMLU's form ----------------------------------------------------------------------------
 
 
-def _write_subjects(source: Questions, folder: Path) -> tuple[dict[str, dict[str, int]], list[dict[str, str]]]:
+def _write_subjects(source: Questions, folder: Path) -> tuple[dict[str, dict[str, int]], Multiple]:
     origin = source.hub or source.path
     readers = _hub(source) if source.hub else _local(Path(source.path))
     counts: dict[str, dict[str, int]] = {}
@@ -149,7 +152,7 @@ def _write_subjects(source: Questions, folder: Path) -> tuple[dict[str, dict[str
                 raise D2OError(f"{origin}: {subject} has no {split} questions; name the others in `subjects`")
             found = found[: source.limit if split == "test" else None]
             counts[subject][split] = records.write_table(data_file(folder, subject, split), QUESTION, found)
-            asked += [{"subject": subject, "question": row["question"]} for row in found]
+        asked += [_asked(subject, number, row["question"]) for number, row in enumerate(found)]  # of the last split
     return counts, asked
 
 

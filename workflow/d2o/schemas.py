@@ -84,6 +84,21 @@ LOGPROBS = pa.schema(
 
 SCORES = pa.schema([("prompt_id", pa.string()), ("sample", pa.int32()), ("score", pa.float64())])
 
+# One question of a task, by its number among those that the subject asks, and the text that a prompt may say.
+ASKED = pa.schema([("subject", pa.string()), ("question", pa.int32()), ("text", pa.string())])
+
+# A question that the train prompts say: `prompt`, what one of them says that equals it (kind `leak`) or is near to it
+# (`near leak`), and the similarity of the two.
+LEAKS = pa.schema(
+    [
+        ("subject", pa.string()),
+        ("question", pa.int32()),
+        ("prompt", pa.string()),
+        ("kind", pa.string()),
+        ("similarity", pa.float64()),
+    ]
+)
+
 # One question of a task, answered by one model: the task's metric for it, such as 1 where the answer is right.
 QUESTIONS = pa.schema([("subject", pa.string()), ("question", pa.int32()), ("value", pa.float64())])
 

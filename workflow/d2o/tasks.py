@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 def answer(task: Task, model: Path, folder: Path, output: Path) -> None:
     """Write one row of `schemas.QUESTIONS` per question; the metric, its direction and its means are in the manifest.
 
-    A question's number is its place in the subject's test split. A prompt longer than the model's context loses
-    its beginning, as everywhere in the harness; the manifest counts them.
+    A question's number is its place among those that the subject asks, as in `schemas.ASKED`. A prompt longer than
+    the model's context loses its beginning, as everywhere in the harness; the manifest counts them.
 
     Args:
         model: folder of a causal language model.

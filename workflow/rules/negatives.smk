@@ -12,13 +12,11 @@ rule extract_negatives:
     input:
         rows="<rows>",
         evaluation=plan.evaluation_files,
-        questions=plan.tasks_beside,
     output:
         negatives="<negatives>",
         pairs="<pairs>",
         prompts="<prompts>",
     params:
-        questions=plan.option("questions"),
         settings=plan.params("negatives"),
         code=plan.code("negatives"),
     log:
@@ -34,4 +32,4 @@ rule extract_negatives:
         plan.environment("datasets")
     shell:
         "POLARS_MAX_THREADS={threads} python -m d2o negatives --settings {params.settings:q} --rows {input.rows} "
-        "{params.questions} --output {output.negatives} 2>&1 | tee {log}"
+        "--output {output.negatives} 2>&1 | tee {log}"

@@ -1,4 +1,4 @@
-# What lm-evaluation-harness asks: the questions of each task, and every model's answers.
+# What lm-evaluation-harness asks: each task's questions, those that train prompts say, and every model's answers.
 
 
 rule tasks:
@@ -31,6 +31,34 @@ rule fetch_questions:
     localrule: True
     shell:
         "python -m d2o questions --settings {params.settings:q} {resources.metric} --output {output} 2>&1 | tee {log}"
+
+
+rule find_leaks:
+    message:
+        "Questions of {wildcards.task} in the train prompts of {wildcards.dataset}"
+    input:
+        tables=["<negatives>", "<pairs>"],
+        questions="<questions>",
+    output:
+        "<leaks>",
+    params:
+        tables=plan.option("tables"),
+        settings=plan.params("negatives"),
+        code=plan.code("negatives.left_out"),
+    log:
+        "<data>/logs/leaks-{task}.log",
+    benchmark:
+        "<data>/logs/leaks-{task}.benchmark.tsv"
+    threads: 1
+    resources:
+        mem_mb=4000,
+        runtime=60,
+        gpu=0,
+    conda:
+        plan.environment("datasets")
+    shell:
+        "POLARS_MAX_THREADS={threads} python -m d2o leaks --settings {params.settings:q} {params.tables} "
+        "--questions {input.questions} --output {output} 2>&1 | tee {log}"
 
 
 rule answer_questions:

@@ -23,26 +23,21 @@ from d2o.negatives.tables import capped_negatives, counts_of, write_candidates, 
 from d2o.settings import Extraction
 
 
-def extract(extraction: Extraction, rows: Path, folder: Path, questions: list[Path]) -> None:
+def extract(extraction: Extraction, rows: Path, folder: Path) -> None:
     """Write `pairs.parquet`, `prompts.parquet` and, last, `negatives.parquet` into `folder`.
 
     Args:
         extraction: the rule, the size of the splits, and files with further prompts to answer.
         rows: a `schemas.ROWS` table.
         folder: where the tables go.
-        questions: folders of tasks' questions (Parquet with a column `question`), which are kept out of training.
     Raises:
         D2OError: where an input cannot be read, the rule finds no negative, or none is left to train on.
     """
     rule = extraction.rule
     evaluation = evaluated.prompts(extraction.evaluation_prompts)
-    texts = {
-        "evaluation": [prompt["messages"][0]["content"] for prompt in evaluation],
-        "task": [text for path in questions for text in evaluated.questions(path)],
-    }
-    asked = [(origin, text) for origin, found in texts.items() for text in found]
-    asked = pl.DataFrame(asked, {"origin": pl.String, "text": pl.String}, orient="row")
-    asked = asked.with_columns(text=normalised(pl.col("text"))).with_columns(key=pl.col("text").hash())
+    texts = pl.Series([prompt["messages"][0]["content"] for prompt in evaluation], dtype=pl.String)
+    asked = pl.select(text=normalised(pl.lit(texts)), origin=pl.lit("evaluation"))
+    asked = asked.with_columns(key=pl.col("text").hash())
 
     table = scan(rows)
     total, equal = table.select(pl.len(), equal_answers().sum()).collect(engine="streaming").row(0)
@@ -64,8 +59,7 @@ def extract(extraction: Extraction, rows: Path, folder: Path, questions: list[Pa
     kept_negatives = capped_negatives(kept_negatives, candidates["negatives"], extraction, rows, total)
     capped["negatives"] = negative_count - len(kept_negatives)
 
-    files = [path for questions_of in questions for path in evaluated.parquet_files(questions_of)]
-    inputs = [rows, *extraction.evaluation_prompts, *files]
+    inputs = [rows, *extraction.evaluation_prompts]
     with (
         records.artifact(folder / "negatives.parquet", extraction, inputs) as negatives_draft,
         records.artifact(folder / "prompts.parquet", extraction, inputs) as prompts_draft,

@@ -1,4 +1,4 @@
-"""What is evaluated besides the test prompts: prompts from files, and the questions of tasks."""
+"""The prompts from files that are evaluated besides the test prompts."""
 
 from __future__ import annotations
 
@@ -11,9 +11,6 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from d2o import identities
 from d2o.errors import D2OError
@@ -65,22 +62,3 @@ def _evaluation_rows(path: Path, suffix: str) -> Iterator[tuple[int, Any]]:
     except (OSError, EOFError, zlib.error, csv.Error, ValueError, RecursionError) as error:
         where = f"row {number}: " if number else ""
         raise D2OError(f"{path}: {where}cannot be read ({error}); mend the file or fetch it again") from None
-
-
-def questions(folder: Path) -> Iterator[str]:
-    """The questions of a task."""
-    for path in parquet_files(folder):
-        try:
-            table = pq.read_table(path, columns=["question"])
-        except (OSError, pa.ArrowException) as error:
-            problem = str(error).partition("\n")[0]
-            raise D2OError(f"{path}: no column `question` to read ({problem}); delete {folder}") from None
-        yield from filter(None, table["question"].to_pylist())
-
-
-def parquet_files(folder: Path) -> list[Path]:
-    """The files of a task's questions."""
-    files = sorted(folder.glob("*.parquet"))
-    if not files:
-        raise D2OError(f"{folder}: no .parquet file with questions; make it with the stage `questions`")
-    return files

@@ -1,4 +1,4 @@
-"""Which train prompts say what is evaluated as well, exactly or nearly, and which say nearly the same.
+"""Which prompts say what is said elsewhere as well, exactly or nearly, and which say nearly the same.
 
 MinHash proposes near-duplicates, and the Jaccard similarity itself confirms them: a text is the set of its pairs of
 neighbouring words; two of Broder's sketches (Compression and Complexity of SEQUENCES, 1997) agree in each place with
@@ -22,7 +22,7 @@ import polars as pl
 from tqdm import tqdm
 
 # Where something is asked that is not trained on.
-ORIGINS = ("test", "evaluation", "task")
+ORIGINS = ("test", "evaluation")
 # Places of a sketch. The bands are chosen such that few true neighbours are missed; false ones are sorted out after.
 _PLACES = 64
 _WEIGHTS = (0.1, 0.9)  # of false and of missed neighbours
@@ -35,12 +35,12 @@ _EXAMPLES = 3
 
 @dataclass(frozen=True)
 class Leaks:
-    """Train prompts that say what another text says.
+    """Prompts that say what another text says.
 
     Attributes:
         found: a row for each `prompt` and `other` text that says the same: its `kind` (leak, near leak, or
-            near-duplicate where the other one is a train prompt, too), the `origin` of the other text, and their
-            `similarity`. A prompt is of one kind only.
+            near-duplicate where the other one is one of the prompts, too), the `origin` of the other text (null of
+            one of the prompts), and their `similarity`. A prompt is of one kind only.
     """
 
     found: pl.DataFrame
@@ -67,41 +67,42 @@ class Leaks:
         first = self.found.sort(*place, "other").unique(place, keep="first", maintain_order=True)
         shown = first.group_by("kind", "origin", maintain_order=True).head(_EXAMPLES)
         shown = shown.join(train.select("prompt", train="text"), on="prompt", maintain_order="left")
-        return shown.select("kind", "origin", "train", "other", pl.col("similarity").round(3)).to_dicts()
+        origin = pl.col("origin").fill_null("train")
+        return shown.select("kind", origin, "train", "other", pl.col("similarity").round(3)).to_dicts()
 
 
-def find_leaks(train: pl.DataFrame, asked: pl.DataFrame, known: pl.DataFrame, threshold: float | None) -> Leaks:
-    """Leaks among train prompts.
+def find_leaks(prompts: pl.DataFrame, asked: pl.DataFrame, known: pl.DataFrame, threshold: float | None) -> Leaks:
+    """Leaks among prompts; near ones not all, but of each prompt one for each origin.
 
     Args:
-        train: the train prompts in order: `prompt`, `text` (what the user says in all), `turns` (digests of each).
+        prompts: in order: `prompt`, `text` (what the user says in all), `turns` (digests of each).
         asked: each `text` that is asked elsewhere, its `origin`, and its `key` as in `turns`. Texts are normalised.
         known: `prompt` and `origin` of further leaks.
         threshold: Jaccard similarity from which two texts are near; None: not searched.
     """
-    turns = train.select("prompt", key="turns").explode("key").join(asked, on="key").select("prompt", "origin")
-    exact = pl.concat([turns, known]).unique().join(train, on="prompt")
+    turns = prompts.select("prompt", key="turns").explode("key").join(asked, on="key").select("prompt", "origin")
+    exact = pl.concat([turns, known]).unique().join(prompts, on="prompt")
     leaks = exact.select("prompt", "origin", other="text", similarity=1.0, kind=pl.lit("leak"))
     if threshold is None:
         return Leaks(leaks)
-    rest = train.join(exact, on="prompt", how="anti", maintain_order="left")
+    rest = prompts.join(exact, on="prompt", how="anti", maintain_order="left")
     asked = asked.unique(["text", "origin"], keep="first", maintain_order=True)
     return Leaks(pl.concat([leaks, _near(rest, asked, threshold)]))
 
 
-def _near(train: pl.DataFrame, asked: pl.DataFrame, threshold: float) -> pl.DataFrame:
+def _near(prompts: pl.DataFrame, asked: pl.DataFrame, threshold: float) -> pl.DataFrame:
     """Near leaks, and near-duplicates among the prompts without one; columns as `Leaks.found`."""
-    texts = pl.concat([train["text"], asked["text"]], rechunk=True)
-    origins = pl.concat([pl.repeat("train", len(train), eager=True), asked["origin"]])
+    texts = pl.concat([prompts["text"], asked["text"]], rechunk=True)
+    origins = pl.concat([pl.repeat(None, len(prompts), dtype=pl.String, eager=True), asked["origin"]])
     schema = {"one": pl.UInt32, "other": pl.UInt32, "similarity": pl.Float64}
     pairs = pl.DataFrame(list(near_pairs(texts, origins.to_list(), threshold)), schema, orient="row")
-    asked_there = pl.col("other") >= len(train)
+    asked_there = pl.col("other") >= len(prompts)
     swapped = pairs.filter(~asked_there).select("similarity", one="other", other="one").select(*schema)
     pairs = pl.concat([pairs, swapped])
     leaking = pairs.filter(asked_there)["one"].implode()
     pairs = pairs.filter(asked_there | ~(pl.col("one").is_in(leaking) | pl.col("other").is_in(leaking)))
     return pairs.select(
-        prompt=train["prompt"].gather(pairs["one"]),
+        prompt=prompts["prompt"].gather(pairs["one"]),
         origin=origins.gather(pairs["other"]),
         other=texts.gather(pairs["other"]),
         similarity="similarity",
@@ -109,36 +110,38 @@ def _near(train: pl.DataFrame, asked: pl.DataFrame, threshold: float) -> pl.Data
     )
 
 
-def near_pairs(texts: Sequence[str], origins: Sequence[str], threshold: float) -> Iterator[tuple[int, int, float]]:
-    """Pairs of a train text and another text that are near, with their similarity.
+def near_pairs(
+    texts: Sequence[str], origins: Sequence[str | None], threshold: float
+) -> Iterator[tuple[int, int, float]]:
+    """Pairs of one of our texts and another text that are near, with their similarity.
 
-    Not all of them: for each train text, one of each other origin and a few of train, so that thousands of prompts
-    of one pattern are not compared all with all.
+    Not all of them: for each of ours, one of each origin and a few of ours, so that thousands of prompts of one
+    pattern are not compared all with all.
 
     Args:
-        origins: where each text is from; those of `train` come first.
+        origins: where each text is from; ours come first, with None.
         threshold: Jaccard similarity from which two texts are near, above 0.
     """
-    ours = origins.count("train")
-    known = {origin: bytearray(ours) for origin in {"train", *origins}}
+    count = origins.count(None)
+    known = {origin: bytearray(count) for origin in {None, *origins}}
 
     def similarity(first: int, second: int) -> float:
         return jaccard(word_pairs(texts[first]), word_pairs(texts[second]))
 
     for keys in tqdm(_band_keys(texts, threshold), "comparing prompts", unit=" bands", mininterval=2):
         for alike in _equal(keys):
-            train, others = alike[alike < ours].tolist(), alike[alike >= ours].tolist()
+            ours, others = alike[alike < count].tolist(), alike[alike >= count].tolist()
             for first, second in chain.from_iterable(
-                zip(train, train[i:], strict=False) for i in range(1, _WINDOW + 1)
+                zip(ours, ours[i:], strict=False) for i in range(1, _WINDOW + 1)
             ):
-                if known["train"][first] and known["train"][second]:
+                if known[None][first] and known[None][second]:
                     continue
                 if (found := similarity(first, second)) >= threshold:
-                    known["train"][first] = known["train"][second] = True
+                    known[None][first] = known[None][second] = True
                     yield first, second, found
             for origin, asked in groupby(others, origins.__getitem__):
                 asked = list(asked)
-                for first in train:
+                for first in ours:
                     if known[origin][first]:
                         continue
                     for second in asked:

@@ -42,6 +42,19 @@ def normalised(text: pl.Expr) -> pl.Expr:
     return spaced.str.strip_chars(" ")
 
 
+def user_turns() -> pl.Expr:
+    """What the user says in each turn of `messages`."""
+    user = pl.element().filter(pl.element().struct.field("role") == "user").struct.field("content")
+    return pl.col("messages").list.eval(user)
+
+
+def said() -> tuple[pl.Expr, pl.Expr]:
+    """Of a column `turns`: `text`, all of them, and `turns`, a digest of each; normalised both."""
+    turns = pl.col("turns")
+    text, digests = normalised(turns.list.join("\n")), turns.list.eval(normalised(pl.element()).hash())
+    return text.alias("text"), digests.alias("turns")
+
+
 def equal_answers() -> pl.Expr:
     """Whether two answers of a row are the same but for case and white space: neither can be a negative."""
     several = pl.when(pl.col("responses").list.len() > 1).then("responses")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import polars as pl
 
 from d2o.negatives.leaks import Leaks, find_leaks
-from d2o.negatives.rows import SPLIT, collect, normalised
+from d2o.negatives.rows import SPLIT, collect, said, user_turns
 from d2o.settings import Extraction
 
 
@@ -24,17 +24,8 @@ def read_prompts(rows: pl.LazyFrame, total: int) -> pl.DataFrame:
         .agg(number=pl.col("first").min(), train=(~test).any(), test=test.any())
     )
     # Prompts of one id differ in case and white space only: once normalised, it does not matter which is taken.
-    user = pl.element().filter(pl.element().struct.field("role") == "user").struct.field("content")
-    said = rows.select("number", turns=pl.col("messages").list.eval(user))
-    said = said.join(prompts.lazy(), on="number", maintain_order="left")
-    read = said.select(
-        "number",
-        "prompt",
-        "train",
-        "test",
-        text=normalised(pl.col("turns").list.join("\n")),
-        turns=pl.col("turns").list.eval(normalised(pl.element()).hash()),
-    )
+    user = rows.select("number", turns=user_turns()).join(prompts.lazy(), on="number", maintain_order="left")
+    read = user.select("number", "prompt", "train", "test", *said())
     return collect(read, "reading prompts", total).sort("prompt")
 
 
@@ -45,8 +36,8 @@ def split_prompts(
 
     A prompt id is a digest, so its order is a fixed shuffle of the prompts: the share that is held out and
     the prompts that a cap keeps come first in it. A train prompt leaks when it is a test prompt, or when one
-    of its user turns is all that a test prompt, an evaluation prompt or a question of a task says. It leaks nearly
-    when all that its user says is a near-duplicate of one of these.
+    of its user turns is all that a test prompt or an evaluation prompt says. It leaks nearly when all that its user
+    says is a near-duplicate of one of these.
 
     Args:
         prompts: as `read_prompts`.

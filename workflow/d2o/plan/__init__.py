@@ -24,7 +24,7 @@ _OF_INITIAL = {"responses", "heldout_logprobs", "scores", "answers"}
 # What a report is made from.
 _REPORTED = [
     "negatives", "pair_quality_figure", "trained", "responses", "heldout_logprobs", "scores", "verdicts", "answers",
-    "pool_sheet", "pool_scores", "round_sheet",
+    "leaks", "pool_sheet", "pool_scores", "round_sheet",
 ]  # fmt: skip
 _PAIRS = ["pair_prompts", "pair_scores", "pair_verdicts"]
 # Of a wildcard, those that must be known before it.
@@ -269,12 +269,6 @@ class Plan:
         places = [Path(path) for _, path in self.settings.tasks[wildcards.task].local()]
         files = {file for place in places for file in [place, *place.rglob("*")] if file.is_file()}
         return sorted(str(file) for file in files if "__pycache__" not in file.parts)
-
-    def tasks_beside(self, wildcards) -> list[str]:
-        """The questions of every task that some experiment runs on a data set's models."""
-        experiments = [e for e in self.settings.experiments.values() if wildcards.dataset in e.datasets]
-        tasks = {task for e in experiments for task in e.tasks}
-        return [self.layout.path("questions", task=task) for task in sorted(tasks)]
 
     def reward_files(self, wildcards) -> list[str]:
         """The files of a local reward model; none otherwise."""

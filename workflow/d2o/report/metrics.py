@@ -148,11 +148,13 @@ class Context:
         human: the human answers of the test split; `negative_id`, `positive_id` and, of safe positives, `safe_id` are
             their response ids.
         initial: log-probs under the initial model by response; none where it is not among the methods.
+        leaked: the questions of each task that train prompts say, as clusters.
     """
 
     origins: pd.Series
     human: pd.DataFrame
     initial: pd.Series
+    leaked: Mapping[str, pd.Series]
 
 
 @dataclass(frozen=True)
@@ -187,7 +189,7 @@ def sources(archive: Archive, settings: Settings, trained: bool = True) -> list[
                 "answers",
                 {"task": name},
                 schemas.QUESTIONS,
-                _questions,
+                partial(_questions, name),
                 _answered(name, _facts(archive, experiment, name)),
             )
             for name in experiment.tasks
@@ -280,7 +282,11 @@ def _context(archive: Archive, experiment: Experiment, dataset: str, model: str)
     for run in runs(experiment, dataset, model):
         if run.method == "initial":
             initial = _by_response(archive.table("heldout_logprobs", schemas.LOGPROBS, **run.names))["logprob"]
-    return Context(prompts.set_index("prompt_id")["origin"], human, initial)
+    leaked = {
+        task: _numbered(archive.table("leaks", schemas.LEAKS, dataset=dataset, task=task))
+        for task in experiment.tasks
+    }
+    return Context(prompts.set_index("prompt_id")["origin"], human, initial, leaked)
 
 
 def _answers(table: pd.DataFrame, context: Context, path: Path) -> pd.DataFrame:
@@ -320,10 +326,15 @@ def _disagree(rows: pd.DataFrame) -> pd.Series:
     return verdicts.transform("nunique").gt(1)[verdicts.transform("size").eq(2) & ~rows.duplicated("prompt_id")]
 
 
-def _questions(table: pd.DataFrame, context: Context, path: Path) -> pd.DataFrame:
-    """Rows about questions, which come with a task."""
-    question = table["subject"] + "/" + table["question"].astype(str)
-    return table.assign(cluster=question, prompts="", stratum=table["subject"])
+def _questions(task: str, table: pd.DataFrame, context: Context, path: Path) -> pd.DataFrame:
+    """Rows about questions, which come with a task, but those that train prompts say."""
+    rows = table.assign(cluster=_numbered(table), prompts="", stratum=table["subject"])
+    return rows[~rows["cluster"].isin(context.leaked[task])]
+
+
+def _numbered(table: pd.DataFrame) -> pd.Series:
+    """The question of each row, as a cluster."""
+    return table["subject"] + "/" + table["question"].astype(str)
 
 
 def _facts(archive: Archive, experiment: Experiment, task: str) -> dict[str, Any]:
@@ -337,7 +348,7 @@ _SHARES = ("acc", "exact_match")
 
 
 def _answered(task: str, facts: Mapping[str, Any]) -> list[Metric]:
-    """A task's own metric over all questions, as MMLU's usual figure, and over the means of several subjects."""
+    """A task's own metric over the questions, as MMLU's usual figure, and over the means of several subjects."""
     name = facts["metric"]
     percent = any(part in name for part in _SHARES)
     mean = partial(

@@ -78,6 +78,10 @@ def render(
             (dataset, _splits(archive, dataset), _counts(archive, dataset), _leaks(archive, dataset))
             for dataset in experiment.datasets
         ],
+        left_out={
+            dataset: {task: archive.manifest("leaks", dataset=dataset, task=task) for task in experiment.tasks}
+            for dataset in experiment.datasets
+        },
         pools=[pool for block in blocks for pool in _pools(archive, settings, block)],
         rounds=[(block, list(_rounds(archive, settings, block))) for block in blocks],
         trainings=[(block, list(_trainings(block.logs))) for block in blocks],

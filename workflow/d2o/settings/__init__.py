@@ -175,7 +175,8 @@ class Extraction(Section):
     near_duplicates: Annotated[float, Field(gt=0, le=1)] | None = Field(
         0.7,
         description="Jaccard similarity (share of common pairs of neighbouring words) from which a train prompt that "
-        "is near to an evaluated one is dropped, and one near to another train prompt counted; null: not searched",
+        "is near to an evaluated one is dropped, one near to another train prompt counted, and a question of a task "
+        "that is near to one left out of the results; null: not searched",
     )
     evaluation_prompts: list[str] = Field(
         [],

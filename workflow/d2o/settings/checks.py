@@ -21,7 +21,7 @@ _RESERVED = {
     "experiments": {"logs"},
     "organisms": {"logs"},
     "datasets": {"organisms", "models", "rewards", "tasks", "reports"},
-    "models": {"logs", "pair_quality", "rewards"},
+    "models": {"leaks", "logs", "pair_quality", "rewards"},
     "methods": {"initial", "logs", "positives", "reference_logprobs"},
     "rewards": {"logs"},
     "tasks": {"logs"},

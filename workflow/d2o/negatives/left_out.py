@@ -1,0 +1,62 @@
+"""Stage `leaks`: which questions of a task the train prompts say, so that the report leaves them out."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import polars as pl
+
+from d2o import records, schemas
+from d2o.negatives.leaks import find_leaks
+from d2o.negatives.rows import normalised, said, user_turns
+from d2o.settings import Extraction
+
+_EXAMPLES = 5
+
+
+def find(extraction: Extraction, tables: list[Path], questions: Path, output: Path) -> None:
+    """Write a row of `schemas.LEAKS` for each question that a train prompt says; counts are in the manifest.
+
+    A question leaks when it is all that a user turn of a train prompt says, and nearly when it is near to all that
+    the user of one says.
+
+    Args:
+        extraction: `near_duplicates`, the similarity from which two texts are near.
+        tables: `schemas.NEGATIVES` tables whose train split is trained on.
+        questions: the folder made by the stage `questions`.
+    Raises:
+        D2OError: as `records.read_table`.
+    """
+    asked = _questions(questions / "questions.parquet")
+    prompts = _train_prompts(tables)
+    none = pl.DataFrame(schema={"prompt": pl.UInt32, "origin": pl.String})
+    # The questions for prompts, and the train prompts for what is asked elsewhere: so each question is looked for.
+    found = find_leaks(asked, prompts, none, extraction.near_duplicates).found
+    leaks = found.filter(pl.col("kind") != "near-duplicate").join(asked, on="prompt").sort("prompt")
+    rows = leaks.select("subject", "question", "kind", "similarity", prompt="other").select(schemas.LEAKS.names)
+    counts = {"questions": len(asked)}
+    counts |= {f"{kind}s".replace(" ", "_"): len(leaks.filter(kind=kind)) for kind in ("leak", "near leak")}
+    with records.artifact(output, extraction, [*tables, questions / "manifest.json"]) as draft:
+        draft.facts["rows"] = records.write_table(draft.path, schemas.LEAKS, rows.to_dicts())
+        examples = leaks.group_by("kind", maintain_order=True).head(_EXAMPLES)
+        shown = examples.select("kind", "similarity", question="text", prompt="other")
+        draft.facts |= {"counts": counts, "examples": shown.to_dicts()}
+    print(", ".join(f"{n} {name.replace('_', ' ')}" for name, n in counts.items()), file=sys.stderr)
+
+
+def _questions(path: Path) -> pl.DataFrame:
+    """The questions as `find_leaks` takes prompts, numbered: of one turn each."""
+    table = pl.DataFrame(records.read_table(path, schemas.ASKED), pl.Schema(schemas.ASKED))
+    table = table.with_row_index("prompt").with_columns(text=normalised(pl.col("text"))).filter(pl.col("text") != "")
+    return table.with_columns(turns=pl.concat_list(pl.col("text").hash()))
+
+
+def _train_prompts(tables: list[Path]) -> pl.DataFrame:
+    """What the user of each train prompt says, as `find_leaks` takes what is asked: a row a turn."""
+    for path in tables:
+        next(records.read_columns(path, schemas.NEGATIVES, ["split"]), None)
+    rows = pl.scan_parquet(tables, glob=False).filter(pl.col("split") == "train").unique("prompt_id")
+    read = rows.select("prompt_id", turns=user_turns()).select("prompt_id", *said())
+    prompts = read.collect(engine="streaming").sort("prompt_id")
+    return prompts.select("text", key="turns", origin=pl.lit("train")).explode("key")
