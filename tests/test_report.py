@@ -290,7 +290,7 @@ def test_numbers_are_those_of_the_artifacts(full):
     assert value(table["d2o", "human/positive_logprob", "test"], "mean", *change) == [-1.5, -0.5, -0.5, -0.5]
     assert value(table["d2o", "human/safe_positive_logprob", "test"], "n") == [PROMPTS / 2]
     assert value(table["d2o", "human/margin", "test"], "mean", "difference") == [1.5, 0.5]
-    # Positives lose 5 nats and negatives 10: every pair is ordered.
+    # Positives lose 0.5 nats per token and negatives 1: every pair is ordered.
     assert value(table["d2o", "human/implicit_accuracy", "test"], "mean", "difference") == [1, 0.5]
     assert ("initial", "human/implicit_accuracy", "test") not in table
     # One tie and 23 wins in 24 verdicts; one pair of 12 whose orders disagree.
@@ -301,6 +301,24 @@ def test_numbers_are_those_of_the_artifacts(full):
     assert value(table["d2o", "task/mmlu/acc_by_subject", ""], "mean") == [(0.2 + 0.8) / 2]
     assert value(table["initial", "answers/refusal", "test"], "mean") == [0]
     assert value(table["d2o", "answers/refusal", "test"], "mean", "n") == [1, PROMPTS]
+
+
+def test_a_model_that_loses_the_same_on_every_token_orders_no_pair(tmp_path):
+    """Whatever the lengths: positives of 30 tokens, negatives of 7."""
+    chosen = config(methods=["initial", "d2o"], seeds=[0], rewards=[], judges=[], tasks=[])
+    made = Results(tmp_path, chosen)
+    for method, fall in (("initial", 0.0), ("d2o", 0.1)):
+        rows = [
+            {"prompt_id": row["prompt_id"], "response_id": identities.response_id(row["prompt_id"], row[side]),
+             "logprob": -1.7 * tokens - 0.01 * i - fall * tokens, "tokens": tokens}
+            for i, row in enumerate(made.human) for side, tokens in (("positive", 30), ("negative", 7))
+        ]  # fmt: skip
+        write(tmp_path / f"pku/smol/{method}/seed0/heldout_logprobs.parquet", schemas.LOGPROBS, rows)
+    output = tmp_path / "reports/demo/report.html"
+    report.write(chosen, tmp_path, output)
+    rows = csv.DictReader((output.parent / "table.csv").open())
+    [found] = [row for row in rows if row["metric"] == "human/implicit_accuracy"]
+    assert value(found, "mean", "low", "high", "difference") == [0.5, 0.5, 0.5, 0]
 
 
 def test_the_direction_of_a_reward_decides_the_sign(full):

@@ -10,6 +10,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 
@@ -355,7 +356,7 @@ def _answered(task: str, facts: Mapping[str, Any]) -> list[Metric]:
 
 
 def _likely(table: pd.DataFrame, context: Context, path: Path) -> pd.DataFrame:
-    """Held-out human answers, each side with its log-prob in nats per token and its gain over the initial model.
+    """Held-out human answers, each side with its log-prob and its log-ratio to the initial model, in nats per token.
 
     Answers that are too long for the forward pass have no log-prob; their response id is left out.
     """
@@ -365,7 +366,9 @@ def _likely(table: pd.DataFrame, context: Context, path: Path) -> pd.DataFrame:
     for side in ("negative", "positive", "safe"):
         identity = rows[f"{side}_id"]
         rows[side] = identity.map(found["logprob"] / found["tokens"])
-        rows[f"{side}_gain"] = identity.map(found["logprob"]) - identity.map(context.initial)
+        rows[f"{side}_gain"] = (identity.map(found["logprob"]) - identity.map(context.initial)) / identity.map(
+            found["tokens"]
+        )
         rows[f"{side}_id"] = identity.where(identity.isin(found.index))
     return rows
 
@@ -390,8 +393,13 @@ def _margin(rows: pd.DataFrame) -> pd.Series:
 
 
 def _implicit(rows: pd.DataFrame) -> pd.Series:
+    """Whether the positive's log-ratio per token is above the negative's; one half where they are equal.
+
+    Sums would measure length: where every token loses alike, the longer answer of a pair loses more.
+    """
     pairs = _once(rows[rows["compared"]], "negative", "positive")
-    return pairs["positive_gain"] > pairs["negative_gain"]
+    lead = (pairs["positive_gain"] - pairs["negative_gain"]).round(9)  # 1e-9 nats and less come from rounding
+    return (np.sign(lead) + 1) / 2
 
 
 def _distinct(text: str) -> float | None:
