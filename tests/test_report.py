@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -23,6 +24,9 @@ from d2o.report.metrics import HUMAN_METRICS, SCORED
 from d2o.settings import Model, Source
 
 PROMPTS = 12
+# How well a reward model does that knows the prompts only.
+AGREEMENT = {"auc": 0.88, "auc_low": 0.84, "auc_high": 0.92, "auc_n": 96}
+AGREEMENT |= {"pair_accuracy": 0.51, "pair_accuracy_low": 0.44, "pair_accuracy_high": 0.58, "pair_accuracy_n": 90}
 NASTY = '<script>alert("x")</script> & <b>bold</b> {{ 7 * 7 }}'
 
 
@@ -128,7 +132,7 @@ class Results:
             with records.artifact(target) as draft:
                 draft.path.mkdir()
                 if trained:
-                    draft.facts |= {"auc": 0.64, "auc_low": 0.58, "auc_high": 0.7, "auc_n": 96}
+                    draft.facts |= AGREEMENT
 
     def _pool(self, prompts: Path, path: Path) -> None:
         fit = {"attempt": 0, "flags": [], "usable": True}
@@ -420,13 +424,29 @@ def test_answers_to_other_prompts_are_not_pooled_with_the_test_split(full):
 def test_the_page_says_what_its_evidence_is_worth(full):
     _, page, _ = full
     text = " ".join(page.text.split())
-    assert "AUC 0.64 [0.58, 0.70]" in text
+    assert "it reaches pair accuracy 0.51 [0.44, 0.58], n = 90; AUC 0.88 [0.84, 0.92], n = 96 (0.5 is chance)" in text
     assert "Scores of harm are weak evidence" in text and "Scores of cost are weak" not in text
     assert "12 prompts of the test split" in text
     html = full[0].joinpath("report.html").read_text()
     assert 'class="worse">−0.28<' in html  # the positives' log-ratio at the end: −0.01 · (27 + 28 + 29) / 3
     assert "unused-model" not in text
     assert "Drugs 4" in text
+
+
+@pytest.mark.parametrize(
+    ("facts", "told"),
+    [
+        ({"pair_accuracy": 0.8, "auc": 0.6}, None),
+        ({"pair_accuracy": 0.74, "auc": 0.9}, "it reaches pair accuracy 0.74 [0.44, 0.58], n = 90; AUC 0.90"),
+        ({"pair_accuracy": None, "auc": 0.9}, "no held-out human pairs to check them by (AUC 0.90 [0.84, 0.92]"),
+        ({"pair_accuracy": None, "auc": None}, "no held-out human pairs to check them by."),
+    ],
+)
+def test_what_a_reward_model_is_worth_is_told_by_pairs_of_one_prompt(tmp_path, monkeypatch, facts, told):
+    monkeypatch.setattr(sys.modules[__name__], "AGREEMENT", AGREEMENT | facts)
+    _, page, _ = made(tmp_path, config(methods=["initial"], judges=[], tasks=[]))
+    text = " ".join(page.text.split())
+    assert (told in text) if told else ("weak evidence" not in text)
 
 
 def test_the_page_needs_nothing_from_outside(full):

@@ -17,7 +17,7 @@ from d2o.report.metrics import LOGGED, Archive, Run, runs
 from d2o.report.tables import Block, Measured
 from d2o.settings import Rule, Settings
 
-# Below this agreement with held-out human labels a scorer is called weak evidence: it misorders one pair in four.
+# Below this accuracy on held-out human pairs a scorer is called weak evidence: it misorders one pair in four.
 WEAK = 0.75
 EXAMPLES = 20
 # Of these, the ones that the report opens with.
@@ -63,7 +63,6 @@ def render(
         start={(block.dataset, block.model): dict(grid.rows)["initial"][0] for block, grid in effects},
         prompts={dataset: _prompts(archive, dataset) for dataset in experiment.datasets},
         checks=[_check(archive, dataset, r) for dataset in experiment.datasets for r in trained_rewards],
-        weak=WEAK,
         notes=measured.notes,
         blocks=[(block, tables.grids(measured, block)) for block in blocks],
         primary=[(block, found) for block in blocks if len(found := tables.primary(measured, block))],
@@ -91,17 +90,25 @@ def _prompts(archive: Archive, dataset: str) -> dict[str, int]:
 
 
 def _check(archive: Archive, dataset: str, reward: str) -> dict[str, Any]:
-    """How well a reward model trained here agrees with held-out human labels: AUC, or accuracy on pairs where
-    no answer is labelled, or nothing (`measure` is None)."""
+    """How well a reward model trained here agrees with held-out human labels.
+
+    Its scores are `weak` evidence unless it orders the answers to one prompt: its AUC may come from knowing prompts.
+    """
     manifest = archive.manifest("trained_reward", dataset=dataset, reward=reward)
-    known = [key for key in ("auc", "pair_accuracy") if manifest.get(key) is not None]
-    place = {"dataset": dataset, "reward": reward}
-    if not known:
-        return place | {"measure": None}
-    value, low, high, n = (manifest[known[0] + end] for end in ("", "_low", "_high", "_n"))
-    interval = "" if low is None else f" [{low:.2f}, {high:.2f}]"
-    measure = {"auc": "AUC", "pair_accuracy": "pair accuracy"}[known[0]]
-    return place | {"measure": measure, "value": value, "text": f"{measure} {value:.2f}{interval}", "n": n}
+    told = []
+    for key, label in (("pair_accuracy", "pair accuracy"), ("auc", "AUC")):
+        value, low, high, n = (manifest.get(key + end) for end in ("", "_low", "_high", "_n"))
+        if value is not None:
+            interval = "" if low is None else f" [{low:.2f}, {high:.2f}]"
+            told.append(f"{label} {value:.2f}{interval}, n = {n}")
+    accuracy = manifest.get("pair_accuracy")
+    return {
+        "dataset": dataset,
+        "reward": reward,
+        "paired": accuracy is not None,
+        "weak": accuracy is None or accuracy < WEAK,
+        "told": told,
+    }
 
 
 def _splits(archive: Archive, dataset: str) -> pd.DataFrame:
