@@ -310,6 +310,26 @@ def test_a_run_is_the_input_of_the_model_that_it_makes():
     assert reading["train"] == ["results/organisms/rude/train.jsonl"]
 
 
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        ("gpt-4", True),
+        ("gpt-4o", True),
+        ("Qwen/Qwen2-72B-Instruct", True),
+        ("model-1234567", True),
+        ("gpt-4-0613", False),
+        ("gpt-4o-2024-08-06", False),
+        ("claude-3-5-sonnet-20240620", False),
+    ],
+)
+def test_a_judge_without_a_date_is_told(model, told):
+    judges = {"wise": {"base_url": "http://localhost/v1", "model": model}}
+    demo = CONFIG["experiments"]["demo"]
+    found = Plan(CONFIG | {"judges": judges, "experiments": {"demo": demo | {"judges": ["wise"]}}}, "c").warnings()
+    assert [line.partition(":")[0] for line in found] == ["judges.wise.model"] * told
+    assert not Plan(CONFIG | {"judges": judges}, "c").warnings(), "no experiment asks it"
+
+
 def test_a_run_that_no_experiment_makes_is_told():
     experiments = {"second": with_organism()["experiments"]["second"]}
     with pytest.raises(D2OError, match=r"c: models\.made\.run: .*demo/smollm2/dpo/seed0"):

@@ -19,11 +19,13 @@ from matplotlib.figure import Figure
 from d2o import identities, records, report, schemas, settings
 from d2o.errors import D2OError
 from d2o.positives import sheet
-from d2o.report import figures, tables
-from d2o.report.metrics import HUMAN_METRICS, SCORED
+from d2o.report import figures, length_control, tables
+from d2o.report.metrics import HUMAN_METRICS, SCORED, _judged
 from d2o.settings import Model, Source
 
 PROMPTS = 12
+# What the judge says of the first prompts in one order; else it prefers the method.
+OPENING = {0: "tie", 1: "unread", 2: "initial"}
 # How well a reward model does that knows the prompts only.
 AGREEMENT = {"auc": 0.88, "auc_low": 0.84, "auc_high": 0.92, "auc_n": 96}
 AGREEMENT |= {"pair_accuracy": 0.51, "pair_accuracy_low": 0.44, "pair_accuracy_high": 0.58, "pair_accuracy_n": 90}
@@ -180,9 +182,9 @@ class Results:
         self._measured(folder, trained)
         for judge in self.experiment.judges if trained else []:
             rows = [
-                {"prompt_id": p, "order": order, "verdict": verdict, "reason": "so" if i else "unparsable"}
+                {"prompt_id": p, "order": order, "verdict": verdict, "reason": "so", "longer": i}
                 for i, p in enumerate(self.ids)
-                for order, verdict in (("initial-first", "method"), ("method-first", "method" if i else "tie"))
+                for order, verdict in (("initial-first", OPENING.get(i, "method")), ("method-first", "method"))
             ]
             write(folder / f"judge/{judge}.parquet", schemas.VERDICTS, rows)
         for task in self.experiment.tasks:
@@ -297,10 +299,13 @@ def test_numbers_are_those_of_the_artifacts(full):
     # Positives lose 0.5 nats per token and negatives 1: every pair is ordered.
     assert value(table["d2o", "human/implicit_accuracy", "test"], "mean", "difference") == [1, 0.5]
     assert ("initial", "human/implicit_accuracy", "test") not in table
-    # One tie and 23 wins in 24 verdicts; one pair of 12 whose orders disagree.
-    assert float(table["d2o", "judge/gpt/win_rate", "test"]["mean"]) == pytest.approx(23.5 / 24, abs=1e-5)
-    assert float(table["d2o", "judge/gpt/disagreement", "test"]["mean"]) == pytest.approx(1 / 12, abs=1e-5)
-    assert float(table["d2o", "judge/gpt/unread", "test"]["mean"]) == pytest.approx(1 / 12, abs=1e-5)
+    # In 24 verdicts one tie, one unread, one loss; of 11 prompts with two verdicts the orders disagree on two.
+    judged = {
+        "win_rate": 21.5 / 23, "decided": 21 / 22, "wins": 21 / 24, "ties": 1 / 24, "losses": 1 / 24,
+        "unread": 1 / 24, "disagreement": 2 / 11,
+    }  # fmt: skip
+    for key, share in judged.items():
+        assert float(table["d2o", f"judge/gpt/{key}", "test"]["mean"]) == pytest.approx(share, abs=1e-5), key
     assert value(table["d2o", "task/mmlu/acc", ""], "mean", "n") == [14 / 40, 40]
     assert value(table["d2o", "task/mmlu/acc_by_subject", ""], "mean") == [(0.2 + 0.8) / 2]
     assert value(table["initial", "answers/refusal", "test"], "mean") == [0]
@@ -323,6 +328,55 @@ def test_a_model_that_loses_the_same_on_every_token_orders_no_pair(tmp_path):
     rows = csv.DictReader((output.parent / "table.csv").open())
     [found] = [row for row in rows if row["metric"] == "human/implicit_accuracy"]
     assert value(found, "mean", "low", "high", "difference") == [0.5, 0.5, 0.5, 0]
+
+
+def test_verdicts_that_cannot_be_read_move_no_win_rate():
+    """A judge that prefers the method four times in five, and 10 % of whose replies are cut off."""
+    verdicts = ["method"] * 72 + ["initial"] * 18 + ["unread"] * 10
+    rows = pd.DataFrame({"verdict": verdicts, "prompts": "test", "longer": 0})
+    found = {metric.key.removeprefix("judge/gpt/"): metric.of(rows).mean() for metric in _judged("gpt")[:-1]}
+    assert found["win_rate"] == found["decided"] == 0.8 and found["unread"] == 0.1
+    assert found["length_controlled"] == pytest.approx(0.8)
+    assert sum(found[key] for key in ("wins", "ties", "losses", "unread")) == pytest.approx(1)
+
+
+def test_a_judge_of_length_alone_is_neutral_at_equal_length():
+    """Its win rate is far from one half for a method that writes more, and the interval is that of repeated fits."""
+    rng = np.random.default_rng(0)
+    longer = rng.normal(50, 100, 400)
+    wins = (rng.random(400) < 1 / (1 + np.exp(-2 * np.tanh(longer / longer.std())))).astype(float)
+    values = length_control.values(wins, longer)
+    assert wins.mean() > 0.6 and abs(values.mean() - 0.5) < 0.05
+
+    # The maximum of the likelihood, found by another method.
+    inputs = np.tanh(longer / longer.std())
+    odds = [np.linspace(-1, 1, 201)[:, None, None], np.linspace(1, 4, 301)[None, :, None]]
+    found = odds[0] + odds[1] * inputs
+    likelihood = (wins * found - np.logaddexp(0, found)).sum(2) - odds[1][..., 0] ** 2 / 2.5**2 / 2
+    best = odds[0].ravel()[np.unravel_index(likelihood.argmax(), likelihood.shape)[0]]
+    assert values.mean() == pytest.approx(1 / (1 + np.exp(-best)), abs=0.003)
+
+    drawn = rng.integers(400, size=(500, 400))
+    fits = [length_control.values(wins[rows], longer[rows]).mean() for rows in drawn]
+    assert values[drawn].mean(1).std() == pytest.approx(np.std(fits), rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("wins", "longer", "rate"),
+    [
+        ([1.0] * 24, range(24), 1),
+        ([0.0] * 24, range(24), 0),
+        ([0.5] * 9, range(9), 0.5),
+        ([1.0], [7], 1),
+        ([1.0, 0, 0, 0], [0] * 4, 0.25),
+        ([1.0, 0, 0, 0], [9] * 4, 0.25),  # always as much longer: nothing tells length from the rest
+        ([0.0] * 10 + [1.0] * 10, [*range(-10, 0), *range(1, 11)], 0.5),  # length alone decides
+    ],
+)
+def test_length_control_has_an_answer_where_the_fit_has_none(wins, longer, rate):
+    values = length_control.values(np.array(wins), np.array(longer, float))
+    assert np.isfinite(values).all() and values.mean() == pytest.approx(rate, abs=1e-6)
+    assert len(length_control.values(np.array([]), np.array([]))) == 0
 
 
 def test_the_direction_of_a_reward_decides_the_sign(full):

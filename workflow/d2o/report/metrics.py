@@ -17,6 +17,7 @@ import pyarrow as pa
 from d2o import exact, identities, records, schemas, texts
 from d2o.errors import D2OError
 from d2o.layout import Layout, manifest_path
+from d2o.report import length_control
 from d2o.runs import Run, runs
 from d2o.settings import Experiment, Reward, Settings
 
@@ -26,11 +27,11 @@ TASKS = "Tasks"
 HUMAN = "Held-out human answers under each model"
 STYLE = "The answers as such"
 
-# What a verdict is worth: the answer that is asked about is the method's, or the chosen one of a pair.
+# What a verdict is worth that could be read: the answer that is asked about is the method's, or the chosen one of a
+# pair.
 WINS = {"method": 1.0, "tie": 0.5, "initial": 0.0}
-
-# Reasons of a verdict that could not be read.
-_UNREAD = ["unparsable", "refused"]
+# The verdicts, in words.
+_OUTCOMES = {"method": "wins", "tie": "ties", "initial": "losses", "unread": "unread"}
 
 # The columns of a table of values. What shares a cluster (a prompt, a question) is not independent.
 VALUES = ["dataset", "model", "method", "seed", "metric", "prompts", "cluster", "stratum", "value"]
@@ -303,20 +304,45 @@ def _score(name: str, reward: Reward) -> Metric:
 
 
 def _judged(judge: str) -> list[Metric]:
-    """Win rate, ties counting half, over both orders; how often the orders disagree, and how often no verdict could
-    be read, which the judge's table counts as a tie."""
+    """Win rates over both orders, of the verdicts that could be read; the outcomes, of all; how often the orders
+    disagree."""
     key, share = f"judge/{judge}", partial(Metric, group=SCORED, digits=1, percent=True)
+    rate = partial(share, better="higher", neutral=0.5)
     return [
-        share(
-            f"{key}/win_rate", f"{judge} win rate", of=lambda r: r["verdict"].map(WINS), better="higher", neutral=0.5
+        rate(f"{key}/win_rate", f"{judge} win rate", of=_wins),
+        rate(f"{key}/length_controlled", f"{judge} win rate, length-controlled", of=_length_controlled),
+        rate(
+            f"{key}/decided",
+            f"{judge} win rate without ties",
+            of=lambda r: _wins(r[r["verdict"] != "tie"]),
+            shown=False,
+        ),
+        *(
+            share(f"{key}/{name}", f"{judge} {name}", of=lambda r, v=verdict: r["verdict"] == v, shown=False)
+            for verdict, name in _OUTCOMES.items()
         ),
         share(f"{key}/disagreement", f"{judge} orders disagree", of=_disagree, shown=False),
-        share(f"{key}/unread", f"{judge} unread", of=lambda r: r["reason"].isin(_UNREAD), shown=False),
     ]
 
 
+def _wins(rows: pd.DataFrame) -> pd.Series:
+    """1, 0, or 0.5 for a tie, of each verdict that could be read."""
+    return rows["verdict"].map(WINS).dropna()
+
+
+def _length_controlled(rows: pd.DataFrame) -> pd.Series:
+    """Values whose mean is the win rate at equal length; a fit for each origin of the prompts."""
+    wins = _wins(rows)
+    found = pd.Series(0.0, wins.index)
+    for _, part in rows.loc[wins.index].groupby("prompts"):
+        values = length_control.values(wins[part.index].to_numpy(), part["longer"].to_numpy(float))
+        found[part.index] = values
+    return found
+
+
 def _disagree(rows: pd.DataFrame) -> pd.Series:
-    """Whether the two verdicts on a prompt differ, at the first of them; not where there is one only."""
+    """Whether the two verdicts on a prompt differ, at the first of them; not where one only could be read."""
+    rows = rows[rows["verdict"].isin(WINS)]
     verdicts = rows.groupby("prompt_id")["verdict"]
     return verdicts.transform("nunique").gt(1)[verdicts.transform("size").eq(2) & ~rows.duplicated("prompt_id")]
 

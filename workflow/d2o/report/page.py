@@ -265,7 +265,7 @@ def _first_scores(
             found[prompt].append((reward, _shown(score, settings.rewards[reward].rule)))
     for judge in experiment.judges if run.method != "initial" else []:
         rows = archive.table("verdicts", schemas.VERDICTS, judge=judge, **run.names)
-        words = rows["verdict"].map({"method": "won", "initial": "lost", "tie": "tied"})
+        words = rows["verdict"].map({"method": "won", "initial": "lost", "tie": "tied", "unread": "unread"})
         for prompt, outcomes in words[rows["prompt_id"].isin(prompts)].groupby(rows["prompt_id"]):
             found[prompt].append((judge, outcomes.iloc[0] if outcomes.nunique() == 1 else "orders disagree"))
     return found

@@ -504,7 +504,9 @@ class Judge(Section):
     """A pairwise judge behind an OpenAI-compatible server; the environment's OPENAI_API_KEY is its key."""
 
     base_url: str = Field(description="URL of the server's /v1; another one asks for all verdicts again")
-    model: str = Field(description="model name that the server knows")
+    model: str = Field(
+        description="model name that the server knows; one with a date, such as gpt-4-0613, stays the same"
+    )
     max_tokens: Positive = Field(512, description="tokens of a verdict")
     concurrency: Positive = execution(8, "requests under way at once")
 
