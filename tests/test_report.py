@@ -121,7 +121,12 @@ class Results:
                             self._measured(folder / f"step{step}", trained=True)
 
     def _dataset(self, folder: Path) -> None:
-        counts = {"rows": 40, "leaks": {"prompts": 3, "test": 2}, "train_categories": {"Drugs": 4}}
+        counts = {
+            "rows": 40,
+            "unsafe_positives": {"negatives": 0.25, "pairs": 0.375},
+            "leaks": {"prompts": 3, "test": 2},
+            "train_categories": {"Drugs": 4},
+        }
         write(folder / "negatives.parquet", schemas.NEGATIVES, self.human, counts=counts)
         rows = [
             {"prompt_id": p, "messages": m, "origin": o}
@@ -484,7 +489,7 @@ def test_the_page_says_what_its_evidence_is_worth(full):
     html = full[0].joinpath("report.html").read_text()
     assert 'class="worse">−0.28<' in html  # the positives' log-ratio at the end: −0.01 · (27 + 28 + 29) / 3
     assert "unused-model" not in text
-    assert "Drugs 4" in text
+    assert "Drugs 4" in text and "unsafe positives negatives 25.0 %, pairs 37.5 %" in text
 
 
 @pytest.mark.parametrize(

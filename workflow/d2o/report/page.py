@@ -130,9 +130,14 @@ def _counts(archive: Archive, dataset: str) -> dict[str, str]:
     lines = {}
     for key, value in counts.items():
         parts = value if isinstance(value, Mapping) else {"": value}
-        text = ", ".join(f"{name.replace('_', ' ')} {n:,}".strip() for name, n in parts.items())
+        text = ", ".join(f"{name.replace('_', ' ')} {_counted(n)}".strip() for name, n in parts.items())
         lines[key.replace("_", " ")] = text or "none"
     return lines
+
+
+def _counted(number: float) -> str:
+    """A count, or a share in per cent."""
+    return f"{number * 100:.1f}\u00a0%" if isinstance(number, float) else f"{number:,}"
 
 
 def categories(archive: Archive, dataset: str) -> dict[str, dict[str, int]]:
