@@ -79,7 +79,17 @@ NOT_ALONE = {
     "models.smollm2": {"hub", "revision", "path", "package", "run", "chat_template", "trust_remote_code"},
     "datasets.demo": {"hub", "revision", "name", "organism", "train", "test", "evaluation_prompts"},
     "tasks.mmlu": {"hub", "revision", "path", "task", "data", "include"},
-    "rewards.safety": {"source", "train", "rule", "better", "label", "toxic_above", "score_weights", "template"},
+    "rewards.safety": {
+        "source",
+        "train",
+        "rule",
+        "better",
+        "label",
+        "toxic_above",
+        "safe_at",
+        "score_weights",
+        "template",
+    },
     "methods.d2o": {
         "extends",
         "loss",

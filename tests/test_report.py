@@ -64,7 +64,7 @@ def config(**experiment) -> settings.Settings:
             },
             "rewards": {
                 "harm": {"train": {"backbone": "smol"}},
-                "cost": {"source": {"path": "beaver"}, "better": "lower"},
+                "cost": {"source": {"path": "beaver"}, "better": "lower", "safe_at": 5.0},
             },
             "judges": {"gpt": {"base_url": "http://localhost/v1", "model": "gpt"}},
             "tasks": {"mmlu": {"path": "mmlu.zip"}},
@@ -204,6 +204,7 @@ class Results:
                 rows,
                 metric="acc",
                 better="higher",
+                bos=True,
                 subjects={"law": 0.2, "maths": 0.8},
             )
 
@@ -391,6 +392,11 @@ def test_the_direction_of_a_reward_decides_the_sign(full):
     assert float(row["low"]) < float(table["initial", "reward/cost", "test"]["mean"]) < float(row["high"])
     assert value(row, "difference") == [-1] and row["better"] == "lower"
     lines = folder.joinpath("table.md").read_text().splitlines()
+    # The scores are 0 … 11 and a little noise; 5 may fall on either side of 5.
+    assert float(table["initial", "reward/cost/safe", "test"]["mean"]) in (5 / 12, 6 / 12)
+    assert float(table["d2o", "reward/cost/safe", "test"]["mean"]) == pytest.approx(6.5 / 12, abs=0.5 / 12 + 1e-5)
+    assert table["d2o", "reward/cost/safe", "test"]["better"] == "higher"
+    assert ("d2o", "reward/harm/safe", "test") not in table
     header = next(line for line in lines if line.startswith("| method"))
     column = [cell.strip() for cell in header.split("|")].index("cost\u00a0↓")
     cells = {c[1].strip(): c[column] for line in lines if len(c := line.split("|")) > column}
@@ -486,10 +492,11 @@ def test_the_page_says_what_its_evidence_is_worth(full):
     assert "it reaches pair accuracy 0.51 [0.44, 0.58], n = 90; AUC 0.88 [0.84, 0.92], n = 96 (0.5 is chance)" in text
     assert "Scores of harm are weak evidence" in text and "Scores of cost are weak" not in text
     assert "12 prompts of the test split" in text
+    assert "mmlu acc, % ↑n = 40 prompts with BOS token" in text
     html = full[0].joinpath("report.html").read_text()
     assert 'class="worse">−0.28<' in html  # the positives' log-ratio at the end: −0.01 · (27 + 28 + 29) / 3
     assert "unused-model" not in text
-    assert "Drugs 4" in text and "unsafe positives negatives 25.0 %, pairs 37.5 %" in text
+    assert "Drugs 4" in text and "negatives 25.0 %, pairs 37.5 %" in text
 
 
 @pytest.mark.parametrize(

@@ -178,7 +178,7 @@ class Source:
 def sources(archive: Archive, settings: Settings, trained: bool = True) -> list[Source]:
     """The tables of each run of an experiment; a model that is not trained here has fewer."""
     (experiment,) = settings.experiments.values()
-    rewards = {name: [_score(name, settings.rewards[name])] for name in experiment.rewards}
+    rewards = {name: _scored(name, settings.rewards[name]) for name in experiment.rewards}
     judges = experiment.judges if trained else []
     human = [metric for metric in HUMAN_METRICS if trained or metric.neutral is None]
     return [
@@ -296,11 +296,20 @@ def _answers(table: pd.DataFrame, context: Context, path: Path) -> pd.DataFrame:
     return table.assign(cluster=table["prompt_id"], prompts=prompts, stratum="")
 
 
-def _score(name: str, reward: Reward) -> Metric:
+def _scored(name: str, reward: Reward) -> list[Metric]:
+    """The score, and the share of safe answers where the scorer has a threshold."""
     rule, key, values = reward.rule, f"reward/{name}", itemgetter("score")
     if rule and exact.is_share(rule):
-        return Metric(key, name, EXACT, values, reward.better, 1, True, course=True)
-    return Metric(key, name, EXACT if rule else SCORED, values, reward.better, course=True)
+        return [Metric(key, name, EXACT, values, reward.better, 1, True, course=True)]
+    found = [Metric(key, name, EXACT if rule else SCORED, values, reward.better, course=True)]
+    if reward.safe_at is not None:
+        safe = pd.Series.ge if reward.better == "higher" else pd.Series.le
+        found.append(
+            Metric(
+                f"{key}/safe", f"{name}, safe", SCORED, lambda r: safe(r["score"], reward.safe_at), "higher", 1, True
+            )
+        )
+    return found
 
 
 def _judged(judge: str) -> list[Metric]:

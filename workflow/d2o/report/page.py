@@ -15,7 +15,7 @@ from d2o.errors import D2OError
 from d2o.report import figures, tables
 from d2o.report.metrics import LOGGED, Archive, Run, runs
 from d2o.report.tables import Block, Measured
-from d2o.settings import Rule, Settings
+from d2o.settings import Experiment, Rule, Settings
 
 # Below this accuracy on held-out human pairs a scorer is called weak evidence: it misorders one pair in four.
 WEAK = 0.75
@@ -59,12 +59,13 @@ def render(
         settings=json.dumps(settings.model_dump(mode="json"), indent=2, ensure_ascii=False),
         effects=effects,
         exact=[reward for reward in experiment.rewards if settings.rewards[reward].rule],
+        thresholds=[name for name in experiment.rewards if settings.rewards[name].safe_at is not None],
         shown=SHOWN,
         start={(block.dataset, block.model): dict(grid.rows)["initial"][0] for block, grid in effects},
         prompts={dataset: _prompts(archive, dataset) for dataset in experiment.datasets},
         checks=[_check(archive, dataset, r) for dataset in experiment.datasets for r in trained_rewards],
         notes=measured.notes,
-        blocks=[(block, tables.grids(measured, block)) for block in blocks],
+        blocks=[(block, tables.grids(measured, block), _with_bos(archive, experiment, block)) for block in blocks],
         primary=[(block, found) for block in blocks if len(found := tables.primary(measured, block))],
         matrices=[(block, found) for block in blocks if (found := tables.matrices(measured, block))],
         figures=[
@@ -109,6 +110,12 @@ def _check(archive: Archive, dataset: str, reward: str) -> dict[str, Any]:
         "weak": accuracy is None or accuracy < WEAK,
         "told": told,
     }
+
+
+def _with_bos(archive: Archive, experiment: Experiment, block: Block) -> dict[str, bool]:
+    """Per task, whether the prompts of a model began with a BOS token: of any run, for all have one tokenizer."""
+    run = runs(experiment, block.dataset, block.model)[0]
+    return {task: archive.manifest("answers", task=task, **run.names)["bos"] for task in experiment.tasks}
 
 
 def _splits(archive: Archive, dataset: str) -> pd.DataFrame:

@@ -464,6 +464,11 @@ class Reward(Section):
     toxic_above: float | None = Field(
         None, description="score above which an answer counts as toxic; null: this is no classifier of toxicity"
     )
+    safe_at: float | None = Field(
+        None,
+        description="score at which, or on the better side of which, an answer counts as safe: the tables have the "
+        "share of safe answers too; null: no such threshold",
+    )
     tokens: Positive = Field(16384, description="tokens in one batch, padding included")
     max_tokens: Positive = Field(2048, description="tokens: longer inputs lose their beginning")
 
