@@ -187,6 +187,30 @@ def test_the_settings_of_every_report_are_whole(name):
         assert settings.parse(settings.Settings, text).experiments.keys() == {experiment}
 
 
+def test_the_papers_method_samples_online_and_its_ablations_differ_in_one_thing():
+    s = Plan(yaml.safe_load((ROOT / "config" / "paper.yaml").read_text()), "paper").settings
+    for experiment in s.experiments.values():
+        for method in (s.methods[name] for name in experiment.methods if name != "initial"):
+            assert not method.filter or method.filter.reward not in experiment.rewards, "a filter that scores itself"
+
+    def differing(one: str, other: str) -> set[str]:
+        first, second = s.methods[one].model_dump(), s.methods[other].model_dump()
+        return {key for key in first if first[key] != second[key]} - {"extends"}
+
+    assert s.methods["d2o"].online
+    ablations = {
+        "d2o-offline": "online",
+        "d2o-uncorrected": "self_correction",
+        "d2o-instance": "loss",
+        "d2o-ema": "ema",
+    }
+    assert {name: differing(name, "d2o") for name in ablations} == {name: {key} for name, key in ablations.items()}
+    assert differing("d2o-filtered", "d2o-offline-k5") == {"filter"}
+    assert {*ablations, "d2o", "d2o-filtered", "d2o-offline-k5"} <= {*s.experiments["table-2"].methods}
+    steps = {s.train_of(method).steps for method in s.methods.values() if method.pairs == "negatives"}
+    assert steps == {1000}, "as many for every method on the same negatives"
+
+
 def test_another_methods_key_changes_nothing_here():
     methods = CONFIG["methods"] | {"dpo": CONFIG["methods"]["dpo"] | {"beta": 0.5}}
     assert stages_changed_by(methods=methods) == set()

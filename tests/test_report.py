@@ -725,6 +725,7 @@ def test_the_sheets_of_online_rounds(tmp_path):
     html = (folder / "report.html").read_text()
     lines = [f"<td>d2o-online</td><td>{seed}</td><td>{number}</td>" for seed in (0, 1) for number in (1, 2)]
     assert [line for line in lines if line in html] == lines
+    assert "d2o-online: online from step 10 on; every 10 steps fresh answers of the policy replace 50 % of" in html
 
 
 def test_the_scores_that_a_method_filters_its_pool_by(tmp_path):
@@ -735,6 +736,18 @@ def test_the_scores_that_a_method_filters_its_pool_by(tmp_path):
     write(tmp_path / "pku/smol/positives/corrected-k4.scores/harm.parquet", schemas.SCORES, rows)
     report.write(chosen, tmp_path, tmp_path / "reports/demo/report.html")
     assert "score, harm" in (tmp_path / "reports/demo/report.html").read_text()
+
+
+@pytest.mark.parametrize("rewards", [["harm", "cost"], ["cost"]])
+def test_a_scorer_that_chose_the_positives_is_told(tmp_path, rewards):
+    chosen = config(methods=["d2o", "d2o-best"], rewards=rewards, judges=[], tasks=[])
+    found = Results(tmp_path, chosen)
+    rows = [{"prompt_id": p, "sample": k, "score": float(k)} for p in found.ids for k in range(4)]
+    write(tmp_path / "pku/smol/positives/corrected-k4.scores/harm.parquet", schemas.SCORES, rows)
+    report.write(chosen, tmp_path, tmp_path / "reports/demo/report.html")
+    text = Page((tmp_path / "reports/demo/report.html").read_text()).text
+    assert ("Scores of harm are circular for d2o-best" in text) == ("harm" in rewards)
+    assert text.count("circular") == ("harm" in rewards)
 
 
 def test_the_data_sheet_of_a_pool(full):

@@ -15,7 +15,7 @@ from d2o.errors import D2OError
 from d2o.report import figures, tables
 from d2o.report.metrics import LOGGED, Archive, Run, runs
 from d2o.report.tables import Block, Measured
-from d2o.settings import Experiment, Rule, Settings
+from d2o.settings import Experiment, Online, Reward, Rule, Settings
 
 # Below this accuracy on held-out human pairs a scorer is called weak evidence: it misorders one pair in four.
 WEAK = 0.75
@@ -64,7 +64,7 @@ def render(
         start={(block.dataset, block.model): dict(grid.rows)["initial"][0] for block, grid in effects},
         prompts={dataset: _prompts(archive, dataset) for dataset in experiment.datasets},
         checks=[_check(archive, dataset, r) for dataset in experiment.datasets for r in trained_rewards],
-        notes=measured.notes,
+        notes=[*measured.notes, *_cautions(settings, experiment)],
         blocks=[(block, tables.grids(measured, block), _with_bos(archive, experiment, block)) for block in blocks],
         primary=[(block, found) for block in blocks if len(found := tables.primary(measured, block))],
         matrices=[(block, found) for block in blocks if (found := tables.matrices(measured, block))],
@@ -110,6 +110,33 @@ def _check(archive: Archive, dataset: str, reward: str) -> dict[str, Any]:
         "weak": accuracy is None or accuracy < WEAK,
         "told": told,
     }
+
+
+def _cautions(settings: Settings, experiment: Experiment) -> Iterator[str]:
+    """What of a config a reader must know: scorers that chose the positives, values of online rounds."""
+    methods = {name: settings.methods[name] for name in experiment.methods if name != "initial"}
+    for name, method in methods.items():
+        for reward in experiment.rewards if method.filter else ():
+            if _origin(settings.rewards[reward]) == _origin(settings.rewards[method.filter.reward]):
+                yield (
+                    f"Scores of {reward} are circular for {name}: the same model chose the positives that it was "
+                    f"trained on. Judge it by other scorers."
+                )
+    online: dict[Online, list[str]] = {}
+    for name, method in methods.items():
+        if method.online:
+            online.setdefault(method.online, []).append(name)
+    for rounds_of, names in online.items():
+        yield (
+            f"{', '.join(names)}: online from step {rounds_of.start} on; every {rounds_of.every} steps fresh answers "
+            f"of the policy replace {rounds_of.share * 100:.0f} % of a group's positives. The paper gives none of "
+            f"these values: they are this config's."
+        )
+
+
+def _origin(reward: Reward) -> tuple[Any, ...]:
+    """What makes two scorers one model."""
+    return reward.source, reward.train, reward.rule, reward.label
 
 
 def _with_bos(archive: Archive, experiment: Experiment, block: Block) -> dict[str, bool]:
