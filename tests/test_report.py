@@ -14,6 +14,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pandas as pd
 import pytest
+import statsmodels.api
 from matplotlib.figure import Figure
 
 from d2o import identities, records, report, schemas, settings
@@ -354,13 +355,9 @@ def test_a_judge_of_length_alone_is_neutral_at_equal_length():
     values = length_control.values(wins, longer)
     assert wins.mean() > 0.6 and abs(values.mean() - 0.5) < 0.05
 
-    # The maximum of the likelihood, found by another method.
-    inputs = np.tanh(longer / longer.std())
-    odds = [np.linspace(-1, 1, 201)[:, None, None], np.linspace(1, 4, 301)[None, :, None]]
-    found = odds[0] + odds[1] * inputs
-    likelihood = (wins * found - np.logaddexp(0, found)).sum(2) - odds[1][..., 0] ** 2 / 2.5**2 / 2
-    best = odds[0].ravel()[np.unravel_index(likelihood.argmax(), likelihood.shape)[0]]
-    assert values.mean() == pytest.approx(1 / (1 + np.exp(-best)), abs=0.003)
+    inputs = statsmodels.api.add_constant(np.tanh(longer / longer.std()))
+    fit = statsmodels.api.GLM(wins, inputs, family=statsmodels.api.families.Binomial()).fit()
+    assert values.mean() == pytest.approx(1 / (1 + np.exp(-fit.params[0])), abs=0.003)
 
     drawn = rng.integers(400, size=(500, 400))
     fits = [length_control.values(wins[rows], longer[rows]).mean() for rows in drawn]
