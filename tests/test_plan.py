@@ -209,7 +209,9 @@ def test_what_every_job_of_every_experiment_gets_can_be_read(name):
 
 
 def test_the_papers_method_samples_online_and_its_ablations_differ_in_one_thing():
-    s = Plan(yaml.safe_load((ROOT / "config" / "paper.yaml").read_text()), "paper").settings
+    plan = Plan(yaml.safe_load((ROOT / "config" / "paper.yaml").read_text()), "paper")
+    assert not [line for line in plan.warnings() if line.startswith("judges")], "a judge without a date"
+    s = plan.settings
     for experiment in s.experiments.values():
         for method in (s.methods[name] for name in experiment.methods if name != "initial"):
             assert not method.filter or method.filter.reward not in experiment.rewards, "a filter that scores itself"
