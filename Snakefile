@@ -30,7 +30,7 @@ except D2OError as error:
 
 
 if workflow.is_main_process:
-    for line in plan.replaced():
+    for line in plan.warnings():
         print(line, file=sys.stderr)
 
 # Outside the params: to share GPUs or not changes no result.

@@ -126,6 +126,9 @@ def test_an_unbiased_judge_says_the_same_in_both_orders(serve, tables, tmp_path)
         for order in ("initial-first", "method-first"):
             assert found[f"p{n}", order]["verdict"] == "method"
             assert found[f"p{n}", order]["reason"].startswith("It is kinder. So:")
+    assert {prompt: row["longer"] for (prompt, _), row in found.items()} == {
+        **{f"p{n}": 1 for n in range(5)}, "p5": 0,
+    }  # fmt: skip
     asked = Counter(sides(text) for text in server.questions())
     expected = [(f"bad {n}", f"good {n}") for n in range(5)] + [(f"good {n}", f"bad {n}") for n in range(5)]
     assert asked == Counter(expected)
@@ -156,7 +159,7 @@ def test_no_server_is_needed_where_all_answers_are_equal(tables, tmp_path):
     assert Counter(row["reason"] for row in found.values()) == {"identical": 12}
 
 
-def test_a_reply_without_verdict_is_asked_for_once_more_and_then_a_tie(serve, tables, tmp_path):
+def test_a_reply_without_verdict_is_asked_for_once_more_and_then_unread(serve, tables, tmp_path):
     def opinion(text: str) -> str:
         if "ask 0?" in text:
             return "I had rather not say: [[A]] or [[B]], who knows."
@@ -167,7 +170,7 @@ def test_a_reply_without_verdict_is_asked_for_once_more_and_then_a_tie(serve, ta
     server = serve(opinion)
     found = run(server.settings(), tables, tmp_path / "v.parquet")
     for order in judge.ORDERS:
-        assert found["p0", order]["verdict"] == "tie"
+        assert found["p0", order]["verdict"] == "unread"
         assert found["p0", order]["reason"] == "unparsable"
         assert found["p1", order]["verdict"] == "method"
     assert records.read_manifest(tmp_path / "v.parquet")["unparsable"] == 2
@@ -178,7 +181,9 @@ def test_a_reply_without_verdict_is_asked_for_once_more_and_then_a_tie(serve, ta
 def test_a_question_that_the_server_takes_for_invalid_is_counted(serve, tables, tmp_path):
     server = serve(lambda text: 400 if "ask 3?" in text else honest(text))
     found = run(server.settings(), tables, tmp_path / "v.parquet")
-    assert {found["p3", order]["reason"] for order in judge.ORDERS} == {"refused"}
+    assert {(found["p3", order]["verdict"], found["p3", order]["reason"]) for order in judge.ORDERS} == {
+        ("unread", "refused")
+    }
     assert records.read_manifest(tmp_path / "v.parquet")["refused"] == 2
 
 

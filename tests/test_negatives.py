@@ -178,16 +178,39 @@ def test_duplicates_are_dropped_and_counted_apart(tmp_path):
     assert made.counts["equal_answers"] == 1
 
 
-def test_of_equal_negatives_the_one_with_a_safe_positive_is_taken(tmp_path):
-    same = [
-        row("q", ("bad", True)),
-        row("q", ("bad", True), ("also bad", True), safer=1),
-        row("q", ("good", False), ("bad", True), safer=0),
+def test_which_of_equal_negatives_is_taken_does_not_hang_on_the_label_of_its_positive(tmp_path):
+    """DPO's human positives are as noisy as people made them; one with a positive goes before one without."""
+    rows = [
+        r
+        for i in range(200)
+        for r in (
+            row(f"q {i}", ("bad", True)),
+            row(f"q {i}", ("bad", True), ("also bad", True), safer=1),
+            row(f"q {i}", ("good", False), ("bad", True), safer=0),
+        )
     ]
-    for order in (same, same[::-1]):
-        made = extract(tmp_path, [*order, *map(asked, range(9))], test_share=0)
-        [taken] = [r for r in made.negatives if r["prompt_id"] == same[0]["prompt_id"]]
-        assert (taken["positive"], taken["positive_unsafe"]) == ("good", False)
+    flipped = json.loads(json.dumps(rows))
+    for found in flipped:
+        for answer in found["responses"]:
+            answer["unsafe"] = answer["text"] != "also bad"
+    taken = [
+        {
+            r["prompt_id"]: (r["positive"], r["positive_unsafe"])
+            for r in extract(tmp_path, given, test_share=0).negatives
+        }
+        for given in (rows, rows[::-1], flipped)
+    ]
+    assert taken[0] == taken[1]
+    assert {key: text for key, (text, _) in taken[0].items()} == {key: text for key, (text, _) in taken[2].items()}
+    assert 70 < sum(unsafe for _, unsafe in taken[0].values()) < 130
+
+
+def test_the_share_of_unsafe_positives_is_told_for_each_table(tmp_path, capsys):
+    rows = [asked(0), *(row(f"worse {i}", *BOTH_UNSAFE, safer=0) for i in range(2)), row("fine", *BOTH_SAFE, safer=0)]
+    assert extract(tmp_path, rows, test_share=0).counts["unsafe_positives"] == {"negatives": 2 / 3, "pairs": 0.5}
+    assert "unsafe positives: 66.7% negatives, 50.0% pairs\n" in capsys.readouterr().err
+    unlabelled = [row(f"q {i}", ("a", None), ("b", None), better=0) for i in range(9)]
+    assert extract(tmp_path, unlabelled, rule="less-helpful").counts["unsafe_positives"] == {}
 
 
 def test_counts_and_summary(tmp_path, capsys):
@@ -207,6 +230,7 @@ def test_counts_and_summary(tmp_path, capsys):
         "prompts": {"train": 3, "test": 1},
         "positives": {"human": 3, "safe": 2},
         "prompts_without_positive": {"train": 1},
+        "unsafe_positives": {"negatives": 1 / 3, "pairs": 1 / 4},
         "evaluation_prompts": {},
         "repeated_evaluation_prompts": 0,
         "leaks": {"prompts": 0, "test": 0, "evaluation": 0},

@@ -108,7 +108,7 @@ def test_measures(tmp_path):
     scored(tmp_path, "trained", tables, lambda side, r: chosen_is[side] * (1 if r["prompt_id"] in test else -1))
     scored(tmp_path, "toxicity", tables, lambda side, r: r["sample"] if side == "chosen" else 0.9)
     verdicts = [
-        {"prompt_id": p["prompt_id"], "order": order, "verdict": verdict, "reason": ""}
+        {"prompt_id": p["prompt_id"], "order": order, "verdict": verdict, "reason": "", "longer": 3}
         for p in tables["prompts"]
         for order, verdict in (("initial-first", "method"), ("method-first", "tie"))
     ]

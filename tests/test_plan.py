@@ -13,7 +13,7 @@ from snakemake.iocontainers import Wildcards
 from conftest import ROOT
 from d2o import settings
 from d2o.errors import D2OError
-from d2o.plan import Plan
+from d2o.plan import Plan, stages
 from d2o.sources import source_digest
 
 CONFIG = yaml.safe_load((ROOT / "tests" / "data" / "config.yaml").read_text())
@@ -79,7 +79,17 @@ NOT_ALONE = {
     "models.smollm2": {"hub", "revision", "path", "package", "run", "chat_template", "trust_remote_code"},
     "datasets.demo": {"hub", "revision", "name", "organism", "train", "test", "evaluation_prompts"},
     "tasks.mmlu": {"hub", "revision", "path", "task", "data", "include"},
-    "rewards.safety": {"source", "train", "rule", "better", "label", "toxic_above", "score_weights", "template"},
+    "rewards.safety": {
+        "source",
+        "train",
+        "rule",
+        "better",
+        "label",
+        "toxic_above",
+        "safe_at",
+        "score_weights",
+        "template",
+    },
     "methods.d2o": {
         "extends",
         "loss",
@@ -168,13 +178,60 @@ def test_every_round_of_every_training_samples_with_seeds_of_its_own():
     assert sampled == [plan.params("rounds")(wildcards(**place)) for place in places]
 
 
+# An artifact of each stage, whose wildcards name the stage's jobs.
+MADE = {
+    "models": "model", "organisms": "organism", "datasets": "rows", "negatives": "negatives", "sampling": "pool",
+    "positives": "pool", "rounds": "round_pool", "logprobs": "heldout_logprobs", "train": "trained",
+    "responses": "responses", "rewards": "scores", "scores": "scores", "judge": "verdicts", "questions": "questions",
+    "tasks": "answers", "pair_quality": "pair_prompts", "report": "page",
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("name", ["config", "paper", "thumbs-down"])
-def test_the_settings_of_every_report_are_whole(name):
-    """Also where a method extends one that its experiment does not list, as in `steps` of the paper."""
+def test_what_every_job_of_every_experiment_gets_can_be_read(name):
+    """After hours of computing is too late: a report's settings lacked a method that one of its methods extends."""
     plan = Plan(yaml.safe_load((ROOT / "config" / f"{name}.yaml").read_text()), name)
-    for experiment in plan.settings.experiments:
-        text = plan.params("report")(wildcards(experiment=experiment))
-        assert settings.parse(settings.Settings, text).experiments.keys() == {experiment}
+    rules = "".join(path.read_text() for path in (ROOT / "workflow" / "rules").glob("*.smk"))
+    assert set(re.findall(r'plan\.(?:params|execution)\("(\w+)"\)', rules)) == MADE.keys()
+    read = set()
+    for stage, place in MADE.items():
+        for experiment in plan.settings.experiments:
+            for names in plan._crossed(place, experiment):
+                w = wildcards(**{"experiment": experiment} | names)
+                section = stages.of(plan.settings, stage, w)
+                got = settings.parse(type(section), plan.params(stage)(w), plan.execution(stage)(w))
+                assert got == section
+                read.add(stage)
+    absent = {
+        "config": {"judge", "rounds"}, "paper": {"organisms"}, "thumbs-down": {"organisms", "judge", "rounds"},
+    }  # fmt: skip
+    assert MADE.keys() - read == absent[name]
+
+
+def test_the_papers_method_samples_online_and_its_ablations_differ_in_one_thing():
+    plan = Plan(yaml.safe_load((ROOT / "config" / "paper.yaml").read_text()), "paper")
+    assert not [line for line in plan.warnings() if line.startswith("judges")], "a judge without a date"
+    s = plan.settings
+    for experiment in s.experiments.values():
+        for method in (s.methods[name] for name in experiment.methods if name != "initial"):
+            assert not method.filter or method.filter.reward not in experiment.rewards, "a filter that scores itself"
+
+    def differing(one: str, other: str) -> set[str]:
+        first, second = s.methods[one].model_dump(), s.methods[other].model_dump()
+        return {key for key in first if first[key] != second[key]} - {"extends"}
+
+    assert s.methods["d2o"].online
+    ablations = {
+        "d2o-offline": "online",
+        "d2o-uncorrected": "self_correction",
+        "d2o-instance": "loss",
+        "d2o-ema": "ema",
+    }
+    assert {name: differing(name, "d2o") for name in ablations} == {name: {key} for name, key in ablations.items()}
+    assert differing("d2o-filtered", "d2o-offline-k5") == {"filter"}
+    assert {*ablations, "d2o", "d2o-filtered", "d2o-offline-k5"} <= {*s.experiments["table-2"].methods}
+    steps = {s.train_of(method).steps for method in s.methods.values() if method.pairs == "negatives"}
+    assert steps == {1000}, "as many for every method on the same negatives"
 
 
 def test_another_methods_key_changes_nothing_here():
@@ -313,6 +370,26 @@ def test_a_run_is_the_input_of_the_model_that_it_makes():
     assert plan.reward_model(wildcards(reward="exact")) == []
     reading = json.loads(plan.params("datasets")(wildcards(dataset="rude")))
     assert reading["train"] == ["results/organisms/rude/train.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        ("gpt-4", True),
+        ("gpt-4o", True),
+        ("Qwen/Qwen2-72B-Instruct", True),
+        ("model-1234567", True),
+        ("gpt-4-0613", False),
+        ("gpt-4o-2024-08-06", False),
+        ("claude-3-5-sonnet-20240620", False),
+    ],
+)
+def test_a_judge_without_a_date_is_told(model, told):
+    judges = {"wise": {"base_url": "http://localhost/v1", "model": model}}
+    demo = CONFIG["experiments"]["demo"]
+    found = Plan(CONFIG | {"judges": judges, "experiments": {"demo": demo | {"judges": ["wise"]}}}, "c").warnings()
+    assert [line.partition(":")[0] for line in found] == ["judges.wise.model"] * told
+    assert not Plan(CONFIG | {"judges": judges}, "c").warnings(), "no experiment asks it"
 
 
 def test_a_run_that_no_experiment_makes_is_told():

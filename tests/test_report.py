@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,19 +14,25 @@ from xml.etree import ElementTree
 import numpy as np
 import pandas as pd
 import pytest
+import statsmodels.api
 from matplotlib.figure import Figure
 
 from d2o import identities, records, report, schemas, settings
 from d2o.errors import D2OError
 from d2o.positives import sheet
-from d2o.report import figures, tables
-from d2o.report.metrics import HUMAN_METRICS, SCORED
+from d2o.report import figures, length_control, tables
+from d2o.report.metrics import HUMAN_METRICS, SCORED, _judged
 from d2o.settings import Model, Source
 
 PROMPTS = 12
 KINDS = ("leak", "near leak")
 # Questions that train prompts say: subject, number, kind.
 LEAKED = [("law", 0, "near leak"), ("law", 29, "leak"), ("maths", 9, "leak")]
+# What the judge says of the first prompts in one order; else it prefers the method.
+OPENING = {0: "tie", 1: "unread", 2: "initial"}
+# How well a reward model does that knows the prompts only.
+AGREEMENT = {"auc": 0.88, "auc_low": 0.84, "auc_high": 0.92, "auc_n": 96}
+AGREEMENT |= {"pair_accuracy": 0.51, "pair_accuracy_low": 0.44, "pair_accuracy_high": 0.58, "pair_accuracy_n": 90}
 NASTY = '<script>alert("x")</script> & <b>bold</b> {{ 7 * 7 }}'
 
 
@@ -61,7 +68,7 @@ def config(**experiment) -> settings.Settings:
             },
             "rewards": {
                 "harm": {"train": {"backbone": "smol"}},
-                "cost": {"source": {"path": "beaver"}, "better": "lower"},
+                "cost": {"source": {"path": "beaver"}, "better": "lower", "safe_at": 5.0},
             },
             "judges": {"gpt": {"base_url": "http://localhost/v1", "model": "gpt"}},
             "tasks": {"mmlu": {"path": "mmlu.zip"}},
@@ -120,7 +127,12 @@ class Results:
                             self._measured(folder / f"step{step}", trained=True)
 
     def _dataset(self, folder: Path) -> None:
-        counts = {"rows": 40, "leaks": {"prompts": 3, "test": 2}, "train_categories": {"Drugs": 4}}
+        counts = {
+            "rows": 40,
+            "unsafe_positives": {"negatives": 0.25, "pairs": 0.375},
+            "leaks": {"prompts": 3, "test": 2},
+            "train_categories": {"Drugs": 4},
+        }
         write(folder / "negatives.parquet", schemas.NEGATIVES, self.human, counts=counts)
         rows = [
             {"prompt_id": p, "messages": m, "origin": o}
@@ -142,7 +154,7 @@ class Results:
             with records.artifact(target) as draft:
                 draft.path.mkdir()
                 if trained:
-                    draft.facts |= {"auc": 0.64, "auc_low": 0.58, "auc_high": 0.7, "auc_n": 96}
+                    draft.facts |= AGREEMENT
 
     def _pool(self, prompts: Path, path: Path) -> None:
         fit = {"attempt": 0, "flags": [], "usable": True}
@@ -190,9 +202,9 @@ class Results:
         self._measured(folder, trained)
         for judge in self.experiment.judges if trained else []:
             rows = [
-                {"prompt_id": p, "order": order, "verdict": verdict, "reason": "so" if i else "unparsable"}
+                {"prompt_id": p, "order": order, "verdict": verdict, "reason": "so", "longer": i}
                 for i, p in enumerate(self.ids)
-                for order, verdict in (("initial-first", "method"), ("method-first", "method" if i else "tie"))
+                for order, verdict in (("initial-first", OPENING.get(i, "method")), ("method-first", "method"))
             ]
             write(folder / f"judge/{judge}.parquet", schemas.VERDICTS, rows)
         for task in self.experiment.tasks:
@@ -207,6 +219,7 @@ class Results:
                 rows,
                 metric="acc",
                 better="higher",
+                bos=True,
                 subjects={"law": 0.2, "maths": 0.8},
             )
 
@@ -304,13 +317,16 @@ def test_numbers_are_those_of_the_artifacts(full):
     assert value(table["d2o", "human/positive_logprob", "test"], "mean", *change) == [-1.5, -0.5, -0.5, -0.5]
     assert value(table["d2o", "human/safe_positive_logprob", "test"], "n") == [PROMPTS / 2]
     assert value(table["d2o", "human/margin", "test"], "mean", "difference") == [1.5, 0.5]
-    # Positives lose 5 nats and negatives 10: every pair is ordered.
+    # Positives lose 0.5 nats per token and negatives 1: every pair is ordered.
     assert value(table["d2o", "human/implicit_accuracy", "test"], "mean", "difference") == [1, 0.5]
     assert ("initial", "human/implicit_accuracy", "test") not in table
-    # One tie and 23 wins in 24 verdicts; one pair of 12 whose orders disagree.
-    assert float(table["d2o", "judge/gpt/win_rate", "test"]["mean"]) == pytest.approx(23.5 / 24, abs=1e-5)
-    assert float(table["d2o", "judge/gpt/disagreement", "test"]["mean"]) == pytest.approx(1 / 12, abs=1e-5)
-    assert float(table["d2o", "judge/gpt/unread", "test"]["mean"]) == pytest.approx(1 / 12, abs=1e-5)
+    # In 24 verdicts one tie, one unread, one loss; of 11 prompts with two verdicts the orders disagree on two.
+    judged = {
+        "win_rate": 21.5 / 23, "decided": 21 / 22, "wins": 21 / 24, "ties": 1 / 24, "losses": 1 / 24,
+        "unread": 1 / 24, "disagreement": 2 / 11,
+    }  # fmt: skip
+    for key, share in judged.items():
+        assert float(table["d2o", f"judge/gpt/{key}", "test"]["mean"]) == pytest.approx(share, abs=1e-5), key
     # Of 40 questions three are left out, one of them answered right, of every model.
     for method in ("initial", "d2o"):
         assert value(table[method, "task/mmlu/acc", ""], "mean", "n") == [round(13 / 37, 2), 37]
@@ -332,6 +348,67 @@ def test_where_train_prompts_say_every_question_a_task_has_no_value(tmp_path):
     _, page, table = made(tmp_path, config(), leaked=every)
     assert "40 of 40 questions left out" in page.text
     assert not any(metric.startswith("task/") for _, metric, _ in table)
+def test_a_model_that_loses_the_same_on_every_token_orders_no_pair(tmp_path):
+    """Whatever the lengths: positives of 30 tokens, negatives of 7."""
+    chosen = config(methods=["initial", "d2o"], seeds=[0], rewards=[], judges=[], tasks=[])
+    made = Results(tmp_path, chosen)
+    for method, fall in (("initial", 0.0), ("d2o", 0.1)):
+        rows = [
+            {"prompt_id": row["prompt_id"], "response_id": identities.response_id(row["prompt_id"], row[side]),
+             "logprob": -1.7 * tokens - 0.01 * i - fall * tokens, "tokens": tokens}
+            for i, row in enumerate(made.human) for side, tokens in (("positive", 30), ("negative", 7))
+        ]  # fmt: skip
+        write(tmp_path / f"pku/smol/{method}/seed0/heldout_logprobs.parquet", schemas.LOGPROBS, rows)
+    output = tmp_path / "reports/demo/report.html"
+    report.write(chosen, tmp_path, output)
+    rows = csv.DictReader((output.parent / "table.csv").open())
+    [found] = [row for row in rows if row["metric"] == "human/implicit_accuracy"]
+    assert value(found, "mean", "low", "high", "difference") == [0.5, 0.5, 0.5, 0]
+
+
+def test_verdicts_that_cannot_be_read_move_no_win_rate():
+    """A judge that prefers the method four times in five, and 10 % of whose replies are cut off."""
+    verdicts = ["method"] * 72 + ["initial"] * 18 + ["unread"] * 10
+    rows = pd.DataFrame({"verdict": verdicts, "prompts": "test", "longer": 0})
+    found = {metric.key.removeprefix("judge/gpt/"): metric.of(rows).mean() for metric in _judged("gpt")[:-1]}
+    assert found["win_rate"] == found["decided"] == 0.8 and found["unread"] == 0.1
+    assert found["length_controlled"] == pytest.approx(0.8)
+    assert sum(found[key] for key in ("wins", "ties", "losses", "unread")) == pytest.approx(1)
+
+
+def test_a_judge_of_length_alone_is_neutral_at_equal_length():
+    """Its win rate is far from one half for a method that writes more, and the interval is that of repeated fits."""
+    rng = np.random.default_rng(0)
+    longer = rng.normal(50, 100, 400)
+    wins = (rng.random(400) < 1 / (1 + np.exp(-2 * np.tanh(longer / longer.std())))).astype(float)
+    values = length_control.values(wins, longer)
+    assert wins.mean() > 0.6 and abs(values.mean() - 0.5) < 0.05
+
+    inputs = statsmodels.api.add_constant(np.tanh(longer / longer.std()))
+    fit = statsmodels.api.GLM(wins, inputs, family=statsmodels.api.families.Binomial()).fit()
+    assert values.mean() == pytest.approx(1 / (1 + np.exp(-fit.params[0])), abs=0.003)
+
+    drawn = rng.integers(400, size=(500, 400))
+    fits = [length_control.values(wins[rows], longer[rows]).mean() for rows in drawn]
+    assert values[drawn].mean(1).std() == pytest.approx(np.std(fits), rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("wins", "longer", "rate"),
+    [
+        ([1.0] * 24, range(24), 1),
+        ([0.0] * 24, range(24), 0),
+        ([0.5] * 9, range(9), 0.5),
+        ([1.0], [7], 1),
+        ([1.0, 0, 0, 0], [0] * 4, 0.25),
+        ([1.0, 0, 0, 0], [9] * 4, 0.25),  # always as much longer: nothing tells length from the rest
+        ([0.0] * 10 + [1.0] * 10, [*range(-10, 0), *range(1, 11)], 0.5),  # length alone decides
+    ],
+)
+def test_length_control_has_an_answer_where_the_fit_has_none(wins, longer, rate):
+    values = length_control.values(np.array(wins), np.array(longer, float))
+    assert np.isfinite(values).all() and values.mean() == pytest.approx(rate, abs=1e-6)
+    assert len(length_control.values(np.array([]), np.array([]))) == 0
 
 
 def test_the_direction_of_a_reward_decides_the_sign(full):
@@ -341,6 +418,11 @@ def test_the_direction_of_a_reward_decides_the_sign(full):
     assert float(row["low"]) < float(table["initial", "reward/cost", "test"]["mean"]) < float(row["high"])
     assert value(row, "difference") == [-1] and row["better"] == "lower"
     lines = folder.joinpath("table.md").read_text().splitlines()
+    # The scores are 0 … 11 and a little noise; 5 may fall on either side of 5.
+    assert float(table["initial", "reward/cost/safe", "test"]["mean"]) in (5 / 12, 6 / 12)
+    assert float(table["d2o", "reward/cost/safe", "test"]["mean"]) == pytest.approx(6.5 / 12, abs=0.5 / 12 + 1e-5)
+    assert table["d2o", "reward/cost/safe", "test"]["better"] == "higher"
+    assert ("d2o", "reward/harm/safe", "test") not in table
     header = next(line for line in lines if line.startswith("| method"))
     column = [cell.strip() for cell in header.split("|")].index("cost\u00a0↓")
     cells = {c[1].strip(): c[column] for line in lines if len(c := line.split("|")) > column}
@@ -433,13 +515,30 @@ def test_answers_to_other_prompts_are_not_pooled_with_the_test_split(full):
 def test_the_page_says_what_its_evidence_is_worth(full):
     _, page, _ = full
     text = " ".join(page.text.split())
-    assert "AUC 0.64 [0.58, 0.70]" in text
+    assert "it reaches pair accuracy 0.51 [0.44, 0.58], n = 90; AUC 0.88 [0.84, 0.92], n = 96 (0.5 is chance)" in text
     assert "Scores of harm are weak evidence" in text and "Scores of cost are weak" not in text
     assert "12 prompts of the test split" in text
+    assert "mmlu acc, % ↑n = 40 prompts with BOS token" in text
     html = full[0].joinpath("report.html").read_text()
     assert 'class="worse">−0.28<' in html  # the positives' log-ratio at the end: −0.01 · (27 + 28 + 29) / 3
     assert "unused-model" not in text
-    assert "Drugs 4" in text
+    assert "Drugs 4" in text and "negatives 25.0 %, pairs 37.5 %" in text
+
+
+@pytest.mark.parametrize(
+    ("facts", "told"),
+    [
+        ({"pair_accuracy": 0.8, "auc": 0.6}, None),
+        ({"pair_accuracy": 0.74, "auc": 0.9}, "it reaches pair accuracy 0.74 [0.44, 0.58], n = 90; AUC 0.90"),
+        ({"pair_accuracy": None, "auc": 0.9}, "no held-out human pairs to check them by (AUC 0.90 [0.84, 0.92]"),
+        ({"pair_accuracy": None, "auc": None}, "no held-out human pairs to check them by."),
+    ],
+)
+def test_what_a_reward_model_is_worth_is_told_by_pairs_of_one_prompt(tmp_path, monkeypatch, facts, told):
+    monkeypatch.setattr(sys.modules[__name__], "AGREEMENT", AGREEMENT | facts)
+    _, page, _ = made(tmp_path, config(methods=["initial"], judges=[], tasks=[]))
+    text = " ".join(page.text.split())
+    assert (told in text) if told else ("weak evidence" not in text)
 
 
 def test_the_page_needs_nothing_from_outside(full):
@@ -652,6 +751,7 @@ def test_the_sheets_of_online_rounds(tmp_path):
     html = (folder / "report.html").read_text()
     lines = [f"<td>d2o-online</td><td>{seed}</td><td>{number}</td>" for seed in (0, 1) for number in (1, 2)]
     assert [line for line in lines if line in html] == lines
+    assert "d2o-online: online from step 10 on; every 10 steps fresh answers of the policy replace 50 % of" in html
 
 
 def test_the_scores_that_a_method_filters_its_pool_by(tmp_path):
@@ -662,6 +762,18 @@ def test_the_scores_that_a_method_filters_its_pool_by(tmp_path):
     write(tmp_path / "pku/smol/positives/corrected-k4.scores/harm.parquet", schemas.SCORES, rows)
     report.write(chosen, tmp_path, tmp_path / "reports/demo/report.html")
     assert "score, harm" in (tmp_path / "reports/demo/report.html").read_text()
+
+
+@pytest.mark.parametrize("rewards", [["harm", "cost"], ["cost"]])
+def test_a_scorer_that_chose_the_positives_is_told(tmp_path, rewards):
+    chosen = config(methods=["d2o", "d2o-best"], rewards=rewards, judges=[], tasks=[])
+    found = Results(tmp_path, chosen)
+    rows = [{"prompt_id": p, "sample": k, "score": float(k)} for p in found.ids for k in range(4)]
+    write(tmp_path / "pku/smol/positives/corrected-k4.scores/harm.parquet", schemas.SCORES, rows)
+    report.write(chosen, tmp_path, tmp_path / "reports/demo/report.html")
+    text = Page((tmp_path / "reports/demo/report.html").read_text()).text
+    assert ("Scores of harm are circular for d2o-best" in text) == ("harm" in rewards)
+    assert text.count("circular") == ("harm" in rewards)
 
 
 def test_the_data_sheet_of_a_pool(full):

@@ -6,12 +6,14 @@ import math
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from d2o import identities, records, rewards, schemas
 from d2o.errors import D2OError
+from d2o.report import page
 from d2o.settings import Reward
 from rows import asked, human_row
 
@@ -125,6 +127,23 @@ def test_learns_an_easy_set_and_repeats_itself(backbone, tmp_path):
     second = train(tmp_path / "b", backbone, rows, test=24)
     assert second["weights"] == first["weights"]
     assert second["auc"] < 0.1
+
+
+def test_a_scorer_that_knows_the_prompt_only_reads_neutral():
+    """Half of the prompts have answers that are all safe or all unsafe, so knowing the prompt sorts most answers."""
+    kinds = [(False, False), (True, True), (True, False), (False, True)]
+    rows = [make_row(n, [f"one {n}", f"two {n}"], kinds[n % 4], safer=n // 4 % 2) for n in range(96)]
+    examples = [rewards.example(row) for row in rows]
+
+    def agreement(score) -> dict:
+        return rewards.agreement(
+            {(e.prompt_id, text): score(e, text) for e in examples for text in e.texts}, examples
+        )
+
+    prompts = agreement(lambda example, text: np.nanmean(example.safe))
+    assert prompts["auc"] > 0.85 and (prompts["pair_accuracy"], prompts["test_pairs"]) == (0.5, 96)
+    assert prompts["pair_accuracy"] < page.WEAK
+    assert agreement(lambda e, text: (text in e.texts[:1]) == (e.pairs == ((0, 1),)))["pair_accuracy"] == 1
 
 
 def test_seed_and_train_rows_decide_the_weights(backbone, tmp_path):

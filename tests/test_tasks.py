@@ -301,6 +301,24 @@ def test_every_answer_equals_one_computed_by_hand(opinionated_model, tmp_path, s
     assert facts["mean"] == sum(row["value"] for row in rows) / 30
     assert facts["rows"] == 30
     assert (facts["cut_prompts"] > 0) == (shots == 5)
+    assert facts["bos"] is False, "a tokenizer without a BOS token"
+
+
+@pytest.mark.slow
+def test_a_tokenizer_that_puts_a_bos_token_first_is_told(tiny_model, tmp_path):
+    from tokenizers.processors import TemplateProcessing
+    from transformers import AutoTokenizer
+
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(model, bos_token="<|endoftext|>")
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        "<|endoftext|> $A", special_tokens=[("<|endoftext|>", tokenizer.bos_token_id)]
+    )
+    tokenizer.save_pretrained(model)
+    task = Task(path=str(DEMO), subjects=["geography"], shots=0, limit=2)
+    questions.fetch(task, tmp_path / "questions")
+    tasks.answer(task, model, tmp_path / "questions", tmp_path / "out.parquet")
+    assert records.read_manifest(tmp_path / "out.parquet")["bos"] is True
 
 
 def test_too_few_examples_and_no_model_are_told_before_anything_loads(tiny_model, tmp_path):

@@ -1,7 +1,8 @@
 """Stage `judge`: pairwise verdicts of a chat model behind an OpenAI-compatible server.
 
 Each prompt is judged twice, once with each answer first, because judges favour a position (Zheng et al. 2023,
-arXiv 2306.05685). The win rate of the method is over both verdicts.
+arXiv 2306.05685). The win rate of the method is over both verdicts. They favour length too, so the difference of the
+answers' lengths stands beside each verdict.
 """
 
 from __future__ import annotations
@@ -55,15 +56,15 @@ RETRIES = 6
 def compare(judge: Judge, prompts: Path, initial: Path, responses: Path, output: Path) -> None:
     """Judge the answers of a method against those of the initial model, and write a table of `schemas.VERDICTS`.
 
-    The table has two rows per prompt that both models answered, one per order. `verdict` is `initial`, `method` or
-    `tie`. `reason` is the judge's explanation, or why there is none:
+    The table has two rows per prompt that both models answered, one per order. `verdict` is `initial`, `method`,
+    `tie` or `unread`. `reason` is the judge's explanation, or why there is none:
 
-    - `identical`: the two answers are the same, so the judge was not asked.
-    - `unparsable`: two replies of the judge ended without a verdict.
-    - `refused`: the server rejected the request as invalid, for example as too long.
+    - `identical`: the two answers are the same, so the judge was not asked; a tie.
+    - `unparsable`: two replies of the judge ended without a verdict; unread.
+    - `refused`: the server rejected the request as invalid, for example as too long; unread.
 
-    All three count as ties, and the manifest counts them. Verdicts are kept in a side file as they arrive, so a
-    killed job repeats no request.
+    The manifest counts all three. Verdicts are kept in a side file as they arrive, so a killed job repeats no
+    request.
 
     Args:
         prompts: table of `schemas.PROMPTS`.
@@ -87,12 +88,19 @@ def compare(judge: Judge, prompts: Path, initial: Path, responses: Path, output:
     partial = output.with_name(f".{output.name}.partial.jsonl")
     with records.artifact(output, judge, [prompts, initial, responses]) as draft:
         replies = _replies(judge, [text for *_, text in asked if text], partial)
-        replies[None] = {"letter": None, "reason": "identical"}
+        replies[None] = {"letter": "C", "reason": "identical"}
         rows = []
         for prompt, order, text in asked:
-            winner = dict(zip("AB", ORDERS[order], strict=True)).get(replies[text]["letter"], "tie")
-            reason = replies[text]["reason"]
-            rows.append({"prompt_id": prompt, "order": order, "verdict": winner, "reason": reason})
+            verdict = dict(zip(("A", "B", "C", None), (*ORDERS[order], "tie", "unread"), strict=True))
+            longer = len(answers["method"][prompt]) - len(answers["initial"][prompt])
+            reply = replies[text]
+            row = {
+                "prompt_id": prompt,
+                "order": order,
+                "verdict": verdict[reply["letter"]],
+                "reason": reply["reason"],
+            }
+            rows.append(row | {"longer": longer})
         reasons = Counter(row["reason"] for row in rows)
         draft.facts |= {reason: reasons[reason] for reason in ("identical", "unparsable", "refused")}
         draft.facts["verdicts"] = Counter(row["verdict"] for row in rows)

@@ -2,8 +2,8 @@
 
 A model trained here is a backbone with a new head. Its loss is cross-entropy on answers labelled safe or unsafe, plus
 the pairwise loss of Bradley and Terry on preferred answers, as for the cost model of Safe RLHF (Dai et al.,
-2310.12773). It is trained on prompts of the train split only. Its AUC and its accuracy on the test split go into its
-manifest.
+2310.12773). It is trained on prompts of the train split only. Its accuracy on pairs of answers to one prompt of the
+test split goes into its manifest, and its AUC.
 """
 
 from __future__ import annotations
@@ -283,20 +283,11 @@ def _targets(step: Iterable[Example], device) -> tuple[Tensor, Tensor]:
 
 
 def _held_out(reward: Reward, folder: Path, examples: Sequence[Example]) -> dict[str, Any]:
-    """Facts for the manifest: AUC of safe against unsafe answers and accuracy on pairs, with 95 % intervals.
+    """Facts for the manifest: how well the model agrees with held-out labels, as `agreement`.
 
-    Answers are scored as in the stage `scores`. Each distinct answer and pair counts once. A value is null if the
-    labels do not allow it.
+    Answers are scored as in the stage `scores`.
     """
     answers = {(e.prompt_id, text): e.messages for e in examples for text in e.texts}
-    safe = {
-        (e.prompt_id, text): bool(label)
-        for e in examples
-        for text, label in zip(e.texts, e.safe, strict=True)
-        if not math.isnan(label)
-    }
-    pairs = sorted({(e.prompt_id, e.texts[i], e.texts[j]) for e in examples for i, j in e.pairs})
-
     model, tokenizer = reward_inputs.load(reward, folder)
     limit = reward_inputs.token_limit(model, reward.max_tokens)
     inputs = [
@@ -304,8 +295,26 @@ def _held_out(reward: Reward, folder: Path, examples: Sequence[Example]) -> dict
         for (_, text), messages in answers.items()
     ]
     values = reward_inputs.score_all(model, inputs, reward.tokens, "scoring held-out answers")
-    scores = dict(zip(answers, values, strict=True))
+    return agreement(dict(zip(answers, values, strict=True)), examples)
 
+
+def agreement(scores: Mapping[tuple[str, str], float], examples: Sequence[Example]) -> dict[str, Any]:
+    """Accuracy on pairs and AUC of safe against unsafe answers, with 95 % intervals over prompts.
+
+    The two answers of a pair are to one prompt, so the accuracy of a scorer that knows prompts only is 0.5. Its AUC
+    is not, where some prompts have more unsafe answers than others. Each distinct answer and pair counts once, equal
+    scores as one half. A value is null if the labels do not allow it.
+
+    Args:
+        scores: by prompt and text of the answer.
+    """
+    safe = {
+        (e.prompt_id, text): bool(label)
+        for e in examples
+        for text, label in zip(e.texts, e.safe, strict=True)
+        if not math.isnan(label)
+    }
+    pairs = sorted({(e.prompt_id, e.texts[i], e.texts[j]) for e in examples for i, j in e.pairs})
     area = statistics.auc(
         np.array([scores[answer] for answer in safe]),
         np.array(list(safe.values()), bool),
@@ -318,8 +327,8 @@ def _held_out(reward: Reward, folder: Path, examples: Sequence[Example]) -> dict
     return {
         "test_answers": len(safe),
         "test_pairs": len(pairs),
-        **_facts("auc", area),
         **_facts("pair_accuracy", accuracy),
+        **_facts("auc", area),
     }
 
 

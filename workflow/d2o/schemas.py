@@ -102,7 +102,14 @@ LEAKS = pa.schema(
 # One question of a task, answered by one model: the task's metric for it, such as 1 where the answer is right.
 QUESTIONS = pa.schema([("subject", pa.string()), ("question", pa.int32()), ("value", pa.float64())])
 
-# One judgement of a pair: `order` tells which answer stood first, `verdict` which won.
+# One judgement of a pair: `order` tells which answer stood first, `verdict` which won (`unread` where that is not
+# known), and `longer` by how many characters the method's answer is longer than the initial model's.
 VERDICTS = pa.schema(
-    [("prompt_id", pa.string()), ("order", pa.string()), ("verdict", pa.string()), ("reason", pa.string())]
+    [
+        ("prompt_id", pa.string()),
+        ("order", pa.string()),
+        ("verdict", pa.string()),
+        ("reason", pa.string()),
+        ("longer", pa.int32()),
+    ]
 )

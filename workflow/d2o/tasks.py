@@ -129,6 +129,8 @@ def _evaluate(
         "device": device,
         "dtype": str(lm.model.dtype).removeprefix("torch."),
         "shots": next(iter(subjects.values())).config.num_fewshot,
+        # As the tokenizer has it: the harness leaves that alone. Llama's scores depend on it.
+        "bos": lm.tok_encode("A")[:1] == [lm.tokenizer.bos_token_id],
         "cut_prompts": sum(len(lm.tok_encode(request[0])) > _room(lm, *request[1:]) for request in requests),
     }
 

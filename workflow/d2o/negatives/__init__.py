@@ -77,5 +77,5 @@ def extract(extraction: Extraction, rows: Path, folder: Path) -> None:
         negatives_draft.facts |= {"counts": counts, "leaks": leaks.examples(prompts)}
     for group, count in counts.items():
         parts = count.items() if isinstance(count, dict) else [("in all", count)]
-        shown = ", ".join(f"{n} {name}" for name, n in parts) or "none"
+        shown = ", ".join(f"{n:.1%} {name}" if isinstance(n, float) else f"{n} {name}" for name, n in parts) or "none"
         print(f"{group.replace('_', ' ')}: {shown}", file=sys.stderr)

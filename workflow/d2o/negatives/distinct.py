@@ -12,41 +12,38 @@ def taken(
 ) -> tuple[pl.DataFrame, dict[str, int]]:
     """The candidates of which none equals another, and how many were left out.
 
-    Two are equal when their prompts and texts are, but for case and white space. One with a positive labelled safe
-    comes first, then one with any positive; a digest settles the rest, so that the order of rows does not matter.
+    Two are equal when their prompts and texts are, but for case and white space. One with a positive comes first; a
+    digest settles the rest, so that the order of rows does not matter. It is not of the positive's label: to choose
+    safe positives would hand the pair methods cleaner human answers than people gave.
 
     Args:
         candidates: as `negatives_of` and `pairs_of` find them.
         doing, total: for the progress bar.
         by_positive: whether candidates of one negative with two positives differ.
     Returns:
-        columns `prompt`, `split`, `place`, `not_safe`, `no_positive` and `digest`, in the order of places; and how
-        many were equal to another letter for letter, and how many but for case and white space.
+        columns `prompt`, `split`, `place`, `no_positive` and `digest`, in the order of places; and how many were
+        equal to another letter for letter, and how many but for case and white space.
     """
     sides = ["negative", "positive"] if by_positive else ["negative"]
     asked = ["split", "prompt"]
+    # What is written of a candidate, but for the label.
+    written = [
+        pl.col("messages").list.eval(pl.element().struct.field("content")),
+        *map(pl.col, ("negative", "positive", "categories", "severity")),
+    ]
     keys = candidates.select(
         "number",
         *asked,
         "place",
         pl.struct(*asked, *sides).hash().alias("exact"),
         pl.struct(*asked, *(normalised(pl.col(side)) for side in sides)).hash().alias("identity"),
-        (~pl.col("positive_unsafe")).fill_null(False).not_().alias("not_safe"),
         pl.col("positive").is_null().alias("no_positive"),
-        # Of all that is written.
-        pl.struct(
-            pl.col("messages").list.eval(pl.element().struct.field("content")),
-            "negative",
-            "positive",
-            "positive_unsafe",
-            "categories",
-            "severity",
-        )
-        .hash()
-        .alias("digest"),
+        pl.struct(*written).hash().alias("digest"),
+        # Between equal texts with two labels.
+        pl.struct(*written, "positive_unsafe").hash().alias("label_digest"),
     )
     found = collect(keys, doing, total)
     exact = len(found) - found["exact"].n_unique()
-    best = found.drop("exact").sort("identity", "not_safe", "no_positive", "digest", "place")
-    best = best.unique("identity", keep="first", maintain_order=True).drop("identity").sort("place")
+    best = found.drop("exact").sort("identity", "no_positive", "digest", "label_digest", "place")
+    best = best.unique("identity", keep="first", maintain_order=True).drop("identity", "label_digest").sort("place")
     return best, {"exact": exact, "normalised": len(found) - exact - len(best)}

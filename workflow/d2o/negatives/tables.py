@@ -66,8 +66,9 @@ def write_candidates(
     draft.facts["rows"] = table.count
 
 
-def counts_of(negatives: Path, pairs: Path) -> dict[str, dict[str, int]]:
-    """Negatives, their prompts and pairs by split, what a pair method lacks, and the negatives by label."""
+def counts_of(negatives: Path, pairs: Path) -> dict[str, dict[str, int | float]]:
+    """Negatives, their prompts and pairs by split, what a pair method lacks, the share of positives that are labelled
+    unsafe, and the negatives by label."""
     table = pl.scan_parquet(negatives, glob=False)
     human, safe = pl.col("positive").is_not_null(), ~pl.col("positive_unsafe")
     by_prompt = table.group_by("split", "prompt_id").agg(pl.len(), human=human.sum(), safe=safe.sum())
@@ -79,6 +80,8 @@ def counts_of(negatives: Path, pairs: Path) -> dict[str, dict[str, int]]:
         "prompts_without_positive": {"train": len(prompts.filter(split="train", human=0))},
         "pairs": _by_split(pl.scan_parquet(pairs, glob=False).select("split").collect(), pl.len()),
     }
+    unsafe = {"negatives": _unsafe(negatives), "pairs": _unsafe(pairs)}
+    found["unsafe_positives"] = {name: share for name, share in unsafe.items() if share is not None}
     labels = {
         "categories": table.select("split", name="categories").explode("name"),
         "severity": table.select("split", name=pl.col("severity").cast(pl.String)),
@@ -88,6 +91,12 @@ def counts_of(negatives: Path, pairs: Path) -> dict[str, dict[str, int]]:
         for split, name, count in named.iter_rows():
             found.setdefault(f"{split}_{label}", {})[name] = count
     return found
+
+
+def _unsafe(path: Path) -> float | None:
+    """The share of a table's labelled positives that are unsafe; None where none has a label."""
+    unsafe = pl.scan_parquet(path, glob=False).select(pl.col("positive_unsafe").mean()).collect(engine="streaming")
+    return unsafe.item()
 
 
 def _by_split(frame: pl.DataFrame, count: pl.Expr) -> dict[str, int]:

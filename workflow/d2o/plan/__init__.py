@@ -50,9 +50,9 @@ class Plan:
         self.layout = Layout(self.settings.results)
         checks.check(self.settings, origin)
 
-    def replaced(self) -> list[str]:
-        """A line for each entry whose artifact lies there, made with other settings."""
-        return list(checks.replaced(self.settings))
+    def warnings(self) -> list[str]:
+        """A line for each judge without a date, and for each entry whose artifact lies there, made otherwise."""
+        return [*checks.undated(self.settings), *checks.replaced(self.settings)]
 
     # Targets -------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
@@ -79,6 +80,21 @@ def _problems(s: Settings) -> Iterator[str]:
 
             if problem := exact.problem(reward.rule):
                 yield f"rewards.{name}.rule.{problem}"
+
+
+# A date such as 2024-08-06, 20240806 or 0613.
+_DATE = re.compile(r"(?<!\d)(\d{4}-?\d{2}-?\d{2}|[01]\d[0-3]\d)(?!\d)")
+
+
+def undated(s: Settings) -> Iterator[str]:
+    """A line for each judge of an experiment whose model may become another one under the same name."""
+    for name in sorted({judge for experiment in s.experiments.values() for judge in experiment.judges}):
+        model = s.judges[name].model
+        if not _DATE.search(model):
+            yield (
+                f"judges.{name}.model: {model!r} has no date: the model behind the name may change, and the verdicts "
+                f"with it; name a dated snapshot, such as gpt-4-0613"
+            )
 
 
 # What lies there ---------------------------------------------------------------------------------

@@ -51,8 +51,8 @@ def of(s: Settings, stage: str, w: Any) -> settings.Section:
         case "responses":
             return settings.ResponsesStage(sampling=s.responses, engine=s.engine, seed=int(w.seed))
         case "rewards" | "scores":
-            # Which scores count as toxic is the report's matter.
-            return s.rewards[w.reward].model_copy(update={"toxic_above": None})
+            # Which scores count as toxic or safe is the report's matter.
+            return s.rewards[w.reward].model_copy(update={"toxic_above": None, "safe_at": None})
         case "judge":
             return s.judges[w.judge]
         case "questions":

@@ -10,12 +10,14 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 
 from d2o import exact, identities, records, schemas, texts
 from d2o.errors import D2OError
 from d2o.layout import Layout, manifest_path
+from d2o.report import length_control
 from d2o.runs import Run, runs
 from d2o.settings import Experiment, Reward, Settings
 
@@ -25,11 +27,11 @@ TASKS = "Tasks"
 HUMAN = "Held-out human answers under each model"
 STYLE = "The answers as such"
 
-# What a verdict is worth: the answer that is asked about is the method's, or the chosen one of a pair.
+# What a verdict is worth that could be read: the answer that is asked about is the method's, or the chosen one of a
+# pair.
 WINS = {"method": 1.0, "tie": 0.5, "initial": 0.0}
-
-# Reasons of a verdict that could not be read.
-_UNREAD = ["unparsable", "refused"]
+# The verdicts, in words.
+_OUTCOMES = {"method": "wins", "tie": "ties", "initial": "losses", "unread": "unread"}
 
 # The columns of a table of values. What shares a cluster (a prompt, a question) is not independent.
 VALUES = ["dataset", "model", "method", "seed", "metric", "prompts", "cluster", "stratum", "value"]
@@ -178,7 +180,7 @@ class Source:
 def sources(archive: Archive, settings: Settings, trained: bool = True) -> list[Source]:
     """The tables of each run of an experiment; a model that is not trained here has fewer."""
     (experiment,) = settings.experiments.values()
-    rewards = {name: [_score(name, settings.rewards[name])] for name in experiment.rewards}
+    rewards = {name: _scored(name, settings.rewards[name]) for name in experiment.rewards}
     judges = experiment.judges if trained else []
     human = [metric for metric in HUMAN_METRICS if trained or metric.neutral is None]
     return [
@@ -300,28 +302,62 @@ def _answers(table: pd.DataFrame, context: Context, path: Path) -> pd.DataFrame:
     return table.assign(cluster=table["prompt_id"], prompts=prompts, stratum="")
 
 
-def _score(name: str, reward: Reward) -> Metric:
+def _scored(name: str, reward: Reward) -> list[Metric]:
+    """The score, and the share of safe answers where the scorer has a threshold."""
     rule, key, values = reward.rule, f"reward/{name}", itemgetter("score")
     if rule and exact.is_share(rule):
-        return Metric(key, name, EXACT, values, reward.better, 1, True, course=True)
-    return Metric(key, name, EXACT if rule else SCORED, values, reward.better, course=True)
+        return [Metric(key, name, EXACT, values, reward.better, 1, True, course=True)]
+    found = [Metric(key, name, EXACT if rule else SCORED, values, reward.better, course=True)]
+    if reward.safe_at is not None:
+        safe = pd.Series.ge if reward.better == "higher" else pd.Series.le
+        found.append(
+            Metric(
+                f"{key}/safe", f"{name}, safe", SCORED, lambda r: safe(r["score"], reward.safe_at), "higher", 1, True
+            )
+        )
+    return found
 
 
 def _judged(judge: str) -> list[Metric]:
-    """Win rate, ties counting half, over both orders; how often the orders disagree, and how often no verdict could
-    be read, which the judge's table counts as a tie."""
+    """Win rates over both orders, of the verdicts that could be read; the outcomes, of all; how often the orders
+    disagree."""
     key, share = f"judge/{judge}", partial(Metric, group=SCORED, digits=1, percent=True)
+    rate = partial(share, better="higher", neutral=0.5)
     return [
-        share(
-            f"{key}/win_rate", f"{judge} win rate", of=lambda r: r["verdict"].map(WINS), better="higher", neutral=0.5
+        rate(f"{key}/win_rate", f"{judge} win rate", of=_wins),
+        rate(f"{key}/length_controlled", f"{judge} win rate, length-controlled", of=_length_controlled),
+        rate(
+            f"{key}/decided",
+            f"{judge} win rate without ties",
+            of=lambda r: _wins(r[r["verdict"] != "tie"]),
+            shown=False,
+        ),
+        *(
+            share(f"{key}/{name}", f"{judge} {name}", of=lambda r, v=verdict: r["verdict"] == v, shown=False)
+            for verdict, name in _OUTCOMES.items()
         ),
         share(f"{key}/disagreement", f"{judge} orders disagree", of=_disagree, shown=False),
-        share(f"{key}/unread", f"{judge} unread", of=lambda r: r["reason"].isin(_UNREAD), shown=False),
     ]
 
 
+def _wins(rows: pd.DataFrame) -> pd.Series:
+    """1, 0, or 0.5 for a tie, of each verdict that could be read."""
+    return rows["verdict"].map(WINS).dropna()
+
+
+def _length_controlled(rows: pd.DataFrame) -> pd.Series:
+    """Values whose mean is the win rate at equal length; a fit for each origin of the prompts."""
+    wins = _wins(rows)
+    found = pd.Series(0.0, wins.index)
+    for _, part in rows.loc[wins.index].groupby("prompts"):
+        values = length_control.values(wins[part.index].to_numpy(), part["longer"].to_numpy(float))
+        found[part.index] = values
+    return found
+
+
 def _disagree(rows: pd.DataFrame) -> pd.Series:
-    """Whether the two verdicts on a prompt differ, at the first of them; not where there is one only."""
+    """Whether the two verdicts on a prompt differ, at the first of them; not where one only could be read."""
+    rows = rows[rows["verdict"].isin(WINS)]
     verdicts = rows.groupby("prompt_id")["verdict"]
     return verdicts.transform("nunique").gt(1)[verdicts.transform("size").eq(2) & ~rows.duplicated("prompt_id")]
 
@@ -366,7 +402,7 @@ def _answered(task: str, facts: Mapping[str, Any]) -> list[Metric]:
 
 
 def _likely(table: pd.DataFrame, context: Context, path: Path) -> pd.DataFrame:
-    """Held-out human answers, each side with its log-prob in nats per token and its gain over the initial model.
+    """Held-out human answers, each side with its log-prob and its log-ratio to the initial model, in nats per token.
 
     Answers that are too long for the forward pass have no log-prob; their response id is left out.
     """
@@ -376,7 +412,9 @@ def _likely(table: pd.DataFrame, context: Context, path: Path) -> pd.DataFrame:
     for side in ("negative", "positive", "safe"):
         identity = rows[f"{side}_id"]
         rows[side] = identity.map(found["logprob"] / found["tokens"])
-        rows[f"{side}_gain"] = identity.map(found["logprob"]) - identity.map(context.initial)
+        rows[f"{side}_gain"] = (identity.map(found["logprob"]) - identity.map(context.initial)) / identity.map(
+            found["tokens"]
+        )
         rows[f"{side}_id"] = identity.where(identity.isin(found.index))
     return rows
 
@@ -401,8 +439,13 @@ def _margin(rows: pd.DataFrame) -> pd.Series:
 
 
 def _implicit(rows: pd.DataFrame) -> pd.Series:
+    """Whether the positive's log-ratio per token is above the negative's; one half where they are equal.
+
+    Sums would measure length: where every token loses alike, the longer answer of a pair loses more.
+    """
     pairs = _once(rows[rows["compared"]], "negative", "positive")
-    return pairs["positive_gain"] > pairs["negative_gain"]
+    lead = (pairs["positive_gain"] - pairs["negative_gain"]).round(9)  # 1e-9 nats and less come from rounding
+    return (np.sign(lead) + 1) / 2
 
 
 def _distinct(text: str) -> float | None:

@@ -15,9 +15,9 @@ from d2o.errors import D2OError
 from d2o.report import figures, tables
 from d2o.report.metrics import LOGGED, Archive, Run, runs
 from d2o.report.tables import Block, Measured
-from d2o.settings import Rule, Settings
+from d2o.settings import Experiment, Online, Reward, Rule, Settings
 
-# Below this agreement with held-out human labels a scorer is called weak evidence: it misorders one pair in four.
+# Below this accuracy on held-out human pairs a scorer is called weak evidence: it misorders one pair in four.
 WEAK = 0.75
 EXAMPLES = 20
 # Of these, the ones that the report opens with.
@@ -59,13 +59,13 @@ def render(
         settings=json.dumps(settings.model_dump(mode="json"), indent=2, ensure_ascii=False),
         effects=effects,
         exact=[reward for reward in experiment.rewards if settings.rewards[reward].rule],
+        thresholds=[name for name in experiment.rewards if settings.rewards[name].safe_at is not None],
         shown=SHOWN,
         start={(block.dataset, block.model): dict(grid.rows)["initial"][0] for block, grid in effects},
         prompts={dataset: _prompts(archive, dataset) for dataset in experiment.datasets},
         checks=[_check(archive, dataset, r) for dataset in experiment.datasets for r in trained_rewards],
-        weak=WEAK,
-        notes=measured.notes,
-        blocks=[(block, tables.grids(measured, block)) for block in blocks],
+        notes=[*measured.notes, *_cautions(settings, experiment)],
+        blocks=[(block, tables.grids(measured, block), _with_bos(archive, experiment, block)) for block in blocks],
         primary=[(block, found) for block in blocks if len(found := tables.primary(measured, block))],
         matrices=[(block, found) for block in blocks if (found := tables.matrices(measured, block))],
         figures=[
@@ -95,17 +95,58 @@ def _prompts(archive: Archive, dataset: str) -> dict[str, int]:
 
 
 def _check(archive: Archive, dataset: str, reward: str) -> dict[str, Any]:
-    """How well a reward model trained here agrees with held-out human labels: AUC, or accuracy on pairs where
-    no answer is labelled, or nothing (`measure` is None)."""
+    """How well a reward model trained here agrees with held-out human labels.
+
+    Its scores are `weak` evidence unless it orders the answers to one prompt: its AUC may come from knowing prompts.
+    """
     manifest = archive.manifest("trained_reward", dataset=dataset, reward=reward)
-    known = [key for key in ("auc", "pair_accuracy") if manifest.get(key) is not None]
-    place = {"dataset": dataset, "reward": reward}
-    if not known:
-        return place | {"measure": None}
-    value, low, high, n = (manifest[known[0] + end] for end in ("", "_low", "_high", "_n"))
-    interval = "" if low is None else f" [{low:.2f}, {high:.2f}]"
-    measure = {"auc": "AUC", "pair_accuracy": "pair accuracy"}[known[0]]
-    return place | {"measure": measure, "value": value, "text": f"{measure} {value:.2f}{interval}", "n": n}
+    told = []
+    for key, label in (("pair_accuracy", "pair accuracy"), ("auc", "AUC")):
+        value, low, high, n = (manifest.get(key + end) for end in ("", "_low", "_high", "_n"))
+        if value is not None:
+            interval = "" if low is None else f" [{low:.2f}, {high:.2f}]"
+            told.append(f"{label} {value:.2f}{interval}, n = {n}")
+    accuracy = manifest.get("pair_accuracy")
+    return {
+        "dataset": dataset,
+        "reward": reward,
+        "paired": accuracy is not None,
+        "weak": accuracy is None or accuracy < WEAK,
+        "told": told,
+    }
+
+
+def _cautions(settings: Settings, experiment: Experiment) -> Iterator[str]:
+    """What of a config a reader must know: scorers that chose the positives, values of online rounds."""
+    methods = {name: settings.methods[name] for name in experiment.methods if name != "initial"}
+    for name, method in methods.items():
+        for reward in experiment.rewards if method.filter else ():
+            if _origin(settings.rewards[reward]) == _origin(settings.rewards[method.filter.reward]):
+                yield (
+                    f"Scores of {reward} are circular for {name}: the same model chose the positives that it was "
+                    f"trained on. Judge it by other scorers."
+                )
+    online: dict[Online, list[str]] = {}
+    for name, method in methods.items():
+        if method.online:
+            online.setdefault(method.online, []).append(name)
+    for rounds_of, names in online.items():
+        yield (
+            f"{', '.join(names)}: online from step {rounds_of.start} on; every {rounds_of.every} steps fresh answers "
+            f"of the policy replace {rounds_of.share * 100:.0f} % of a group's positives. The paper gives none of "
+            f"these values: they are this config's."
+        )
+
+
+def _origin(reward: Reward) -> tuple[Any, ...]:
+    """What makes two scorers one model."""
+    return reward.source, reward.train, reward.rule, reward.label
+
+
+def _with_bos(archive: Archive, experiment: Experiment, block: Block) -> dict[str, bool]:
+    """Per task, whether the prompts of a model began with a BOS token: of any run, for all have one tokenizer."""
+    run = runs(experiment, block.dataset, block.model)[0]
+    return {task: archive.manifest("answers", task=task, **run.names)["bos"] for task in experiment.tasks}
 
 
 def _splits(archive: Archive, dataset: str) -> pd.DataFrame:
@@ -127,9 +168,14 @@ def _counts(archive: Archive, dataset: str) -> dict[str, str]:
     lines = {}
     for key, value in counts.items():
         parts = value if isinstance(value, Mapping) else {"": value}
-        text = ", ".join(f"{name.replace('_', ' ')} {n:,}".strip() for name, n in parts.items())
+        text = ", ".join(f"{name.replace('_', ' ')} {_counted(n)}".strip() for name, n in parts.items())
         lines[key.replace("_", " ")] = text or "none"
     return lines
+
+
+def _counted(number: float) -> str:
+    """A count, or a share in per cent."""
+    return f"{number * 100:.1f}\u00a0%" if isinstance(number, float) else f"{number:,}"
 
 
 def categories(archive: Archive, dataset: str) -> dict[str, dict[str, int]]:
@@ -262,7 +308,7 @@ def _first_scores(
             found[prompt].append((reward, _shown(score, settings.rewards[reward].rule)))
     for judge in experiment.judges if run.method != "initial" else []:
         rows = archive.table("verdicts", schemas.VERDICTS, judge=judge, **run.names)
-        words = rows["verdict"].map({"method": "won", "initial": "lost", "tie": "tied"})
+        words = rows["verdict"].map({"method": "won", "initial": "lost", "tie": "tied", "unread": "unread"})
         for prompt, outcomes in words[rows["prompt_id"].isin(prompts)].groupby(rows["prompt_id"]):
             found[prompt].append((judge, outcomes.iloc[0] if outcomes.nunique() == 1 else "orders disagree"))
     return found

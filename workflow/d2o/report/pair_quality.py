@@ -58,6 +58,7 @@ def measure(archive: Archive, settings: Settings, dataset: str) -> pd.DataFrame:
             add("difference", name, "", sign * (scores["chosen"] - scores["rejected"]) / spread, prompts)
     for name in experiment.judges:
         verdicts = archive.table("pair_verdicts", schemas.VERDICTS, dataset=dataset, judge=name)
+        verdicts = verdicts[verdicts["verdict"].isin(WINS)]
         add("win_rate", name, "", verdicts["verdict"].map(WINS), verdicts["prompt_id"])
     return pd.DataFrame(found, columns=_COLUMNS)
 

@@ -465,6 +465,11 @@ class Reward(Section):
     toxic_above: float | None = Field(
         None, description="score above which an answer counts as toxic; null: this is no classifier of toxicity"
     )
+    safe_at: float | None = Field(
+        None,
+        description="score at which, or on the better side of which, an answer counts as safe: the tables have the "
+        "share of safe answers too; null: no such threshold",
+    )
     tokens: Positive = Field(16384, description="tokens in one batch, padding included")
     max_tokens: Positive = Field(2048, description="tokens: longer inputs lose their beginning")
 
@@ -505,7 +510,9 @@ class Judge(Section):
     """A pairwise judge behind an OpenAI-compatible server; the environment's OPENAI_API_KEY is its key."""
 
     base_url: str = Field(description="URL of the server's /v1; another one asks for all verdicts again")
-    model: str = Field(description="model name that the server knows")
+    model: str = Field(
+        description="model name that the server knows; one with a date, such as gpt-4-0613, stays the same"
+    )
     max_tokens: Positive = Field(512, description="tokens of a verdict")
     concurrency: Positive = execution(8, "requests under way at once")
 
