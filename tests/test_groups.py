@@ -98,7 +98,7 @@ def test_negatives_alone():
 def test_every_response_comes_once():
     rows = [human_row(), human_row(), human_row(split="test", prompt=Q)]
     assert [texts(g.positives) for g in groups.every_response(rows, None, "train")] == [["Ask for help.", "Copy it."]]
-    assert [g.prompt_id for g in groups.every_response(rows, None, "test")] == [Q]
+    assert [g.prompt_id for g in groups.every_response(rows, None, "held-out")] == [Q]
     pool = [sample(0), sample(1, text="answer 0"), sample(2, usable=False), sample(0, prompt=Q)]
     assert [texts(g.positives) for g in groups.every_response(rows, pool, "train")] == [["answer 0"]]
 
@@ -162,7 +162,9 @@ def test_without_responses_the_table_of_log_probs_is_empty(tiny_model, tmp_path)
     (tiny_model / "manifest.json").write_text("{}")
     row = human_row() | {"positive_unsafe": None, "categories": None, "severity": None}
     records.write_table(tmp_path / "human.parquet", schemas.NEGATIVES, [row])
-    logprobs.compute(Forward(), tiny_model, tmp_path / "human.parquet", None, "test", tmp_path / "logprobs.parquet")
+    logprobs.compute(
+        Forward(), tiny_model, tmp_path / "human.parquet", None, "held-out", tmp_path / "logprobs.parquet"
+    )
     assert records.read_table(tmp_path / "logprobs.parquet", schemas.LOGPROBS) == []
 
 

@@ -9,8 +9,8 @@ import pytest
 
 from d2o import identities, pair_quality, records, schemas, settings
 from d2o.errors import D2OError
+from d2o.metrics import Archive
 from d2o.report import figures
-from d2o.report.metrics import Archive
 from d2o.report.pair_quality import as_csv, measure
 
 

@@ -306,7 +306,7 @@ EDITS = [
     ("scores.py", "def score(", "@staticmethod\ndef score(", {"score_responses": 4} | REPORT),
     ("tasks.py", "def multiple_choice(", "@staticmethod\ndef multiple_choice(", {"answer_questions": 4} | REPORT),
     ("negatives/left_out.py", "def find(", "@staticmethod\ndef find(", {"find_leaks": 1} | REPORT),
-    ("report/figures.py", "def effect(", "@staticmethod\ndef effect(", REPORT),
+    ("report/figures.py", "def effect_data(", "@staticmethod\ndef effect_data(", REPORT),
     (
         "schemas.py",
         "QUESTIONS = pa.schema([",

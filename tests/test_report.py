@@ -17,11 +17,11 @@ import pytest
 import statsmodels.api
 from matplotlib.figure import Figure
 
-from d2o import identities, records, report, schemas, settings
+from d2o import identities, length_control, records, report, schemas, settings
 from d2o.errors import D2OError
+from d2o.metrics import HUMAN_METRICS, SCORED, _judged
 from d2o.positives import sheet
-from d2o.report import figures, length_control, tables
-from d2o.report.metrics import HUMAN_METRICS, SCORED, _judged
+from d2o.report import figures, tables
 from d2o.settings import Model, Source
 
 PROMPTS = 12
@@ -348,6 +348,8 @@ def test_where_train_prompts_say_every_question_a_task_has_no_value(tmp_path):
     _, page, table = made(tmp_path, config(), leaked=every)
     assert "40 of 40 questions left out" in page.text
     assert not any(metric.startswith("task/") for _, metric, _ in table)
+
+
 def test_a_model_that_loses_the_same_on_every_token_orders_no_pair(tmp_path):
     """Whatever the lengths: positives of 30 tokens, negatives of 7."""
     chosen = config(methods=["initial", "d2o"], seeds=[0], rewards=[], judges=[], tasks=[])

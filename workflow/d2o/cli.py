@@ -161,7 +161,7 @@ def logprobs(
     output: Output,
     settings_json: Json,
     samples: Annotated[Path | None, typer.Option(help="pool whose answers get log-probs, not the human ones")] = None,
-    split: Annotated[str, typer.Option(help="train or test")] = "train",
+    split: Annotated[str, typer.Option(help="train or held-out")] = "train",
 ) -> None:
     """Log-prob sum and length of every response under a model."""
     from d2o import logprobs
@@ -183,17 +183,33 @@ def train(
     reference_logprobs: Annotated[list[Path], typer.Option(help="log-probs under the reference")] = [],  # noqa: B006
     fresh: Annotated[list[Path], typer.Option(help="pool of an online round, in order")] = [],  # noqa: B006
     fresh_logprobs: Annotated[list[Path], typer.Option(help="reference log-probs of such a pool")] = [],  # noqa: B006
+    tuned: Annotated[Path | None, typer.Option(help="the best trial of the method, whose values are taken")] = None,
     execution: Execution = "{}",
 ) -> None:
     """Align a model with one method. OUTPUT is the manifest.json of the aligned model's folder."""
-    from d2o import train
+    from d2o import train, trials
 
+    stage = settings.parse(settings.TrainStage, settings_json, execution)
     train.run(
-        settings.parse(settings.TrainStage, settings_json, execution),
+        trials.tuned(stage, tuned) if tuned else stage,
         train.Inputs(_folder(model), negatives, samples, scores, reference_logprobs, fresh, fresh_logprobs),
         checkpoints,
         output.parent,
     )
+
+
+@_command(settings.TuneStage)
+def tune(
+    dataset: Annotated[str, typer.Option(help="its name in the results")],
+    model: Annotated[str, typer.Option(help="its name in the results")],
+    output: Output,
+    settings_json: Json,
+    results: Annotated[Path, typer.Option(help="folder that holds everything made")] = Path("results"),
+) -> None:
+    """Choose the best trial of a method by a metric of the validation prompts."""
+    from d2o import tune
+
+    tune.choose(settings.parse(settings.TuneStage, settings_json), results, dataset, model, output)
 
 
 @_command(settings.ResponsesStage)

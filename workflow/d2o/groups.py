@@ -160,13 +160,14 @@ def _usable(sample: Mapping[str, Any]) -> Answer | None:
 def every_response(
     human: Iterable[Mapping[str, Any]], samples: Iterable[Mapping[str, Any]] | None, split: str
 ) -> Iterator[Texts]:
-    """One group per prompt of a split with all its distinct responses, whose log-probs are computed.
+    """One group per prompt with all its distinct responses, whose log-probs are computed.
 
-    The responses are the pool's where `samples` is given, else the human ones; they stand as positives.
+    The responses are the pool's where `samples` is given, else the human ones; they stand as positives. Prompts are
+    those of the `split`, `train` or `held-out`, which is all others.
     """
     messages, answers = {}, defaultdict(dict)
     for row in human:
-        if row["split"] == split:
+        if (row["split"] == "train") == (split == "train"):
             messages[row["prompt_id"]] = row["messages"]
             if samples is None:
                 for text in filter(None, (row["positive"], row["negative"])):

@@ -44,6 +44,7 @@ PLACES = {
     "pool_sheet": "<base>/positives/{pool}.sheet.json",
     "pool_scores": "<base>/positives/{pool}.scores/{reward}.parquet",
     "reference_logprobs": "<base>/reference_logprobs/{table}.parquet",
+    "tuned": "<base>/{method}/tuned.json",
     # By run.
     "checkpoints": "<run>/checkpoints",
     "trained": "<run>/model/manifest.json",

@@ -1,7 +1,7 @@
 """Stages `reference_logprobs` and `heldout_logprobs`: the log-prob of every response under a model.
 
 The first under the initial model, once for all methods that use it; the second under every model, of the human
-answers of the test split.
+answers that are held out.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def compute(settings: Forward, model: Path, negatives: Path, samples: Path | Non
     Args:
         negatives: table of human answers; says which prompts are in the split.
         samples: pool whose answers are taken in place of the human ones.
-        split: `train` or `test`.
+        split: `train` or `held-out`.
     """
     tokenizer = chat.load_tokenizer(model)
     pool = None if samples is None else records.read_table(samples, schemas.POOL)

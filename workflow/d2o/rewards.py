@@ -158,8 +158,8 @@ def _read(rows: Path, negatives: Path) -> dict[str, list[Example]]:
     examples: dict[str, list[Example]] = {"train": [], "test": []}
     for batch in records.read_batches(rows, schemas.ROWS):
         for row in batch:
-            if row["prompt_id"] in split and (labelled := example(row)):
-                examples[split[row["prompt_id"]]].append(labelled)
+            if (part := split.get(row["prompt_id"])) in examples and (labelled := example(row)):
+                examples[part].append(labelled)
     labels = {label for labelled in examples["train"] for label in labelled.safe}
     if not {0.0, 1.0} <= labels and not any(labelled.pairs for labelled in examples["train"]):
         raise D2OError(

@@ -31,4 +31,4 @@ rule compute_heldout_logprobs:
         plan.environment("train")
     shell:
         "python -m d2o --gpus {resources.gpu} logprobs --settings {params.settings:q} --model {params.model} "
-        "--negatives {input.negatives} --split test --output {output} 2>&1 | tee {log}"
+        "--negatives {input.negatives} --split held-out --output {output} 2>&1 | tee {log}"

@@ -1,4 +1,4 @@
-# One model aligned with one method; resumes from its checkpoints.
+# One model aligned with one method; resumes from its checkpoints. A method that is tuned is trained as its best trial.
 
 
 rule train:
@@ -22,6 +22,7 @@ rule train_method:
         reference_logprobs=plan.option("reference_logprobs"),
         fresh=plan.option("fresh"),
         fresh_logprobs=plan.option("fresh_logprobs"),
+        tuned=plan.option("tuned"),
         settings=plan.params("train"),
         code=plan.code("train"),
     log:
@@ -39,5 +40,35 @@ rule train_method:
     shell:
         "python -m d2o --gpus {resources.gpu} train --settings {params.settings:q} --model {input.model} "
         "--negatives {input.negatives} {params.samples} {params.scores} {params.reference_logprobs} "
-        "{params.fresh} {params.fresh_logprobs} "
+        "{params.fresh} {params.fresh_logprobs} {params.tuned} "
         "--checkpoints {params.checkpoints} --execution {resources.execution:q} --output {output.model} 2>&1 | tee {log}"
+
+
+rule choose_trial:
+    message:
+        "The best trial of {wildcards.method}, {wildcards.model}"
+    input:
+        unpack(plan.trial_inputs),
+        prompts="<prompts>",
+        negatives="<negatives>",
+    output:
+        "<tuned>",
+    params:
+        settings=plan.params("tune"),
+        code=plan.code("tune"),
+    log:
+        "<base>/{method}/logs/tune.log",
+    benchmark:
+        "<base>/{method}/logs/tune.benchmark.tsv"
+    threads: 1
+    resources:
+        mem_mb=4000,
+        runtime=60,
+        gpu=0,
+        results=plan.settings.results,
+    conda:
+        plan.environment("report")
+    localrule: True
+    shell:
+        "python -m d2o tune --settings {params.settings:q} --results {resources.results:q} "
+        "--dataset {wildcards.dataset} --model {wildcards.model} --output {output} 2>&1 | tee {log}"

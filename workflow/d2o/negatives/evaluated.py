@@ -21,7 +21,7 @@ SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".csv.gz")
 def prompts(files: list[str]) -> list[dict[str, Any]]:
     """The `prompt` fields of the files, as rows of `schemas.PROMPTS`; `origin` is a file's name."""
     found = []
-    origins = {"test": "the test split"}
+    origins = {"test": "the test split", "validation": "the validation split"}
     for path in map(Path, files):
         suffix = next((s for s in SUFFIXES if path.name.lower().endswith(s)), None)
         if suffix is None:

@@ -52,8 +52,9 @@ class Leaks:
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Prompts in all, and by origin; a prompt may leak to several."""
+        origins = dict.fromkeys([*ORIGINS, *self.found["origin"].drop_nulls().unique().sort()])
         counts = {
-            name: {"prompts": self._count(kind=kind)} | {o: self._count(kind=kind, origin=o) for o in ORIGINS}
+            name: {"prompts": self._count(kind=kind)} | {o: self._count(kind=kind, origin=o) for o in origins}
             for name, kind in (("leaks", "leak"), ("near_leaks", "near leak"))
         }
         return counts | {"near_duplicates": {"train": self._count(kind="near-duplicate")}}

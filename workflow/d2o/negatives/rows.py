@@ -17,7 +17,7 @@ RULES = {
     "less-helpful": ("better", "safer"),
 }
 
-SPLIT = pl.Enum(["train", "test"])
+SPLIT = pl.Enum(["train", "validation", "test"])
 
 # What is white space to `str.split`: four separators more than to a regular expression.
 _SPACE = r"[\s\x1c-\x1f]"

@@ -32,17 +32,19 @@ def read_prompts(rows: pl.LazyFrame, total: int) -> pl.DataFrame:
 def split_prompts(
     prompts: pl.DataFrame, negatives: pl.DataFrame, extraction: Extraction, asked: pl.DataFrame
 ) -> tuple[pl.DataFrame, Leaks, dict[str, int]]:
-    """Train and test prompts, disjoint, none of train equal or near to anything that is evaluated.
+    """Train, validation and test prompts, disjoint, none of train equal or near to anything that is evaluated.
 
     A prompt id is a digest, so its order is a fixed shuffle of the prompts: the share that is held out and
     the prompts that a cap keeps come first in it. A train prompt leaks when it is a test prompt, or when one
     of its user turns is all that a test prompt or an evaluation prompt says. It leaks nearly when all that its user
-    says is a near-duplicate of one of these.
+    says is a near-duplicate of one of these. Validation prompts are the first train prompts with negatives that do
+    not leak; for the others they are evaluated as well.
 
     Args:
         prompts: as `read_prompts`.
         negatives: `prompt` and `split` of each.
-        extraction: `test_share`, `near_duplicates` and the caps. With a cap, only prompts with negatives stay.
+        extraction: `test_share`, `validation_prompts`, `near_duplicates` and the caps. With a cap, only prompts with
+            negatives stay.
         asked: what is evaluated besides test prompts: `origin`, `text`, and the text's `key` as in `turns`.
     Returns:
         each `prompt` that is kept, with the `split` that its rows come with and the one they go `to`; the leaks; and
@@ -55,19 +57,31 @@ def split_prompts(
         test = _held_out(with_negative["train"], extraction.test_share)
         prompts = prompts.with_columns(test=test, train=~test)
     train, test = (prompts.filter(split) for split in ("train", "test"))
-    lone = pl.when(pl.col("turns").list.len() == 1).then(pl.col("turns").list.first())
-    asked = pl.concat([test.select("text", origin=pl.lit("test"), key=lone), asked.select("text", "origin", "key")])
+    asked = pl.concat([_asked(test, "test"), asked.select("text", "origin", "key")])
     both = train.filter("test").select("prompt", origin=pl.lit("test"))
+    validation = train.filter(pl.col("prompt").is_in(with_negative["train"].implode()))
+    validation = validation.head(extraction.validation_prompts)
+    if len(validation):
+        leaking = find_leaks(validation, asked, both, extraction.near_duplicates).prompts
+        validation = validation.join(leaking, on="prompt", how="anti", maintain_order="left")
+        train = train.join(validation, on="prompt", how="anti", maintain_order="left")
+        asked = pl.concat([asked, _asked(validation, "validation")])
     leaks = find_leaks(train, asked, both, extraction.near_duplicates)
 
     train = train.join(leaks.prompts, on="prompt", how="anti", maintain_order="left")
     kept_train, capped_train = _capped(train, with_negative["train"], extraction.train_prompts)
     kept_test, capped_test = _capped(test, with_negative["test"], extraction.test_prompts)
-    kept = pl.concat(
-        found.select("prompt", to=pl.lit(to, SPLIT)) for to, found in (("train", kept_train), ("test", kept_test))
-    )
-    kept = kept.with_columns(split="to" if given else pl.lit("train", SPLIT))
+    parts = {"train": kept_train, "validation": validation, "test": kept_test}
+    kept = pl.concat(found.select("prompt", to=pl.lit(to, SPLIT)) for to, found in parts.items())
+    from_test = pl.lit(given) & (pl.col("to") == "test")
+    kept = kept.with_columns(split=pl.when(from_test).then("to").otherwise(pl.lit("train", SPLIT)))
     return kept, leaks, {"train": capped_train, "test": capped_test}
+
+
+def _asked(prompts: pl.DataFrame, origin: str) -> pl.DataFrame:
+    """Prompts as texts that are asked elsewhere; one of several turns equals no single turn."""
+    lone = pl.when(pl.col("turns").list.len() == 1).then(pl.col("turns").list.first())
+    return prompts.select("text", origin=pl.lit(origin), key=lone)
 
 
 def _held_out(with_negative: pl.Series, share: float) -> pl.Expr:

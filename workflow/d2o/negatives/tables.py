@@ -106,18 +106,18 @@ def _by_split(frame: pl.DataFrame, count: pl.Expr) -> dict[str, int]:
 def write_prompts(
     prompts: records.Draft, negatives: records.Draft, evaluation: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    """Write the prompts to answer, each once: those of the test negatives, then the evaluation prompts."""
-    test = pl.scan_parquet(negatives.path, glob=False).filter(split="test")
-    test = test.select("prompt_id", "messages", origin="split").unique("prompt_id", keep="first", maintain_order=True)
+    """Write the prompts to answer, each once: those of the held-out negatives, then the evaluation prompts."""
+    held = pl.scan_parquet(negatives.path, glob=False).filter(pl.col("split") != "train")
+    held = held.select("prompt_id", "messages", origin="split").unique("prompt_id", keep="first", maintain_order=True)
     origins: Counter[str] = Counter({prompt["origin"]: 0 for prompt in evaluation})
     seen: set[str] = set()
     with records.TableWriter(prompts.path, schemas.PROMPTS) as table:
-        for prompt in chain(test.collect(engine="streaming").iter_rows(named=True), evaluation):
+        for prompt in chain(held.collect(engine="streaming").iter_rows(named=True), evaluation):
             if prompt["prompt_id"] not in seen:
                 seen.add(prompt["prompt_id"])
                 origins[prompt["origin"]] += 1
                 table.add(prompt)
     prompts.facts["rows"] = table.count
-    del origins["test"]
+    del origins["test"], origins["validation"]
     repeated = len(evaluation) - origins.total()
     return {"evaluation_prompts": dict(origins), "repeated_evaluation_prompts": repeated}

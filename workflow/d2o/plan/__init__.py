@@ -12,7 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from d2o import layout, rounds, runs, settings
+from d2o import layout, rounds, runs, settings, trials
 from d2o.contracts import CONTRACTS
 from d2o.errors import D2OError
 from d2o.layout import Layout
@@ -24,7 +24,7 @@ _OF_INITIAL = {"responses", "heldout_logprobs", "scores", "answers"}
 # What a report is made from.
 _REPORTED = [
     "negatives", "pair_quality_figure", "trained", "responses", "heldout_logprobs", "scores", "verdicts", "answers",
-    "leaks", "pool_sheet", "pool_scores", "round_sheet",
+    "leaks", "pool_sheet", "pool_scores", "round_sheet", "tuned",
 ]  # fmt: skip
 _PAIRS = ["pair_prompts", "pair_scores", "pair_verdicts"]
 # Of a wildcard, those that must be known before it.
@@ -105,6 +105,8 @@ class Plan:
     def _choices(self, e: settings.Experiment, place: str) -> dict[str, Callable[[Mapping], Sequence]]:
         """What a wildcard stands for in an experiment, given those before it."""
         methods = [method for method in e.methods if method != "initial" or place in _OF_INITIAL]
+        if place == "tuned":
+            methods = [method for method in methods if self.settings.methods[method].tune]
         return {
             "dataset": lambda row: e.datasets,
             "model": lambda row: e.models,
@@ -232,6 +234,7 @@ class Plan:
             place: [self._path(place, run, round=n) for n in before] for place in ("round_pool", "round_logprobs")
         }
         return {
+            "tuned": [self._path("tuned", run)] if self.settings.methods[run["method"]].tune else [],
             "negatives": self._path(self.human_table(run["method"]), run),
             "samples": [self._path("pool", run, pool=pool) for pool in pools],
             "scores": [self._path("pool_scores", run, pool=p, reward=r) for p in pools for r in self._filters(run)],
@@ -239,6 +242,14 @@ class Plan:
             "fresh": fresh["round_pool"],
             "fresh_logprobs": fresh["round_logprobs"] if references else [],
         }
+
+    def trial_inputs(self, wildcards) -> dict[str, list[str]]:
+        """What the trials of a method are chosen by."""
+        kind, _, name = self.settings.tuning.metric.partition("/")
+        place = {"reward": "scores", "human": "heldout_logprobs", "answers": "responses"}[kind]
+        chosen = {"seed": self.settings.tuning.seed, "snapshot": "", "reward": name}
+        names = trials.names(wildcards.method, self.settings.methods[wildcards.method].tune)
+        return {"trials": [self._path(place, wildcards, method=trial, **chosen) for trial in names]}
 
     def model_files(self, wildcards) -> list[str]:
         """The files of a local model folder; none for a model of the Hub, of a package or of a run."""

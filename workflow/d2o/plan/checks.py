@@ -125,6 +125,8 @@ def replaced(s: Settings) -> Iterator[str]:
     ]
     for section, stage, place in _NAMED:
         for name in sorted(used[section]):
+            if section == "methods" and s.methods[name].tune:  # what is trained is not known beforehand
+                continue
             entry = {section.removesuffix("s"): name, "split": "train"}
             rows = [entry] if section != "methods" else [run for run in crossed if run["method"] == name]
             for names in rows:

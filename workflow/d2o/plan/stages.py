@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from d2o import rounds, settings
+from d2o import rounds, settings, trials
 from d2o.layout import Layout
 from d2o.settings import Settings
 
@@ -42,11 +42,19 @@ def of(s: Settings, stage: str, w: Any) -> settings.Section:
         case "train":
             method = s.methods[w.method]
             return settings.TrainStage(
-                method=method.model_copy(update={"extends": None, "train": {}}),
+                method=method.model_copy(update={"extends": None, "train": {}, "tune": {}}),
                 train=s.train_of(method),
                 forward=s.forward,
                 better=s.rewards[method.filter.reward].better if method.filter else None,
                 seed=int(w.seed),
+            )
+        case "tune":
+            tune = s.methods[w.method].tune
+            kind, _, name = s.tuning.metric.partition("/")
+            return settings.TuneStage(
+                tuning=s.tuning,
+                trials=dict(zip(trials.names(w.method, tune), trials.combinations(tune), strict=True)),
+                reward=s.rewards[name] if kind == "reward" else None,
             )
         case "responses":
             return settings.ResponsesStage(sampling=s.responses, engine=s.engine, seed=int(w.seed))

@@ -26,7 +26,8 @@ def write(settings: Settings, results: Path, output: Path) -> None:
         raise D2OError(f"experiments: a report is about one experiment, not {len(settings.experiments)}; split them")
     ((name, experiment),) = settings.experiments.items()
 
-    from d2o.report import figures, metrics, page, paper, tables
+    from d2o import metrics
+    from d2o.report import figures, page, paper, tables
 
     archive = metrics.Archive(results)
     declared = metrics.declared(archive, settings)
@@ -45,6 +46,7 @@ def write(settings: Settings, results: Path, output: Path) -> None:
                 steps,
                 tables.estimates(steps, declared, tables.COURSE),
                 logs,
+                *metrics.trials(archive, settings, dataset, model),
             )
         )
     categories = {dataset: page.categories(archive, dataset) for dataset in experiment.datasets}
@@ -98,7 +100,8 @@ def write_pair_quality(settings: Settings, results: Path, output: Path) -> None:
 
     import pandas as pd
 
-    from d2o.report import figures, metrics, pair_quality
+    from d2o import metrics
+    from d2o.report import figures, pair_quality
 
     archive = metrics.Archive(results)
     measures = pd.concat([pair_quality.measure(archive, settings, dataset) for dataset in experiment.datasets])

@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from d2o.metrics import EXACT, SCORED, Metric, together
 from d2o.report import tables
-from d2o.report.metrics import EXACT, SCORED, Metric, together
 from d2o.report.pair_quality import PANELS
 from d2o.report.tables import Block, Measured
 
@@ -97,6 +97,19 @@ def training_data(measured: Measured) -> pd.DataFrame:
                                           strict=True)))  # fmt: skip
             found.append(placed(block, means, method=method, seed=seed))
     return together(found, ["dataset", "model", "method", "seed", "step", *_PANELS])
+
+
+def trials_data(measured: Measured) -> pd.DataFrame:
+    """The training logs of the trials, each as means over at most `POINTS` bins of steps."""
+    columns = ["dataset", "model", "method", "trial", "values", "chosen", "step", *_PANELS]
+    found = []
+    for block in measured.blocks:
+        for trial in block.trials.itertuples():
+            log = block.trial_logs[block.trial_logs["trial"] == trial.trial]
+            means = dict(zip(["step", *_PANELS], _curve(log["step"], *(log[key] for key in _PANELS)), strict=True))
+            place = {"method": trial.method, "trial": trial.trial, "values": trial.values, "chosen": trial.chosen}
+            found.append(placed(block, pd.DataFrame(means), **place))
+    return together(found, columns)[columns]
 
 
 def course_data(measured: Measured) -> pd.DataFrame:
@@ -239,6 +252,28 @@ def pool(sheet: Mapping[str, Any], scores: Mapping[str, Sequence[float]]) -> Fig
     flags.invert_yaxis()
     flags.set_xlim(0, 100)
     flags.set_title("marked, % of samples", loc="left")
+    return figure
+
+
+def trials(data: pd.DataFrame, measured: Measured) -> Figure:
+    """Loss and margin of the trials against steps: a part a method, a line a trial, the chosen one thick."""
+    parts = {(block, method): own for block, rows in by_block(data).items()
+             for method, own in rows.groupby("method", sort=False)}  # fmt: skip
+    figure, subfigures = _parts([f"{block}: {method}" for block, method in parts], [2.75] * len(parts))
+    for part, own in zip(subfigures, parts.values(), strict=True):
+        handles = {}
+        for axis, (key, label) in zip(part.subplots(1, len(_PANELS)), _PANELS.items(), strict=True):
+            for (values, colour), log in zip(
+                zip(own["values"].unique(), _COLOURS * len(own), strict=False),
+                [log for _, log in own.groupby("trial", sort=False)],
+                strict=True,
+            ):
+                width = 2.2 if log["chosen"].all() else 0.9
+                (handles[values],) = axis.plot(log["step"], log[key], color=colour, lw=width)
+            axis.set_title(label, loc="left")
+            axis.set_xlabel("step")
+            axis.locator_params(nbins=5)
+        legend(part, handles, list(handles))
     return figure
 
 
@@ -468,6 +503,14 @@ FIGURES = {
         f"A line a seed; longer logs are plotted as means in {POINTS} bins. The margin is the mean log-ratio of a "
         "group's positives less that of its negative, against the initial model. Losses of different methods have "
         "different scales.",
+    ),
+    "trials": Entry(
+        trials_data,
+        trials,
+        "training",
+        "Loss, margin and log-ratios of the trials against training steps, by method",
+        "The trials of each method that was tuned; the thick line is the one that was chosen by validation.",
+        lambda measured: any(len(block.trials) for block in measured.blocks),
     ),
     "course": Entry(
         course_data,

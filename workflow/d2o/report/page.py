@@ -12,8 +12,8 @@ import pandas as pd
 
 from d2o import exact, identities, rounds, schemas
 from d2o.errors import D2OError
+from d2o.metrics import LOGGED, Archive, Run, runs
 from d2o.report import figures, tables
-from d2o.report.metrics import LOGGED, Archive, Run, runs
 from d2o.report.tables import Block, Measured
 from d2o.settings import Experiment, Online, Reward, Rule, Settings
 
@@ -84,6 +84,7 @@ def render(
         },
         pools=[pool for block in blocks for pool in _pools(archive, settings, block)],
         rounds=[(block, list(_rounds(archive, settings, block))) for block in blocks],
+        trials=[(block, block.trials.to_dict("records")) for block in blocks if len(block.trials)],
         trainings=[(block, list(_trainings(block.logs))) for block in blocks],
         answers=[(block, list(_examples(archive, settings, block))) for block in blocks],
     )
@@ -159,7 +160,8 @@ def _splits(archive: Archive, dataset: str) -> pd.DataFrame:
         positives=("positive", "count"),
         safe=("safe", "sum"),
     )
-    return counts.reindex(["train", "test"], fill_value=0)
+    validation = ["validation"] if "validation" in counts.index else []
+    return counts.reindex(["train", *validation, "test"], fill_value=0)
 
 
 def _counts(archive: Archive, dataset: str) -> dict[str, str]:
@@ -250,6 +252,7 @@ def _trainings(logs: pd.DataFrame) -> Iterator[dict[str, Any]]:
             "seed": seed,
             "steps": log["step"].iloc[-1],
             "epochs": log["epoch"].iloc[-1],
+            "tokens": (log["tokens_per_second"] * log["seconds"]).sum() / 1e6,
             "time": duration(log["seconds"].sum()),
             "rate": log["tokens_per_second"].median(),
             "memory": log["memory_gb"].max(),

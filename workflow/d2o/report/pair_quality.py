@@ -6,7 +6,7 @@ import pandas as pd
 
 from d2o import schemas, statistics
 from d2o.errors import D2OError
-from d2o.report.metrics import WINS, Archive
+from d2o.metrics import WINS, Archive
 from d2o.settings import Settings
 from d2o.statistics import Sample
 

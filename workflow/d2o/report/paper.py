@@ -15,8 +15,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from scipy import stats
 
+from d2o.metrics import EXACT, SCORED, TASKS, Metric, together
 from d2o.report import figures, tables
-from d2o.report.metrics import EXACT, SCORED, TASKS, Metric, together
 from d2o.report.tables import Block, Measured
 
 # Numbers of the paper, by the Hub's name of the model, the method's in `config/paper.yaml`, and the Hub's name of the

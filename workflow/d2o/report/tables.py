@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from d2o import statistics
-from d2o.report.metrics import EXACT, HUMAN, HUMAN_METRICS, SCORED, STYLE, TASKS, WHOLE, Metric, together
+from d2o.metrics import EXACT, HUMAN, HUMAN_METRICS, SCORED, STYLE, TASKS, WHOLE, Metric, together
 from d2o.settings import Experiment, Settings
 from d2o.statistics import NOTHING, Sample
 
@@ -54,6 +54,9 @@ class Block:
         steps: the values at every step of the runs with snapshots, as from `metrics.course`.
         course: the estimates from them.
         logs: a row a step of each training, as from `metrics.logs`.
+        trials: a row a trial of each method that is tuned: `method`, `trial`, `values`, `metric`, `mean`, `low`,
+            `high`, `n`, and whether it is `chosen`.
+        trial_logs: as `logs`, of the trials.
     """
 
     dataset: str
@@ -64,6 +67,8 @@ class Block:
     steps: pd.DataFrame
     course: pd.DataFrame
     logs: pd.DataFrame
+    trials: pd.DataFrame
+    trial_logs: pd.DataFrame
 
 
 @dataclass(frozen=True)
@@ -118,7 +123,7 @@ def estimates(values: pd.DataFrame, metrics: Mapping[str, Metric], place: Sequen
     """Means and paired differences to the initial model with their intervals; NaN where there are none.
 
     `seeds` counts the trainings behind a mean, `interval` says what its interval is over. The p-values of the
-    differences are adjusted for all of them.
+    differences are adjusted for all of them. Validation prompts are chosen by, so no difference is told on them.
 
     Args:
         values: as from `metrics.observe` or `metrics.course`.
@@ -133,7 +138,7 @@ def estimates(values: pd.DataFrame, metrics: Mapping[str, Metric], place: Sequen
         metric, start = metrics[row["metric"]], samples.get(tuple((row | {"method": "initial"}).values()))
         estimate = change = statistics.mean(sample, macro=metric.macro, null=metric.neutral or 0.0)
         if metric.neutral is None:
-            known = start is not None and row["method"] != "initial"
+            known = start is not None and row["method"] != "initial" and row["prompts"] != "validation"
             change = statistics.difference(sample, start, macro=metric.macro) if known else NOTHING
         ends = np.array([change.mean, change.low, change.high]) - (metric.neutral or 0.0)
         if metric.percent:
@@ -172,7 +177,8 @@ def comparisons(values: pd.DataFrame, metrics: Mapping[str, Metric], experiment:
         if not {(one, other), (other, one)} & {*primary}
     ]
     found = []
-    for dataset, model, key, prompts in values[["dataset", "model", "metric", "prompts"]].drop_duplicates().values:
+    tested = values[values["prompts"] != "validation"]
+    for dataset, model, key, prompts in tested[["dataset", "model", "metric", "prompts"]].drop_duplicates().values:
         rows = []
         for one, other in pairs:
             sides = [samples.get((dataset, model, method, key, prompts)) for method in (one, other)]

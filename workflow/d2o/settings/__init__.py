@@ -19,6 +19,7 @@ from d2o.contracts import CONTRACTS
 from d2o.errors import D2OError
 from d2o.settings.checks import KINDS, extended, names_in, problems, with_k
 from d2o.settings.messages import lines
+from d2o.trials import with_trials
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Positive = Annotated[int, Field(ge=1)]
@@ -165,6 +166,9 @@ class Extraction(Section):
     test_share: Share = Field(0.1, description="share of prompts held out when the data set has no test part")
     train_prompts: Positive | None = Field(None, description="keep this many train prompts; null: all")
     test_prompts: Positive | None = Field(None, description="keep this many test prompts; null: all")
+    validation_prompts: Annotated[int, Field(ge=0)] = Field(
+        0, description="train prompts that are held out to choose by (`tuning`), and neither trained nor tested on"
+    )
     negatives_per_prompt: Positive | None = Field(
         None, description="keep this many train negatives of a prompt; null: all"
     )
@@ -375,6 +379,11 @@ class Method(Section):
         None, description="fresh positives from the policy, in rounds; needs `train.steps`; null: the pool throughout"
     )
     train: dict[str, Any] = Field({}, description="keys of the section `train` that differ for this method")
+    tune: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(
+        {},
+        description="values to try by key, such as `beta` or `train.learning_rate`, all combinations; the best by "
+        "`tuning` is trained. A trial is a method of its own, such as `dpo.trial1`",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -498,6 +507,13 @@ class Reward(Section):
         return self
 
 
+class Tuning(Section):
+    """How the best of a method's trials is chosen, on the prompts of the split `validation`."""
+
+    metric: str = Field("human/margin", description="key of a metric of table.csv, such as `reward/harm`")
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="seed of the trials")
+
+
 class PairQuality(Section):
     """How the quality of a data set's human pairs is shown (Figure 1)."""
 
@@ -614,6 +630,14 @@ class Experiment(Section):
     )
 
 
+class TuneStage(Section):
+    """What the choice among the trials of a method depends on."""
+
+    tuning: Tuning = Field(Tuning(), description="the metric, and the seed of the trials")
+    trials: dict[Name, dict[str, Any]] = Field(min_length=1, description="by trial, its values by key")
+    reward: Reward | None = Field(None, description="the scorer that the metric is of, if it is of one")
+
+
 class PositivesStage(Section):
     """What a pool of self-generated answers depends on."""
 
@@ -658,6 +682,7 @@ class Settings(Section):
     engine: Engine = Field(Engine(), description="what generates positives and responses")
     forward: Forward = Field(Forward(), description="the forward pass of log-probs and training")
     train: Train = Field(Train(), description="optimisation, for every method alike")
+    tuning: Tuning = Field(Tuning(), description="how the best trial of a method with `tune` is chosen")
     pair_quality: PairQuality = Field(PairQuality(), description="the quality of the data sets' human pairs")
     compute: Compute = execution(Compute(), "what a job that runs a model asks for")
 
@@ -670,7 +695,7 @@ class Settings(Section):
                 pool = Positives.model_validate(positives or {}).k
             except ValidationError:  # told below
                 pool = Positives().k
-            data = {**data, "methods": with_k(extended(data["methods"]), pool)}
+            data = {**data, "methods": with_trials(with_k(extended(data["methods"]), pool))}
         return data
 
     @model_validator(mode="after")
@@ -687,6 +712,8 @@ class Settings(Section):
         """The settings of one experiment: without the entries that nothing of it names, directly or not."""
         kept: dict[str, set[str]] = {kind: set() for kind in KINDS}
         wanted = [(kind, name) for kind in KINDS for name in getattr(self.experiments[experiment], kind, ())]
+        if any(kind == "methods" and name in self.methods and self.methods[name].tune for kind, name in wanted):
+            wanted.append(("rewards", self.tuning.metric.partition("/")[2]))
         while wanted:
             kind, name = wanted.pop()
             if name in getattr(self, kind) and name not in kept[kind]:

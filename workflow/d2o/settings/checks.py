@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from d2o import trials
 from d2o.contracts import CONTRACTS, PARAMETERS
 from d2o.settings.messages import lines, suggestion
 from d2o.splits import SPLITS
@@ -89,6 +90,8 @@ def problems(settings: Settings) -> Iterator[str]:
         yield from _circles(settings)
     for name, experiment in settings.experiments.items():
         yield from (f"experiments.{name}.{problem}" for problem in _of_experiment(experiment))
+        if not missing:
+            yield from (f"experiments.{name}.{problem}" for problem in _of_trials(settings, experiment))
     for name, dataset in settings.datasets.items():
         if dataset.organism and (strange := {*dataset.train, *dataset.test}.difference(SPLITS)):
             yield f"datasets.{name}: {min(strange)!r} is no split of an organism" + suggestion(min(strange), SPLITS)
@@ -130,6 +133,26 @@ def _of_experiment(experiment: Experiment) -> Iterator[str]:
         yield f"failed.{failed}: no such method or training" + suggestion(failed, known)
 
 
+def _of_trials(settings: Settings, experiment: Experiment) -> Iterator[str]:
+    """What is wrong with the trials of an experiment's methods: each is to have as many, and prompts to choose by."""
+    methods = {name: settings.methods[name] for name in experiment.methods if name != "initial"}
+    counts = {name: len(trials.combinations(method.tune)) for name, method in methods.items()}
+    if not any(method.tune for method in methods.values()):
+        return
+    fewest, most = min(counts, key=counts.get), max(counts, key=counts.get)
+    if counts[fewest] != counts[most]:
+        yield (
+            f"methods: {most} is tuned in {counts[most]} trials and {fewest} in {counts[fewest]}, which is no fair "
+            f"comparison; give each `tune` as many combinations"
+        )
+    for dataset in experiment.datasets:
+        if not settings.datasets[dataset].validation_prompts:
+            yield f"datasets: {dataset} has no prompts to tune by; set datasets.{dataset}.validation_prompts"
+    kind, _, name = settings.tuning.metric.partition("/")
+    if kind not in ("reward", "human", "answers") or (kind == "reward" and name not in settings.rewards):
+        yield f"tuning.metric: {settings.tuning.metric!r} is no metric of answers or log-probs, such as reward/NAME"
+
+
 def names_in(kind: str, name: str, entry: Any) -> Iterator[tuple[str, str, str]]:
     """Every name of another entry in an entry: the key that it stands at, the name, and the section that it is of."""
     place = f"{kind}.{name}"
@@ -151,6 +174,7 @@ def names_in(kind: str, name: str, entry: Any) -> Iterator[tuple[str, str, str]]
                 yield f"{place}.extends", entry.extends, "methods"
             if entry.filter:
                 yield f"{place}.filter.reward", entry.filter.reward, "rewards"
+            yield from ((f"{place}.tune", trial, "methods") for trial in trials.names(name, entry.tune))
 
 
 def _missing(settings: Settings) -> Iterator[str]:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal
@@ -14,10 +15,9 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from d2o import exact, identities, records, schemas, texts
+from d2o import exact, identities, length_control, records, schemas, texts
 from d2o.errors import D2OError
 from d2o.layout import Layout, manifest_path
-from d2o.report import length_control
 from d2o.runs import Run, runs
 from d2o.settings import Experiment, Reward, Settings
 
@@ -137,6 +137,25 @@ def logs(archive: Archive, experiment: Experiment, dataset: str, model: str) -> 
     return pd.DataFrame(rows).reindex(columns=["method", "seed", "step", "epoch", *LOGGED, *SPENT])
 
 
+def trials(archive: Archive, settings: Settings, dataset: str, model: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The trials of each method that is tuned, a row each as the stage `tune` has them, and their training logs."""
+    (experiment,) = settings.experiments.values()
+    tuned = [method for method in experiment.methods if method != "initial" and settings.methods[method].tune]
+    rows, logs = [], []
+    for method in tuned:
+        choice = json.loads(archive.content("tuned", dataset=dataset, model=model, method=method))
+        for found in choice["trials"]:
+            values = ", ".join(f"{key} {value}" for key, value in found["values"].items())
+            chosen = found["trial"] == choice["trial"]
+            rows.append(found | {"method": method, "values": values, "metric": choice["metric"], "chosen": chosen})
+            run = Run(dataset, model, found["trial"], settings.tuning.seed)
+            logs += [{"method": method, "trial": found["trial"]} | row for row in archive.log(run)]
+    columns = ["method", "trial", "values", "metric", "mean", "low", "high", "n", "chosen"]
+    return pd.DataFrame(rows, columns=columns), pd.DataFrame(logs).reindex(
+        columns=["method", "trial", "step", *LOGGED]
+    )
+
+
 LOGGED = ["loss", "margin", "positive_logratio", "negative_logratio"]
 SPENT = ["seconds", "tokens_per_second", "memory_gb"]
 
@@ -147,8 +166,8 @@ class Context:
 
     Attributes:
         origins: where each prompt that was answered comes from, by prompt.
-        human: the human answers of the test split; `negative_id`, `positive_id` and, of safe positives, `safe_id` are
-            their response ids.
+        human: the human answers that are held out; `negative_id`, `positive_id` and, of safe positives, `safe_id`
+            are their response ids.
         initial: log-probs under the initial model by response; none where it is not among the methods.
         leaked: the questions of each task that train prompts say, as clusters.
     """
@@ -177,10 +196,15 @@ class Source:
     metrics: Sequence[Metric]
 
 
-def sources(archive: Archive, settings: Settings, trained: bool = True) -> list[Source]:
-    """The tables of each run of an experiment; a model that is not trained here has fewer."""
-    (experiment,) = settings.experiments.values()
-    rewards = {name: _scored(name, settings.rewards[name]) for name in experiment.rewards}
+def sources(
+    archive: Archive, experiment: Experiment, entries: Mapping[str, Reward], trained: bool = True
+) -> list[Source]:
+    """The tables of each run of an experiment; a model that is not trained here has fewer.
+
+    Args:
+        entries: the config's `rewards`.
+    """
+    rewards = {name: _scored(name, entries[name]) for name in experiment.rewards}
     judges = experiment.judges if trained else []
     human = [metric for metric in HUMAN_METRICS if trained or metric.neutral is None]
     return [
@@ -203,7 +227,9 @@ def sources(archive: Archive, settings: Settings, trained: bool = True) -> list[
 
 def declared(archive: Archive, settings: Settings) -> dict[str, Metric]:
     """Every metric of an experiment by its key, in reading order."""
-    return {metric.key: metric for source in sources(archive, settings) for metric in source.metrics}
+    (experiment,) = settings.experiments.values()
+    found = sources(archive, experiment, settings.rewards)
+    return {metric.key: metric for source in found for metric in source.metrics}
 
 
 def observe(archive: Archive, settings: Settings, dataset: str, model: str) -> pd.DataFrame:
@@ -217,7 +243,27 @@ def observe(archive: Archive, settings: Settings, dataset: str, model: str) -> p
     return together(
         _values(archive, run, source, context)
         for run in runs(experiment, dataset, model)
-        for source in sources(archive, settings, run.method != "initial")
+        for source in sources(archive, experiment, settings.rewards, run.method != "initial")
+    )
+
+
+def single(archive: Archive, experiment: Experiment, entries: Mapping[str, Reward], key: str) -> pd.DataFrame:
+    """The values of one metric of every run of an experiment of trained models: columns `VALUES`.
+
+    Args:
+        entries: the config's `rewards`.
+    Raises:
+        D2OError: as `observe`, and where there is no such metric, or none of its values is the better one.
+    """
+    found = [(s, m) for s in sources(archive, experiment, entries) for m in s.metrics if m.key == key and m.better]
+    if not found or found[0][1].neutral is not None:
+        raise D2OError(f"{key}: no metric of trained models by themselves that says which values are better")
+    [(source, metric)] = found
+    source = replace(source, metrics=[metric])
+    return together(
+        _values(archive, run, source, _context(archive, experiment, dataset, model)).assign(better=metric.better)
+        for dataset, model in product(experiment.datasets, experiment.models)
+        for run in runs(experiment, dataset, model)
     )
 
 
@@ -235,7 +281,8 @@ def course(
     (experiment,) = settings.experiments.values()
     context = _context(archive, experiment, dataset, model)
     followed = [
-        replace(s, metrics=[m for m in s.metrics if m.course]) for s in sources(archive, settings, trained=False)
+        replace(s, metrics=[m for m in s.metrics if m.course])
+        for s in sources(archive, experiment, settings.rewards, trained=False)
     ]
     followed = [source for source in followed if source.metrics]
     values = values[values["metric"].isin([metric.key for source in followed for metric in source.metrics])]
@@ -273,7 +320,7 @@ def _values(archive: Archive, run: Run, source: Source, context: Context) -> pd.
 def _context(archive: Archive, experiment: Experiment, dataset: str, model: str) -> Context:
     prompts = archive.table("prompts", schemas.PROMPTS, dataset=dataset)
     human = archive.table("negatives", schemas.NEGATIVES, dataset=dataset)
-    human = human[human["split"] == "test"].reset_index(drop=True)
+    human = human[human["split"] != "train"].reset_index(drop=True)
     for side in ("negative", "positive"):
         pairs = zip(human["prompt_id"], human[side], strict=True)
         human[f"{side}_id"] = [
@@ -407,7 +454,7 @@ def _likely(table: pd.DataFrame, context: Context, path: Path) -> pd.DataFrame:
     Answers that are too long for the forward pass have no log-prob; their response id is left out.
     """
     found = _by_response(table)
-    rows = context.human.assign(cluster=context.human["prompt_id"], prompts="test", stratum="")
+    rows = context.human.assign(cluster=context.human["prompt_id"], prompts=context.human["split"], stratum="")
     rows["compared"] = rows[["negative_id", "positive_id"]].isin(context.initial.index).all(axis=1)
     for side in ("negative", "positive", "safe"):
         identity = rows[f"{side}_id"]

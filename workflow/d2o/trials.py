@@ -1,0 +1,68 @@
+"""Trials of a method: the combinations of the values that its `tune` lists, each a method of its own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from d2o.settings import TrainStage
+
+# Keys on which the inputs of a training depend: the plan must know them before any trial has run.
+FIXED = {"extends", "loss", "positives", "negatives", "pairs", "k", "self_correction", "filter", "online", "tune",
+         "train", "ema", "train.steps", "train.snapshots", "train.ranks"}  # fmt: skip
+
+
+def combinations(tune: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    """A value for each key, all combinations; one without any key where nothing is tuned."""
+    return [dict(zip(tune, values, strict=True)) for values in product(*tune.values())]
+
+
+def name(method: str, number: int) -> str:
+    """The name of a trial; numbers count from 1."""
+    return f"{method}.trial{number}"
+
+
+def names(method: str, tune: Mapping[str, Sequence[Any]]) -> list[str]:
+    """The names of a method's trials; none where it has no `tune`."""
+    return [name(method, number) for number in range(1, len(combinations(tune)) + 1)] if tune else []
+
+
+def parted(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Chosen values as keys of the method itself and of its section `train`."""
+    train = {key.removeprefix("train."): value for key, value in values.items() if key.startswith("train.")}
+    return {key: value for key, value in values.items() if not key.startswith("train.")}, train
+
+
+def with_trials(methods: dict[str, Any]) -> dict[str, Any]:
+    """Methods, not validated yet, and the trials of those with `tune`.
+
+    Raises:
+        ValueError: where a trial has the name of another method, or `tune` a key that must be known beforehand.
+    """
+    found = dict(methods)
+    for method, own in methods.items():
+        tune = own.get("tune") if isinstance(own, dict) else None
+        if not isinstance(tune, dict) or not all(isinstance(values, list) for values in tune.values()):
+            continue
+        if fixed := sorted(FIXED & tune.keys()):
+            raise ValueError(f"methods.{method}.tune: {fixed[0]} cannot be tuned; make a method for each value")
+        for trial, values in zip(names(method, tune), combinations(tune), strict=False):
+            if trial in methods:
+                raise ValueError(f"methods.{trial}: this is the name of a trial of {method}; choose another")
+            keys, train = parted(values)
+            rest = {key: value for key, value in own.items() if key not in ("tune", "extends")}
+            found[trial] = {**rest, **keys, "train": {**(own.get("train") or {}), **train}}
+    return found
+
+
+def tuned(stage: TrainStage, choice: Path) -> TrainStage:
+    """The stage with the values that the stage `tune` has chosen."""
+    keys, train = parted(json.loads(choice.read_text())["chosen"])
+    whole = stage.model_dump()
+    return type(stage).model_validate(
+        {**whole, "method": {**whole["method"], **keys}, "train": {**whole["train"], **train}}
+    )
