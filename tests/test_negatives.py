@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import unicodedata
+from collections import Counter
 from pathlib import Path
 
 import polars as pl
@@ -72,6 +73,7 @@ class Tables:
 
 
 def extract(folder: Path, rows: list[dict], **extraction) -> Tables:
+    folder.mkdir(exist_ok=True)
     records.write_table(folder / "rows.parquet", schemas.ROWS, rows)
     negatives.extract(Extraction(**extraction), folder / "rows.parquet", folder / "made")
     return Tables(folder / "made")
@@ -672,6 +674,36 @@ def test_tables_of_another_version_are_told(tmp_path):
     leaks_of(tmp_path, [])
     with pytest.raises(D2OError, match=r"rows\.parquet: lacks the columns .*; it was made by another version"):
         left_out.find(Extraction(), [tmp_path / "rows.parquet"], tmp_path / "questions", tmp_path / "leaks.parquet")
+
+
+# Validation --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_validation_prompts_are_neither_trained_nor_tested_on(tmp_path, given):
+    rows = [asked(i) for i in range(40)] + [asked(i, "test") for i in range(40, 50) if given]
+    made = extract(tmp_path, rows, validation_prompts=8, near_duplicates=None)
+    parts = {split: made.ids(split) for split in ("train", "validation", "test")}
+    assert len(parts["validation"]) == 8 == made.counts["prompts"]["validation"]
+    assert not parts["validation"] & (parts["train"] | parts["test"])
+    assert len(parts["train"] | parts["validation"]) == (40 if given else 36)
+    origins = Counter(row["origin"] for row in made.prompts)
+    assert origins == {"test": 10 if given else 4, "validation": 8}
+    # The test prompts, and the remaining train prompts, are those without a validation split.
+    whole = extract(tmp_path / "whole", rows, near_duplicates=None)
+    assert whole.ids("test") == parts["test"] and whole.ids("train") == parts["train"] | parts["validation"]
+
+
+def test_what_is_near_to_a_validation_prompt_is_not_trained_on(tmp_path):
+    words = "how do I open the old door of a house that is not mine at night without a key"
+    rows = [row(f"{words} {i}", ("no", False), (f"with {i}", True), safer=0) for i in range(3)]
+    rows += [asked(i) for i in range(20)]
+    made = extract(tmp_path, rows, validation_prompts=22, test_share=0.0, near_duplicates=None)
+    order = [r["messages"][0]["content"] for r in sorted(made.negatives, key=lambda r: r["prompt_id"])]
+    first = next(i for i, text in enumerate(order) if text.startswith(words))
+    near = extract(tmp_path / "near", rows, validation_prompts=first + 1, test_share=0.0)
+    assert sum(r["messages"][0]["content"].startswith(words) for r in near.negatives) == 1
+    assert near.counts["near_leaks"]["validation"] == 2
 
 
 # Size ------------------------------------------------------------------------------------------------

@@ -180,6 +180,33 @@ def test_snapshots_are_answered_and_scored(restored):
     assert "--model results/demo/tiny/dpo/seed0/step2/model/manifest.json" in restored.snakemake("-n", "-p", path)
 
 
+def test_the_best_trial_by_validation_is_trained(restored):
+    config = restored.config
+    still = {"tune": {"train.learning_rate": [0.0, 0.001], "beta": [0.2]}}
+    methods = config["methods"] | {"dpo-tuned": config["methods"]["dpo"] | still}
+    datasets = {"tuning": config["datasets"]["demo"] | {"validation_prompts": 6}}
+    experiment = {"datasets": ["tuning"], "models": ["tiny"], "methods": ["initial", "dpo-tuned"], "comparisons": []}
+    restored.configure(
+        config | {"methods": methods, "datasets": datasets, "experiments": {"tuning": experiment},
+                  "tuning": {"metric": "human/margin"}}
+    )  # fmt: skip
+    assert restored.would_run("report")["train_method"] == 3  # two trials, and the one that is compared
+    restored.snakemake("report")
+    base = restored.folder / "results" / "tuning" / "tiny"
+    choice = json.loads((base / "dpo-tuned" / "tuned.json").read_text())
+    assert choice["trial"] == "dpo-tuned.trial2" and [trial["n"] for trial in choice["trials"]] == [6, 6]
+    assert choice["trials"][0]["mean"] < choice["trials"][1]["mean"]
+    made = records.read_manifest(base / "dpo-tuned" / "seed0" / "model")["settings"]
+    assert (made["train"]["learning_rate"], made["method"]["beta"], made["method"]["tune"]) == (0.001, 0.2, {})
+    folder = restored.folder / "results" / "reports" / "tuning"
+    page = (folder / "report.html").read_text()
+    assert "train.learning_rate 0.001, beta 0.2" in page and (folder / "figures" / "trials.svg").exists()
+    assert (
+        "validation" not in (folder / "comparisons.csv").read_text() if (folder / "comparisons.csv").exists() else 1
+    )
+    assert "Nothing to be done" in restored.snakemake("report")
+
+
 def test_more_shards_sample_nothing_again(restored):
     pool = restored.folder / "results" / "demo" / "tiny" / "positives"
     before = (pool / "corrected-k2.parquet").read_bytes()

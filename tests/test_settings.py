@@ -270,3 +270,50 @@ def test_command_line_tells_wrong_settings_in_one_line():
     )
     assert done.returncode == 1
     assert done.stderr == "error: --settings: precison: unknown key; did you mean 'precision'?\n"
+
+
+TUNED = {
+    "experiments": {"e": {"datasets": ["d"], "models": ["m"], "methods": ["a", "b"], "rewards": ["r"]}},
+    "models": {"m": {"path": "m"}},
+    "datasets": {"d": {"format": "negatives", "train": ["d.jsonl"], "validation_prompts": 5}},
+    "methods": {
+        name: {"loss": "npo", "negatives": True, "tune": {"beta": [0.1, 0.2], "train.epochs": [1, 2]}}
+        for name in "ab"
+    },
+    "rewards": {"r": {"rule": {"any": ["x"]}}},
+    "tuning": {"metric": "reward/r"},
+}
+
+
+def test_trials_are_methods_of_their_own():
+    methods = settings.load(TUNED, "c").methods
+    assert list(methods) == ["a", "b", *(f"{name}.trial{n}" for name in "ab" for n in range(1, 5))]
+    found = [(methods[f"a.trial{n}"].beta, methods[f"a.trial{n}"].train) for n in range(1, 5)]
+    assert found == [(0.1, {"epochs": 1}), (0.1, {"epochs": 2}), (0.2, {"epochs": 1}), (0.2, {"epochs": 2})]
+    assert not methods["a.trial1"].tune
+    with pytest.raises(D2OError, match=r"c: methods\.a\.trial2: this is the name of a trial of a; choose another"):
+        settings.load(TUNED | {"methods": TUNED["methods"] | {"a.trial2": TUNED["methods"]["a"] | {"tune": {}}}}, "c")
+    kept = settings.load(TUNED, "c").only("e")
+    assert settings.parse(settings.Settings, kept.model_dump_json()) == kept
+    assert kept.methods.keys() == methods.keys() and kept.rewards.keys() == {"r"}
+
+
+@pytest.mark.parametrize(
+    ("section", "entry", "change", "message"),
+    [
+        ("methods", "a", {"tune": {"beta": [0.1]}}, "b is tuned in 4 trials and a in 1, which is no fair comparison"),
+        ("methods", "a", {"tune": {}}, "b is tuned in 4 trials and a in 1"),
+        ("methods", "a", {"tune": {"loss": ["ga"]}}, "methods.a.tune: loss cannot be tuned; make a method for each"),
+        ("methods", "a", {"tune": {"betta": [1, 2, 3, 4]}}, "methods.a.trial1.betta"),
+        ("methods", "a", {"tune": {"train.epoch": [1, 2, 3, 4]}}, "methods.a.trial1.train.epoch"),
+        ("datasets", "d", {"validation_prompts": 0}, "set datasets.d.validation_prompts"),
+        ("tuning", None, {"metric": "task/mmlu/acc"}, "tuning.metric: 'task/mmlu/acc' is no metric of answers"),
+        ("tuning", None, {"metric": "reward/other"}, "tuning.metric: 'reward/other' is no metric of answers"),
+    ],
+)
+def test_wrong_tuning_is_told_with_the_config(section, entry, change, message):
+    part = TUNED[section]
+    part = part | change if entry is None else part | {entry: part[entry] | change}
+    with pytest.raises(D2OError) as error:
+        settings.load(TUNED | {section: part}, "c")
+    assert message in str(error.value)

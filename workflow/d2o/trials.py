@@ -38,10 +38,10 @@ def parted(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def with_trials(methods: dict[str, Any]) -> dict[str, Any]:
-    """Methods, not validated yet, and the trials of those with `tune`.
+    """Methods, not validated yet, and the trials of those with `tune` where they are not there already.
 
     Raises:
-        ValueError: where a trial has the name of another method, or `tune` a key that must be known beforehand.
+        ValueError: where `tune` has a key that must be known beforehand.
     """
     found = dict(methods)
     for method, own in methods.items():
@@ -51,11 +51,9 @@ def with_trials(methods: dict[str, Any]) -> dict[str, Any]:
         if fixed := sorted(FIXED & tune.keys()):
             raise ValueError(f"methods.{method}.tune: {fixed[0]} cannot be tuned; make a method for each value")
         for trial, values in zip(names(method, tune), combinations(tune), strict=False):
-            if trial in methods:
-                raise ValueError(f"methods.{trial}: this is the name of a trial of {method}; choose another")
             keys, train = parted(values)
             rest = {key: value for key, value in own.items() if key not in ("tune", "extends")}
-            found[trial] = {**rest, **keys, "train": {**(own.get("train") or {}), **train}}
+            found.setdefault(trial, {**rest, **keys, "train": {**(own.get("train") or {}), **train}})
     return found
 
 

@@ -51,9 +51,10 @@ def extract(extraction: Extraction, rows: Path, folder: Path) -> None:
     kept_negatives, kept_pairs = (found.join(split, on=["prompt", "split"]) for found in (negatives, pairs))
     if kept_negatives.filter(to="train").is_empty():
         raise D2OError(
-            f"{rows}: no negative is left to train on: {len(split.filter(to='test'))} prompts are test prompts, and "
-            f"{len(leaks.prompts)} train prompts are evaluated as well; "
-            f"change test_share, the test part, evaluation_prompts or near_duplicates"
+            f"{rows}: no negative is left to train on: {len(split.filter(to='test'))} prompts are test prompts, "
+            f"{len(split.filter(to='validation'))} validation prompts, and {len(leaks.prompts)} train prompts are "
+            f"evaluated as well; change test_share, the test part, validation_prompts, evaluation_prompts or "
+            f"near_duplicates"
         )
     negative_count = len(kept_negatives)
     kept_negatives = capped_negatives(kept_negatives, candidates["negatives"], extraction, rows, total)

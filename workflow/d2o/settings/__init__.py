@@ -15,11 +15,11 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from d2o import trials
 from d2o.contracts import CONTRACTS
 from d2o.errors import D2OError
 from d2o.settings.checks import KINDS, extended, names_in, problems, with_k
 from d2o.settings.messages import lines
-from d2o.trials import with_trials
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Positive = Annotated[int, Field(ge=1)]
@@ -695,7 +695,7 @@ class Settings(Section):
                 pool = Positives.model_validate(positives or {}).k
             except ValidationError:  # told below
                 pool = Positives().k
-            data = {**data, "methods": with_trials(with_k(extended(data["methods"]), pool))}
+            data = {**data, "methods": trials.with_trials(with_k(extended(data["methods"]), pool))}
         return data
 
     @model_validator(mode="after")
@@ -750,7 +750,7 @@ def result_keys(section: Section) -> dict[str, Any]:
 
 
 def load(config: Mapping[str, Any], origin: str) -> Settings:
-    """Validate a config.
+    """Validate a config, as a user writes it.
 
     Args:
         config: the parsed YAML.
@@ -758,7 +758,11 @@ def load(config: Mapping[str, Any], origin: str) -> Settings:
     Raises:
         D2OError: one line per wrong key, naming the file, the key, what is wrong and a close match.
     """
-    return validate(Settings, config, origin)
+    whole = validate(Settings, config, origin)
+    taken = {trial: name for name, method in whole.methods.items() for trial in trials.names(name, method.tune)}
+    for name in taken.keys() & (config.get("methods") or {}).keys():
+        raise D2OError(f"{origin}: methods.{name}: this is the name of a trial of {taken[name]}; choose another")
+    return whole
 
 
 def validate(section: type[S], data: Any, origin: str) -> S:
