@@ -173,10 +173,11 @@ def tables(tiny_model, tmp_path_factory):
     with records.artifact(folder / "pool.parquet", None, [tiny_model / "manifest.json"]) as draft:
         records.write_table(draft.path, schemas.POOL, pool)
     for name, samples in (("human", None), ("pool", folder / "pool.parquet")):
-        logprobs.compute(
-            Forward(precision="fp32"), tiny_model, folder / "human.parquet", samples, "train",
-            folder / f"references-{name}.parquet",
-        )  # fmt: skip
+        for precision in ("fp32", "bf16"):
+            output = folder / precision / f"references-{name}.parquet"
+            output.parent.mkdir(exist_ok=True)
+            forward = Forward(precision=precision)
+            logprobs.compute(forward, tiny_model, folder / "human.parquet", samples, "train", output)
     return folder
 
 
@@ -185,14 +186,15 @@ def stage(method: Method, precision="fp32", **train) -> TrainStage:
     return TrainStage(method=method, train=Train(**settings | train), forward=Forward(precision=precision))
 
 
-def inputs(tables, method: Method) -> dict[str, list]:
-    """The tables that a method is trained on beside the human answers."""
+def inputs(tables, stage: TrainStage) -> dict[str, list]:
+    """The tables that a stage is trained on beside the human answers."""
+    method, made = stage.method, tables / stage.forward.precision
     own = method.positives == "self"
     kinds = ("human", "pool") if own else ("human",)
     tabled = CONTRACTS[method.loss].reference and not method.ema
     return {
         "samples": [tables / "pool.parquet"] if own else [],
-        "reference_logprobs": [tables / f"references-{kind}.parquet" for kind in kinds] if tabled else [],
+        "reference_logprobs": [made / f"references-{kind}.parquet" for kind in kinds] if tabled else [],
     }
 
 
@@ -205,7 +207,7 @@ def command(tables, model, folder, method, precision="fp32", **train) -> list[st
     options += ["--checkpoints", folder / "checkpoints", "--output", folder / "model" / "manifest.json"]
     options += [
         x
-        for name, paths in inputs(tables, method).items()
+        for name, paths in inputs(tables, whole).items()
         for path in paths
         for x in (f"--{name.replace('_', '-')}", path)
     ]
@@ -288,7 +290,7 @@ def train_all(tables, model, stages: dict[str, TrainStage], folder) -> None:
 
 def one_run(tables, model, stage: TrainStage, folder, output="model", **fresh) -> dict:
     """What `_TRAIN_ALL` needs of a run."""
-    read = {"model": model, "negatives": tables / "human.parquet"} | inputs(tables, stage.method) | fresh
+    read = {"model": model, "negatives": tables / "human.parquet"} | inputs(tables, stage) | fresh
     paths = {"checkpoints": folder / "checkpoints", "output": folder / output}
     return {"stage": stage.model_dump_json(), "inputs": read} | paths
 
@@ -328,6 +330,44 @@ def test_every_loss_trains(tables, tiny_model, tmp_path):
         assert len(log) == 8
         assert all(math.isfinite(row["loss"]) and row["grad_norm"] > 0 for row in log), loss
         assert log[-1]["loss"] < log[0]["loss"], loss
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("route", ["shared", "padded"])
+def test_every_loss_starts_at_its_reference_in_bf16(tables, tiny_model, tmp_path, route, monkeypatch):
+    """Rounding is the same in the table and in the training, whichever route the table was made on."""
+    from d2o import forward, logprobs
+
+    load = forward.load
+    monkeypatch.setattr(forward, "load", lambda folder, precision: load(folder, precision, route))
+    shutil.copytree(tables, tmp_path, dirs_exist_ok=True)
+    for name, samples in (("human", None), ("pool", tmp_path / "pool.parquet")):
+        output, bf16 = tmp_path / "bf16" / f"references-{name}.parquet", Forward(precision="bf16")
+        logprobs.compute(bf16, tiny_model, tmp_path / "human.parquet", samples, "train", output)
+    stages = {}
+    for loss in STARTS:
+        contract = CONTRACTS[loss]
+        positives = {"none": "none", "one": "human", "many": "self"}[contract.positives]
+        method = Method(loss=loss, positives=positives, negatives=True)
+        stages[loss] = stage(method, "bf16", steps=1, tokens_per_pass=300)
+    train_all(tmp_path, tiny_model, stages, tmp_path)
+    for loss, expected in STARTS.items():
+        made = records.read_manifest(tmp_path / loss / "model")
+        assert result(tmp_path / loss)[1][0]["loss"] == pytest.approx(expected, rel=1e-5), loss
+        assert (made["route"], made["precision"]) == (route, "bf16")
+        assert made["reference_noise"] < 1e-3, loss
+
+
+# What each loss with a reference is, in its defaults, where the policy is its reference.
+STARTS = dict.fromkeys(("d2o", "d2o-instance", "dpo", "cdpo", "robust-dpo", "dpop"), math.log(2))
+STARTS |= {"ipo": 25.0, "kto": 0.5, "npo": 20 * math.log(2)}
+
+
+@pytest.mark.slow
+def test_references_in_another_precision_are_refused(tables, tiny_model, tmp_path):
+    line = command(tables, tiny_model, tmp_path, DPO, "bf16")
+    line[line.index(str(tables / "bf16/references-human.parquet"))] = str(tables / "fp32/references-human.parquet")
+    assert "references-human.parquet: computed in fp32, and this training would run in bf16" in refused(line)
 
 
 EMA = MovingAverages(positives=MovingAverage(decay=0.5, every=4), negatives=MovingAverage(decay=0.25, every=2))
@@ -371,9 +411,9 @@ def test_rounds_with_nothing_fresh_change_nothing(tables, tiny_model, tmp_path, 
     method = D2O.model_copy(update={"ema": ema})
     # A round of the same answers, with slightly different log-probs, as on another device.
     unused, otherwise = tables / "pool.parquet", tmp_path / "otherwise.parquet"
-    known = records.read_table(tables / "references-pool.parquet", schemas.LOGPROBS)
+    known = records.read_table(tables / "fp32/references-pool.parquet", schemas.LOGPROBS)
     records.write_table(otherwise, schemas.LOGPROBS, [row | {"logprob": row["logprob"] - 0.1} for row in known])
-    shutil.copy(records.manifest_path(tables / "references-pool.parquet"), records.manifest_path(otherwise))
+    shutil.copy(records.manifest_path(tables / "fp32/references-pool.parquet"), records.manifest_path(otherwise))
     references = {} if ema else {"fresh_logprobs": [otherwise] * 3}
     online = method.model_copy(update={"online": ONLINE.model_copy(update={"share": 0.0})})
     runs = [one_run(tables, tiny_model, stage(method, steps=8), tmp_path / "plain")]

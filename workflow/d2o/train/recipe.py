@@ -51,7 +51,7 @@ def run(stage: TrainStage, inputs: Inputs, checkpoints: Path, output: Path) -> N
     torch.manual_seed(stage.seed)
     kept = Checkpoints(checkpoints, stage, inputs)
 
-    policy = forward.load(inputs.model, stage.forward.precision)
+    policy = forward.load(inputs.model, stage.forward.precision, data.route)
     if train.lora:
         adapters.attach(policy, train.lora)
     if train.gradient_checkpointing:
@@ -59,7 +59,7 @@ def run(stage: TrainStage, inputs: Inputs, checkpoints: Path, output: Path) -> N
     shape = watch.Shape.of(policy.lm)
     policy.train()  # or gradient checkpointing does nothing; there is no dropout
     engine = Engine(policy, stage, total)
-    policy.check(forward.Row.of(data.batch(0)[:4]).to(engine.device))
+    policy.check(data.groups, engine.device)
 
     mismatched = moving = None
     if CONTRACTS[method.loss].mismatched:
@@ -104,7 +104,8 @@ def run(stage: TrainStage, inputs: Inputs, checkpoints: Path, output: Path) -> N
 
     memory = round(watch.peak_memory() / 1e9, 3)
     facts = counts | {"steps": data.until, "ranks": ranks, "resumed_at": first, "peak_memory_gb": memory}
-    facts["precision"] = devices.precision(stage.forward.precision)
+    facts |= {"precision": devices.precision(stage.forward.precision), "route": policy.route}
+    facts["reference_noise"] = log.noise
     if rank == 0 and data.next:
         write_prompts(data, stage, inputs.negatives, output.with_name("negatives.parquet"))
     elif rank == 0:
