@@ -94,7 +94,7 @@ def test_a_rank_without_a_group_has_empty_passes():
 
 
 def history(**columns) -> list[dict]:
-    fixed = {"loss": 0.5, "grad_norm": 1.0, "positive_logprob_per_token": -2.0, "length_drift": 0.0}
+    fixed = {"loss": 0.5, "grad_norm": 1.0, "length_drift": 0.0}
     steps = max(map(len, columns.values()))
     return [fixed | {key: values[i] for key, values in columns.items()} for i in range(steps)]
 
@@ -105,9 +105,10 @@ def history(**columns) -> list[dict]:
         ({"loss": [0.6] * 30}, set()),
         ({"loss": [0.6, None]}, {"not_finite"}),
         ({"grad_norm": [1.0, math.inf]}, {"not_finite"}),
-        ({"positive_logprob_per_token": [-2.0] * 10 + [-3.5] * 10}, {"displacement"}),
-        ({"positive_logprob_per_token": [-2.0] * 10 + [-2.9] * 10}, set()),
-        ({"positive_logprob_per_token": [None] * 20}, set()),
+        ({"positive_shift": [None] * 9 + [-0.1], "negative_shift": [None] * 9 + [-2.0]}, set()),
+        ({"positive_shift": [None] * 9 + [-0.1] + [None] * 9 + [-0.2]}, {"displacement"}),
+        ({"positive_shift": [None] * 9 + [-0.2] + [None] * 5}, {"displacement"}),
+        ({"positive_shift": [None] * 9 + [-0.2] + [None] * 9 + [-0.1]}, set()),
         ({"length_drift": [0.0] * 5 + [1.2] * 10}, {"length_drift"}),
         ({"length_drift": [9.0] * 9}, set()),
     ],
@@ -503,6 +504,27 @@ def test_a_stopping_alarm_ends_the_training_with_one_line(tables, tiny_model, tm
     line = command(tables, tiny_model, tmp_path, D2O.model_copy(update={"beta": 0.0}), steps=60, alarms=alarms)
     assert "positives have lost" in refused(line)
     assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.slow
+def test_a_probe_shows_what_the_policy_has_lost_whatever_the_loss_sees(tables, tiny_model, tmp_path):
+    """GA and NPO see no positive, SFT no negative, moving references follow: the probe shows both sides."""
+    follow = MovingAverages(positives=MovingAverage(decay=0, every=1), negatives=MovingAverage(decay=0, every=1))
+    methods = {
+        "ga": Method(loss="ga", negatives=True),
+        "npo": Method(loss="npo", negatives=True),
+        "sft": Method(loss="sft", positives="human"),
+        "d2o": D2O.model_copy(update={"ema": follow}),
+    }
+    stages = {name: stage(method, steps=13) for name, method in methods.items()}
+    train_all(tables, tiny_model, stages, tmp_path)
+    for name in stages:
+        log = result(tmp_path / name)[1]
+        assert [row["step"] for row in log if "positive_shift" in row] == [10, 13], name
+        assert (log[-1]["positive_shift"] < -0.15) == (name in ("ga", "npo")), name
+        assert log[-1]["negative_shift"] < -0.15 or name == "sft", name
+    assert abs(log[-1]["positive_logratio"]) < 1e-3 < abs(log[-1]["positive_shift"]), "the references have followed"
+    assert records.read_manifest(tmp_path / "d2o/model")["reference_noise"] < 1e-3
 
 
 @pytest.mark.slow

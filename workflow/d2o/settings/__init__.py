@@ -265,13 +265,14 @@ class Lora(Section):
 
 
 class Alarms(Section):
-    """When a training is reported to go wrong: each over the last ten steps."""
+    """When a training is reported to go wrong."""
 
     displacement: Above0 = Field(
-        1.0, description="nats per token that the positives' log-prob may fall below its first ten steps"
+        0.15, description="nats per token that the probe's positives may lose against the initial model"
     )
     length_drift: Above0 = Field(
-        0.5, description="share by which the policy may prefer longer positives than the reference does"
+        0.5,
+        description="share by which the policy may prefer longer positives than the reference does, over ten steps",
     )
     stop: list[Literal["displacement", "length_drift", "not_finite"]] = Field(
         ["not_finite"], description="alarms that end the training; the others print a line"

@@ -54,6 +54,7 @@ class Data:
 
     Attributes:
         groups: those of the pool, in the order that `schedule` permutes.
+        probe: the few that the training is watched by.
         total: steps of the whole training.
         until: the step before which the next round has to be sampled, or `total`.
         next: the steps of that round; empty after the last.
@@ -61,16 +62,16 @@ class Data:
             one route agree, however rows are filled, and those of two do not.
     """
 
-    def __init__(self, found: Sequence[Sequence[Group]], stage: TrainStage, route: str):
+    def __init__(self, found: Sequence[Sequence[Group]], probe: Sequence[Group], stage: TrainStage, route: str):
         """
         Args:
             found: the groups of the pool, and for each round sampled by now the same ones, some with fresh positives.
-            route: as the attribute.
+            probe, route: as the attributes.
         Raises:
             D2OError: where a snapshot lies beyond the last step.
         """
         self.groups, self._rounds, self._train, self._seed = found[0], found, stage.train, stage.seed
-        self.route = route
+        self.probe, self.route = probe, route
         self.total = schedule.total_steps(stage.train, len(self.groups))
         if max(stage.train.snapshots, default=0) > self.total:
             last = max(stage.train.snapshots)
@@ -141,6 +142,7 @@ def read(stage: TrainStage, inputs: Inputs) -> tuple[Data, dict[str, int | str]]
         counts["pool"] = inputs.samples[0].stem
     fitting = {group.prompt_id for group in base}
     texts = [text for text in texts if text.prompt_id in fitting]
+    probe, _ = groups.tokenise(groups.probed(stage.method, human, pool, fitting), tokenizer, stage.forward)
     found = [base]
     for path in inputs.fresh:
         renewed = _renewed(stage.method.online, texts, path)
@@ -164,7 +166,7 @@ def read(stage: TrainStage, inputs: Inputs) -> tuple[Data, dict[str, int | str]]
         rows = [row for path in tables for row in records.read_table(path, schemas.LOGPROBS)]
         groups.attach_references((group for part in found for group in part), rows)
     route = "padded" if any(manifest.get("route") == "padded" for manifest in made) else "shared"
-    return Data(found, stage, route), counts
+    return Data(found, probe, stage, route), counts
 
 
 def _renewed(online: Online, texts: Sequence[groups.Texts], pool: Path) -> dict[int, groups.Texts]:

@@ -44,6 +44,7 @@ def run(stage: TrainStage, inputs: Inputs, checkpoints: Path, output: Path) -> N
     from d2o.train import adapters, schedule, watch
     from d2o.train.checkpoints import Checkpoints
     from d2o.train.engine import Engine, enough_memory, start
+    from d2o.train.probe import EVERY, Probe
     from d2o.train.references import MismatchedPairs, MovingReferences
 
     train, method, total = stage.train, stage.method, data.total
@@ -61,6 +62,7 @@ def run(stage: TrainStage, inputs: Inputs, checkpoints: Path, output: Path) -> N
     engine = Engine(policy, stage, total)
     policy.check(data.groups, engine.device)
 
+    probe = Probe(engine, data.probe, checkpoints, stage.forward.tokens)
     mismatched = moving = None
     if CONTRACTS[method.loss].mismatched:
         mismatched = MismatchedPairs(engine, data.groups, checkpoints, stage.forward.tokens)
@@ -92,6 +94,8 @@ def run(stage: TrainStage, inputs: Inputs, checkpoints: Path, output: Path) -> N
         record = {"step": step + 1, "epoch": round((step + 1) * len(members) / len(data.groups), 4)}
         record |= means.over_ranks()
         record |= {"grad_norm": engine.norm, "learning_rate": train.learning_rate * schedule.rate(step, total, train)}
+        if (step + 1) % EVERY == 0 or step + 1 == total:
+            record |= probe.shifts()
         if method.online:
             record |= data.freshness(step)
         log.step(record, members)

@@ -148,11 +148,10 @@ def alarms(history: Sequence[Mapping[str, Any]], limits: Alarms) -> dict[str, st
     for key in ("loss", "grad_norm"):
         if last[key] is None or not math.isfinite(last[key]):
             found["not_finite"] = f"{key} is {last[key]}; lower the learning rate, or try fp32"
-    likelihood = "positive_logprob_per_token"
-    fall = _mean(history[:_WINDOW], likelihood) - _mean(history[-_WINDOW:], likelihood)
-    if len(history) >= 2 * _WINDOW and fall > limits.displacement:
+    shifts = [row["positive_shift"] for row in history if row.get("positive_shift") is not None]
+    if shifts and -shifts[-1] > limits.displacement:
         found["displacement"] = (
-            f"positives have lost {fall:.2f} nats per token since the first {_WINDOW} steps, more than "
+            f"the probe's positives have lost {-shifts[-1]:.2f} nats per token since the initial model, more than "
             f"{limits.displacement}; lower the learning rate, or raise β"
         )
     drift = _mean(history[-_WINDOW:], "length_drift")
