@@ -33,7 +33,7 @@ from d2o.settings import (
     TrainStage,
     execution_keys,
 )
-from d2o.train import Inputs, run, schedule, watch
+from d2o.train import Inputs, data, run, schedule, watch
 from rows import asked, human_row, pooled
 
 # Minutes between checkpoints: one after every step.
@@ -153,6 +153,20 @@ def test_useful_work_counts_a_prompt_once():
     shape = watch.Shape(linear=100, head=10, attention=8, trained=True)
     seen = 6**2 / 2 + 2 * (6 * 4 + 4**2 / 2)
     assert shape.flops([group(6, 4, 4)]) == 3 * (2 * 100 * 14 + 2 * 10 * 8 + 4 * 8 * seen)
+
+
+# What a training reads ---------------------------------------------------------------------------
+
+
+def test_groups_with_fewer_positives_than_k_are_counted(tables, tiny_model, tmp_path):
+    rows = records.read_table(tables / "pool.parquet", schemas.POOL)
+    rows[0] |= {"usable": False, "flags": ["repeating"]}
+    with records.artifact(tmp_path / "pool.parquet", None, [tiny_model / "manifest.json"]) as draft:
+        records.write_table(draft.path, schemas.POOL, rows)
+    inputs = Inputs(tiny_model, tables / "human.parquet", [tmp_path / "pool.parquet"])
+    for k, short in ((3, 1), (2, 0)):
+        _, counts = data.read(stage(D2O.model_copy(update={"k": k})), inputs)
+        assert (counts["groups"], counts["short_groups"]) == (12, short)
 
 
 # Real runs ---------------------------------------------------------------------------------------

@@ -401,10 +401,9 @@ def categories(data: pd.DataFrame, measured: Measured) -> Figure:
 
 def _curve(*columns: pd.Series) -> list[np.ndarray]:
     """Columns averaged over consecutive rows to at most `POINTS` values; NaN where none of the rows has one."""
+    bins = min(POINTS, len(columns[0]))
     return [
-        np.array(
-            [pd.Series(piece).mean() for piece in np.array_split(column.to_numpy(float), min(POINTS, len(column)))]
-        )
+        np.array([pd.Series(piece).mean() for piece in np.array_split(column.to_numpy(float), bins)])
         for column in columns
     ]
 

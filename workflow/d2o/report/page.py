@@ -257,6 +257,8 @@ def _trainings(archive: Archive, block: Block) -> Iterator[dict[str, Any]]:
             "time": duration(log["seconds"].sum()),
             "rate": log["tokens_per_second"].median(),
             "memory": log["memory_gb"].max(),
+            "groups": made.get("groups"),
+            "short": made.get("short_groups"),
             "noise": made.get("reference_noise"),
             **log[["loss", "margin"]].tail(max(1, len(log) // 10)).mean(),
             **log[["positive_shift", "negative_shift"]].ffill().iloc[-1],

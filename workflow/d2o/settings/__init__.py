@@ -370,8 +370,8 @@ class Method(Section):
     token_means: bool | None = Field(None, description="true: log-ratios per token, in place of sums")
     penalty: AtLeast0 | None = Field(None, description="λ: weight of a positive's log-prob below the reference's")
     weight: AtLeast0 | None = Field(None, description="λ: weight of the loss's second term")
-    desirable: AtLeast0 | None = Field(None, description="λ_D: weight of the positives")
-    undesirable: AtLeast0 | None = Field(None, description="λ_U: weight of the negatives")
+    desirable: AtLeast0 | None = Field(None, description="λ_D: weight of a group's positives together")
+    undesirable: AtLeast0 | None = Field(None, description="λ_U: weight of its negatives together")
     ema: MovingAverages | None = Field(None, description="moving references; null: the initial model throughout")
     filter: Filter | None = Field(
         None, description="keep the best-scored samples of the pool (an ablation); fresh ones are not filtered"

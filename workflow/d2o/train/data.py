@@ -106,7 +106,9 @@ class Data:
 
 
 def read(stage: TrainStage, inputs: Inputs) -> tuple[Data, dict[str, int | str]]:
-    """The groups with their references, and counts of those of the pool as `groups.tokenise` gives them.
+    """The groups with their references, and counts of those of the pool.
+
+    The counts are those of `groups.tokenise`, and how many groups have fewer than K positives (`short_groups`).
 
     Raises:
         D2OError: where there is no group to train on, a response lacks its reference, a table was made by another
@@ -140,6 +142,7 @@ def read(stage: TrainStage, inputs: Inputs) -> tuple[Data, dict[str, int | str]]
         counts["prompts_without_positive"] = len(asked - {text.prompt_id for text in texts})
     if stage.method.positives == "self":
         counts["pool"] = inputs.samples[0].stem
+        counts["short_groups"] = sum(len(group.positives) < (stage.method.k or 0) for group in base)
     fitting = {group.prompt_id for group in base}
     texts = [text for text in texts if text.prompt_id in fitting]
     probe, _ = groups.tokenise(groups.probed(stage.method, human, pool, fitting), tokenizer, stage.forward)
