@@ -1,5 +1,7 @@
 """Response log-probs: every route and architecture against the plain forward pass, sequence by sequence."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -9,6 +11,7 @@ from d2o import forward
 from d2o.errors import D2OError
 from d2o.forward import Policy, Row, attention
 from d2o.forward.head import token_logprobs
+from d2o.forward.rows import Span
 from d2o.groups import Group, Response, packs
 
 ROUTES = ["shared", "dense", "padded"]
@@ -131,36 +134,81 @@ def test_dropout_is_off_in_training_mode_too():
     torch.testing.assert_close(sums(policy, groups), sums(policy, groups), rtol=0, atol=0)
 
 
-def test_a_route_that_differs_from_the_padded_one_is_left(capsys, monkeypatch):
-    policy, row = Policy(random_model("llama")), Row.of(random_groups(SHAPES))
-    policy.check(row)
-    assert policy.route == "shared"
-    assert not capsys.readouterr().err
-
-    def blind(q, k, v, spans, scale):
-        return attention._Cascade.forward(torch.autograd.function.FunctionCtx(), q, k, v.flip(2), spans, scale)
-
-    monkeypatch.setattr(attention._Cascade, "apply", blind)
-    policy.check(row)
-    assert policy.route == "padded"
-    assert "the shared forward differs from the padded one by" in capsys.readouterr().err
+CPU = torch.device("cpu")
 
 
-def test_rounding_in_bf16_is_no_reason_to_leave_the_shared_route(capsys):
-    """Short answers that a model is sure of: their log-probs are small, and rounding is a large part of them."""
+def sure_model(seed: int):
+    """A model in bf16 that is sure of its greedy answers, and such answers of four tokens."""
     lm = random_model("llama", num_hidden_layers=6)
     for weight in lm.parameters():
         weight.data *= 4
     lm.to(torch.bfloat16)
-    groups = [random_groups([(6, (4,), ())], seed)[0] for seed in range(8)]
+    groups = random_groups([(6, (4,), ())] * 8, seed)
     for group in groups:
         answer = lm.generate(torch.tensor([group.prompt]), max_new_tokens=5, do_sample=False)
         group.positives[0].ids = answer[0, len(group.prompt) :].tolist()
+    return lm, groups
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_rounding_in_bf16_is_no_reason_to_leave_the_shared_route(seed, capsys):
+    """Short answers that a model is sure of: their log-probs are small, and rounding is a large part of them."""
+    lm, groups = sure_model(seed)
     policy = Policy(lm)
-    for group in groups:
-        policy.check(Row.of([group]))
-        assert policy.route == "shared"
+    for found in ([groups], [[group] for group in groups], [random_groups(SHAPES, seed)]):
+        for some in found:
+            policy.check(some, CPU)
+            assert policy.route == "shared"
     assert not capsys.readouterr().err
+
+
+def _later(row: Row) -> Row:
+    """Responses that stand one place too late."""
+    positions = row.positions.clone()
+    for span in row.spans:
+        for start, n in span.responses:
+            positions[0, start : start + n] += 1
+    return replace(row, positions=positions)
+
+
+def _running(row: Row) -> Row:
+    """Positions that count through the whole row."""
+    return replace(row, positions=torch.arange(row.ids.shape[1])[None])
+
+
+def _seeing(row: Row) -> Row:
+    """Responses that see those before them."""
+    whole = [(s.prompt, (s.responses[0][0], sum(n for _, n in s.responses))) for s in row.spans]
+    return replace(row, spans=tuple(Span(prompt, (together,)) for prompt, together in whole))
+
+
+@pytest.mark.parametrize("fault", [_later, _running, _seeing])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_wrong_row_is_more_than_rounding_in_bf16(fault, seed, capsys, monkeypatch):
+    lm, _ = sure_model(seed)
+    groups = random_groups([(6, (4, 5), (3,)), (9, (6, 2), (4,))] * 3, seed)
+    monkeypatch.setattr(Policy, "_as_one", lambda self, row, right=Policy._as_one: right(self, fault(row)))
+    policy = Policy(lm)
+    policy.check(groups, CPU)
+    assert policy.route == "padded"
+    assert "the shared forward differs from the padded one by" in capsys.readouterr().err
+
+
+def test_routes_are_compared_where_a_token_looks_back_farthest(capsys, monkeypatch):
+    """As a window of a model's own, of which its configuration says nothing: short rows look right."""
+
+    def windowed(q, k, v, spans, scale):
+        seen = v.clone()
+        for start, length in (span.prompt for span in spans):
+            seen[:, :, start : start + max(0, length - 20)] = 0
+        return attention._Cascade.forward(torch.autograd.function.FunctionCtx(), q, k, seen, spans, scale)
+
+    short, long = random_groups([(5, (7, 3), (4,))] * 200), random_groups([(60, (7,), (3,))] * 20)
+    monkeypatch.setattr(attention._Cascade, "apply", windowed)
+    for groups, route in ((short, "shared"), (short + long, "padded")):
+        policy = Policy(random_model("llama"))
+        policy.check(groups, CPU)
+        assert policy.route == route
 
 
 def test_float32_on_a_gpu_runs_under_a_dense_mask_and_says_so_once(capsys, monkeypatch):
@@ -172,7 +220,7 @@ def test_float32_on_a_gpu_runs_under_a_dense_mask_and_says_so_once(capsys, monke
     monkeypatch.setattr(attention, "serves", lambda device, dtype: False)
     monkeypatch.setattr(attention._Cascade, "apply", None)
     policy = Policy(random_model("llama"))
-    policy.check(Row.of(groups))
+    policy.check(groups, CPU)
     assert_same(with_gradient(policy, sums(policy, groups)), expected)
     assert policy.route == "dense"
     assert capsys.readouterr().err.count("no GPU kernel leaves out what is masked in float32") == 1

@@ -360,3 +360,33 @@ def test_a_round_replaces_the_last_positives_by_as_many_as_there_are():
     assert texts(groups.refreshed(text, known, ONLINE).positives) == ["answer 0", "answer 1", "new 0", "new 2"]
     tenth = ONLINE.model_copy(update={"share": 0.1})
     assert texts(groups.refreshed(text, fresh, tenth).positives)[-2:] == ["answer 2", "new 0"]
+
+
+@pytest.mark.parametrize(
+    ("method", "positives"),
+    [
+        ({"loss": "npo", "positives": "none", "negatives": True}, {"yes 0", "yes 1"}),
+        ({"loss": "sft", "positives": "human", "negatives": False}, {"yes 0", "yes 1"}),
+        ({"loss": "d2o", "positives": "self", "negatives": True, "k": 1}, {"self 0", "self 1", "self 2"}),
+    ],
+)
+def test_a_probe_has_the_side_that_the_loss_does_not_see(method, positives):
+    """The first two of three prompts have a human positive."""
+    human = [
+        human_row(prompt=f"p{i}", negative=f"{word} {i}", positive=f"yes {i}" if i < 2 else None)
+        for i in range(3)
+        for word in ("no", "never")
+    ]
+    pool = [sample(0, prompt=f"p{i}", text=f"self {i}") for i in range(3)]
+    found = groups.probed(Method(**method), human, pool, {f"p{i}" for i in range(3)})
+    assert len({text.prompt_id for text in found}) == len(found), "one a prompt"
+    assert {text.positives[0].text for text in found} == positives
+    assert all(text.negatives for text in found)
+
+
+def test_without_a_positive_a_probe_has_negatives():
+    human = [human_row(prompt=f"p{i}", negative="no", positive=None) for i in range(20)]
+    npo = Method(loss="npo", positives="none", negatives=True)
+    found = groups.probed(npo, human, [], {row["prompt_id"] for row in human})
+    assert len(found) == 8
+    assert not any(text.positives for text in found)

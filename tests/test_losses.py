@@ -112,8 +112,8 @@ def naive_simpo(up, down, beta, gamma):
 
 
 def naive_kto(up, down, beta, desirable, undesirable, z0):
-    terms = [desirable * (1 - sigmoid(beta * (a.lr - z0))) for a in up]
-    return mean(terms + [undesirable * (1 - sigmoid(beta * (z0 - a.lr))) for a in down])
+    gains = mean(desirable * (1 - sigmoid(beta * (a.lr - z0))) for a in up)
+    return (gains + mean(undesirable * (1 - sigmoid(beta * (z0 - a.lr))) for a in down)) / 2
 
 
 def naive_orpo(up, down, weight):
@@ -130,7 +130,7 @@ def naive_ga(up, down):
 
 
 def naive_unlikelihood(up, down):
-    return sum(-log_complement(t) for t in down[0].tokens) + (naive_sft(up, down) if up else 0.0)
+    return mean(-log_complement(t) for t in down[0].tokens) + (naive_sft(up, down) if up else 0.0)
 
 
 def naive_sft(up, down):
@@ -238,14 +238,12 @@ def test_sums_ignore_lengths_and_means_do_not_change_with_them(name, data):
     """An answer said twice: its sum doubles, its mean stays."""
     positives, negatives, parameters = data.draw(cases(name))
     z0 = {"z0": parameters.pop("z0")} if CONTRACTS[name].mismatched else {}
-    if name == "unlikelihood":
-        positives = []  # the positives' term is SFT's, a mean
     parameters = parameters | ({"token_means": False} if name == "ipo" else {})
     loss = losses.of(Method(loss=name, **parameters))
     sides = [side(part)[0] for part in (positives, negatives)]
     longer = [s._replace(lengths=2 * s.lengths) for s in sides]
     if CONTRACTS[name].unit == "means":
-        longer = [s._replace(logprobs=2 * s.logprobs) for s in longer]
+        longer = [s._replace(logprobs=2 * s.logprobs, complements=2 * s.complements) for s in longer]
     torch.testing.assert_close(loss(*longer, **z0), loss(*sides, **z0))
 
 
@@ -390,8 +388,18 @@ def test_slics_hinge_is_0_once_the_positive_leads_by_the_margin(up, down, delta,
 @given(up=many, down=one, desirable=st.floats(0, 3), undesirable=st.floats(0, 3))
 def test_kto_at_the_reference_is_half_its_weights(up, down, desirable, undesirable):
     up, down = ([a._replace(reference=a.lp) for a in part] for part in (up, down))
-    expected = (len(up) * desirable + undesirable) / 2 / (len(up) + 1)
+    expected = (desirable + undesirable) / 4
     assert value("kto", up, down, z0=0.0, desirable=desirable, undesirable=undesirable) == close(expected)
+
+
+@given(up=many, down=one, z0=st.floats(0, 50))
+def test_kto_weighs_a_negative_the_same_beside_any_number_of_positives(up, down, z0):
+    gradients = []
+    for positives in (up, up * 2):
+        (positives, _), (negatives, tokens) = side(positives), side(down)
+        losses.kto(positives, negatives, beta=0.1, desirable=1.0, undesirable=1.0, z0=z0).backward()
+        gradients.append(tokens.grad.tolist())
+    assert gradients[0] == close(gradients[1])
 
 
 @given(up=many, down=one, z0=st.floats(0, 50), shift=st.floats(-20, 20))
@@ -427,4 +435,4 @@ def test_ga_is_sft_upside_down(down):
 def test_unlikelihood_adds_sft_where_there_are_positives(up, down):
     alone = value("unlikelihood", [], down)
     assert value("unlikelihood", up, down) == close(alone + value("sft", up, []))
-    assert value("unlikelihood", [], [Answer([-LOG2] * 3, 0.0)]) == close(3 * LOG2)
+    assert value("unlikelihood", [], [Answer([-LOG2] * 3, 0.0)]) == close(LOG2)

@@ -184,17 +184,17 @@ class Results:
                     "epoch": (i + 1) / 30,
                     "loss": 0.69 * 0.95**i,
                     "margin": 0.2 * i,
-                    "positive_logratio": None if method == "npo" else -0.01 * i,
-                    "negative_logratio": -0.2 * i,
                     "seconds": 2.5,
                     "tokens_per_second": 800.0,
                     "memory_gb": 1.5,
                 }
+                | ({"positive_shift": -0.01 * i, "negative_shift": -0.02 * i} if i % 10 == 0 else {})
                 for i in range(30)
             ]
             with records.artifact(folder / "model") as draft:
                 draft.path.mkdir()
-                draft.facts["pool"] = "corrected-k4"
+                draft.facts |= {"pool": "corrected-k4", "reference_noise": None if method == "sft" else 0.0123}
+                draft.facts |= {"groups": 1234} | ({"short_groups": 57} if method == "d2o" else {})
             folder.joinpath("train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         texts = ["I’m sorry, I can’t help." if trained else "Sure, " + NASTY for _ in self.ids]
         answers = [self._sample(p, 0, None, t) for p, t in zip(self.ids, texts, strict=True)]
@@ -522,7 +522,10 @@ def test_the_page_says_what_its_evidence_is_worth(full):
     assert "12 prompts of the test split" in text
     assert "mmlu acc, % ↑n = 40 prompts with BOS token" in text
     html = full[0].joinpath("report.html").read_text()
-    assert 'class="worse">−0.28<' in html  # the positives' log-ratio at the end: −0.01 · (27 + 28 + 29) / 3
+    assert 'class="worse">−0.20<' in html  # the last look at the probe's positives, after 20 of 30 steps
+    assert "<td>0.012</td>" in html  # noise of the references
+    assert "<td>1,234</td><td>57</td>" in html  # groups, and those with fewer than K positives
+    assert "<td>1,234</td><td>–</td>" in html
     assert "unused-model" not in text
     assert "Drugs 4" in text and "negatives 25.0 %, pairs 37.5 %" in text
 

@@ -33,7 +33,7 @@ from d2o.settings import (
     TrainStage,
     execution_keys,
 )
-from d2o.train import Inputs, run, schedule, watch
+from d2o.train import Inputs, data, run, schedule, watch
 from rows import asked, human_row, pooled
 
 # Minutes between checkpoints: one after every step.
@@ -94,7 +94,7 @@ def test_a_rank_without_a_group_has_empty_passes():
 
 
 def history(**columns) -> list[dict]:
-    fixed = {"loss": 0.5, "grad_norm": 1.0, "positive_logprob_per_token": -2.0, "length_drift": 0.0}
+    fixed = {"loss": 0.5, "grad_norm": 1.0, "length_drift": 0.0}
     steps = max(map(len, columns.values()))
     return [fixed | {key: values[i] for key, values in columns.items()} for i in range(steps)]
 
@@ -105,9 +105,10 @@ def history(**columns) -> list[dict]:
         ({"loss": [0.6] * 30}, set()),
         ({"loss": [0.6, None]}, {"not_finite"}),
         ({"grad_norm": [1.0, math.inf]}, {"not_finite"}),
-        ({"positive_logprob_per_token": [-2.0] * 10 + [-3.5] * 10}, {"displacement"}),
-        ({"positive_logprob_per_token": [-2.0] * 10 + [-2.9] * 10}, set()),
-        ({"positive_logprob_per_token": [None] * 20}, set()),
+        ({"positive_shift": [None] * 9 + [-0.1], "negative_shift": [None] * 9 + [-2.0]}, set()),
+        ({"positive_shift": [None] * 9 + [-0.1] + [None] * 9 + [-0.2]}, {"displacement"}),
+        ({"positive_shift": [None] * 9 + [-0.2] + [None] * 5}, {"displacement"}),
+        ({"positive_shift": [None] * 9 + [-0.2] + [None] * 9 + [-0.1]}, set()),
         ({"length_drift": [0.0] * 5 + [1.2] * 10}, {"length_drift"}),
         ({"length_drift": [9.0] * 9}, set()),
     ],
@@ -154,6 +155,20 @@ def test_useful_work_counts_a_prompt_once():
     assert shape.flops([group(6, 4, 4)]) == 3 * (2 * 100 * 14 + 2 * 10 * 8 + 4 * 8 * seen)
 
 
+# What a training reads ---------------------------------------------------------------------------
+
+
+def test_groups_with_fewer_positives_than_k_are_counted(tables, tiny_model, tmp_path):
+    rows = records.read_table(tables / "pool.parquet", schemas.POOL)
+    rows[0] |= {"usable": False, "flags": ["repeating"]}
+    with records.artifact(tmp_path / "pool.parquet", None, [tiny_model / "manifest.json"]) as draft:
+        records.write_table(draft.path, schemas.POOL, rows)
+    inputs = Inputs(tiny_model, tables / "human.parquet", [tmp_path / "pool.parquet"])
+    for k, short in ((3, 1), (2, 0)):
+        _, counts = data.read(stage(D2O.model_copy(update={"k": k})), inputs)
+        assert (counts["groups"], counts["short_groups"]) == (12, short)
+
+
 # Real runs ---------------------------------------------------------------------------------------
 
 
@@ -173,10 +188,11 @@ def tables(tiny_model, tmp_path_factory):
     with records.artifact(folder / "pool.parquet", None, [tiny_model / "manifest.json"]) as draft:
         records.write_table(draft.path, schemas.POOL, pool)
     for name, samples in (("human", None), ("pool", folder / "pool.parquet")):
-        logprobs.compute(
-            Forward(precision="fp32"), tiny_model, folder / "human.parquet", samples, "train",
-            folder / f"references-{name}.parquet",
-        )  # fmt: skip
+        for precision in ("fp32", "bf16"):
+            output = folder / precision / f"references-{name}.parquet"
+            output.parent.mkdir(exist_ok=True)
+            forward = Forward(precision=precision)
+            logprobs.compute(forward, tiny_model, folder / "human.parquet", samples, "train", output)
     return folder
 
 
@@ -185,14 +201,15 @@ def stage(method: Method, precision="fp32", **train) -> TrainStage:
     return TrainStage(method=method, train=Train(**settings | train), forward=Forward(precision=precision))
 
 
-def inputs(tables, method: Method) -> dict[str, list]:
-    """The tables that a method is trained on beside the human answers."""
+def inputs(tables, stage: TrainStage) -> dict[str, list]:
+    """The tables that a stage is trained on beside the human answers."""
+    method, made = stage.method, tables / stage.forward.precision
     own = method.positives == "self"
     kinds = ("human", "pool") if own else ("human",)
     tabled = CONTRACTS[method.loss].reference and not method.ema
     return {
         "samples": [tables / "pool.parquet"] if own else [],
-        "reference_logprobs": [tables / f"references-{kind}.parquet" for kind in kinds] if tabled else [],
+        "reference_logprobs": [made / f"references-{kind}.parquet" for kind in kinds] if tabled else [],
     }
 
 
@@ -205,7 +222,7 @@ def command(tables, model, folder, method, precision="fp32", **train) -> list[st
     options += ["--checkpoints", folder / "checkpoints", "--output", folder / "model" / "manifest.json"]
     options += [
         x
-        for name, paths in inputs(tables, method).items()
+        for name, paths in inputs(tables, whole).items()
         for path in paths
         for x in (f"--{name.replace('_', '-')}", path)
     ]
@@ -288,7 +305,7 @@ def train_all(tables, model, stages: dict[str, TrainStage], folder) -> None:
 
 def one_run(tables, model, stage: TrainStage, folder, output="model", **fresh) -> dict:
     """What `_TRAIN_ALL` needs of a run."""
-    read = {"model": model, "negatives": tables / "human.parquet"} | inputs(tables, stage.method) | fresh
+    read = {"model": model, "negatives": tables / "human.parquet"} | inputs(tables, stage) | fresh
     paths = {"checkpoints": folder / "checkpoints", "output": folder / output}
     return {"stage": stage.model_dump_json(), "inputs": read} | paths
 
@@ -328,6 +345,44 @@ def test_every_loss_trains(tables, tiny_model, tmp_path):
         assert len(log) == 8
         assert all(math.isfinite(row["loss"]) and row["grad_norm"] > 0 for row in log), loss
         assert log[-1]["loss"] < log[0]["loss"], loss
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("route", ["shared", "padded"])
+def test_every_loss_starts_at_its_reference_in_bf16(tables, tiny_model, tmp_path, route, monkeypatch):
+    """Rounding is the same in the table and in the training, whichever route the table was made on."""
+    from d2o import forward, logprobs
+
+    load = forward.load
+    monkeypatch.setattr(forward, "load", lambda folder, precision: load(folder, precision, route))
+    shutil.copytree(tables, tmp_path, dirs_exist_ok=True)
+    for name, samples in (("human", None), ("pool", tmp_path / "pool.parquet")):
+        output, bf16 = tmp_path / "bf16" / f"references-{name}.parquet", Forward(precision="bf16")
+        logprobs.compute(bf16, tiny_model, tmp_path / "human.parquet", samples, "train", output)
+    stages = {}
+    for loss in STARTS:
+        contract = CONTRACTS[loss]
+        positives = {"none": "none", "one": "human", "many": "self"}[contract.positives]
+        method = Method(loss=loss, positives=positives, negatives=True)
+        stages[loss] = stage(method, "bf16", steps=1, tokens_per_pass=300)
+    train_all(tmp_path, tiny_model, stages, tmp_path)
+    for loss, expected in STARTS.items():
+        made = records.read_manifest(tmp_path / loss / "model")
+        assert result(tmp_path / loss)[1][0]["loss"] == pytest.approx(expected, rel=1e-5), loss
+        assert (made["route"], made["precision"]) == (route, "bf16")
+        assert made["reference_noise"] < 1e-3, loss
+
+
+# What each loss with a reference is, in its defaults, where the policy is its reference.
+STARTS = dict.fromkeys(("d2o", "d2o-instance", "dpo", "cdpo", "robust-dpo", "dpop"), math.log(2))
+STARTS |= {"ipo": 25.0, "kto": 0.5, "npo": 20 * math.log(2)}
+
+
+@pytest.mark.slow
+def test_references_in_another_precision_are_refused(tables, tiny_model, tmp_path):
+    line = command(tables, tiny_model, tmp_path, DPO, "bf16")
+    line[line.index(str(tables / "bf16/references-human.parquet"))] = str(tables / "fp32/references-human.parquet")
+    assert "references-human.parquet: computed in fp32, and this training would run in bf16" in refused(line)
 
 
 EMA = MovingAverages(positives=MovingAverage(decay=0.5, every=4), negatives=MovingAverage(decay=0.25, every=2))
@@ -371,9 +426,9 @@ def test_rounds_with_nothing_fresh_change_nothing(tables, tiny_model, tmp_path, 
     method = D2O.model_copy(update={"ema": ema})
     # A round of the same answers, with slightly different log-probs, as on another device.
     unused, otherwise = tables / "pool.parquet", tmp_path / "otherwise.parquet"
-    known = records.read_table(tables / "references-pool.parquet", schemas.LOGPROBS)
+    known = records.read_table(tables / "fp32/references-pool.parquet", schemas.LOGPROBS)
     records.write_table(otherwise, schemas.LOGPROBS, [row | {"logprob": row["logprob"] - 0.1} for row in known])
-    shutil.copy(records.manifest_path(tables / "references-pool.parquet"), records.manifest_path(otherwise))
+    shutil.copy(records.manifest_path(tables / "fp32/references-pool.parquet"), records.manifest_path(otherwise))
     references = {} if ema else {"fresh_logprobs": [otherwise] * 3}
     online = method.model_copy(update={"online": ONLINE.model_copy(update={"share": 0.0})})
     runs = [one_run(tables, tiny_model, stage(method, steps=8), tmp_path / "plain")]
@@ -463,6 +518,27 @@ def test_a_stopping_alarm_ends_the_training_with_one_line(tables, tiny_model, tm
     line = command(tables, tiny_model, tmp_path, D2O.model_copy(update={"beta": 0.0}), steps=60, alarms=alarms)
     assert "positives have lost" in refused(line)
     assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.slow
+def test_a_probe_shows_what_the_policy_has_lost_whatever_the_loss_sees(tables, tiny_model, tmp_path):
+    """GA and NPO see no positive, SFT no negative, moving references follow: the probe shows both sides."""
+    follow = MovingAverages(positives=MovingAverage(decay=0, every=1), negatives=MovingAverage(decay=0, every=1))
+    methods = {
+        "ga": Method(loss="ga", negatives=True),
+        "npo": Method(loss="npo", negatives=True),
+        "sft": Method(loss="sft", positives="human"),
+        "d2o": D2O.model_copy(update={"ema": follow}),
+    }
+    stages = {name: stage(method, steps=13) for name, method in methods.items()}
+    train_all(tables, tiny_model, stages, tmp_path)
+    for name in stages:
+        log = result(tmp_path / name)[1]
+        assert [row["step"] for row in log if "positive_shift" in row] == [10, 13], name
+        assert (log[-1]["positive_shift"] < -0.15) == (name in ("ga", "npo")), name
+        assert log[-1]["negative_shift"] < -0.15 or name == "sft", name
+    assert abs(log[-1]["positive_logratio"]) < 1e-3 < abs(log[-1]["positive_shift"]), "the references have followed"
+    assert records.read_manifest(tmp_path / "d2o/model")["reference_noise"] < 1e-3
 
 
 @pytest.mark.slow

@@ -51,7 +51,7 @@ CONTRACTS = {
     "orpo": Contract(**_PAIR, reference=False, parameters={"weight": 0.1}, unit="means"),
     "npo": Contract("none", negative=True, reference=True, parameters={"beta": 0.1}),
     "ga": Contract("none", negative=True, reference=False, unit="means"),
-    "unlikelihood": Contract("any", negative=True, reference=False),
+    "unlikelihood": Contract("any", negative=True, reference=False, unit="means"),
     "sft": Contract("many", negative=False, reference=False, unit="means"),
 }
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
+from heapq import nsmallest
 from typing import Any
 
 from d2o import chat, identities, rounds
 from d2o.errors import D2OError
 from d2o.settings import Forward, Method, Online
+
+# Groups by which a training is watched.
+_PROBED = 8
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,26 @@ def view(method: Method, human: Iterable[Mapping[str, Any]], samples: Iterable[M
         if (positives or method.positives == "none") and identity not in seen:
             seen.add(identity)
             yield group
+
+
+def probed(
+    method: Method, human: Sequence[Mapping[str, Any]], samples: Sequence[Mapping[str, Any]], prompts: Set[str]
+) -> list[Texts]:
+    """The few groups by which a training is watched: one a prompt, also with the side that the loss does not see.
+
+    That side is of the human answers; where no prompt has a human positive, only negatives are watched.
+
+    Args:
+        prompts: identities of the prompts that the method is trained on.
+    """
+    whole = method.model_copy(update={"negatives": True})
+    if method.positives == "none" and (
+        paired := prompts & {row["prompt_id"] for row in human if row["positive"] is not None}
+    ):
+        prompts, whole = paired, whole.model_copy(update={"positives": "human"})
+    few = nsmallest(_PROBED, prompts, key=lambda prompt: identities.derived_seed("probe", prompt))
+    rows, pool = ([row for row in table if row["prompt_id"] in few] for table in (human, samples))
+    return list({text.prompt_id: text for text in view(whole, rows, pool)}.values())
 
 
 def refreshed(texts: Texts, fresh: Sequence[Answer], online: Online) -> Texts:

@@ -6,14 +6,17 @@ answers that are held out.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from d2o import chat, devices, groups, records, schemas
 from d2o.settings import Forward
 from d2o.sources import source_digest
+
+if TYPE_CHECKING:
+    from d2o import forward
 
 
 def compute(settings: Forward, model: Path, negatives: Path, samples: Path | None, split: str, output: Path) -> None:
@@ -29,47 +32,53 @@ def compute(settings: Forward, model: Path, negatives: Path, samples: Path | Non
     texts = groups.every_response(records.read_table(negatives, schemas.NEGATIVES), pool, split)
     found, counts = groups.tokenise(texts, tokenizer, settings)
     inputs = [model / "manifest.json", negatives, *([samples] if samples else [])]
-    sources = source_digest(__name__)
-    known = dict(_known(settings, model, negatives, sources, output)) if samples else {}
+    policy = _loaded(settings, model, found) if found else None  # no held-out prompt, or no usable sample
+    made = {"sources": source_digest(__name__), "precision": devices.precision(settings.precision)}
+    made |= {"route": policy and policy.route}
+    known = dict(_known(settings, model, negatives, made, output)) if samples else {}
     with records.artifact(output, settings, inputs) as draft:
-        draft.facts |= counts | {"sources": sources, "precision": devices.precision(settings.precision)}
+        draft.facts |= counts | made
         here = [known[r.response_id] for group in found for r in group.responses if r.response_id in known]
         for group in found:
             group.positives = [response for response in group.positives if response.response_id not in known]
         new = [group for group in found if group.positives]
-        rows = chain(here, _logprobs(settings, model, new, f"log-probs of {split} responses"))
+        rows = chain(here, _logprobs(policy, new, settings.tokens, f"log-probs of {split} responses"))
         draft.facts["rows"] = records.write_table(draft.path, schemas.LOGPROBS, rows)
 
 
 def _known(
-    settings: Forward, model: Path, negatives: Path, sources: str, output: Path
+    settings: Forward, model: Path, negatives: Path, made: Mapping[str, Any], output: Path
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """The rows, by response, of other pools' tables beside `output` that are as they would come out here."""
     digests = {records.file_digest(path) for path in (model / "manifest.json", negatives)}
     for path in sorted(output.parent.glob(f"{output.stem.partition('-k')[0]}-k*.parquet")):
-        made = records.read_manifest(path)
-        same = made.get("sources") == sources and made["versions"] == records.versions()
-        same &= made.get("precision") == devices.precision(settings.precision)
-        if same and made["settings"] == settings.model_dump() and digests <= set(made["inputs"].values()):
+        manifest = records.read_manifest(path)
+        same = manifest["versions"] == records.versions() and made.items() <= manifest.items()
+        if same and manifest["settings"] == settings.model_dump() and digests <= set(manifest["inputs"].values()):
             yield from ((row["response_id"], row) for row in records.read_table(path, schemas.LOGPROBS))
 
 
-def _logprobs(settings: Forward, model: Path, found: list[groups.Group], description: str):
+def _loaded(settings: Forward, model: Path, found: list[groups.Group]) -> forward.Policy:
     import torch
+
+    from d2o import forward
+
+    device = torch.device(devices.device())
+    policy = forward.load(model, settings.precision).to(device)
+    policy.check(found, device)
+    return policy
+
+
+def _logprobs(policy: forward.Policy, found: list[groups.Group], tokens: int, description: str):
     from tqdm import tqdm
 
     from d2o import forward
 
-    if not found:  # no held-out prompt, or no usable sample
-        return
-    device = torch.device(devices.device())
-    policy = forward.load(model, settings.precision).to(device)
     # Rows of groups of similar size take similar time and memory; the largest first show early what they need.
-    packs = groups.packs(sorted(found, key=lambda group: group.tokens, reverse=True), settings.tokens)
-    policy.check(forward.Row.of(packs[-1][-4:]).to(device))
+    packs = groups.packs(sorted(found, key=lambda group: group.tokens, reverse=True), tokens)
     with tqdm(total=sum(len(g.responses) for g in found), desc=description, unit="resp", mininterval=2) as bar:
         for pack in packs:
-            sums = policy.sums(forward.Row.of(pack).to(device)).tolist()
+            sums = policy.sums(forward.Row.of(pack).to(policy.lm.device)).tolist()
             responses = [(group, response) for group in pack for response in group.responses]
             for (group, response), logprob in zip(responses, sums, strict=True):
                 yield {

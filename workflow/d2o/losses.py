@@ -169,14 +169,16 @@ def kto(
 ) -> Tensor:
     """Kahneman–Tversky optimisation, arXiv 2402.01306: λ_D (1 − σ(β (lr − z0))) or λ_U (1 − σ(β (z0 − lr))).
 
-    The first term is for a positive, the second for a negative. The loss is the mean over the responses of the group.
+    The first term is for a positive, the second for a negative. The loss is the mean of the two sides, each the mean
+    over its responses. The authors take the mean over all responses, and set the weights so that λ_D times the number
+    of positives is about λ_U times that of negatives: here equal weights do so for every K.
 
     Args:
         z0: max(0, mean lr of mismatched pairs) over the groups of the step, nats, scalar, without a gradient.
     """
     gains = desirable * torch.sigmoid(beta * (z0 - positives.logratios))
     losses = undesirable * torch.sigmoid(beta * (negatives.logratios - z0))
-    return torch.cat([gains, losses]).mean()
+    return (gains.mean() + losses.mean()) / 2
 
 
 def orpo(positives: Side, negatives: Side, *, weight: float) -> Tensor:
@@ -202,8 +204,11 @@ def ga(positives: Side, negatives: Side) -> Tensor:
 
 
 def unlikelihood(positives: Side, negatives: Side) -> Tensor:
-    """Unlikelihood, arXiv 1908.04319: −Σ_t log(1 − p_t(y_l)), plus SFT where the group has positives."""
-    loss = -negatives.complements.mean()
+    """Unlikelihood, arXiv 1908.04319: −(1/|y_l|) Σ_t log(1 − p_t(y_l)), plus SFT where the group has positives.
+
+    Both terms are means over tokens, so that neither drowns the other.
+    """
+    loss = -(negatives.complements / negatives.lengths).mean()
     return loss + sft(positives, negatives) if len(positives.logprobs) else loss
 
 

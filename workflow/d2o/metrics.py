@@ -156,7 +156,7 @@ def trials(archive: Archive, settings: Settings, dataset: str, model: str) -> tu
     )
 
 
-LOGGED = ["loss", "margin", "positive_logratio", "negative_logratio"]
+LOGGED = ["loss", "margin", "positive_shift", "negative_shift"]
 SPENT = ["seconds", "tokens_per_second", "memory_gb"]
 
 

@@ -56,8 +56,8 @@ POINTS = 200
 _PANELS = {
     "loss": "loss",
     "margin": "margin, nats",
-    "positive_logratio": "log-ratio of positives, nats",
-    "negative_logratio": "log-ratio of negatives, nats",
+    "positive_shift": "probe’s positives, nats per token",
+    "negative_shift": "probe’s negatives, nats per token",
 }
 
 
@@ -210,7 +210,7 @@ def titled(axis, metric: Metric, note: str, prompts: str) -> None:
 
 
 def training(data: pd.DataFrame, measured: Measured) -> Figure:
-    """Loss, margin and the log-ratio of either side against steps: a colour a method, a thin line a seed."""
+    """Loss, margin and the probe's two sides against steps: a colour a method, a thin line a seed."""
     blocks, colours = by_block(data, measured), colours_of(measured.methods)
     figure, parts = _parts(list(blocks), [2.75] * len(blocks))
     for part, logs in zip(parts, blocks.values(), strict=True):
@@ -269,7 +269,8 @@ def trials(data: pd.DataFrame, measured: Measured) -> Figure:
                 strict=True,
             ):
                 width = 2.2 if log["chosen"].all() else 0.9
-                (handles[values],) = axis.plot(log["step"], log[key], color=colour, lw=width)
+                seen = log.dropna(subset=key)
+                (handles[values],) = axis.plot(seen["step"], seen[key], color=colour, lw=width)
             axis.set_title(label, loc="left")
             axis.set_xlabel("step")
             axis.locator_params(nbins=5)
@@ -399,9 +400,10 @@ def categories(data: pd.DataFrame, measured: Measured) -> Figure:
 
 
 def _curve(*columns: pd.Series) -> list[np.ndarray]:
-    """Columns averaged over consecutive rows to at most `POINTS` values."""
+    """Columns averaged over consecutive rows to at most `POINTS` values; NaN where none of the rows has one."""
+    bins = min(POINTS, len(columns[0]))
     return [
-        np.array([piece.mean() for piece in np.array_split(column.to_numpy(float), min(POINTS, len(column)))])
+        np.array([pd.Series(piece).mean() for piece in np.array_split(column.to_numpy(float), bins)])
         for column in columns
     ]
 
@@ -499,16 +501,17 @@ FIGURES = {
         training_data,
         training,
         "training",
-        "Loss, margin and log-ratios against training steps, by method",
+        "Loss, margin and log-probs of the probe against training steps, by method",
         f"A line a seed; longer logs are plotted as means in {POINTS} bins. The margin is the mean log-ratio of a "
-        "group's positives less that of its negative, against the initial model. Losses of different methods have "
-        "different scales.",
+        "group's positives less that of its negative, against the references, which may move. The probe is a few "
+        "fixed groups of train prompts: how far the log-prob of their answers has moved from that under the initial "
+        "model. Losses of different methods have different scales.",
     ),
     "trials": Entry(
         trials_data,
         trials,
         "training",
-        "Loss, margin and log-ratios of the trials against training steps, by method",
+        "Loss, margin and log-probs of the probe of the trials against training steps, by method",
         "The trials of each method that was tuned; the thick line is the one that was chosen by validation.",
         lambda measured: any(len(block.trials) for block in measured.blocks),
     ),

@@ -12,7 +12,7 @@ import pandas as pd
 
 from d2o import exact, identities, rounds, schemas
 from d2o.errors import D2OError
-from d2o.metrics import LOGGED, Archive, Run, runs
+from d2o.metrics import Archive, Run, runs
 from d2o.report import figures, tables
 from d2o.report.tables import Block, Measured
 from d2o.settings import Experiment, Online, Reward, Rule, Settings
@@ -85,7 +85,7 @@ def render(
         pools=[pool for block in blocks for pool in _pools(archive, settings, block)],
         rounds=[(block, list(_rounds(archive, settings, block))) for block in blocks],
         trials=[(block, block.trials.to_dict("records")) for block in blocks if len(block.trials)],
-        trainings=[(block, list(_trainings(block.logs))) for block in blocks],
+        trainings=[(block, list(_trainings(archive, block))) for block in blocks],
         answers=[(block, list(_examples(archive, settings, block))) for block in blocks],
     )
 
@@ -244,9 +244,10 @@ def _rounds(archive: Archive, settings: Settings, block: Block) -> Iterator[dict
                 yield {"run": run, "round": number, "sheet": sheet, "length": sum(lengths) / sheet["samples"]}
 
 
-def _trainings(logs: pd.DataFrame) -> Iterator[dict[str, Any]]:
-    """A line per run; the last values are means over the last tenth of the steps."""
-    for (method, seed), log in logs.groupby(["method", "seed"], sort=False):
+def _trainings(archive: Archive, block: Block) -> Iterator[dict[str, Any]]:
+    """A line per run; loss and margin are means over the last tenth of the steps, the shifts the last ones."""
+    for (method, seed), log in block.logs.groupby(["method", "seed"], sort=False):
+        made = archive.manifest("trained", **Run(block.dataset, block.model, method, seed).names)
         yield {
             "method": method,
             "seed": seed,
@@ -256,7 +257,11 @@ def _trainings(logs: pd.DataFrame) -> Iterator[dict[str, Any]]:
             "time": duration(log["seconds"].sum()),
             "rate": log["tokens_per_second"].median(),
             "memory": log["memory_gb"].max(),
-            **log[LOGGED].tail(max(1, len(log) // 10)).mean(),
+            "groups": made.get("groups"),
+            "short": made.get("short_groups"),
+            "noise": made.get("reference_noise"),
+            **log[["loss", "margin"]].tail(max(1, len(log) // 10)).mean(),
+            **log[["positive_shift", "negative_shift"]].ffill().iloc[-1],
         }
 
 

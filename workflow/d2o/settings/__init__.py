@@ -265,13 +265,14 @@ class Lora(Section):
 
 
 class Alarms(Section):
-    """When a training is reported to go wrong: each over the last ten steps."""
+    """When a training is reported to go wrong."""
 
     displacement: Above0 = Field(
-        1.0, description="nats per token that the positives' log-prob may fall below its first ten steps"
+        0.15, description="nats per token that the probe's positives may lose against the initial model"
     )
     length_drift: Above0 = Field(
-        0.5, description="share by which the policy may prefer longer positives than the reference does"
+        0.5,
+        description="share by which the policy may prefer longer positives than the reference does, over ten steps",
     )
     stop: list[Literal["displacement", "length_drift", "not_finite"]] = Field(
         ["not_finite"], description="alarms that end the training; the others print a line"
@@ -369,8 +370,8 @@ class Method(Section):
     token_means: bool | None = Field(None, description="true: log-ratios per token, in place of sums")
     penalty: AtLeast0 | None = Field(None, description="λ: weight of a positive's log-prob below the reference's")
     weight: AtLeast0 | None = Field(None, description="λ: weight of the loss's second term")
-    desirable: AtLeast0 | None = Field(None, description="λ_D: weight of the positives")
-    undesirable: AtLeast0 | None = Field(None, description="λ_U: weight of the negatives")
+    desirable: AtLeast0 | None = Field(None, description="λ_D: weight of a group's positives together")
+    undesirable: AtLeast0 | None = Field(None, description="λ_U: weight of its negatives together")
     ema: MovingAverages | None = Field(None, description="moving references; null: the initial model throughout")
     filter: Filter | None = Field(
         None, description="keep the best-scored samples of the pool (an ablation); fresh ones are not filtered"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from d2o import chat, groups, records, rounds, schemas
+from d2o import chat, devices, groups, records, rounds, schemas
 from d2o.errors import D2OError
 from d2o.groups import Group
 from d2o.settings import Online, TrainStage
@@ -54,19 +54,24 @@ class Data:
 
     Attributes:
         groups: those of the pool, in the order that `schedule` permutes.
+        probe: the few that the training is watched by.
         total: steps of the whole training.
         until: the step before which the next round has to be sampled, or `total`.
         next: the steps of that round; empty after the last.
+        route: of the forward pass, the one that the tables of references were computed on: in bf16 the log-probs of
+            one route agree, however rows are filled, and those of two do not.
     """
 
-    def __init__(self, found: Sequence[Sequence[Group]], stage: TrainStage):
+    def __init__(self, found: Sequence[Sequence[Group]], probe: Sequence[Group], stage: TrainStage, route: str):
         """
         Args:
             found: the groups of the pool, and for each round sampled by now the same ones, some with fresh positives.
+            probe, route: as the attributes.
         Raises:
             D2OError: where a snapshot lies beyond the last step.
         """
         self.groups, self._rounds, self._train, self._seed = found[0], found, stage.train, stage.seed
+        self.probe, self.route = probe, route
         self.total = schedule.total_steps(stage.train, len(self.groups))
         if max(stage.train.snapshots, default=0) > self.total:
             last = max(stage.train.snapshots)
@@ -101,11 +106,13 @@ class Data:
 
 
 def read(stage: TrainStage, inputs: Inputs) -> tuple[Data, dict[str, int | str]]:
-    """The groups with their references, and counts of those of the pool as `groups.tokenise` gives them.
+    """The groups with their references, and counts of those of the pool.
+
+    The counts are those of `groups.tokenise`, and how many groups have fewer than K positives (`short_groups`).
 
     Raises:
         D2OError: where there is no group to train on, a response lacks its reference, a table was made by another
-            model, or a snapshot lies beyond the last step.
+            model or in another precision, or a snapshot lies beyond the last step.
     """
     tokenizer = chat.load_tokenizer(inputs.model)
     human = records.read_table(inputs.negatives, schemas.NEGATIVES)
@@ -135,8 +142,10 @@ def read(stage: TrainStage, inputs: Inputs) -> tuple[Data, dict[str, int | str]]
         counts["prompts_without_positive"] = len(asked - {text.prompt_id for text in texts})
     if stage.method.positives == "self":
         counts["pool"] = inputs.samples[0].stem
+        counts["short_groups"] = sum(len(group.positives) < (stage.method.k or 0) for group in base)
     fitting = {group.prompt_id for group in base}
     texts = [text for text in texts if text.prompt_id in fitting]
+    probe, _ = groups.tokenise(groups.probed(stage.method, human, pool, fitting), tokenizer, stage.forward)
     found = [base]
     for path in inputs.fresh:
         renewed = _renewed(stage.method.online, texts, path)
@@ -144,14 +153,23 @@ def read(stage: TrainStage, inputs: Inputs) -> tuple[Data, dict[str, int | str]]
         in_place = dict(zip(renewed, tokenised, strict=True))
         found.append([in_place.get(place, group) for place, group in enumerate(base)])
 
-    for path in (*inputs.samples, *inputs.reference_logprobs, *inputs.fresh_logprobs):
+    tables = (*inputs.reference_logprobs, *inputs.fresh_logprobs)
+    for path in (*inputs.samples, *tables):
         if records.file_digest(inputs.model / "manifest.json") not in records.read_manifest(path)["inputs"].values():
             raise D2OError(f"{path}: made by another model than {inputs.model}; delete it and run again")
-    if inputs.reference_logprobs:
-        tables = (*inputs.reference_logprobs, *inputs.fresh_logprobs)
+    made = [records.read_manifest(path) for path in tables]
+    precision = devices.precision(stage.forward.precision)
+    for path, manifest in zip(tables, made, strict=True):
+        if manifest.get("precision") != precision:
+            raise D2OError(
+                f"{path}: computed in {manifest.get('precision')}, and this training would run in {precision}: their "
+                f"rounding differs; set forward.precision, or delete it and run again on this kind of machine"
+            )
+    if tables:
         rows = [row for path in tables for row in records.read_table(path, schemas.LOGPROBS)]
         groups.attach_references((group for part in found for group in part), rows)
-    return Data(found, stage), counts
+    route = "padded" if any(manifest.get("route") == "padded" for manifest in made) else "shared"
+    return Data(found, probe, stage, route), counts
 
 
 def _renewed(online: Online, texts: Sequence[groups.Texts], pool: Path) -> dict[int, groups.Texts]:

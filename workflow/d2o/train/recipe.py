@@ -44,6 +44,7 @@ def run(stage: TrainStage, inputs: Inputs, checkpoints: Path, output: Path) -> N
     from d2o.train import adapters, schedule, watch
     from d2o.train.checkpoints import Checkpoints
     from d2o.train.engine import Engine, enough_memory, start
+    from d2o.train.probe import EVERY, Probe
     from d2o.train.references import MismatchedPairs, MovingReferences
 
     train, method, total = stage.train, stage.method, data.total
@@ -51,7 +52,7 @@ def run(stage: TrainStage, inputs: Inputs, checkpoints: Path, output: Path) -> N
     torch.manual_seed(stage.seed)
     kept = Checkpoints(checkpoints, stage, inputs)
 
-    policy = forward.load(inputs.model, stage.forward.precision)
+    policy = forward.load(inputs.model, stage.forward.precision, data.route)
     if train.lora:
         adapters.attach(policy, train.lora)
     if train.gradient_checkpointing:
@@ -59,8 +60,9 @@ def run(stage: TrainStage, inputs: Inputs, checkpoints: Path, output: Path) -> N
     shape = watch.Shape.of(policy.lm)
     policy.train()  # or gradient checkpointing does nothing; there is no dropout
     engine = Engine(policy, stage, total)
-    policy.check(forward.Row.of(data.batch(0)[:4]).to(engine.device))
+    policy.check(data.groups, engine.device)
 
+    probe = Probe(engine, data.probe, checkpoints, stage.forward.tokens)
     mismatched = moving = None
     if CONTRACTS[method.loss].mismatched:
         mismatched = MismatchedPairs(engine, data.groups, checkpoints, stage.forward.tokens)
@@ -92,6 +94,8 @@ def run(stage: TrainStage, inputs: Inputs, checkpoints: Path, output: Path) -> N
         record = {"step": step + 1, "epoch": round((step + 1) * len(members) / len(data.groups), 4)}
         record |= means.over_ranks()
         record |= {"grad_norm": engine.norm, "learning_rate": train.learning_rate * schedule.rate(step, total, train)}
+        if (step + 1) % EVERY == 0 or step + 1 == total:
+            record |= probe.shifts()
         if method.online:
             record |= data.freshness(step)
         log.step(record, members)
@@ -104,7 +108,8 @@ def run(stage: TrainStage, inputs: Inputs, checkpoints: Path, output: Path) -> N
 
     memory = round(watch.peak_memory() / 1e9, 3)
     facts = counts | {"steps": data.until, "ranks": ranks, "resumed_at": first, "peak_memory_gb": memory}
-    facts["precision"] = devices.precision(stage.forward.precision)
+    facts |= {"precision": devices.precision(stage.forward.precision), "route": policy.route}
+    facts["reference_noise"] = log.noise
     if rank == 0 and data.next:
         write_prompts(data, stage, inputs.negatives, output.with_name("negatives.parquet"))
     elif rank == 0:

@@ -99,11 +99,7 @@ class MismatchedPairs:
         """
         self._engine, self._tokens = engine, tokens
         pairs = [Group(group.prompt_id, group.prompt, [_stranger(found, i)]) for i, group in enumerate(found)]
-        kept = folder / "mismatched.json"
-        logprobs = json.loads(kept.read_text()) if kept.exists() else response_logprobs(engine, pairs, tokens)
-        dist.barrier()
-        if dist.get_rank() == 0:
-            records.write_json(kept, logprobs)
+        logprobs = initial_logprobs(engine, pairs, folder / "mismatched.json", tokens)
         self._pairs = {id(group): pair for group, pair in zip(found, pairs, strict=True)}
         self._references = {id(group): logprob for group, logprob in zip(found, logprobs, strict=True)}
 
@@ -134,3 +130,12 @@ def response_logprobs(engine: Engine, groups: Sequence[Group], tokens: int) -> l
         dist.all_gather_object(together, engine.sums(rows[min(first + rank, len(rows) - 1)]).tolist())
         found += together
     return [logprob for sums in found[: len(rows)] for logprob in sums]
+
+
+def initial_logprobs(engine: Engine, groups: Sequence[Group], kept: Path, tokens: int) -> list[float]:
+    """As `response_logprobs`, to be called before the first step; kept in a file, which a resume reads."""
+    logprobs = json.loads(kept.read_text()) if kept.exists() else response_logprobs(engine, groups, tokens)
+    dist.barrier()
+    if dist.get_rank() == 0:
+        records.write_json(kept, logprobs)
+    return logprobs

@@ -33,6 +33,7 @@ MEANS = (
     "margin",
     "accuracy",
     "length_drift",
+    "logratio_square",
     *(f"{side}_{x}" for side in ("positive", "negative") for x in _SIDE),
 )
 
@@ -43,10 +44,11 @@ def observe(loss: Tensor, positives: Side, negatives: Side) -> Tensor:
     The margin is the mean log-ratio of the positives less that of the negatives, in nats and without β; the
     accuracy is whether it is above 0. The length drift is by how much the positives' mean length grows when each
     counts as the policy prefers it to the reference (weights softmax of the log-ratios): importance sampling from
-    answers of the reference, so an estimate; NaN for a single positive.
+    answers of the reference, so an estimate; NaN for a single positive. The square is the mean over all responses.
     """
     with torch.no_grad():
-        values = [loss.detach(), *_differences(positives, negatives)]
+        logratios = torch.cat([positives.logratios, negatives.logratios])
+        values = [loss.detach(), *_differences(positives, negatives), logratios.square().mean()]
         for side in (positives, negatives):
             values += [side.logprobs.mean(), side.references.mean(), side.logratios.mean()]
             values += [side.means.mean(), (side.references / side.lengths).mean()]
@@ -146,11 +148,10 @@ def alarms(history: Sequence[Mapping[str, Any]], limits: Alarms) -> dict[str, st
     for key in ("loss", "grad_norm"):
         if last[key] is None or not math.isfinite(last[key]):
             found["not_finite"] = f"{key} is {last[key]}; lower the learning rate, or try fp32"
-    likelihood = "positive_logprob_per_token"
-    fall = _mean(history[:_WINDOW], likelihood) - _mean(history[-_WINDOW:], likelihood)
-    if len(history) >= 2 * _WINDOW and fall > limits.displacement:
+    shifts = [row["positive_shift"] for row in history if row.get("positive_shift") is not None]
+    if shifts and -shifts[-1] > limits.displacement:
         found["displacement"] = (
-            f"positives have lost {fall:.2f} nats per token since the first {_WINDOW} steps, more than "
+            f"the probe's positives have lost {-shifts[-1]:.2f} nats per token since the initial model, more than "
             f"{limits.displacement}; lower the learning rate, or raise β"
         )
     drift = _mean(history[-_WINDOW:], "length_drift")
@@ -232,6 +233,15 @@ class Watch:
             if name not in self._raised and self._active:
                 print(f"train: alarm at step {record['step']}: {message}", file=sys.stderr, flush=True)
         self._raised = set(found)
+
+    @property
+    def noise(self) -> float | None:
+        """Root mean square of the first step's log-ratios, nats; None where the loss takes no reference.
+
+        In the first step the policy still is the initial model: its log-ratios are rounding and nothing else.
+        """
+        square = self._history[0]["logratio_square"]
+        return None if square is None else round(math.sqrt(square), 4)
 
     def close(self) -> None:
         """Flush everything."""
