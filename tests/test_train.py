@@ -40,7 +40,7 @@ from rows import asked, human_row, pooled
 OFTEN = 1e-9
 KILLED = str(Path(__file__).with_name("killed.py"))
 LOG = "d2o.train.watch:Watch.step"
-WHOLE = "d2o.records:write_json"  # run.json first, then the last file of each checkpoint
+WHOLE = "d2o.records:write_json"  # run.json and probe.json, then the last file of each checkpoint
 DPO = Method(loss="dpo", positives="human", negatives=True)
 D2O = Method(loss="d2o", positives="self", negatives=True)
 
@@ -718,7 +718,7 @@ def test_a_broken_checkpoint_is_skipped_with_a_line(tables, tiny_model, tmp_path
     folder = tmp_path / "killed"
     line = command(tables, tiny_model, folder, DPO, **settings)
     # The sixth is whole; the third, then one too many, is removed or not.
-    killed(line, *((LOG, 7, "before") if removed else (WHOLE, 7, "after")))
+    killed(line, *((LOG, 7, "before") if removed else (WHOLE, 8, "after")))
     assert checkpoints(folder, "whole.json") == ([4, 5, 6] if removed else [3, 4, 5, 6])
     state = next((folder / "checkpoints" / "step6").glob("mp_rank*"))
     state.write_bytes(state.read_bytes()[:-100])
