@@ -520,7 +520,7 @@ def test_the_page_says_what_its_evidence_is_worth(full):
     assert "it reaches pair accuracy 0.51 [0.44, 0.58], n = 90; AUC 0.88 [0.84, 0.92], n = 96 (0.5 is chance)" in text
     assert "Scores of harm are weak evidence" in text and "Scores of cost are weak" not in text
     assert "12 prompts of the test split" in text
-    assert "mmlu acc, % ↑n = 40 prompts with BOS token" in text
+    assert "mmlu acc, % ↑n = 37 prompts with BOS token" in text
     html = full[0].joinpath("report.html").read_text()
     assert 'class="worse">−0.20<' in html  # the last look at the probe's positives, after 20 of 30 steps
     assert "<td>0.012</td>" in html  # noise of the references
@@ -712,7 +712,7 @@ def test_columns_with_the_same_name():
     values = pd.DataFrame(rows, columns=columns).assign(seed=0)
     chosen = config(methods=["d2o"])
     compared = tables.comparisons(values, metrics, chosen.experiments["demo"])
-    block = tables.Block("pku", "smol", tables.estimates(values, metrics), pd.DataFrame(), compared, *3 * [None])
+    block = tables.Block("pku", "smol", tables.estimates(values, metrics), pd.DataFrame(), compared, *5 * [None])
     text = tables.as_markdown(tables.Measured(chosen, metrics, [block], {}))
     header, _, row = (line.split("|") for line in text.splitlines() if line.startswith("|"))
     cells = [cell.strip() for name, cell in zip(header, row, strict=True) if name.strip() == "margin\u00a0↑"]
