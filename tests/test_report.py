@@ -501,6 +501,7 @@ def test_wrong_comparisons_and_failures_are_told_with_the_config():
         ({"comparisons": [("d2o", "dpoo")]}, "comparisons: 'dpoo' is not among the methods; did you mean 'dpo'?"),
         ({"comparisons": [("d2o", "d2o")]}, "comparisons: d2o is compared with itself"),
         ({"comparisons": [("d2o", "dpo"), ("dpo", "d2o")]}, "comparisons: dpo and d2o are compared twice"),
+        ({"methods": ["initial", "d2o"], "shows": ["table2"]}, "shows: table2 compares trained methods"),
         ({"failed": {"d2o/seed7": "?"}}, "failed.d2o/seed7: no such method or training; did you mean 'd2o/seed"),
     ):
         with pytest.raises(D2OError, match=re.escape(f"experiments.demo.{message}")):

@@ -74,17 +74,22 @@ def table1(measured: Measured) -> Table:
 
 
 def table2(measured: Measured) -> Table:
-    """Ablations: what every method loses against the first one that is trained."""
+    """Ablations: every method less the first one that is trained."""
     whole = next(method for method in measured.methods if method != "initial")
     rows, words = [], {}
     for block in measured.blocks:
         found = block.comparisons
         found = found[found["metric"].isin(_main(measured, block)["metric"]) & found["prompts"].isin(["test", ""])]
-        mine, theirs = found[found["method"] == whole], found[found["other"] == whole]
-        turned = theirs["method"].to_numpy()
-        mine = mine.assign(method=mine["other"], other=whole, difference=-mine["difference"],
-                           low=-mine["high"], high=-mine["low"], effect_size=-mine["effect_size"])  # fmt: skip
-        found = together([mine, theirs.assign(method=turned)], list(mine.columns))
+        turned = found[found["method"] == whole]
+        turned = turned.assign(
+            method=turned["other"],
+            other=whole,
+            difference=-turned["difference"],
+            low=-turned["high"],
+            high=-turned["low"],
+            effect_size=-turned["effect_size"],
+        )
+        found = together([turned, found[found["other"] == whole]], tables.COMPARISONS)
         shown = tables.readable(
             found.assign(mean=found["difference"], difference_low=found["low"], difference_high=found["high"]),
             measured.metrics,

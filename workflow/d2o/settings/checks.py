@@ -128,6 +128,8 @@ def _of_experiment(experiment: Experiment) -> Iterator[str]:
         elif frozenset(pair) in seen:
             yield f"comparisons: {' and '.join(pair)} are compared twice"
         seen.add(frozenset(pair))
+    if "table2" in experiment.shows and len(trained) < 2:
+        yield "shows: table2 compares trained methods; name two or more in `methods`"
     known = [*trained, *(f"{method}/seed{seed}" for method in trained for seed in experiment.seeds)]
     for failed in experiment.failed.keys() - known:
         yield f"failed.{failed}: no such method or training" + suggestion(failed, known)
