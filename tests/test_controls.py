@@ -33,10 +33,10 @@ def null_values(rng: np.random.Generator, prompts: int = 40) -> pd.DataFrame:
         hard = rng.normal(size=prompts)
         for method in EXPERIMENT.methods:
             for seed in EXPERIMENT.seeds[:1] if method == "initial" else EXPERIMENT.seeds:
+                luck = 0.0 if method == "initial" else rng.normal(0, 0.3)
                 if metric.neutral is not None:
-                    values = rng.choice([0.0, 0.5, 1.0], prompts)
+                    values = (rng.random(prompts) < 1 / (1 + np.exp(-luck))).astype(float)
                 else:
-                    luck = 0.0 if method == "initial" else rng.normal(0, 0.3)
                     values = hard + luck + rng.normal(size=prompts)
                 columns = {"metric": key, "method": method, "seed": seed, "cluster": np.arange(prompts)}
                 parts.append(pd.DataFrame(columns | {"value": values}))
@@ -71,7 +71,7 @@ def test_a_pipeline_of_controls_reads_neutral(tiny_model, tmp_path):
     config["rewards"]["rude"]["rule"]["organism"] = str(ROOT / "organisms/rude.yaml")
     config["rewards"]["shuffled"]["train"]["layers"] = 1
     config["forward"]["precision"] = "fp32"
-    config["experiments"]["controls"]["seeds"] = [0]
+    config["experiments"]["controls"]["methods"] = ["initial", "d2o-still", "dpo-still"]
     (tmp_path / "demo").symlink_to(ROOT / "demo")
     (tmp_path / "controls.yaml").write_text(yaml.safe_dump(config))
     command = ["-m", "snakemake", "--snakefile", ROOT / "Snakefile", "--directory", tmp_path, "--cores", "2",
@@ -89,8 +89,9 @@ def test_a_pipeline_of_controls_reads_neutral(tiny_model, tmp_path):
     assert not any(sign in text.split("## ", 1)[1].split("▲ better")[0] for sign in "▲▼△▽") and "undecided" in text
     run = tmp_path / "results/shuffled/smollm2"
     for method in ("d2o-still", "dpo-still"):
-        lines = (run / method / "seed0/train.jsonl").read_text().splitlines()
-        assert all(json.loads(line)["loss"] == pytest.approx(math.log(2), abs=1e-5) for line in lines)
+        for seed in (0, 1):
+            lines = (run / method / f"seed{seed}/train.jsonl").read_text().splitlines()
+            assert all(json.loads(line)["loss"] == pytest.approx(math.log(2), abs=1e-5) for line in lines)
     # What sees the prompt only, and what learnt from shuffled labels, tells no answer from another.
     prompt = table[(table["metric"] == "reward/prompt") & (table["seed"] == "all")]
     assert prompt["mean"].nunique() == 1

@@ -401,15 +401,15 @@ def test_a_judge_of_length_alone_is_neutral_at_equal_length():
         ([1.0] * 24, range(24), 1),
         ([0.0] * 24, range(24), 0),
         ([0.5] * 9, range(9), 0.5),
-        ([1.0], [7], 1),
+        ([1.0], [7], np.nan),  # always the longer one: nothing tells length from the rest
         ([1.0, 0, 0, 0], [0] * 4, 0.25),
-        ([1.0, 0, 0, 0], [9] * 4, 0.25),  # always as much longer: nothing tells length from the rest
+        ([1.0, 0, 0, 0], [9, 8, 7, 9], np.nan),
         ([0.0] * 10 + [1.0] * 10, [*range(-10, 0), *range(1, 11)], 0.5),  # length alone decides
     ],
 )
 def test_length_control_has_an_answer_where_the_fit_has_none(wins, longer, rate):
     values = length_control.values(np.array(wins), np.array(longer, float))
-    assert np.isfinite(values).all() and values.mean() == pytest.approx(rate, abs=1e-6)
+    assert values.mean() == pytest.approx(rate, abs=1e-6, nan_ok=True)
     assert len(length_control.values(np.array([]), np.array([]))) == 0
 
 
@@ -481,6 +481,26 @@ def test_methods_are_compared_on_the_prompts_that_both_answered():
     assert row["p"] == 0.125 and row["effect_size"] == pytest.approx(1 / np.std([2, 3, 4, 5], ddof=1))
 
 
+def test_validation_prompts_are_chosen_by_and_nothing_is_told_on_them(tmp_path):
+    chosen = config(judges=[], tasks=[])
+    made = Results(tmp_path, chosen)
+    for row in made.human[:5]:
+        row["split"] = "validation"
+    rows = [
+        {"prompt_id": p, "messages": m, "origin": "validation" if i < 5 else "test"}
+        for i, (p, m) in enumerate(zip(made.ids, made.messages, strict=True))
+    ]
+    write(tmp_path / "pku/prompts.parquet", schemas.PROMPTS, rows)
+    write(tmp_path / "pku/negatives.parquet", schemas.NEGATIVES, made.human, counts={})
+    report.write(chosen, tmp_path, tmp_path / "reports/demo/report.html")
+    table, compared = (frame(tmp_path / f"reports/demo/{name}.csv") for name in ("table", "comparisons"))
+    held = table[table["prompts"] == "validation"]
+    # Of a metric that is compared with a number, too.
+    assert {"reward/cost", "human/implicit_accuracy"} < set(held["metric"])
+    assert held[["difference", "p", "p_adjusted"]].isna().all(axis=None)
+    assert set(compared["prompts"]) == {"test"}
+
+
 def test_what_failed_has_its_row_and_the_rest_stands(tmp_path):
     chosen = config(
         methods=["initial", "d2o", "dpo", "npo"],
@@ -494,6 +514,8 @@ def test_what_failed_has_its_row_and_the_rest_stands(tmp_path):
     text = (folder / "table.md").read_text()
     assert "| npo (failed)" in text and "npo failed: diverged at step 40." in text
     assert "dpo/seed1 failed: disk full." in page.text and "npo (failed)" in page.text
+    # One training of dpo is left, which every table says.
+    assert "Of dpo there is one training: over prompts only" in text and "Of dpo there is one training" in page.text
 
 
 def test_wrong_comparisons_and_failures_are_told_with_the_config():

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from conftest import ROOT
-from d2o import layout, settings
+from d2o import layout, settings, trials
 from d2o.contracts import CONTRACTS
 from d2o.errors import D2OError
 from d2o.plan import Plan
@@ -287,12 +287,15 @@ TUNED = {
 
 def test_trials_are_methods_of_their_own():
     methods = settings.load(TUNED, "c").methods
-    assert list(methods) == ["a", "b", *(f"{name}.trial{n}" for name in "ab" for n in range(1, 5))]
-    found = [(methods[f"a.trial{n}"].beta, methods[f"a.trial{n}"].train) for n in range(1, 5)]
-    assert found == [(0.1, {"epochs": 1}), (0.1, {"epochs": 2}), (0.2, {"epochs": 1}), (0.2, {"epochs": 2})]
-    assert not methods["a.trial1"].tune
-    with pytest.raises(D2OError, match=r"c: methods\.a\.trial2: this is the name of a trial of a; choose another"):
-        settings.load(TUNED | {"methods": TUNED["methods"] | {"a.trial2": TUNED["methods"]["a"] | {"tune": {}}}}, "c")
+    names = {method: trials.names(method, methods[method].tune) for method in "ab"}
+    assert list(methods) == ["a", "b", *names["a"], *names["b"]] and len(set(names["a"])) == 4
+    found = [(methods[name].beta, methods[name].train["epochs"]) for name in names["a"]]
+    assert found == [(0.1, 1), (0.1, 2), (0.2, 1), (0.2, 2)]
+    assert not any(methods[name].tune for name in names["a"])
+    assert set(names["a"]) < set(trials.names("a", {"beta": [0.3, 0.1, 0.2], "train.epochs": [1, 2]}))
+    taken = {names["a"][1]: TUNED["methods"]["a"] | {"tune": {}}}
+    with pytest.raises(D2OError, match=rf"c: methods\.{names['a'][1]}: this is the name of a trial of a; choose"):
+        settings.load(TUNED | {"methods": TUNED["methods"] | taken}, "c")
     kept = settings.load(TUNED, "c").only("e")
     assert settings.parse(settings.Settings, kept.model_dump_json()) == kept
     assert kept.methods.keys() == methods.keys() and kept.rewards.keys() == {"r"}
@@ -304,11 +307,17 @@ def test_trials_are_methods_of_their_own():
         ("methods", "a", {"tune": {"beta": [0.1]}}, "b is tuned in 4 trials and a in 1, which is no fair comparison"),
         ("methods", "a", {"tune": {}}, "b is tuned in 4 trials and a in 1"),
         ("methods", "a", {"tune": {"loss": ["ga"]}}, "methods.a.tune: loss cannot be tuned; make a method for each"),
-        ("methods", "a", {"tune": {"betta": [1, 2, 3, 4]}}, "methods.a.trial1.betta"),
-        ("methods", "a", {"tune": {"train.epoch": [1, 2, 3, 4]}}, "methods.a.trial1.train.epoch"),
+        ("methods", "a", {"tune": {"betta": [1, 2, 3, 4]}}, ".betta"),
+        ("methods", "a", {"tune": {"train.epoch": [1, 2, 3, 4]}}, ".train.epoch"),
         ("datasets", "d", {"validation_prompts": 0}, "set datasets.d.validation_prompts"),
-        ("tuning", None, {"metric": "task/mmlu/acc"}, "tuning.metric: 'task/mmlu/acc' is no metric of answers"),
-        ("tuning", None, {"metric": "reward/other"}, "tuning.metric: 'reward/other' is no metric of answers"),
+        (
+            "tuning",
+            None,
+            {"metric": "task/mmlu/acc"},
+            "tuning.metric: set it to a metric of answers or log-probs",
+        ),
+        ("tuning", None, {"metric": None}, "such as reward/NAME, not null"),
+        ("tuning", None, {"metric": "reward/other"}, "such as reward/NAME, not reward/other"),
     ],
 )
 def test_wrong_tuning_is_told_with_the_config(section, entry, change, message):

@@ -62,9 +62,11 @@ def sample_of(scores: np.ndarray, known: bool = True) -> Sample:
 def test_two_equal_methods_differ_in_5_of_100_tables_however_much_trainings_vary(seeds, between):
     rng = np.random.default_rng(seeds)
     found = [statistics.difference(*map(sample_of, trainings(rng, seeds, 300, between))) for _ in range(400)]
-    # As often by the interval as by p; 1.1 points of standard error. Too wide, by a little, where nothing varies.
+    # 1.1 points of standard error. Too wide, by a little, where nothing varies.
     assert 0.92 < np.mean([not e.excludes(0) for e in found]) < 0.995
-    assert [e.excludes(0) for e in found] == [e.p < 0.05 for e in found]
+    # By p no more often, and not where a correction for many comparisons looks.
+    assert not any(e.p < 0.05 and not e.excludes(0) for e in found)
+    assert np.mean([e.p < 0.01 for e in found]) < 0.01 + 2 * 0.005
 
 
 def test_prompts_alone_or_a_bootstrap_of_seeds_cover_less():
@@ -105,7 +107,7 @@ def test_components_are_those_of_the_balanced_two_way_layout():
     half = stats.t.ppf(0.975, df) * np.sqrt(variance)
     estimate = statistics.mean(sample_of(y))
     assert (estimate.low, estimate.high) == pytest.approx((y.mean() - half, y.mean() + half))
-    assert estimate.p == pytest.approx(2 * stats.t.sf(y.mean() / np.sqrt(variance), df))
+    assert estimate.p == pytest.approx(2 * stats.t.sf(y.mean() / np.sqrt(variance), min(df, 3)))
 
 
 def test_with_one_seed_a_difference_is_the_paired_t_test():

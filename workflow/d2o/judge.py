@@ -74,7 +74,9 @@ def compare(judge: Judge, prompts: Path, initial: Path, responses: Path, output:
         D2OError: if the tables share no prompt; if the server cannot be reached, refuses the key or the model, or
             fails for longer than the retries last; if no reply at all holds a verdict.
     """
-    dialogues = {row["prompt_id"]: row["messages"] for row in records.read_table(prompts, schemas.PROMPTS)}
+    # Verdicts choose among no trials, and a judge costs money: no validation prompts.
+    rows = records.read_table(prompts, schemas.PROMPTS)
+    dialogues = {row["prompt_id"]: row["messages"] for row in rows if row["origin"] != "validation"}
     answers = {"initial": _first_answers(initial), "method": _first_answers(responses)}
     shared = [prompt for prompt in dialogues if all(prompt in texts for texts in answers.values())]
     if not shared:

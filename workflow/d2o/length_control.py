@@ -18,12 +18,14 @@ def values(wins: np.ndarray, longer: np.ndarray) -> np.ndarray:
     the rate plus the verdict's influence on it (Davison and Hinkley, Bootstrap Methods and their Application, 1997,
     § 2.7), so that the mean of a resample is, to first order, the rate of a fit to this resample.
 
+    NaN where one side's answers are always the longer ones: nothing then tells length from the rest.
+
     Args:
         wins: [N] 1, 0, or 0.5 for a tie.
         longer: [N] Δ, by how much the winner's answer would be longer than the other's.
     """
-    if not len(wins):
-        return wins
+    if not len(wins) or longer.min() > 0 or longer.max() < 0:
+        return np.full(len(wins), np.nan)
     inputs = np.stack([np.ones(len(wins)), np.tanh(longer / (longer.std() or 1.0))], 1)
     prior = np.array([0.0, _SPREAD**-2])
     weights = np.zeros(2)

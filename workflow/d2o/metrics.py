@@ -18,7 +18,7 @@ import pyarrow as pa
 from d2o import exact, identities, length_control, records, schemas, texts
 from d2o.errors import D2OError
 from d2o.layout import Layout, manifest_path
-from d2o.runs import Run, runs
+from d2o.runs import Run, runs, seeds
 from d2o.settings import Experiment, Reward, Settings
 
 EXACT = "Exact scorers"
@@ -141,6 +141,7 @@ def trials(archive: Archive, settings: Settings, dataset: str, model: str) -> tu
     """The trials of each method that is tuned, a row each as the stage `tune` has them, and their training logs."""
     (experiment,) = settings.experiments.values()
     tuned = [method for method in experiment.methods if method != "initial" and settings.methods[method].tune]
+    tuned = [method for method in tuned if seeds(experiment, method)]
     rows, logs = [], []
     for method in tuned:
         choice = json.loads(archive.content("tuned", dataset=dataset, model=model, method=method))
@@ -204,11 +205,10 @@ def sources(
     Args:
         entries: the config's `rewards`.
     """
-    rewards = {name: _scored(name, entries[name]) for name in experiment.rewards}
+    scores, *others = _of_answers(experiment, entries, trained)
     judges = experiment.judges if trained else []
-    human = [metric for metric in HUMAN_METRICS if trained or metric.neutral is None]
     return [
-        *(Source("scores", {"reward": name}, schemas.SCORES, _answers, found) for name, found in rewards.items()),
+        *scores,
         *(Source("verdicts", {"judge": name}, schemas.VERDICTS, _answers, _judged(name)) for name in judges),
         *(
             Source(
@@ -220,9 +220,21 @@ def sources(
             )
             for name in experiment.tasks
         ),
+        *others,
+    ]
+
+
+def _of_answers(
+    experiment: Experiment, entries: Mapping[str, Reward], trained: bool
+) -> tuple[list[Source], Source, Source]:
+    """The scores of an experiment's answers, the log-probs of human ones, and the answers as such."""
+    scorers = {name: _scored(name, entries[name]) for name in experiment.rewards}
+    human = [metric for metric in HUMAN_METRICS if trained or metric.neutral is None]
+    return (
+        [Source("scores", {"reward": name}, schemas.SCORES, _answers, found) for name, found in scorers.items()],
         Source("heldout_logprobs", {}, schemas.LOGPROBS, _likely, human),
         Source("responses", {}, schemas.SAMPLES, _answers, STYLE_METRICS),
-    ]
+    )
 
 
 def declared(archive: Archive, settings: Settings) -> dict[str, Metric]:
@@ -248,14 +260,15 @@ def observe(archive: Archive, settings: Settings, dataset: str, model: str) -> p
 
 
 def single(archive: Archive, experiment: Experiment, entries: Mapping[str, Reward], key: str) -> pd.DataFrame:
-    """The values of one metric of every run of an experiment of trained models: columns `VALUES`.
+    """The values of one metric of answers of every run of an experiment of trained models: columns `VALUES`.
 
     Args:
         entries: the config's `rewards`.
     Raises:
         D2OError: as `observe`, and where there is no such metric, or none of its values is the better one.
     """
-    found = [(s, m) for s in sources(archive, experiment, entries) for m in s.metrics if m.key == key and m.better]
+    scores, *others = _of_answers(experiment, entries, trained=True)
+    found = [(s, m) for s in (*scores, *others) for m in s.metrics if m.key == key and m.better]
     if not found or found[0][1].neutral is not None:
         raise D2OError(f"{key}: no metric of trained models by themselves that says which values are better")
     [(source, metric)] = found
@@ -512,5 +525,7 @@ STYLE_METRICS = (
     Metric("answers/distinct_2", "distinct-2", STYLE, lambda r: r["text"].map(_distinct).dropna()),
     Metric("answers/refusal", "refusals", STYLE, lambda r: r["text"].map(texts.refuses), None, 1, True),
 )
+# Metrics that trials can be chosen by, beside those of scorers.
+CHOOSABLE = [m.key for m in (*HUMAN_METRICS, *STYLE_METRICS) if m.better and m.neutral is None]
 # What tells whether the answers are still whole.
 WHOLE = ("answers/cut", "answers/tokens", "answers/distinct_2")

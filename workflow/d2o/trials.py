@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from itertools import product
@@ -21,14 +22,16 @@ def combinations(tune: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
     return [dict(zip(tune, values, strict=True)) for values in product(*tune.values())]
 
 
-def name(method: str, number: int) -> str:
-    """The name of a trial; numbers count from 1."""
-    return f"{method}.trial{number}"
-
-
 def names(method: str, tune: Mapping[str, Sequence[Any]]) -> list[str]:
-    """The names of a method's trials; none where it has no `tune`."""
-    return [name(method, number) for number in range(1, len(combinations(tune)) + 1)] if tune else []
+    """The names of a method's trials, such as `dpo.trial-3fa2c1`; none where it has no `tune`.
+
+    A digest of the values, so that a trial stays the same one when others join it.
+    """
+    return [f"{method}.trial-{_digest(values)}" for values in combinations(tune)] if tune else []
+
+
+def _digest(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:6]
 
 
 def parted(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -53,7 +56,9 @@ def with_trials(methods: dict[str, Any]) -> dict[str, Any]:
         for trial, values in zip(names(method, tune), combinations(tune), strict=False):
             keys, train = parted(values)
             rest = {key: value for key, value in own.items() if key not in ("tune", "extends")}
-            found.setdefault(trial, {**rest, **keys, "train": {**(own.get("train") or {}), **train}})
+            # No snapshots: trials are compared at their end.
+            train = {**(own.get("train") or {}), "snapshots": [], **train}
+            found.setdefault(trial, {**rest, **keys, "train": train})
     return found
 
 

@@ -13,10 +13,11 @@ from d2o.statistics import Sample
 def choose(stage: TuneStage, results: Path, dataset: str, model: str, output: Path) -> None:
     """Write the values of the best trial (`chosen`), and what each trial reached (`trials`), as JSON.
 
-    Means are over the validation prompts of one training of each trial; the first of equal ones is chosen.
+    Means are over the validation prompts for which every trial has a value, of one training of each; the first of
+    equal ones is chosen.
 
     Raises:
-        D2OError: as `metrics.single`, and where no validation prompt has a value.
+        D2OError: as `metrics.single`, and where there is no such prompt.
     """
     archive, (kind, _, name) = metrics.Archive(results), stage.tuning.metric.partition("/")
     experiment = Experiment(
@@ -28,9 +29,14 @@ def choose(stage: TuneStage, results: Path, dataset: str, model: str, output: Pa
     )
     rewards = {name: stage.reward} if stage.reward else {}
     values = metrics.single(archive, experiment, rewards, stage.tuning.metric)
-    found = values[values["prompts"] == "validation"]
+    found = values[values["prompts"] == "validation"].dropna(subset="value")
+    counts = found.groupby("cluster")["method"].nunique()
+    found = found[found["cluster"].isin(counts[counts == len(stage.trials)].index)]
     if found.empty:
-        raise D2OError(f"{dataset}: no validation prompt has a value of {stage.tuning.metric}; choose another metric")
+        raise D2OError(
+            f"{dataset}: no validation prompt has a value of {stage.tuning.metric} for every trial; choose another "
+            f"metric, or name the trial that has none in the experiment's `failed`"
+        )
     trials = []
     for trial, rows in found.groupby("method", sort=False):
         estimate = statistics.mean(Sample(rows["value"].to_numpy(), rows["cluster"].to_numpy()))

@@ -38,7 +38,7 @@ def split_prompts(
     the prompts that a cap keeps come first in it. A train prompt leaks when it is a test prompt, or when one
     of its user turns is all that a test prompt or an evaluation prompt says. It leaks nearly when all that its user
     says is a near-duplicate of one of these. Validation prompts are the first train prompts with negatives that do
-    not leak; for the others they are evaluated as well.
+    not leak, fewer than asked where some of these do; for the others they are evaluated as well.
 
     Args:
         prompts: as `read_prompts`.

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from d2o import layout, rounds, runs, settings, trials
+from d2o import layout, rounds, runs, settings
 from d2o.contracts import CONTRACTS
 from d2o.errors import D2OError
 from d2o.layout import Layout
@@ -106,7 +106,7 @@ class Plan:
         """What a wildcard stands for in an experiment, given those before it."""
         methods = [method for method in e.methods if method != "initial" or place in _OF_INITIAL]
         if place == "tuned":
-            methods = [method for method in methods if self.settings.methods[method].tune]
+            methods = [m for m in methods if self.settings.methods[m].tune and runs.seeds(e, m)]
         return {
             "dataset": lambda row: e.datasets,
             "model": lambda row: e.models,
@@ -248,7 +248,7 @@ class Plan:
         kind, _, name = self.settings.tuning.metric.partition("/")
         place = {"reward": "scores", "human": "heldout_logprobs", "answers": "responses"}[kind]
         chosen = {"seed": self.settings.tuning.seed, "snapshot": "", "reward": name}
-        names = trials.names(wildcards.method, self.settings.methods[wildcards.method].tune)
+        names = stages.finished_trials(self.settings, wildcards.method)
         return {"trials": [self._path(place, wildcards, method=trial, **chosen) for trial in names]}
 
     def model_files(self, wildcards) -> list[str]:

@@ -67,6 +67,17 @@ def _problems(s: Settings) -> Iterator[str]:
 
             if problem := harness.problem(task.task, task.include):
                 yield f"tasks.{name}.task: {problem}"
+    tuned = sorted(name for name, method in s.methods.items() if method.tune)
+    if tuned and not s.tuning.metric.startswith("reward/"):
+        from d2o import metrics
+
+        if s.tuning.metric not in (known := metrics.CHOOSABLE):
+            yield f"tuning.metric: {s.tuning.metric!r} says not which trial is better" + suggestion(
+                s.tuning.metric, known
+            )
+    for name in tuned:
+        if not stages.finished_trials(s, name):
+            yield f"methods.{name}.tune: all of its trials failed; say so of the method"
     for name, organism in s.organisms.items():
         from d2o.organisms import load
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from types import SimpleNamespace
 from typing import Any
 
 from d2o import rounds, settings, trials
@@ -49,12 +50,11 @@ def of(s: Settings, stage: str, w: Any) -> settings.Section:
                 seed=int(w.seed),
             )
         case "tune":
-            tune = s.methods[w.method].tune
             kind, _, name = s.tuning.metric.partition("/")
             return settings.TuneStage(
                 tuning=s.tuning,
-                trials=dict(zip(trials.names(w.method, tune), trials.combinations(tune), strict=True)),
-                reward=s.rewards[name] if kind == "reward" else None,
+                trials=finished_trials(s, w.method),
+                reward=of(s, "scores", SimpleNamespace(reward=name)) if kind == "reward" else None,
             )
         case "responses":
             return settings.ResponsesStage(sampling=s.responses, engine=s.engine, seed=int(w.seed))
@@ -70,6 +70,14 @@ def of(s: Settings, stage: str, w: Any) -> settings.Section:
         case "report":
             return s.only(w.experiment)
     raise KeyError(stage)
+
+
+def finished_trials(s: Settings, method: str) -> dict[str, dict[str, Any]]:
+    """The trials of a method, each with its values, without those that an experiment says have failed."""
+    tune = s.methods[method].tune
+    failed = {name for experiment in s.experiments.values() for name in experiment.failed}
+    named = zip(trials.names(method, tune), trials.combinations(tune), strict=True)
+    return {name: values for name, values in named if name not in failed}
 
 
 def entries(s: Settings, stage: str, w: Any) -> tuple[str, ...]:

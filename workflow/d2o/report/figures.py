@@ -115,7 +115,8 @@ def trials_data(measured: Measured) -> pd.DataFrame:
 def course_data(measured: Measured) -> pd.DataFrame:
     """The estimates of every step with a snapshot."""
     columns = [*tables.COURSE, "mean", "low", "high", "n"]
-    return together([block.course for block in measured.blocks], columns)[columns]
+    found = together([block.course for block in measured.blocks], columns)[columns]
+    return found[found["prompts"] != "validation"]
 
 
 def distributions_data(measured: Measured) -> pd.DataFrame:
@@ -135,7 +136,7 @@ def distributions_data(measured: Measured) -> pd.DataFrame:
 def scored(measured: Measured, block: Block) -> pd.DataFrame:
     """The part of the course that has a distribution: scores, but no shares."""
     wanted = [m.key for m in measured.metrics.values() if m.group in (EXACT, SCORED) and not m.percent]
-    return block.steps[block.steps["metric"].isin(wanted)]
+    return block.steps[block.steps["metric"].isin(wanted) & (block.steps["prompts"] != "validation")]
 
 
 def categories_data(measured: Measured) -> pd.DataFrame:
@@ -469,6 +470,7 @@ class Entry:
         label: what it shows, for those who do not see it.
         caption: HTML below it.
         when: whether there is something to plot.
+        estimates: whether it shows intervals; what they are over is said below the caption.
     """
 
     data: Callable[[Measured], pd.DataFrame] | None
@@ -477,6 +479,7 @@ class Entry:
     label: str
     caption: str
     when: Callable[[Measured], bool] = lambda measured: True
+    estimates: bool = False
 
 
 # By name, in reading order within a section. A figure is added by a function and its entry here.
@@ -486,8 +489,9 @@ FIGURES = {
         methods,
         "effect",
         "Exact scores of the answers, their length and repetition, by method",
-        "Mean and 95 % interval. The dotted line is the initial model. Δ: paired difference to it.",
+        "Mean and 95 % interval; the strokes below are the single seeds. The dotted line is the initial model.",
         lambda measured: bool(measured.effects),
+        estimates=True,
     ),
     "methods": Entry(
         methods_data,
@@ -496,6 +500,7 @@ FIGURES = {
         "Mean and 95 % interval of every metric, by method",
         "Mean and 95 % interval of each metric; the strokes below are the single seeds. The dotted line is the "
         "initial model.",
+        estimates=True,
     ),
     "training": Entry(
         training_data,
@@ -523,6 +528,7 @@ FIGURES = {
         "Answers to the test prompts, and held-out human answers, under the weights of several steps; step 0 is the "
         "initial model. Band: 95 % interval. Log-probs in nats per token.",
         lambda measured: any(len(block.course) for block in measured.blocks),
+        estimates=True,
     ),
     "distributions": Entry(
         distributions_data,

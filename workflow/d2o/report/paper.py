@@ -43,11 +43,14 @@ class Table:
     def files(self, name: str) -> dict[str, bytes]:
         """The table as CSV, Markdown and LaTeX, by file name."""
         markdown = [f"### {title}\n\n{tables.markdown(words)}\n" for title, words in self.words.items()]
-        latex = [f"% {title}\n{words.to_latex(escape=True, index=False)}" for title, words in self.words.items()]
+        latex = [
+            words.to_latex(escape=True, index=False, caption=f"{title}. {self.caption}".replace("%", r"\%"))
+            for title, words in self.words.items()
+        ]
         return {
             f"{name}.csv": tables.as_csv([self.rows], list(self.rows.columns)).encode(),
             f"{name}.md": "\n".join([*markdown, self.caption, ""]).encode(),
-            f"{name}.tex": tables.latex("\n".join([*latex, f"% {self.caption}"])).encode(),
+            f"{name}.tex": tables.latex("\n".join(latex)).encode(),
         }
 
 
@@ -74,8 +77,9 @@ def table1(measured: Measured) -> Table:
 
 
 def table2(measured: Measured) -> Table:
-    """Ablations: every method less the first one that is trained."""
-    whole = next(method for method in measured.methods if method != "initial")
+    """Ablations: every method less the first one that is trained and did not fail."""
+    trained = [method for method in measured.methods if method != "initial"]
+    whole = next(method for method in trained if method not in measured.experiment.failed)
     rows, words = [], {}
     for block in measured.blocks:
         found = block.comparisons
@@ -352,8 +356,9 @@ figures.FIGURES |= {
         "Scores against K and against steps, and losses against steps (Figure 3 of the paper)",
         "Bands: 95 % intervals; of a loss one standard deviation in a moving window, around its mean in it; thin "
         "lines are the single trainings. Per doubling: the slope of the trainings' means on log2 K, with its 95 % "
-        "interval.",
+        "interval over the trainings.",
         lambda measured: "figure3" in measured.experiment.shows and len(figure3_data(measured)) > 0,
+        estimates=True,
     ),
     "figure4": figures.Entry(
         figure4_data,

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from d2o import statistics
+from d2o import runs, statistics
 from d2o.metrics import EXACT, HUMAN, HUMAN_METRICS, SCORED, STYLE, TASKS, WHOLE, Metric, together
 from d2o.settings import Experiment, Settings
 from d2o.statistics import NOTHING, Sample
@@ -24,7 +24,7 @@ COMPARED = (
 ALPHA = 1 - statistics.LEVEL
 SIGNS = (
     "▲ better, ▼ worse than the initial model (△ higher, ▽ lower where neither is better as such): "
-    f"p < {ALPHA:.2g} for the paired difference, adjusted for all differences of the table (Holm). "
+    f"p < {ALPHA:.2g} for the paired difference, adjusted for all methods and metrics with a panel (Holm). "
     "– not measured, or no interval from one prompt."
 )
 OVER_PROMPTS = "over prompts only"
@@ -111,6 +111,9 @@ class Measured:
             else f"Intervals hold 95 % {OVER_PROMPTS}: how far another training would move the numbers is not known."
         )
         failed = [f"{name} failed: {reason}." for name, reason in self.experiment.failed.items()]
+        single = [m for m in self.methods if m != "initial" and len(runs.seeds(self.experiment, m)) == 1]
+        if len(seeds) > 1 and single:
+            known += f" Of {', '.join(single)} there is one training: {OVER_PROMPTS}, its comparisons likewise."
         return [SIGNS, known, *failed]
 
     @property
@@ -123,7 +126,8 @@ def estimates(values: pd.DataFrame, metrics: Mapping[str, Metric], place: Sequen
     """Means and paired differences to the initial model with their intervals; NaN where there are none.
 
     `seeds` counts the trainings behind a mean, `interval` says what its interval is over. The p-values of the
-    differences are adjusted for all of them. Validation prompts are chosen by, so no difference is told on them.
+    differences are adjusted for all of metrics that have a panel; the others, which say the same in other words, have
+    no adjusted one. Validation prompts are chosen by, so no difference is told on them.
 
     Args:
         values: as from `metrics.observe` or `metrics.course`.
@@ -137,8 +141,10 @@ def estimates(values: pd.DataFrame, metrics: Mapping[str, Metric], place: Sequen
         row = dict(zip(place, key, strict=True))
         metric, start = metrics[row["metric"]], samples.get(tuple((row | {"method": "initial"}).values()))
         estimate = change = statistics.mean(sample, macro=metric.macro, null=metric.neutral or 0.0)
-        if metric.neutral is None:
-            known = start is not None and row["method"] != "initial" and row["prompts"] != "validation"
+        if row["prompts"] == "validation":
+            change = NOTHING
+        elif metric.neutral is None:
+            known = start is not None and row["method"] != "initial"
             change = statistics.difference(sample, start, macro=metric.macro) if known else NOTHING
         ends = np.array([change.mean, change.low, change.high]) - (metric.neutral or 0.0)
         if metric.percent:
@@ -151,7 +157,8 @@ def estimates(values: pd.DataFrame, metrics: Mapping[str, Metric], place: Sequen
             | dict(zip(_CHANGE, [*ends, change.p], strict=False))
         )
     table = pd.DataFrame(found, columns=[*place, *_ESTIMATE, *_CHANGE])
-    return table.assign(p_adjusted=statistics.holm(table["p"].astype(float)))
+    shown = table["metric"].map(lambda key: metrics[key].shown).astype(bool)
+    return table.assign(p_adjusted=statistics.holm(table["p"].astype(float).where(shown)))
 
 
 def by_seed(values: pd.DataFrame, metrics: Mapping[str, Metric]) -> pd.DataFrame:
@@ -273,7 +280,7 @@ def primary(measured: Measured, block: Block) -> pd.DataFrame:
             ),
             "p, adjusted": [p_value(r.p_adjusted) or "–" for r, _ in rows],
             "d": ["–" if math.isnan(r.effect_size) else f"{r.effect_size:.2f}".replace("-", "−") for r, _ in rows],
-            "n": [f"{r.n:,}" for r, _ in rows],
+            "n": [f"{r.n:,}" + ("" if r.interval == OVER_BOTH else f", {OVER_PROMPTS}") for r, _ in rows],
         }
     )
 

@@ -383,7 +383,7 @@ class Method(Section):
     tune: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(
         {},
         description="values to try by key, such as `beta` or `train.learning_rate`, all combinations; the best by "
-        "`tuning` is trained. A trial is a method of its own, such as `dpo.trial1`",
+        "`tuning` is trained. A trial is a method of its own, such as `dpo.trial-3fa2c1`",
     )
 
     @model_validator(mode="before")
@@ -511,7 +511,11 @@ class Reward(Section):
 class Tuning(Section):
     """How the best of a method's trials is chosen, on the prompts of the split `validation`."""
 
-    metric: str = Field("human/margin", description="key of a metric of table.csv, such as `reward/harm`")
+    metric: str | None = Field(
+        None,
+        description="key of a metric of table.csv, such as `reward/good`; it should see harm and usefulness, since "
+        "either alone is best where nothing else is left",
+    )
     seed: Annotated[int, Field(ge=0)] = Field(0, description="seed of the trials")
 
 
@@ -623,8 +627,8 @@ class Experiment(Section):
     )
     failed: dict[str, Annotated[str, Field(min_length=1)]] = Field(
         {},
-        description="by method, such as `npo`, or by training, such as `npo/seed1`: why there is no such result; the "
-        "report says so in its place, and the other runs stand",
+        description="by method, such as `npo`, by training, such as `npo/seed1`, or by trial: why there is no such "
+        "result; the report says so in its place, and the others stand",
     )
     pair_quality: bool = Field(
         False, description="whether `rewards` and `judges` are asked about the data sets' human pairs too (Figure 1)"
@@ -714,7 +718,7 @@ class Settings(Section):
         kept: dict[str, set[str]] = {kind: set() for kind in KINDS}
         wanted = [(kind, name) for kind in KINDS for name in getattr(self.experiments[experiment], kind, ())]
         if any(kind == "methods" and name in self.methods and self.methods[name].tune for kind, name in wanted):
-            wanted.append(("rewards", self.tuning.metric.partition("/")[2]))
+            wanted.append(("rewards", (self.tuning.metric or "").partition("/")[2]))
         while wanted:
             kind, name = wanted.pop()
             if name in getattr(self, kind) and name not in kept[kind]:

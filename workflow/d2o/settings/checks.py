@@ -89,8 +89,8 @@ def problems(settings: Settings) -> Iterator[str]:
     if not missing:
         yield from _circles(settings)
     for name, experiment in settings.experiments.items():
-        yield from (f"experiments.{name}.{problem}" for problem in _of_experiment(experiment))
         if not missing:
+            yield from (f"experiments.{name}.{problem}" for problem in _of_experiment(settings, experiment))
             yield from (f"experiments.{name}.{problem}" for problem in _of_trials(settings, experiment))
     for name, dataset in settings.datasets.items():
         if dataset.organism and (strange := {*dataset.train, *dataset.test}.difference(SPLITS)):
@@ -115,7 +115,7 @@ def problems(settings: Settings) -> Iterator[str]:
             )
 
 
-def _of_experiment(experiment: Experiment) -> Iterator[str]:
+def _of_experiment(settings: Settings, experiment: Experiment) -> Iterator[str]:
     """What is wrong with the comparisons of an experiment, and with what is said to have failed."""
     trained = [method for method in experiment.methods if method != "initial"]
     seen = set()
@@ -131,6 +131,7 @@ def _of_experiment(experiment: Experiment) -> Iterator[str]:
     if "table2" in experiment.shows and len(trained) < 2:
         yield "shows: table2 compares trained methods; name two or more in `methods`"
     known = [*trained, *(f"{method}/seed{seed}" for method in trained for seed in experiment.seeds)]
+    known += [trial for method in trained for trial in trials.names(method, settings.methods[method].tune)]
     for failed in experiment.failed.keys() - known:
         yield f"failed.{failed}: no such method or training" + suggestion(failed, known)
 
@@ -150,9 +151,12 @@ def _of_trials(settings: Settings, experiment: Experiment) -> Iterator[str]:
     for dataset in experiment.datasets:
         if not settings.datasets[dataset].validation_prompts:
             yield f"datasets: {dataset} has no prompts to tune by; set datasets.{dataset}.validation_prompts"
-    kind, _, name = settings.tuning.metric.partition("/")
+    kind, _, name = (settings.tuning.metric or "").partition("/")
     if kind not in ("reward", "human", "answers") or (kind == "reward" and name not in settings.rewards):
-        yield f"tuning.metric: {settings.tuning.metric!r} is no metric of answers or log-probs, such as reward/NAME"
+        yield (
+            f"tuning.metric: set it to a metric of answers or log-probs, such as reward/NAME, not "
+            f"{settings.tuning.metric or 'null'}"
+        )
 
 
 def names_in(kind: str, name: str, entry: Any) -> Iterator[tuple[str, str, str]]:

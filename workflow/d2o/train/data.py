@@ -168,8 +168,13 @@ def read(stage: TrainStage, inputs: Inputs) -> tuple[Data, dict[str, int | str]]
     if tables:
         rows = [row for path in tables for row in records.read_table(path, schemas.LOGPROBS)]
         groups.attach_references((group for part in found for group in part), rows)
-    route = "padded" if any(manifest.get("route") == "padded" for manifest in made) else "shared"
-    return Data(found, probe, stage, route), counts
+    routes = {manifest.get("route") for manifest in made} - {None}
+    if len(routes) > 1:
+        raise D2OError(
+            f"{' and '.join(map(str, tables))}: computed on different routes ({' and '.join(sorted(routes))}), whose "
+            f"rounding differs in bf16; set forward.precision: fp32"
+        )
+    return Data(found, probe, stage, routes.pop() if routes else "shared"), counts
 
 
 def _renewed(online: Online, texts: Sequence[groups.Texts], pool: Path) -> dict[int, groups.Texts]:
