@@ -242,6 +242,18 @@ def test_the_variable_length_plan_is_the_dense_mask():
     assert torch.equal(seen, row.mask()[0, 0])
 
 
+def test_the_call_of_the_gpu_kernel_is_one_that_torch_knows():
+    """On tensors without data: its arguments, the shape of its result, and that it has a gradient."""
+    row = Row.of(random_groups(SHAPES))
+    length = row.ids.shape[1]
+    heads = (4, 2, 2)
+    inputs = [torch.empty(1, n, length, 8, device="meta", dtype=torch.bfloat16, requires_grad=True) for n in heads]
+    found = attention._variable_length(*inputs, row.spans, 0.5)
+    assert found.shape == (1, length, 4, 8)
+    gradients = torch.autograd.grad(found, inputs, torch.empty_like(found))
+    assert [x.shape for x in gradients] == [x.shape for x in inputs]
+
+
 def test_the_head_in_pieces_equals_the_whole(monkeypatch):
     torch.manual_seed(0)
     states, weight = torch.randn(50, 16, dtype=torch.float64), torch.randn(32, 16, dtype=torch.float64)

@@ -39,8 +39,7 @@ def lease(gpus: int, share: bool = False) -> None:
     if _ASKED in os.environ:
         return
     os.environ[_ASKED] = str(gpus)
-    assigned = os.environ.get("CUDA_VISIBLE_DEVICES")
-    there = _present() if assigned is None else [device for device in assigned.split(",") if device]
+    there = visible()
     if not there or (share and gpus):
         return
     if gpus > len(there):
@@ -61,6 +60,12 @@ def lease(gpus: int, share: bool = False) -> None:
         waiting = True
         time.sleep(_PATIENCE)
     os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(taken)
+
+
+def visible() -> list[str]:
+    """The NVIDIA devices that this process may use: those of CUDA_VISIBLE_DEVICES, or all of the machine."""
+    assigned = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return _present() if assigned is None else [device for device in assigned.split(",") if device]
 
 
 def device() -> str:
