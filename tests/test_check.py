@@ -24,7 +24,12 @@ def test_the_whole_check_passes_here():
     found = [line.split()[:2] for line in done.stdout.splitlines() if line.startswith(("ok", "FAILED", "skipped"))]
     assert {name for _, name in found} == {"machine", "kernel", "forward", "step", "vllm"}
     assert {status for status, _ in found} == {"ok"}
-    assert "2 CPU ranks, fp32, DeepSpeed against plain PyTorch" in done.stdout
+    steps = [
+        line.split(", DeepSpeed")[0].split(maxsplit=2)[2]
+        for line in done.stdout.splitlines()
+        if "DeepSpeed ag" in line
+    ]
+    assert steps == ["1 CPU rank, fp32", "1 CPU rank, bf16", "2 CPU ranks, bf16"]
 
 
 def test_an_attention_that_sees_other_keys_fails_the_kernel_and_the_forward(model, monkeypatch):
@@ -57,14 +62,16 @@ def test_a_gradient_that_lacks_a_part_fails_the_kernel(monkeypatch):
 
 @pytest.mark.parametrize("fault", ["rate", "norm"])
 def test_a_step_that_differs_fails(model, tmp_path, monkeypatch, fault):
-    plain = check._plain_step
+    truth = check._Change(1.0, torch.ones(4))
+    other = truth._replace(norm=1.1) if fault == "norm" else truth._replace(weights=truth.weights * 1.5)
 
-    def other(inputs):
-        norm, weights = plain(inputs)
-        return check._Change(norm * 1.01, weights) if fault == "norm" else check._Change(norm, weights * 1.1)
+    def step(inputs, stage, output):
+        check.read(stage, inputs)  # refuses references of another precision
+        return other
 
-    monkeypatch.setattr(check, "_stage_step", lambda inputs, stage, output: other(inputs))
-    assert [right for right, _ in check._step(model, tmp_path)] == [False, False]
+    monkeypatch.setattr(check, "_plain_step", lambda inputs: truth)
+    monkeypatch.setattr(check, "_stage_step", step)
+    assert [right for right, _ in check._step(model, tmp_path)] == [False] * 3
 
 
 def test_tokens_that_are_not_the_likeliest_fail(model, monkeypatch):

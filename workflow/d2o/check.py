@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -264,12 +265,13 @@ def _step(model: Path, folder: Path) -> Iterator[Finding]:
     """One step of D2O by the stage `train`, on one device and on several, against plain PyTorch on the CPU."""
     if importlib.util.find_spec("deepspeed") is None:
         raise Skip("deepspeed is not installed")
-    inputs = _write_tables(model, folder)
-    truth = _plain_step(inputs)
+    tables = _write_tables(model, folder)
+    inputs = {precision: _with_references(tables, precision, folder) for precision in _STEP}
+    truth = _plain_step(inputs["fp32"])
     gpus = torch.cuda.device_count() if devices.device() == "cuda" else 0
-    together = [("bf16", gpus)] if gpus > 1 else []
-    for precision, ranks in [("fp32", 1), ("bf16", 1), *together] if gpus else [("fp32", 1), ("fp32", 2)]:
-        found = _stage_step(inputs, _stage(precision, ranks), folder / f"{precision}-{ranks}")
+    together = [] if gpus == 1 else [("bf16", gpus or 2)]
+    for precision, ranks in [("fp32", 1), ("bf16", 1), *together]:
+        found = _stage_step(inputs[precision], _stage(precision, ranks), folder / f"{precision}-{ranks}")
         norm, change = abs(found.norm / truth.norm - 1), _relative(found.weights, truth.weights)
         most_norm, most_change = _STEP[precision]
         where = f"{ranks} {'GPU' if gpus else 'CPU rank'}{'s' if ranks > 1 else ''}"
@@ -341,7 +343,7 @@ def _flat(tensors: dict[str, Tensor]) -> Tensor:
 
 
 def _write_tables(model: Path, folder: Path) -> Inputs:
-    """Four prompts, each with a negative and three samples, and the references of all."""
+    """Four prompts, each with a negative and three samples."""
     human, pool = [], []
     for i in range(4):
         messages = [{"role": "user", "content": f"Question number {i}?"}]
@@ -356,11 +358,15 @@ def _write_tables(model: Path, folder: Path) -> Inputs:
     records.write_table(negatives, schemas.NEGATIVES, human)
     with records.artifact(samples, None, [model / "manifest.json"]) as draft:
         records.write_table(draft.path, schemas.POOL, pool)
-    references = []
-    for side, answers in (("negatives", None), ("pool", samples)):
-        references.append(folder / f"references-{side}.parquet")
-        logprobs.compute(Forward(precision="fp32"), model, negatives, answers, "train", references[-1])
-    return Inputs(model, negatives, [samples], reference_logprobs=references)
+    return Inputs(model, negatives, [samples])
+
+
+def _with_references(inputs: Inputs, precision: str, folder: Path) -> Inputs:
+    """The inputs with the references of all responses: a training takes those of its own precision only."""
+    found = {folder / f"{precision}-negatives.parquet": None, folder / f"{precision}-pool.parquet": inputs.samples[0]}
+    for path, samples in found.items():
+        logprobs.compute(Forward(precision=precision), inputs.model, inputs.negatives, samples, "train", path)
+    return replace(inputs, reference_logprobs=list(found))
 
 
 # Generation ------------------------------------------------------------------------------------------
