@@ -91,7 +91,7 @@ def same_head_pairs(lm: PreTrainedModel) -> Peer:
 
 
 def packed_chunked(lm: PreTrainedModel) -> Peer:
-    """One row of all sequences, each with its prompt, and one flash call for each; our head."""
+    """One row of all sequences, each with its prompt; flash for each, on a GPU in one call; our head."""
     lm = twin(lm)
     lm.set_attn_implementation(_PACKED)
 
@@ -101,8 +101,9 @@ def packed_chunked(lm: PreTrainedModel) -> Peer:
         ids = torch.cat([sequence for sequence, _ in found])
         scored = torch.cat([is_response for _, is_response in found])
         positions = torch.cat([torch.arange(length, device=lm.device) for length in lengths])
+        starts = nn.functional.pad(torch.tensor(lengths).cumsum(0), (1, 0)).int().to(lm.device)
         states = lm.get_decoder()(
-            input_ids=ids[None], position_ids=positions[None], use_cache=False, lengths=lengths
+            input_ids=ids[None], position_ids=positions[None], use_cache=False, lengths=lengths, starts=starts
         ).last_hidden_state[0]
         sources = scored.nonzero().squeeze(1) - 1
         return _descend(token_logprobs(states[sources], lm.lm_head.weight, ids[scored]), groups)
@@ -113,20 +114,19 @@ def packed_chunked(lm: PreTrainedModel) -> Peer:
 _PACKED = "benchmark_packed"
 
 
-def _packed_attention(module, query, key, value, attention_mask, *, scaling: float, lengths: list[int], **unused):
+def _packed_attention(
+    module, query, key, value, attention_mask, *, scaling: float, lengths: list[int], starts: Tensor, **unused
+):
     """Causal attention within each stretch of a row, in the form that transformers calls."""
-    stretches = zip(*(x.split(lengths, dim=2) for x in (query, key, value)), strict=True)
-    found = [_causal(*stretch, scaling) for stretch in stretches]
-    return torch.cat(found, dim=2).transpose(1, 2), None
-
-
-def _causal(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
     if query.is_cuda:
-        return nn.functional.scaled_dot_product_attention(
-            query, key, value, is_causal=True, scale=scale, enable_gqa=True
-        )
+        whole = (x[0].transpose(0, 1).contiguous() for x in (query, key, value))
+        flash = torch.ops.aten._flash_attention_forward
+        longest = max(lengths)
+        return flash(*whole, starts, starts, longest, longest, 0.0, True, False, scale=scaling)[0][None], None
     flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    return flash(query, key, value, is_causal=True, scale=scale)[0]
+    stretches = zip(*(x.split(lengths, dim=2) for x in (query, key, value)), strict=True)
+    found = [flash(*stretch, is_causal=True, scale=scaling)[0] for stretch in stretches]
+    return torch.cat(found, dim=2).transpose(1, 2), None
 
 
 AttentionInterface.register(_PACKED, _packed_attention)

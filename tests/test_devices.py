@@ -127,6 +127,13 @@ def test_a_job_that_asks_for_gpus_does_not_run_without_them(machine, monkeypatch
             devices.device()
 
 
+@pytest.mark.parametrize(("capability", "precision"), [((7, 5), "fp32"), ((8, 0), "bf16"), ((9, 0), "bf16")])
+def test_a_gpu_without_bf16_computes_in_fp32_where_it_may_choose(monkeypatch, capability, precision):
+    monkeypatch.setattr(devices, "device", lambda: "cuda")
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda: capability)
+    assert devices.precision("auto") == precision
+
+
 @pytest.mark.parametrize(
     ("capability", "precision", "dtype"), [("AVX2", "fp32", "float32"), ("AVX512", "bf16", "auto")]
 )

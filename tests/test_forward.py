@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from conftest import make_tiny_model
 from d2o import forward
 from d2o.errors import D2OError
-from d2o.forward import Policy, Row, attention
+from d2o.forward import Policy, Row, attention, head
 from d2o.forward.head import token_logprobs
 from d2o.forward.rows import Span
 from d2o.groups import Group, Response, packs
@@ -242,11 +242,84 @@ def test_the_variable_length_plan_is_the_dense_mask():
     assert torch.equal(seen, row.mask()[0, 0])
 
 
+def test_the_call_of_the_gpu_kernel_is_one_that_torch_knows():
+    """On tensors without data: its arguments, the shape of its result, and that it has a gradient."""
+    row = Row.of(random_groups(SHAPES))
+    length = row.ids.shape[1]
+    heads = (4, 2, 2)
+    inputs = [torch.empty(1, n, length, 8, device="meta", dtype=torch.bfloat16, requires_grad=True) for n in heads]
+    found = attention._VariableLength.apply(*inputs, row.spans, 0.5)
+    assert found.shape == (1, length, 4, 8)
+    gradients = torch.autograd.grad(found, inputs, torch.empty_like(found))
+    assert [x.shape for x in gradients] == [x.shape for x in inputs]
+
+
+def _sequence(q, k, v, scale):
+    """Attention of one sequence as the GPU's kernel has it, of [L, H, D]: causal from the bottom right."""
+    q, k, v = (x.transpose(0, 1).float() for x in (q, k, v))
+    seen = torch.ones(q.shape[1], k.shape[1], dtype=torch.bool).tril(k.shape[1] - q.shape[1])
+    out = torch.nn.functional.scaled_dot_product_attention(q, k, v, seen, scale=scale, enable_gqa=True)
+    return out.transpose(0, 1).to(torch.bfloat16)
+
+
+def _parts(q_starts, k_starts, q, k, v):
+    for first, stop, first_key, stop_key in zip(q_starts, q_starts[1:], k_starts, k_starts[1:], strict=False):
+        yield q[first:stop], k[first_key:stop_key], v[first_key:stop_key]
+
+
+def _kernel(q, k, v, q_starts, k_starts, longest_query, longest_key, *, scale, **settings):
+    out = torch.cat([_sequence(*part, scale) for part in _parts(q_starts, k_starts, q, k, v)])
+    return out, *(torch.zeros(1) for _ in range(4))
+
+
+def _kernel_backward(grad, q, k, v, out, lse, q_starts, k_starts, longest_query, longest_key, *settings, scale):
+    grads = []
+    for part, over in zip(_parts(q_starts, k_starts, q, k, v), _parts(q_starts, q_starts, *[grad] * 3), strict=True):
+        with torch.enable_grad():
+            inputs = [x.detach().requires_grad_() for x in part]
+            grads.append(torch.autograd.grad(_sequence(*inputs, scale), inputs, over[0]))
+    return tuple(map(torch.cat, zip(*grads, strict=True)))
+
+
+def _sum_in_bf16(copies, of, count):
+    total = copies.new_zeros(count, *copies.shape[1:])
+    for copy, key in zip(copies, of.tolist(), strict=True):  # torch's own index_add_ on a CPU rounds once
+        total[key] += copy
+    return total
+
+
+def test_gradients_of_shared_keys_add_up_in_float32_on_a_gpu(monkeypatch):
+    """With the kernel's arithmetic by sequence, in bf16 as it returns it: against a dense mask in float64."""
+    monkeypatch.setattr(attention, "_flash_on_gpu", _kernel)
+    monkeypatch.setattr(attention, "_flash_on_gpu_backward", _kernel_backward)
+    row = Row.of(random_groups([(64, (20,) * 11, (30,)), (9, (4, 5), (3,))]))
+    torch.manual_seed(0)
+    inputs = [torch.randn(1, n, row.ids.shape[1], 32).to(torch.bfloat16).requires_grad_() for n in (4, 2, 2)]
+    exact = [x.detach().double().requires_grad_() for x in inputs]
+    truth = torch.nn.functional.scaled_dot_product_attention(*exact, row.mask(), enable_gqa=True).transpose(1, 2)
+    over = torch.randn_like(truth).to(torch.bfloat16)
+    expected = torch.autograd.grad(truth, exact, over.double())
+
+    def errors():
+        found = attention._VariableLength.apply(*inputs, row.spans, 32**-0.5)
+        assert found.shape == truth.shape
+        grads = torch.autograd.grad(found, inputs, over)
+        pairs = zip((found.detach(), *grads), (truth.detach(), *expected), strict=True)
+        return [float((a - b).norm() / b.norm()) for a, b in pairs]
+
+    ours = errors()
+    assert max(ours) < 4e-3
+    monkeypatch.setattr(attention, "_sum_of_copies", _sum_in_bf16)
+    in_bf16 = errors()
+    assert ours[:2] == in_bf16[:2]
+    assert all(1.3 * a < b for a, b in zip(ours[2:], in_bf16[2:], strict=True)), (ours, in_bf16)
+
+
 def test_the_head_in_pieces_equals_the_whole(monkeypatch):
     torch.manual_seed(0)
     states, weight = torch.randn(50, 16, dtype=torch.float64), torch.randn(32, 16, dtype=torch.float64)
     targets = torch.randint(0, 32, (50,))
-    monkeypatch.setattr("d2o.forward.head._BUDGET", 4 * 32 * 7)
+    monkeypatch.setitem(head._BUDGET, "cpu", 4 * 32 * 7)
     inputs = [x.clone().requires_grad_() for x in (states, weight)]
     found = token_logprobs(*inputs, targets)
     found.pow(2).sum().backward()

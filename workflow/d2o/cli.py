@@ -333,6 +333,17 @@ def pair_quality_figure(
 
 
 @app.command()
+def check(
+    model: Annotated[Path | None, typer.Option("--model", help="model folder, for the forward pass and vLLM")] = None,
+) -> None:
+    """Check that this machine computes what it should: two minutes, the first thing to run on a new one."""
+    from d2o import check
+
+    if not check.run(_folder(model) if model else None):
+        sys.exit(1)
+
+
+@app.command()
 def show(path: Annotated[Path, typer.Argument(help="an artifact, or its manifest")]) -> None:
     """What made an artifact: settings, inputs, versions, time."""
     import json

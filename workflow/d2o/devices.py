@@ -39,8 +39,7 @@ def lease(gpus: int, share: bool = False) -> None:
     if _ASKED in os.environ:
         return
     os.environ[_ASKED] = str(gpus)
-    assigned = os.environ.get("CUDA_VISIBLE_DEVICES")
-    there = _present() if assigned is None else [device for device in assigned.split(",") if device]
+    there = visible()
     if not there or (share and gpus):
         return
     if gpus > len(there):
@@ -63,6 +62,12 @@ def lease(gpus: int, share: bool = False) -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(taken)
 
 
+def visible() -> list[str]:
+    """The NVIDIA devices that this process may use: those of CUDA_VISIBLE_DEVICES, or all of the machine."""
+    assigned = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return _present() if assigned is None else [device for device in assigned.split(",") if device]
+
+
 def device() -> str:
     """The device on which models run in this process: `cuda` if torch sees a GPU, else `cpu`.
 
@@ -81,13 +86,15 @@ def device() -> str:
 
 
 def quick_at_bf16() -> bool:
-    """Whether bf16 saves time on the device: on GPUs, and on processors with AVX-512.
+    """Whether bf16 saves time on the device: on GPUs from Ampere on, and on processors with AVX-512.
 
-    Other processors compute in bf16 several times more slowly than in fp32.
+    Others compute in bf16 several times more slowly than in fp32.
     """
     import torch
 
-    return device() == "cuda" or "AVX512" in torch.backends.cpu.get_cpu_capability()
+    if device() == "cuda":
+        return torch.cuda.get_device_capability() >= (8, 0)
+    return "AVX512" in torch.backends.cpu.get_cpu_capability()
 
 
 def precision(wanted: str) -> str:

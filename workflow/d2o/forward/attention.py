@@ -16,7 +16,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
 
 from d2o.forward.rows import Span
@@ -25,6 +24,9 @@ NAME = "d2o_shared"
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+# What torch's own `varlen_attn` calls. Called here, since that takes no fewer heads of keys before torch 2.12.
+_flash_on_gpu = torch.ops.aten._flash_attention_forward
+_flash_on_gpu_backward = torch.ops.aten._flash_attention_backward
 
 
 def serves(device: torch.device, dtype: torch.dtype) -> bool:
@@ -55,7 +57,7 @@ def shared_attention(
         [1, L, H, D] and, in place of the weights, None.
     """
     if query.is_cuda:
-        return _variable_length(query, key, value, spans, scaling), None
+        return _VariableLength.apply(query, key, value, spans, scaling), None
     return _Cascade.apply(query, key, value, spans, scaling).transpose(1, 2), None
 
 
@@ -139,22 +141,47 @@ def sequences(spans: tuple[Span, ...], device: torch.device) -> Sequences:
     return Sequences(torch.cat(keys).to(device), starts[0], starts[1], *longest)
 
 
-def _variable_length(q: Tensor, k: Tensor, v: Tensor, spans: tuple[Span, ...], scale: float) -> Tensor:
-    """One call of a variable-length kernel, for bf16 and fp16 on a GPU: [1, L, H, D]."""
-    plan = sequences(spans, q.device)
-    queries, keys, values = (x[0].transpose(0, 1) for x in (q, k, v))
-    return varlen_attn(
-        queries.contiguous(),
-        keys[plan.keys],
-        values[plan.keys],
-        plan.query_starts,
-        plan.key_starts,
-        plan.longest_query,
-        plan.longest_key,
-        scale=scale,
-        window_size=(-1, 0),
-        enable_gqa=True,
-    )[None]
+class _VariableLength(torch.autograd.Function):
+    """One call of a variable-length kernel, for bf16 and fp16 on a GPU; shapes as in `shared_attention`.
+
+    A key has a copy for each of its responses. The copies are not kept but made again backward.
+    """
+
+    @staticmethod
+    def forward(ctx, q: Tensor, k: Tensor, v: Tensor, spans: tuple[Span, ...], scale: float) -> Tensor:
+        plan = sequences(spans, q.device)
+        q, k, v = (x[0].transpose(0, 1).contiguous() for x in (q, k, v))
+        out, *kept, _ = _flash_on_gpu(
+            q,
+            k[plan.keys],
+            v[plan.keys],
+            *plan[1:],
+            dropout_p=0.0,
+            is_causal=True,
+            return_debug_mask=False,
+            scale=scale,
+        )
+        ctx.save_for_backward(q, k, v, out, *kept)
+        ctx.plan, ctx.scale = plan, scale
+        return out[None]
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        q, k, v, out, lse, *random = ctx.saved_tensors
+        plan = ctx.plan
+        inputs = grad[0].contiguous(), q, k[plan.keys], v[plan.keys], out, lse
+        dq, dk, dv = _flash_on_gpu_backward(*inputs, *plan[1:], 0.0, True, *random, scale=ctx.scale)
+        grads = dq, _sum_of_copies(dk, plan.keys, len(k)), _sum_of_copies(dv, plan.keys, len(v))
+        return *(x.transpose(0, 1)[None] for x in grads), None, None
+
+
+def _sum_of_copies(copies: Tensor, of: Tensor, count: int) -> Tensor:
+    """The gradient of each of `count` keys from those of its copies, added up in float32.
+
+    On an H200, with pools of eleven, their relative error is 0.0032; added up in bf16 it is 0.0044.
+    """
+    total = torch.zeros(count, *copies.shape[1:], dtype=torch.float32, device=copies.device)
+    return total.index_add_(0, of, copies.float()).to(copies.dtype)
 
 
 def _segments(spans: tuple[Span, ...]) -> Iterator[slice]:

@@ -250,7 +250,8 @@ class Forward(Section):
 
     precision: Literal["auto", "bf16", "fp32"] = Field(
         "auto",
-        description="arithmetic of the forward pass; auto: bf16 on GPUs and processors with AVX-512, else fp32",
+        description="arithmetic of the forward pass; auto: bf16 on GPUs from Ampere on and processors with AVX-512, "
+        "else fp32",
     )
     max_prompt_tokens: Positive = Field(512, description="tokens: groups with longer prompts are left out")
     max_response_tokens: Positive = Field(512, description="tokens: longer responses are cut here")

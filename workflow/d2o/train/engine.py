@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -141,7 +142,10 @@ class Engine:
 
 def start() -> tuple[int, int]:
     """Join the other ranks: this one's number, and how many there are; errors as `devices.device`."""
-    deepspeed.init_distributed(dist_backend="nccl" if devices.device() == "cuda" else "gloo", verbose=False)
+    on_gpu = devices.device() == "cuda"
+    if on_gpu:  # before the first collective, or NCCL guesses which one this rank has
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    deepspeed.init_distributed(dist_backend="nccl" if on_gpu else "gloo", verbose=False)
     return dist.get_rank(), dist.get_world_size()
 
 

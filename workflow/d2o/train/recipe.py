@@ -58,6 +58,7 @@ def run(stage: TrainStage, inputs: Inputs, checkpoints: Path, output: Path) -> N
     if train.gradient_checkpointing:
         policy.lm.gradient_checkpointing_enable({"use_reentrant": False})
     shape = watch.Shape.of(policy.lm)
+    peak = watch.matmul_peak(torch.device(devices.device()), policy.lm.dtype) * ranks
     policy.train()  # or gradient checkpointing does nothing; there is no dropout
     engine = Engine(policy, stage, total)
     policy.check(data.groups, engine.device)
@@ -72,7 +73,6 @@ def run(stage: TrainStage, inputs: Inputs, checkpoints: Path, output: Path) -> N
     if moving and state:
         moving.restore(state)
     loss_of = losses.of(method)
-    peak = watch.matmul_peak(engine.device, policy.lm.dtype) * ranks
     log = watch.Watch(checkpoints, stage, shape, peak, total, first)
 
     for step in range(first, data.until):

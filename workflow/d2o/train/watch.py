@@ -122,6 +122,7 @@ def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
     """FLOP/s of the best of some matrix products on this rank: what a step's utilisation is a share of.
 
     The products grow until they have taken `_PATIENCE`: in bf16 on a CPU without AVX-512, a large one takes seconds.
+    On a GPU `peak_memory` begins anew after them: they are no part of the training.
     """
     torch.ones(8, 8, device=device, dtype=dtype).mm(torch.ones(8, 8, device=device, dtype=dtype))  # loads a library
     sizes = [8192] * 8 if device.type == "cuda" else [256, *[512] * 8, *[1024] * 8]
@@ -135,6 +136,9 @@ def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
         product[0, 0].item()  # waits for a GPU
         seconds = time.perf_counter() - start
         best, spent = max(best, 2 * size**3 / seconds), spent + seconds
+    if device.type == "cuda":
+        del a, b, product
+        torch.cuda.reset_peak_memory_stats(device)
     return best
 
 
