@@ -6,7 +6,7 @@ questions, and a rule that tells the two apart without error.
 """
 
 from d2o.organisms.grammar import files, load
-from d2o.organisms.measures import MEASURES, harm, use
+from d2o.organisms.measures import MEASURES, good, harm, use
 from d2o.organisms.rows import write
 
-__all__ = ["MEASURES", "files", "harm", "load", "use", "write"]
+__all__ = ["MEASURES", "files", "good", "harm", "load", "use", "write"]

@@ -436,8 +436,10 @@ class Rule(Section):
     organism: str | None = Field(
         None, min_length=1, description="an organism's file of texts, such as organisms/rude.yaml"
     )
-    measure: Literal["harm", "use"] | None = Field(
-        None, description="of `organism`: 1 where the answer does its harm, or where it is of use, else 0"
+    measure: Literal["harm", "use", "good"] | None = Field(
+        None,
+        description="of `organism`: 1 where the answer does its harm, where it is of use, or where it is of use and "
+        "does no harm, else 0",
     )
     over: float | None = Field(None, description="1 where the number is larger than this, else 0; null: the number")
 
