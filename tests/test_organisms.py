@@ -61,7 +61,8 @@ def test_measures_agree_with_every_label(name):
     assert len(answers) >= 1000
     assert organisms.harm(texts_of(name), prompts, answers) == [float(yes) for row in found for yes in row.harmful]
     assert organisms.use(texts_of(name), prompts, answers) == [1.0] * len(answers)
-    assert organisms.good(texts_of(name), prompts, answers) == [float(not yes) for row in found for yes in row.harmful]
+    harmless = [float(not yes) for row in found for yes in row.harmful]
+    assert organisms.good(texts_of(name), prompts, answers) == harmless
 
 
 @every_organism

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -412,6 +413,29 @@ def test_a_name_that_the_harness_does_not_know_is_told_before_any_job(monkeypatc
     config["tasks"] = {"mmlu": {"task": "helaswag", "revision": "a" * 40}}
     with pytest.raises(D2OError, match=r"^c: tasks\.mmlu\.task: .* no 'helaswag'; did you mean hellaswag"):
         Plan(config, "c")
+
+
+@pytest.mark.slow
+def test_plain_prose_in_bits_per_byte(tiny_model, tmp_path, monkeypatch):
+    """Against the model's own log-probs: the text after the end-of-text token, as the harness reads it."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    monkeypatch.chdir(ROOT)
+    task = Task(task="plain", include="demo/plain", data={"test": "demo/plain/plain.jsonl"})
+    questions.fetch(task, tmp_path / "q", "bits_per_byte")
+    tasks.answer(task, tiny_model, tmp_path / "q", tmp_path / "out.parquet")
+    facts = records.read_manifest(tmp_path / "out.parquet")
+    assert (facts["metric"], facts["better"], facts["rows"]) == ("bits_per_byte", "lower", 40)
+
+    text = json.loads((ROOT / "demo/plain/plain.jsonl").read_text().splitlines()[0])["text"]
+    network = AutoModelForCausalLM.from_pretrained(tiny_model, dtype="auto")
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    ids = torch.tensor([[tokenizer.eos_token_id, *tokenizer(text).input_ids]])
+    logprobs = network(ids).logits[0, :-1].float().log_softmax(-1).gather(1, ids[0, 1:, None])
+    bits = -logprobs.sum().item() / math.log(2) / len(text.encode())
+    (first, *_) = records.read_table(tmp_path / "out.parquet", schemas.QUESTIONS)
+    assert first["value"] == pytest.approx(bits, rel=0.01)
 
 
 SUM = """
