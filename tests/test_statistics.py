@@ -242,3 +242,25 @@ def test_the_seed_of_the_bootstrap_decides_the_interval():
     scores, labels = np.random.default_rng(7).normal(size=50), np.arange(50) % 2 == 0
     first, again, other = (statistics.auc(scores, labels, seed=seed) for seed in (1, 1, 2))
     assert first == again != other
+
+
+def test_a_slope_is_a_contrast_of_means():
+    """Against the least-squares line of each training's means; all that varies here is the training."""
+    rng = np.random.default_rng(0)
+    x, seeds = np.array([0.0, 0.25, 1.0]), 4
+    luck = rng.normal(0, 0.1, (seeds, len(x)))
+    hard = rng.normal(size=30)
+    sides = []
+    for place, weight in enumerate((x - x.mean()) / ((x - x.mean()) ** 2).sum()):
+        values = hard[None, :] + 2.0 * x[place] + luck[:, [place]]
+        clusters, trainings = np.tile(np.arange(30), seeds), np.repeat(np.arange(seeds), 30)
+        sides.append((weight, Sample(values.ravel(), clusters, seeds=trainings)))
+    found = statistics.contrast(sides)
+    assert found.mean == pytest.approx(np.polyfit(x, (2.0 * x + luck.mean(0)), 1)[0])
+    assert found.low < 2.0 < found.high
+    assert found.n == 30
+    # What makes a prompt hard is the same everywhere and cancels: the interval is that of the trainings alone.
+    spread = np.sqrt(sum(w**2 * column.var(ddof=1) / seeds for (w, _), column in zip(sides, luck.T, strict=True)))
+    assert (found.high - found.low) / 2 < 3 * spread
+    one, other = (sample for _, sample in sides[:2])
+    assert statistics.contrast([(1.0, one), (-1.0, other)]) == statistics.difference(one, other)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 from scipy.special import stdtr, stdtrit
@@ -83,8 +84,7 @@ def mean(sample: Sample, *, macro: bool = False, null: float = 0.0) -> Estimate:
         macro: take the mean of the strata's means, with equal weights, in place of the mean of all values.
         null: the mean under the null hypothesis that `p` is of.
     """
-    cells = _Cells.of(sample)
-    return _estimate([cells], cells.strata, macro, null)
+    return _estimate([(1.0, _Cells.of(sample))], macro, null)
 
 
 def difference(sample: Sample, other: Sample, *, macro: bool = False) -> Estimate:
@@ -94,9 +94,18 @@ def difference(sample: Sample, other: Sample, *, macro: bool = False) -> Estimat
     two methods of one seed see the data in one order, and what else befalls them is their own. Strata and `macro` as
     in `mean`; the null hypothesis is no difference.
     """
-    one, two = _Cells.of(sample), _Cells.of(other)
-    _, here, there = np.intersect1d(one.keys, two.keys, assume_unique=True, return_indices=True)
-    return _estimate([one.taken(here), two.taken(there)], one.strata[here], macro, 0.0)
+    return contrast([(1.0, sample), (-1.0, other)], macro=macro)
+
+
+def contrast(sides: Sequence[tuple[float, Sample]], *, macro: bool = False) -> Estimate:
+    """The weighted sum of the means of samples, on the clusters that all have, with its 95 % interval.
+
+    Paired as in `difference`, which has the weights 1 and −1; with weights (x − mean x) / Σ (x − mean x)² it is the
+    slope of the means on x. The null hypothesis is a sum of 0.
+    """
+    cells = [(weight, _Cells.of(sample)) for weight, sample in sides]
+    shared = reduce(np.intersect1d, [side.keys for _, side in cells])
+    return _estimate([(weight, side.taken(np.searchsorted(side.keys, shared))) for weight, side in cells], macro, 0.0)
 
 
 def effect_size(sample: Sample, other: Sample) -> float:
@@ -209,14 +218,15 @@ class _Cells:
         return float(means.mean()), pull * pull.size
 
 
-def _estimate(sides: Sequence[_Cells], strata: np.ndarray, macro: bool, null: float) -> Estimate:
-    """The mean of one side, or the first's less the second's; the columns of both are the same clusters."""
+def _estimate(sides: Sequence[tuple[float, _Cells]], macro: bool, null: float) -> Estimate:
+    """The weighted sum of the means of sides; the columns of all are the same clusters."""
+    strata = sides[0][1].strata
     n = len(strata)
     if n == 0:
         return NOTHING
-    (value, pull), *others = (side.linear(macro) for side in sides)
-    pulls = [pull, *(-other for _, other in others)]
-    value -= sum(other for other, _ in others)
+    linear = [(weight, *side.linear(macro)) for weight, side in sides]
+    value = sum(weight * mean for weight, mean, _ in linear)
+    pulls = [weight * pull for weight, _, pull in linear]
 
     # Of the clusters, within their strata: mean squares and degrees of freedom.
     each = sum(pull.mean(0) for pull in pulls)
