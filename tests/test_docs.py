@@ -184,6 +184,10 @@ def test_targets_and_configs_of_commands_exist(command):
     for before, word in pairwise(command.words):
         if before in ("--configfile", "--profile"):
             assert (ROOT / word).exists(), f"{command}: no {word}"
+        elif word.endswith("/report.html"):
+            config = yaml.safe_load((ROOT / command.words[command.words.index("--configfile") + 1]).read_text())
+            pages = [f"{config['results']}/reports/{name}/report.html" for name in config["experiments"]]
+            assert word in pages, f"{command}: no experiment has this report"
         elif not word.startswith("-") and before != "--cores":
             assert word in targets(), f"{command}: no target {word}"
 

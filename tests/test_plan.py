@@ -187,7 +187,7 @@ MADE = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["config", "paper", "thumbs-down", "controls"])
+@pytest.mark.parametrize("name", ["config", "paper", "thumbs-down", "controls", "study"])
 def test_what_every_job_of_every_experiment_gets_can_be_read(name):
     """After hours of computing is too late: a report's settings lacked a method that one of its methods extends."""
     plan = Plan(yaml.safe_load((ROOT / "config" / f"{name}.yaml").read_text()), name)
@@ -206,6 +206,7 @@ def test_what_every_job_of_every_experiment_gets_can_be_read(name):
         "config": {"judge", "rounds", "tune"}, "paper": {"organisms"},
         "thumbs-down": {"organisms", "judge", "rounds", "tune"},
         "controls": {"judge", "rounds", "questions", "tasks", "tune"},
+        "study": {"judge"},
     }  # fmt: skip
     assert MADE.keys() - read == absent[name]
 

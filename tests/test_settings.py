@@ -239,7 +239,7 @@ def test_settings_survive_the_command_line():
     assert settings.parse(settings.TrainStage, stage.model_dump_json(exclude_none=True)) == stage
 
 
-@pytest.mark.parametrize("name", ["config", "paper", "thumbs-down"])
+@pytest.mark.parametrize("name", ["config", "paper", "thumbs-down", "study"])
 def test_shipped_configs_are_valid(name, monkeypatch):
     monkeypatch.chdir(ROOT)
     Plan(yaml.safe_load((ROOT / "config" / f"{name}.yaml").read_text()), name)

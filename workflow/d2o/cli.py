@@ -344,6 +344,24 @@ def check(
 
 
 @app.command()
+def study(
+    configs: Annotated[list[Path], typer.Argument(help="configs of its parts", exists=True, dir_okay=False)],
+    page: Annotated[Path, typer.Option(help="its page; the numbers go into the folder of that name")] = Path(
+        "docs/study.md"
+    ),
+) -> None:
+    """Keep what the finished parts of the study have measured, and write the findings into its page."""
+    import yaml
+
+    from d2o import study
+
+    found = [settings.load(yaml.safe_load(path.read_text()), str(path)) for path in configs]
+    for one in found:
+        study.keep(one, page.with_suffix(""))
+    study.write_page(found, page.with_suffix(""), page)
+
+
+@app.command()
 def show(path: Annotated[Path, typer.Argument(help="an artifact, or its manifest")]) -> None:
     """What made an artifact: settings, inputs, versions, time."""
     import json

@@ -28,7 +28,8 @@ def reference() -> str:
         "# Settings",
         "",
         "Generated from `workflow/d2o/settings/` by `d2o schema`; a test fails when it drifts.",
-        "`config.yaml` is the demo, `paper.yaml` the paper at full size, `thumbs-down.yaml` a log of negatives.",
+        "`config.yaml` is the demo, `paper.yaml` the paper at full size, `thumbs-down.yaml` a log of negatives,",
+        "`study.yaml` and `study-pku.yaml` the study of the paper's claims, `controls.yaml` the null controls.",
         "An unknown key, a wrong type or a name that does not exist stops Snakemake within seconds.",
     ]
     for section in _sections():

@@ -1,0 +1,445 @@
+"""The study (docs/study.md): what its parts have measured, kept as small files, and the finding on each hypothesis.
+
+A part is an experiment. Its values are kept in a folder of the documents, so that parts may be run on different days
+and machines: `values.csv` has a row a metric and prompt, a column a training. The page is written from these alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+
+from d2o import metrics, runs, statistics
+from d2o.errors import D2OError
+from d2o.layout import Layout
+from d2o.settings import Settings
+from d2o.statistics import NOTHING, Estimate, Sample
+
+HARM, USE, GOOD = "reward/harm", "reward/use", "reward/good"
+POLITE = "reward/polite"
+NEGATIVES, POSITIVES, MARGIN = "human/negative_logprob", "human/positive_logprob", "human/margin"
+# What is kept of a part and shown of its methods: key, heading, decimals; shares in per cent.
+SHOWN = {
+    HARM: ("harm, %", 1),
+    USE: ("use, %", 1),
+    GOOD: ("good, %", 1),
+    POLITE: ("polite", 2),
+    NEGATIVES: ("log-prob of negatives", 3),
+    POSITIVES: ("log-prob of positives", 3),
+    MARGIN: ("margin", 3),
+    "answers/tokens": ("tokens", 1),
+    "answers/distinct_2": ("distinct-2", 3),
+    "answers/refusal": ("refusals, %", 1),
+    "task/plain/bits_per_byte": ("plain prose, bits per byte", 3),
+    "task/mmlu/acc": ("MMLU, %", 1),
+}
+# Below it, an adjusted p-value decides.
+ALPHA = 1 - statistics.LEVEL
+# Figures of a part's report that are kept.
+FIGURES = ("course", "figure3", "figure4")
+# What is written between them in the page.
+MARKS = "<!-- results: written by `d2o study` -->", "<!-- end of the results -->"
+
+# The parts with human positives, by the share of these that are harmful.
+NOISE = {"noise-0": 0.0, "noise-25": 0.25, "noise-50": 0.5, "noise-75": 0.75, "noise-100": 1.0}
+
+
+def slope(points: Mapping[str, float]) -> dict[str, float]:
+    """The weights of means whose sum is the slope of the least-squares line on the points' x."""
+    x = np.array(list(points.values()))
+    away = x - x.mean()
+    return dict(zip(points, away / (away**2).sum(), strict=True))
+
+
+def less(one: str, other: str) -> dict[str, float]:
+    """The weights of a difference."""
+    return {one: 1.0, other: -1.0}
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """A claim, and the rule that decides on it.
+
+    Attributes:
+        name: its number in the page.
+        claim: in words.
+        metric: the primary measure, on test prompts.
+        weights: the contrast: of each cell, `part/method`, the weight of its mean.
+        expects: whether the claim is that the contrast is above 0 or below; or, of a single cell, that the
+            distribution of its prompts' means has one mode, or more (Hartigan's dip test).
+    """
+
+    name: str
+    claim: str
+    metric: str
+    weights: Mapping[str, float]
+    expects: Literal["above 0", "below 0", "one mode", "more modes"]
+
+
+_OTHERS = {"dpo": "DPO", "safe-sft": "Safe SFT", "simpo": "SimPO"}
+_RIVALS = {"npo": "NPO", "ga": "GA", "unlikelihood": "unlikelihood"}
+_D2O = "noise-0/d2o"
+
+HYPOTHESES = (
+    *(
+        Hypothesis(f"1{letter}", f"{name}: harm rises with the share of harmful positives", HARM,
+                   slope({f"{part}/{method}": x for part, x in NOISE.items()}), "above 0")
+        for letter, (method, name) in zip("abc", _OTHERS.items(), strict=True)
+    ),
+    *(
+        Hypothesis(f"1{letter}", f"With a quarter of the positives harmful, D2O does less harm than {name}", HARM,
+                   less(_D2O, f"noise-25/{method}"), "below 0")
+        for letter, (method, name) in zip("def", _OTHERS.items(), strict=True)
+    ),
+    Hypothesis("2", "D2O: harm falls with each doubling of K", HARM,
+               slope({"samples/d2o-k1": 0, "samples/d2o-k2": 1, "samples/d2o": 2, "samples/d2o-k8": 3}), "below 0"),
+    Hypothesis("3a", "Self-correction: more good answers than with plain samples", GOOD,
+               less("anchors/d2o", "anchors/d2o-plain"), "above 0"),
+    Hypothesis("3b", "Samples filtered by the exact scorer: more good answers than with unfiltered ones", GOOD,
+               less("anchors/d2o-filtered", "anchors/d2o"), "above 0"),
+    Hypothesis("3c", "Written anchors: more good answers than with the model's own samples", GOOD,
+               less("anchors/d2o-written", "anchors/d2o"), "above 0"),
+    *(
+        Hypothesis(f"4{letter}", f"Each at its best rate, D2O gives more good answers than {name}", GOOD,
+                   less("rivals/d2o", f"rivals/{method}"), "above 0")
+        for letter, (method, name) in zip("abc", _RIVALS.items(), strict=True)
+    ),
+    *(
+        Hypothesis(f"4{letter}", f"After 72 steps, D2O gives more useful answers than {name}", USE,
+                   less("lasting/d2o-long", f"lasting/{method}-long"), "above 0")
+        for letter, (method, name) in zip("def", _RIVALS.items(), strict=True)
+    ),
+    *(
+        Hypothesis(f"4{letter}", f"After 72 steps, polite answers are likelier under D2O than under {name}",
+                   POSITIVES, less("lasting/d2o-long", f"lasting/{method}-long"), "above 0")
+        for letter, (method, name) in zip("ghi", _RIVALS.items(), strict=True)
+    ),
+    Hypothesis("5a", "Distribution level: more good answers than at instance level", GOOD,
+               less("variants/d2o", "variants/d2o-instance"), "above 0"),
+    Hypothesis("5b", "Moving references: more good answers than with fixed ones", GOOD,
+               less("variants/d2o-ema", "variants/d2o"), "above 0"),
+    Hypothesis("5c", "Online rounds: more good answers than offline", GOOD,
+               less("variants/d2o-online", "variants/d2o"), "above 0"),
+    Hypothesis("6a", "D2O: politeness after 72 steps has one mode", POLITE, {"lasting/d2o-long": 1.0}, "one mode"),
+    Hypothesis("6b", "DPO: politeness after 72 steps has more", POLITE, {"lasting/dpo-long": 1.0}, "more modes"),
+    Hypothesis("7a", "PKU-SafeRLHF: D2O widens the margin of held-out pairs", MARGIN,
+               less("pku/d2o", "pku/initial"), "above 0"),
+    Hypothesis("7b", "PKU-SafeRLHF: D2O lowers the log-prob of held-out negatives", NEGATIVES,
+               less("pku/d2o", "pku/initial"), "below 0"),
+    *(
+        Hypothesis(f"7{letter}", f"PKU-SafeRLHF: held-out positives are likelier under D2O than under {name}",
+                   POSITIVES, less("pku/d2o", f"pku/{method}"), "above 0")
+        for letter, (method, name) in zip("cd", {"npo": "NPO", "ga": "GA"}.items(), strict=True)
+    ),
+)  # fmt: skip
+
+
+# What a part has measured --------------------------------------------------------------------------
+
+
+def parts() -> list[str]:
+    """The parts, in the order in which hypotheses name them."""
+    return list(dict.fromkeys(cell.partition("/")[0] for h in HYPOTHESES for cell in h.weights))
+
+
+def keep(s: Settings, docs: Path) -> None:
+    """Put what the parts of a config have measured into the folder of each, where their report is made.
+
+    Args:
+        s: the config.
+        docs: the folder of the study's files.
+    Raises:
+        D2OError: as `metrics.observe`.
+    """
+    layout = Layout(s.results)
+    for part in (name for name in parts() if name in s.experiments):
+        report = Path(layout.path("page", experiment=part))
+        if not report.exists():
+            continue
+        only, archive = s.only(part), metrics.Archive(Path(s.results))
+        ((_, experiment),) = only.experiments.items()
+        pairs = product(experiment.datasets, experiment.models)
+        values = metrics.together(metrics.observe(archive, only, dataset, model) for dataset, model in pairs)
+        files = {"values.csv": wide(values).to_csv(float_format="%.4g", lineterminator="\n").encode()}
+        for name in (f"{figure}.{kind}" for figure in FIGURES for kind in ("csv", "svg")):
+            if (found := report.parent / "figures" / name).exists():
+                files[name] = found.read_bytes()
+        (docs / part).mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            (docs / part / name).write_bytes(content)
+
+
+def wide(values: pd.DataFrame) -> pd.DataFrame:
+    """Values as from `metrics.observe`, a row a metric and prompt, a column a training: those of test prompts."""
+    rows = values[values["metric"].isin(SHOWN) & values["prompts"].isin(["test", ""])]
+    rows = rows.assign(
+        training=rows["method"] + "/seed" + rows["seed"].astype(str),
+        cluster=rows["cluster"].astype(str).where(rows["prompts"] == "", rows["cluster"].astype(str).str[:8]),
+    )
+    columns = list(dict.fromkeys(rows["training"]))
+    return rows.pivot_table("value", ["metric", "cluster"], "training", aggfunc="mean", observed=True)[columns]
+
+
+def read(docs: Path) -> dict[str, pd.DataFrame]:
+    """The tables of the parts that are kept, by part.
+
+    Raises:
+        D2OError: where one is no such table.
+    """
+    found = {}
+    for part in parts():
+        file = docs / part / "values.csv"
+        if not file.exists():
+            continue
+        try:
+            found[part] = pd.read_csv(file, dtype={"cluster": str}).set_index(["metric", "cluster"])
+        except (KeyError, ValueError) as error:
+            raise D2OError(f"{file}: no table of `d2o study` ({error}); delete it and run d2o study again") from None
+    return found
+
+
+def state(part: str, tables: Mapping[str, pd.DataFrame], configs: Mapping[str, Settings]) -> str:
+    """How far a part has come, in words, and which of its trainings failed."""
+    s = configs.get(part)
+    if part in tables:
+        failed = s.experiments[part].failed if s else {}
+        return "; ".join(["done", *(f"seed failed: {name}: {why}" for name, why in failed.items())])
+    if s is None:
+        return "not run yet"
+    experiment, layout = s.experiments[part], Layout(s.results)
+    trained = [
+        Path(layout.path("trained", run.names)).exists()
+        for dataset, model in product(experiment.datasets, experiment.models)
+        for run in runs.runs(experiment, dataset, model)
+        if run.method != "initial"
+    ]
+    return f"unfinished: {sum(trained)} of {len(trained)} trainings" if any(trained) else "not run yet"
+
+
+# Findings ------------------------------------------------------------------------------------------
+
+
+def sample(tables: Mapping[str, pd.DataFrame], cell: str, metric: str) -> Sample | None:
+    """The values of a cell; None where they are not there."""
+    part, _, method = cell.partition("/")
+    if part not in tables or metric not in tables[part].index.get_level_values("metric"):
+        return None
+    table = tables[part].loc[metric]
+    own = [column for column in table if column.rpartition("/")[0] == method]
+    long = table[own].melt(ignore_index=False, var_name="training").dropna()
+    if long.empty:
+        return None
+    return Sample(long["value"].to_numpy(), long.index.to_numpy(str), seeds=long["training"].to_numpy(str))
+
+
+def estimate(tables: Mapping[str, pd.DataFrame], h: Hypothesis) -> Estimate:
+    """The contrast of a hypothesis, or the dip of its distribution; `NOTHING` where values are missing."""
+    sides = [(weight, sample(tables, cell, h.metric)) for cell, weight in h.weights.items()]
+    if any(found is None for _, found in sides):
+        return NOTHING
+    if h.expects in ("above 0", "below 0"):
+        return statistics.contrast(sides)
+    from diptest import diptest
+
+    ((_, found),) = sides
+    means = pd.Series(found.values).groupby(found.clusters).mean().to_numpy()
+    dip, p = diptest(means)
+    return Estimate(dip, np.nan, np.nan, len(means), p)
+
+
+def finding(expects: str, found: Estimate, p: float) -> str:
+    """What the rule says, given the p-value adjusted for all hypotheses."""
+    if found is NOTHING:
+        return ""
+    if expects == "one mode":
+        return "contradicted" if p < ALPHA else "not contradicted"
+    if expects == "more modes":
+        return "supported" if p < ALPHA else "undecided"
+    if not p < ALPHA:
+        return "undecided"
+    return "supported" if (found.mean > 0) == (expects == "above 0") else "contradicted"
+
+
+def findings(tables: Mapping[str, pd.DataFrame], hypotheses: Sequence[Hypothesis] = HYPOTHESES) -> pd.DataFrame:
+    """Each hypothesis with its estimate, its p-value adjusted for all (Holm), and the finding.
+
+    A hypothesis without data counts as one with p = 1: no later part makes an adjusted p-value larger.
+    """
+    found = [estimate(tables, h) for h in hypotheses]
+    adjusted = statistics.holm(pd.Series([e.p for e in found]).fillna(1.0))
+    return pd.DataFrame(
+        {
+            "name": h.name,
+            "claim": h.claim,
+            "metric": h.metric,
+            "expects": h.expects,
+            "mean": e.mean,
+            "low": e.low,
+            "high": e.high,
+            "n": e.n,
+            "p": e.p,
+            "p_adjusted": p if e is not NOTHING else np.nan,
+            "finding": finding(h.expects, e, p),
+        }
+        for h, e, p in zip(hypotheses, found, adjusted, strict=True)
+    )
+
+
+def against_noise(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Harm of each method at each share of harmful positives: `mean`, `low`, `high`; D2O's is the same at all."""
+    cells = {(name, x): f"{part}/{method}" for part, x in NOISE.items() for method, name in _OTHERS.items()}
+    cells |= {("D2O", x): _D2O for x in NOISE.values()}
+    found = {place: sample(tables, cell, HARM) for place, cell in cells.items()}
+    rows = [
+        {"method": method, "share": share, "mean": e.mean, "low": e.low, "high": e.high}
+        for (method, share), values in found.items()
+        if values and (e := statistics.mean(values))
+    ]
+    return pd.DataFrame(rows, columns=["method", "share", "mean", "low", "high"])
+
+
+def crossings(noise: pd.DataFrame) -> dict[str, str]:
+    """Of each method, the share of harmful positives from which on it does more harm than D2O."""
+    means = noise.pivot(index="share", columns="method", values="mean")
+    if "D2O" not in means:
+        return {}
+    above = means.drop(columns="D2O").gt(means["D2O"], axis=0)[::-1].cummin()
+    return {name: f"{min(column.index[column]):.0%}" if column.any() else "never" for name, column in above.items()}
+
+
+def best_points(course: pd.DataFrame) -> pd.DataFrame:
+    """Of each method with snapshots: the step with most good answers to validation prompts, and what it is there.
+
+    Args:
+        course: the kept `course.csv` of a part.
+    """
+    good = course[(course["metric"] == GOOD) & (course["prompts"] == "validation")]
+    best = good.loc[good.groupby("method", sort=False)["mean"].idxmax()]
+    at = course[course["prompts"] == "test"].merge(best[["method", "step"]], on=["method", "step"])
+    return at[at["metric"].isin([HARM, USE, GOOD, POSITIVES])]
+
+
+# The page ------------------------------------------------------------------------------------------
+
+
+def write_page(configs: Iterable[Settings], docs: Path, page: Path) -> None:
+    """Write the results between the page's marks, and `findings.csv` beside the parts.
+
+    Raises:
+        D2OError: where the page has no marks; as `read`.
+    """
+    text = page.read_text()
+    pattern = re.compile("(?<=" + re.escape(MARKS[0]) + ").*?(?=" + re.escape(MARKS[1]) + ")", re.DOTALL)
+    if not pattern.search(text):
+        raise D2OError(f"{page}: the line {MARKS[0]} and below it {MARKS[1]} are missing; put them back")
+    tables = read(docs)
+    found = findings(tables)
+    docs.mkdir(exist_ok=True)
+    found.to_csv(docs / "findings.csv", index=False, float_format="%.4g", lineterminator="\n")
+    if len(noise := against_noise(tables)):
+        noise.to_csv(docs / "noise.csv", index=False, float_format="%.4g", lineterminator="\n")
+        (docs / "noise.svg").write_bytes(plot(noise))
+    written = results(tables, found, docs, {part: s for s in configs for part in s.experiments})
+    page.write_text(pattern.sub(lambda _: f"\n\n{written}\n\n", text))
+
+
+def results(
+    tables: Mapping[str, pd.DataFrame], found: pd.DataFrame, docs: Path, configs: Mapping[str, Settings]
+) -> str:
+    """The section of results, in Markdown."""
+    states = {part: state(part, tables, configs) for part in parts()}
+    shown = [_row(h, row, tables) for h, row in zip(HYPOTHESES, found.itertuples(), strict=True)]
+    blocks = [
+        _markdown(["", "claim", "measure", "estimate", "p, adjusted", "finding"], shown),
+        _markdown(["part", "state"], list(states.items())),
+    ]
+    if len(noise := against_noise(tables)):
+        blocks += _noise(noise, docs)
+    for part in tables:
+        blocks += _part(part, tables, docs)
+    return "\n\n".join(blocks)
+
+
+def _noise(noise: pd.DataFrame, docs: Path) -> list[str]:
+    """Hypothesis 1 as a table and a figure."""
+    texts = noise.assign(text=[_interval(e, 1, True) for e in noise.itertuples()])
+    shown = texts.pivot(index="method", columns="share", values="text").fillna("–")
+    crosses = crossings(noise)
+    rows = [[method, *cells, crosses.get(method, "–")] for method, *cells in shown.itertuples()]
+    return ["### Harm against noise", "Harmful answers, %, by the share of human positives that are harmful.",
+            _markdown(["", *(f"{share:.0%}" for share in shown), "more harm than D2O from"], rows),
+            f"![Harmful answers against the share of harmful positives]({docs.name}/noise.svg)"]  # fmt: skip
+
+
+def plot(noise: pd.DataFrame) -> bytes:
+    """Harm against noise as SVG: a line a method, its 95 % interval as a band."""
+    from matplotlib.figure import Figure
+
+    from d2o.report.figures import render
+
+    figure = Figure((6, 3.4), layout="constrained")
+    axis = figure.subplots()
+    for method, own in noise.groupby("method"):
+        axis.fill_between(100 * own["share"], 100 * own["low"], 100 * own["high"], alpha=0.15, lw=0)
+        axis.plot(100 * own["share"], 100 * own["mean"], "o-", ms=3.5, label=method)
+    axis.set_xlabel("human positives that are harmful, %")
+    axis.set_ylabel("harmful answers, %")
+    axis.set_ylim(bottom=0)
+    axis.legend(frameon=False)
+    return render(figure, "svg")
+
+
+def _row(h: Hypothesis, row, tables: Mapping[str, pd.DataFrame]) -> list[str]:
+    title, digits = SHOWN[h.metric]
+    if not row.finding:
+        missing = dict.fromkeys(cell.partition("/")[0] for cell in h.weights if not sample(tables, cell, h.metric))
+        return [h.name, h.claim, title, "–", "–", f"no data yet: {', '.join(missing)}"]
+    estimate = _interval(row, digits, "%" in title)
+    p = "< 0.001" if row.p_adjusted < 0.001 else f"{row.p_adjusted:.3f}"
+    return [h.name, h.claim, title, estimate, p, f"**{row.finding}**"]
+
+
+def _part(part: str, tables: Mapping[str, pd.DataFrame], docs: Path) -> list[str]:
+    """A part's heading, its table, its best points and figures."""
+    table = tables[part]
+    known = [key for key in SHOWN if key in table.index.get_level_values("metric")]
+    methods = dict.fromkeys(column.rpartition("/")[0] for column in table)
+    rows = [[method, *(_mean(tables, f"{part}/{method}", key) for key in known)] for method in methods]
+    blocks = [f"### {part}", _markdown(["", *(SHOWN[key][0] for key in known)], rows)]
+    if (course := docs / part / "course.csv").exists():
+        best = best_points(pd.read_csv(course))
+        texts = [_interval(e, SHOWN[e.metric][1], "%" in SHOWN[e.metric][0]) for e in best.itertuples()]
+        points = best.assign(text=texts).pivot(index=["method", "step"], columns="metric", values="text")
+        names = ["method", "step", *(SHOWN[key][0] for key in points)]
+        blocks += ["The best step of each by good answers to validation prompts:",
+                   _markdown(names, points.reset_index().astype(str).values.tolist())]  # fmt: skip
+    place = f"{docs.name}/{part}"
+    blocks += [f"![{part}: {figure}]({place}/{figure}.svg)" for figure in FIGURES
+               if (docs / part / f"{figure}.svg").exists()]  # fmt: skip
+    return [*blocks, f"Values: [{place}/values.csv]({place}/values.csv)."]
+
+
+def _mean(tables: Mapping[str, pd.DataFrame], cell: str, metric: str) -> str:
+    found, (title, digits) = sample(tables, cell, metric), SHOWN[metric]
+    return _interval(statistics.mean(found) if found else NOTHING, digits, "%" in title)
+
+
+def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _number(value: float, digits: int) -> str:
+    return "–" if np.isnan(value) else f"{value:.{digits}f}".replace("-", "−")
+
+
+def _interval(e: Estimate, digits: int, percent: bool) -> str:
+    mean, low, high = (_number(end * (100 if percent else 1), digits) for end in (e.mean, e.low, e.high))
+    return mean if np.isnan(e.low) else f"{mean} [{low}, {high}]"
