@@ -53,7 +53,7 @@ def test_supported_contradicted_undecided_and_missing():
 
 
 def test_five_trainings_find_twenty_points():
-    """Prompts and trainings vary; three trainings, corrected for all claims, find them in one of three tables."""
+    """Prompts and trainings vary; three trainings, corrected for all claims, hardly ever find them."""
     rng, strictest = np.random.default_rng(0), 0.05 / len(HYPOTHESES)
 
     def values(mean: float, seeds: int, hard: np.ndarray) -> Sample:
@@ -67,7 +67,7 @@ def test_five_trainings_find_twenty_points():
         return float(np.mean(np.array(p) < strictest))
 
     assert found(5) > 0.7
-    assert found(3) < 0.5
+    assert found(3) < 0.3
 
 
 def test_a_seed_that_failed_leaves_the_others():
@@ -201,7 +201,7 @@ def test_the_page_says_what_is_done_unfinished_failed_and_not_run_yet(page):
     assert "| anchors | unfinished: 1 of 20 trainings |" in text
     assert "| variants | not run yet |" in text and "| pku | not run yet |" in text
     lines = {line.split(" | ")[0].strip("| "): line for line in text.splitlines() if line.startswith("| ")}
-    assert lines["4a"].endswith("] | 0.001 | **supported** |")
+    assert lines["4a"].endswith("] | 0.025 | **supported** |")
     assert lines["4c"].endswith("| – | – | no data yet: rivals |"), "no unlikelihood"
     assert lines["1a"].endswith("no data yet: noise-0, noise-25, noise-50, noise-75, noise-100 |")
     again = page.read_text()
