@@ -202,7 +202,7 @@ def test_the_best_trial_by_validation_is_trained(restored):
     assert (made["train"]["learning_rate"], made["method"]["beta"], made["method"]["tune"]) == (0.001, 0.2, {})
     folder = restored.folder / "results" / "reports" / "tuning"
     page = (folder / "report.html").read_text()
-    assert "train.learning_rate 0.001, beta 0.2" in page and (folder / "figures" / "trials.svg").exists()
+    assert "beta 0.2, train.learning_rate 0.001" in page and (folder / "figures" / "trials.svg").exists()
     with (folder / "table.csv").open() as file:
         rows = list(csv.DictReader(file))
     told = {row["prompts"] for row in rows if row["difference"]}
