@@ -35,7 +35,7 @@ def test_demo_and_thumbs_down_share_the_model_and_end_in_reports(tiny_model, tmp
     project.configure(
         shrunk(
             "config",
-            experiments={"demo": {"methods": ["initial", "d2o"]}},
+            experiments={"demo": {"methods": ["initial", "d2o"], "comparisons": []}},
             # The pool is filtered by an exact scorer; a snapshot is scored as the last model is.
             methods={"d2o": {"k": 1, "filter": {"reward": "rude", "best": 1}, "train": {"snapshots": [1]}}},
             organisms={"rude": {"prompts": 8, "demonstrations": 8}},

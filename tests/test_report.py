@@ -413,8 +413,8 @@ def test_length_control_has_an_answer_where_the_fit_has_none(wins, longer, rate)
     assert len(length_control.values(np.array([]), np.array([]))) == 0
 
 
-def test_the_direction_of_a_reward_decides_the_sign(full):
-    folder, _, table = full
+def test_the_direction_of_a_reward_decides_the_sign(tmp_path):
+    folder, _, table = made(tmp_path, config(seeds=[0], judges=[]))
     row = table["d2o", "reward/cost", "test"]
     # Scores range over 0 … 11, so only the paired difference sees the shift by −1.
     assert float(row["low"]) < float(table["initial", "reward/cost", "test"]["mean"]) < float(row["high"])
