@@ -274,8 +274,9 @@ def single(archive: Archive, experiment: Experiment, entries: Mapping[str, Rewar
     [(source, metric)] = found
     source = replace(source, metrics=[metric])
     return together(
-        _values(archive, run, source, _context(archive, experiment, dataset, model)).assign(better=metric.better)
+        _values(archive, run, source, context).assign(better=metric.better)
         for dataset, model in product(experiment.datasets, experiment.models)
+        for context in [_context(archive, experiment, dataset, model)]
         for run in runs(experiment, dataset, model)
     )
 

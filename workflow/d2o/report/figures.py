@@ -93,9 +93,7 @@ def training_data(measured: Measured) -> pd.DataFrame:
     found = []
     for block in measured.blocks:
         for (method, seed), log in block.logs.groupby(["method", "seed"], sort=False):
-            means = pd.DataFrame(dict(zip(["step", *_PANELS], _curve(log["step"], *(log[key] for key in _PANELS)),
-                                          strict=True)))  # fmt: skip
-            found.append(placed(block, means, method=method, seed=seed))
+            found.append(placed(block, _binned(log), method=method, seed=seed))
     return together(found, ["dataset", "model", "method", "seed", "step", *_PANELS])
 
 
@@ -106,9 +104,8 @@ def trials_data(measured: Measured) -> pd.DataFrame:
     for block in measured.blocks:
         for trial in block.trials.itertuples():
             log = block.trial_logs[block.trial_logs["trial"] == trial.trial]
-            means = dict(zip(["step", *_PANELS], _curve(log["step"], *(log[key] for key in _PANELS)), strict=True))
             place = {"method": trial.method, "trial": trial.trial, "values": trial.values, "chosen": trial.chosen}
-            found.append(placed(block, pd.DataFrame(means), **place))
+            found.append(placed(block, _binned(log), **place))
     return together(found, columns)[columns]
 
 
@@ -400,13 +397,11 @@ def categories(data: pd.DataFrame, measured: Measured) -> Figure:
     return figure
 
 
-def _curve(*columns: pd.Series) -> list[np.ndarray]:
-    """Columns averaged over consecutive rows to at most `POINTS` values; NaN where none of the rows has one."""
-    bins = min(POINTS, len(columns[0]))
-    return [
-        np.array([pd.Series(piece).mean() for piece in np.array_split(column.to_numpy(float), bins)])
-        for column in columns
-    ]
+def _binned(log: pd.DataFrame) -> pd.DataFrame:
+    """A log as means over consecutive rows, at most `POINTS` of them; NaN where none of the rows has a value."""
+    columns = log[["step", *_PANELS]].astype(float)
+    pieces = np.array_split(np.arange(len(log)), min(POINTS, len(log)))
+    return pd.DataFrame([columns.iloc[piece].mean() for piece in pieces], columns=columns.columns)
 
 
 def by_block(data: pd.DataFrame, measured: Measured | None = None) -> dict[str, pd.DataFrame]:

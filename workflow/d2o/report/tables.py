@@ -234,6 +234,11 @@ def heading(metric: Metric) -> str:
     return metric.label + (",\u00a0%" if metric.percent else "") + arrow
 
 
+def column(metric: Metric, prompts: str) -> str:
+    """A metric's heading, and where its prompts come from unless that is the test split."""
+    return heading(metric) + (f" ({prompts})" if prompts not in ("test", "") else "")
+
+
 def p_value(p: float) -> str:
     """A p-value as readers see it, `< 0.001` where it is smaller; nothing for NaN."""
     return "" if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
@@ -273,7 +278,7 @@ def primary(measured: Measured, block: Block) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "comparison": [f"{r.method} − {r.other}" for r, _ in rows],
-            "metric": [heading(m) + (f" ({r.prompts})" if r.prompts not in ("test", "") else "") for r, m in rows],
+            "metric": [column(m, r.prompts) for r, m in rows],
             "difference": [f"{number(r.difference, m)} {interval(r.low, r.high, m)}" for r, m in rows],
             "better": np.select(
                 [told & (better > 0), told & (better < 0)], [found["method"], found["other"]], "undecided"
@@ -315,9 +320,7 @@ def matrices(measured: Measured, block: Block) -> list[Matrix]:
             for r in shown.itertuples()
         }
         methods = [m for m in measured.methods if any(m in pair for pair in cells)]
-        found.append(
-            Matrix(heading(metric) + (f" ({prompts})" if prompts not in ("test", "") else ""), methods, cells)
-        )
+        found.append(Matrix(column(metric, prompts), methods, cells))
     return found
 
 
@@ -433,11 +436,7 @@ def latex(text: str) -> str:
 def _wide(measured: Measured, block: Block) -> pd.DataFrame:
     """Estimates in words: a row a method, a column a metric."""
     tables = grids(measured, block)
-    columns = [
-        heading(metric) + (f" ({grid.prompts})" if grid.prompts not in ("test", "") else "")
-        for grid in tables
-        for metric in grid.metrics
-    ]
+    columns = [column(metric, grid.prompts) for grid in tables for metric in grid.metrics]
     texts = [
         [
             f"{c.value}{c.sign and ' ' + c.sign} {c.range}" if c else "–"
