@@ -23,7 +23,8 @@ rule extract_negatives:
         "<data>/logs/negatives.log",
     benchmark:
         "<data>/logs/negatives.benchmark.tsv"
-    threads: 8
+    # A job of more threads than one waits until other jobs leave it the cores, and every training waits for this one.
+    threads: 1
     resources:
         mem_mb=4000,
         runtime=60,
