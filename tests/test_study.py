@@ -168,7 +168,8 @@ def test_a_part_is_kept_once_its_report_is_there(tmp_path, monkeypatch):
     figures = tmp_path / "results/reports/demo/figures"
     figures.mkdir(parents=True)
     (figures.parent / "report.html").touch()
-    (figures / "course.csv").write_text("step\n")
+    (figures / "course.csv").write_text("of the figure\n")
+    (figures.parent / "course.csv").write_text("step\n")
     study.keep(s, tmp_path / "docs")
     table = study.read(tmp_path / "docs")["demo"]
     assert {"initial/seed0", "d2o/seed0", "d2o/seed1", "dpo/seed1"} <= {*table}

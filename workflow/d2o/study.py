@@ -168,9 +168,11 @@ def keep(s: Settings, docs: Path) -> None:
         pairs = product(experiment.datasets, experiment.models)
         values = metrics.together(metrics.observe(archive, only, dataset, model) for dataset, model in pairs)
         files = {"values.csv": wide(values).to_csv(float_format="%.4g", lineterminator="\n").encode()}
-        for name in (f"{figure}.{kind}" for figure in FIGURES for kind in ("csv", "svg")):
-            if (found := report.parent / "figures" / name).exists():
-                files[name] = found.read_bytes()
+        figures = [report.parent / "figures" / f"{figure}.{kind}" for figure in FIGURES for kind in ("csv", "svg")]
+        # The last: the course with its validation prompts, in place of the figure's.
+        for found in (*figures, report.parent / "course.csv"):
+            if found.exists():
+                files[found.name] = found.read_bytes()
         (docs / part).mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
             (docs / part / name).write_bytes(content)
