@@ -11,7 +11,7 @@ from d2o import identities, pair_quality, records, schemas, settings
 from d2o.errors import D2OError
 from d2o.metrics import Archive
 from d2o.report import figures
-from d2o.report.pair_quality import as_csv, measure
+from d2o.report.pair_quality import as_csv, bars, measure
 
 
 def pair(prompt: int, answer: int, split: str = "train") -> dict:
@@ -129,7 +129,11 @@ def test_measures(tmp_path):
     }
     lines = as_csv(found).splitlines()
     assert lines[1] == "pku,difference,reward,,2,2,2,10,20"
-    svg = figures.render(figures.pair_quality(found, ["pku"]), "svg").decode()
+    shares = bars(found)
+    assert shares.groupby("scorer")["share"].sum().to_dict() == {"cost": 1, "reward": 1, "trained": 1}
+    full = shares[shares["share"] > 0]
+    assert ((full["from"] <= 2) & (full["to"] >= 2)).all()
+    svg = figures.render(figures.pair_quality(found, bars(found), ["pku"]), "svg").decode()
     assert "not measured" not in svg
     assert all(name in svg for name in ("reward", "cost", "chosen, toxicity", "gpt"))
 
@@ -139,7 +143,7 @@ def test_a_panel_without_entries_says_which_would_fill_it(tmp_path):
     scored(tmp_path, "trained", tables, lambda side, r: 0.0)
     only = measure(Archive(tmp_path), config(rewards=["trained"]), "pku")
     assert only["mean"].isna().tolist() == [True]  # no test prompt was chosen
-    svg = figures.render(figures.pair_quality(only, ["pku"]), "svg").decode()
+    svg = figures.render(figures.pair_quality(only, bars(only), ["pku"]), "svg").decode()
     assert svg.count("not measured") == 2
     assert "names no judges" in svg
     assert "names no rewards with toxic_above" in svg

@@ -864,13 +864,18 @@ def test_figure_3(shown):
     folder, page, _ = shown
     data = frame(folder / "figures/figure3.csv")
     points = data[(data["panel"] == "a") & (data["metric"] == "reward/cost")]
+    single, points = points[points["seed"] != "all"], points[points["seed"] == "all"]
     assert points["x"].tolist() == [2, 4] and (points["low"] < points["mean"]).all()
+    assert single.groupby("x")["seed"].unique().map(sorted).tolist() == [["0", "1"]] * 2
+    assert single.groupby("x")["mean"].mean().tolist() == pytest.approx(points["mean"].tolist(), abs=1e-5)
     trend = data[(data["panel"] == "a, per doubling of K") & (data["metric"] == "reward/cost")].iloc[0]
     # Two trainings a K: the line goes through the means of both, one doubling apart.
     assert trend["mean"] == pytest.approx(points["mean"].iloc[1] - points["mean"].iloc[0], abs=1e-5)
     assert trend["n"] == 4 and trend["low"] < trend["mean"] < trend["high"]
     steps = data[(data["panel"] == "b") & (data["metric"] == "reward/cost") & (data["series"] == "d2o-steps")]
-    assert steps["x"].tolist() == [0, 10, 20, 30]
+    single, steps = steps[steps["seed"] != "all"], steps[steps["seed"] == "all"]
+    assert steps["x"].tolist() == [0, 10, 20, 30] and len(single) == 2 * len(steps)
+    assert single.groupby("x")["mean"].mean().tolist() == pytest.approx(steps["mean"].tolist(), abs=1e-5)
     raw, smooth = (data[(data["panel"] == panel) & (data["series"] == "dpo")] for panel in ("c, raw", "c"))
     assert len(raw) == 60 and len(smooth) == 30
     middle = smooth.set_index("x").loc[15]

@@ -88,7 +88,8 @@ def write(settings: Settings, results: Path, output: Path) -> None:
 
 
 def write_pair_quality(settings: Settings, results: Path, output: Path) -> None:
-    """Write Figure 1 of an experiment: `output`, the same as PDF and PNG beside it, and `pair_quality.csv` above.
+    """Write Figure 1 of an experiment: `output`, the same as PDF and PNG and its bars as CSV beside it, and
+    `pair_quality.csv`, its numbers, above.
 
     Args:
         settings, results: as in `write`.
@@ -101,14 +102,18 @@ def write_pair_quality(settings: Settings, results: Path, output: Path) -> None:
     import pandas as pd
 
     from d2o import metrics
-    from d2o.report import figures, pair_quality
+    from d2o.report import figures, pair_quality, tables
 
     archive = metrics.Archive(results)
     measures = pd.concat([pair_quality.measure(archive, settings, dataset) for dataset in experiment.datasets])
-    figure = figures.pair_quality(measures, experiment.datasets)
-    _publish(
-        output.parent.parent / "pair_quality.csv", pair_quality.as_csv(measures).encode(), settings, archive.inputs
-    )
+    bars = pair_quality.bars(measures)
+    figure = figures.pair_quality(measures, bars, experiment.datasets)
+    numbers = {
+        output.parent.parent / "pair_quality.csv": pair_quality.as_csv(measures),
+        output.with_suffix(".csv"): tables.as_csv([bars], list(bars.columns)),
+    }
+    for path, text in numbers.items():
+        _publish(path, text.encode(), settings, archive.inputs)
     for kind in ("pdf", "png", "svg"):
         _publish(output.with_suffix(f".{kind}"), figures.render(figure, kind), settings, archive.inputs)
 

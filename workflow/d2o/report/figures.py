@@ -110,10 +110,18 @@ def trials_data(measured: Measured) -> pd.DataFrame:
 
 
 def course_data(measured: Measured) -> pd.DataFrame:
-    """The estimates of every step with a snapshot."""
-    columns = [*tables.COURSE, "mean", "low", "high", "n"]
-    found = together([block.course for block in measured.blocks], columns)[columns]
+    """The estimates of every step with a snapshot, of all seeds and of each."""
+    columns = [*tables.COURSE, "seed", "mean", "low", "high", "n"]
+    parts = (part for block in measured.blocks for part in (block.course.assign(seed="all"), single_course(block)))
+    found = together(parts, columns).reindex(columns=columns)
     return found[found["prompts"] != "validation"]
+
+
+def single_course(block: Block) -> pd.DataFrame:
+    """The mean of each training at every step with a snapshot, where a method has several trainings."""
+    several = block.steps.groupby("method")["seed"].transform("nunique") > 1
+    means = block.steps[several].groupby([*tables.COURSE, "seed"], sort=False)["value"].mean()
+    return means.rename("mean").reset_index()
 
 
 def distributions_data(measured: Measured) -> pd.DataFrame:
@@ -289,10 +297,13 @@ def course(data: pd.DataFrame, measured: Measured) -> Figure:
 
 
 def lines(axis, found: pd.DataFrame, x: str, measured: Measured, key: str, prompts: str) -> dict[str, Any]:
-    """A line a method with its 95 % interval as a band; what stands for each in a legend."""
+    """A line a method with its 95 % interval as a band, a dot a training; what stands for each in a legend."""
     metric, colours, handles = measured.metrics[key], colours_of(measured.methods), {}
     scale = 100 if metric.percent else 1
-    for method, e in found.groupby("method", sort=False):
+    whole = found["seed"] == "all"
+    for method, each in found[~whole].groupby("method"):
+        axis.plot(each[x], each["mean"] * scale, "o", color=colours[method], ms=2, alpha=0.6, mew=0)
+    for method, e in found[whole].groupby("method", sort=False):
         axis.fill_between(e[x], e["low"] * scale, e["high"] * scale, color=colours[method], alpha=0.15, lw=0)
         (handles[method],) = axis.plot(e[x], e["mean"] * scale, "o-", color=colours[method], lw=1.5, ms=3.5)
     titled(axis, metric, {"higher": "↑ better", "lower": "↓ better", None: ""}[metric.better], prompts)
@@ -328,11 +339,14 @@ def distributions(data: pd.DataFrame, measured: Measured) -> Figure:
 
 
 @mpl.rc_context(_STYLE)
-def pair_quality(measures: pd.DataFrame, datasets: Sequence[str]) -> Figure:
+def pair_quality(measures: pd.DataFrame, bars: pd.DataFrame, datasets: Sequence[str]) -> Figure:
     """Figure 1 of the paper: a row a data set; score differences, win rates and toxic shares of its human pairs.
 
     A panel has the same scale in all rows. One for which nothing was measured says which entries of the config would
     fill it.
+
+    Args:
+        measures, bars: as from `report.pair_quality`.
     """
     figure, parts = _parts(datasets, [2.6] * len(datasets))
     sampled: dict[str, list] = {panel: [] for panel in PANELS}
@@ -347,7 +361,7 @@ def pair_quality(measures: pd.DataFrame, datasets: Sequence[str]) -> Figure:
                 continue
             sampled[panel].append(axis)
             if panel == "difference":
-                _differences(axis, shown)
+                _differences(axis, shown, bars[bars["dataset"] == dataset])
             else:
                 _shares(axis, shown, 50 if panel == "win_rate" else None)
     for axes in sampled.values():
@@ -357,13 +371,11 @@ def pair_quality(measures: pd.DataFrame, datasets: Sequence[str]) -> Figure:
     return figure
 
 
-def _differences(axis, shown: Sequence[Mapping[str, Any]]) -> None:
+def _differences(axis, shown: Sequence[Mapping[str, Any]], bars: pd.DataFrame) -> None:
     """Distributions, each with its mean and interval below."""
-    ends = np.concatenate([m["values"] for m in shown])
-    edges = np.linspace(ends.min(initial=-0.1), ends.max(initial=0.1), 26)
     for place, (m, colour) in enumerate(zip(shown, _COLOURS * len(shown), strict=False)):
-        shares = np.histogram(m["values"], edges)[0] / max(1, len(m["values"]))
-        axis.stairs(shares, edges, color=colour, lw=1.4, label=m["scorer"])
+        own = bars[bars["scorer"] == m["scorer"]]
+        axis.stairs(own["share"], [*own["from"], own["to"].iloc[-1]], color=colour, lw=1.4, label=m["scorer"])
         _interval(axis, -0.012 * (place + 1), m, colour)
     axis.axvline(0, **_RULE)
     axis.set_ylabel("share of pairs")
@@ -521,7 +533,7 @@ FIGURES = {
         "training",
         "Scores and log-probs of human answers against training steps, by method",
         "Answers to the test prompts, and held-out human answers, under the weights of several steps; step 0 is the "
-        "initial model. Band: 95 % interval. Log-probs in nats per token.",
+        "initial model. Band: 95 % interval; small dots: the single seeds. Log-probs in nats per token.",
         lambda measured: any(len(block.course) for block in measured.blocks),
         estimates=True,
     ),
@@ -541,7 +553,8 @@ FIGURES = {
         "The human pairs as reward models, judges and classifiers see them. Left, the distribution of the chosen "
         "answer's score less the rejected one's, in standard deviations of the scores and such that more is better, "
         "with its mean and 95 % interval; a reward model trained on these labels is asked about test prompts only. "
-        'The numbers are in <a href="pair_quality.csv">pair_quality.csv</a>.',
+        'The numbers are in <a href="pair_quality.csv">pair_quality.csv</a>, the bars in '
+        '<a href="figures/pair_quality.csv">figures/pair_quality.csv</a>.',
         lambda measured: measured.experiment.pair_quality,
     ),
     "categories": Entry(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 
 from d2o import schemas, statistics
 from d2o.errors import D2OError
-from d2o.metrics import WINS, Archive
+from d2o.metrics import WINS, Archive, together
 from d2o.settings import Settings
 from d2o.statistics import Sample
 
@@ -16,7 +17,8 @@ PANELS = {
     "win_rate": ("chosen wins, %", "judges"),
     "toxic": ("toxic answers, %", "rewards with toxic_above"),
 }
-
+# Bars of the histogram of a data set's score differences.
+BINS = 25
 
 _COLUMNS = ["dataset", "measure", "scorer", "side", "mean", "low", "high", "prompts", "values"]
 _SIDES = ("chosen", "rejected")
@@ -74,6 +76,25 @@ def _scores(archive: Archive, dataset: str, reward: str) -> pd.DataFrame:
         folder = archive.path("pair_scores", side="chosen", **names).parent
         raise D2OError(f"{folder}: chosen and rejected are of different pairs: delete it, run again")
     return pairs
+
+
+def bars(measures: pd.DataFrame) -> pd.DataFrame:
+    """The distributions of the score differences: a row a bar, of the same edges for all scorers of a data set.
+
+    Args:
+        measures: as from `measure`.
+    Returns:
+        `dataset`, `scorer`, the ends `from` and `to` in standard deviations, and the `share` of pairs between them.
+    """
+    found = []
+    for dataset, own in measures[measures["measure"] == "difference"].groupby("dataset", sort=False):
+        ends = np.concatenate([*own["values"]])
+        edges = np.linspace(ends.min(initial=-0.1), ends.max(initial=0.1), BINS + 1)
+        for m in own.itertuples():
+            shares = np.histogram(m.values, edges)[0] / max(1, len(m.values))
+            place = {"dataset": dataset, "scorer": m.scorer}
+            found.append(pd.DataFrame(place | {"from": edges[:-1], "to": edges[1:], "share": shares}))
+    return together(found, ["dataset", "scorer", "from", "to", "share"])
 
 
 def as_csv(measures: pd.DataFrame) -> str:

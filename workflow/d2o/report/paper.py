@@ -154,6 +154,8 @@ def _evidence(measured: Measured, notes: Sequence[str]) -> str:
 def figure3_data(measured: Measured) -> pd.DataFrame:
     """Panel `a`: a point a K of a sweep, and its trend; `b`: a point a step; `c`: the loss, raw and smoothed.
 
+    Points of `a` and `b` are of all seeds and, where there are several, of each.
+
     The trend is the least-squares line of the single trainings' means on log2 K: `mean` is its slope with a 95 %
     interval, so a doubling of K changes the score by so much. The smoothed loss is the mean of a moving window of a
     twentieth of the steps, over all seeds; `low` and `high` are one standard deviation of the raw losses away.
@@ -162,10 +164,10 @@ def figure3_data(measured: Measured) -> pd.DataFrame:
     for block in measured.blocks:
         for series, ks in _sweeps(measured):
             found += [figures.placed(block, part) for part in _against_k(measured, block, series, ks)]
-        course = block.course[block.course["prompts"] == "test"]
-        course = course[course["metric"].isin(_scores(measured))]
-        points = course.assign(panel="b", series=course["method"], x=course["step"])
-        found += [points, *(figures.placed(block, part) for part in _losses(block))]
+        found += [figures.placed(block, part) for part in _losses(block)]
+    course = figures.course_data(measured)
+    course = course[course["metric"].isin(_scores(measured)) & (course["prompts"] == "test")]
+    found.append(course.assign(panel="b", series=course["method"], x=course["step"]))
     return together(found, _FIGURE3)[_FIGURE3]
 
 
@@ -190,15 +192,17 @@ def _sweeps(measured: Measured) -> Iterator[tuple[str, dict[str, int]]]:
 
 
 def _against_k(measured: Measured, block: Block, series: str, ks: dict[str, int]) -> Iterator[pd.DataFrame]:
-    keys = _scores(measured)
-    own = block.estimates[(block.estimates["prompts"] == "test") & block.estimates["method"].isin(ks)]
-    single = block.seeds if len(block.seeds) else own
-    single = single[(single["prompts"] == "test") & single["method"].isin(ks)]
-    for key in keys:
-        points = own[own["metric"] == key]
-        yield points.assign(panel="a", series=series, x=points["method"].map(ks), seed="all").sort_values("x")
-        each = single[single["metric"] == key]
-        x = np.log2(each["method"].map(ks).astype(float))
+    whole, single = (
+        points.assign(panel="a", series=series, x=points["method"].map(ks)).sort_values("x")
+        for found in (block.estimates.assign(seed="all"), block.seeds)
+        for points in [found[(found["prompts"] == "test") & found["method"].isin(ks)]]
+    )
+    for key in _scores(measured):
+        points, trainings = (table[table["metric"] == key] for table in (whole, single))
+        yield points
+        yield trainings
+        each = trainings if len(trainings) else points
+        x = np.log2(each["x"].astype(float))
         if len(each) > 2 and x.nunique() > 1:
             line = stats.linregress(x, each["mean"])
             half = stats.t.ppf(0.975, len(each) - 2) * line.stderr
@@ -354,9 +358,9 @@ figures.FIGURES |= {
         figure3,
         "results",
         "Scores against K and against steps, and losses against steps (Figure 3 of the paper)",
-        "Bands: 95 % intervals; of a loss one standard deviation in a moving window, around its mean in it; thin "
-        "lines are the single trainings. Per doubling: the slope of the trainings' means on log2 K, with its 95 % "
-        "interval over the trainings.",
+        "Bands: 95 % intervals, small dots: the single seeds; of a loss one standard deviation in a moving window, "
+        "around its mean in it, thin lines: the single seeds. Per doubling: the slope of the trainings' means on "
+        "log2 K, with its 95 % interval over the trainings.",
         lambda measured: "figure3" in measured.experiment.shows and len(figure3_data(measured)) > 0,
         estimates=True,
     ),
