@@ -262,10 +262,18 @@ def test_given_test_rows_are_the_test_split(tmp_path):
 
 def test_a_prompt_of_both_parts_leaves_train(tmp_path):
     leak = row("Question  0", ("other good", False), ("other bad", True), safer=0)
-    made = extract(tmp_path, [leak, asked(0, "test"), *map(asked, range(1, 5))])
+    made = extract(tmp_path, [leak, asked(0, "test"), *map(asked, range(1, 5))], max_leak_share=1)
     assert made.texts("test") == ["bad 0"]
     assert "other bad" not in made.texts("train")
     assert made.counts["leaks"] == {"prompts": 1, "test": 1, "evaluation": 0}
+
+
+def test_a_test_part_of_another_release_is_refused(tmp_path):
+    """Nine of ten test prompts are train prompts: the data were split anew between the two."""
+    rows = [*map(asked, range(100)), *(asked(i, "test") for i in range(91, 101))]
+    said = problem(tmp_path, rows)
+    assert "9 train prompts are test prompts as well, and there are 10 of these: are both of one release?" in said
+    assert extract(tmp_path, rows, max_leak_share=0.9).counts["prompts"] == {"train": 91, "test": 10}
 
 
 def test_the_cap_of_test_prompts_counts_those_with_test_negatives(tmp_path):
@@ -273,7 +281,9 @@ def test_the_cap_of_test_prompts_counts_those_with_test_negatives(tmp_path):
     rows = []
     for i in range(20):
         rows += [asked(i), row(f"question {i}", *BOTH_SAFE, safer=0, split="test")]
-    made = extract(tmp_path, [*rows, asked(20, "test"), asked(21, "test"), asked(22)], test_prompts=2)
+    made = extract(
+        tmp_path, [*rows, asked(20, "test"), asked(21, "test"), asked(22)], test_prompts=2, max_leak_share=1
+    )
     assert made.counts["prompts"] == {"train": 1, "test": 2}
 
 
@@ -463,7 +473,7 @@ def test_what_is_evaluated_is_not_trained_on(tmp_path):
 
 def test_a_turn_that_is_a_test_prompt_is_a_leak(tmp_path):
     talk = row(["hello", "hi", "Question 0"], ("good", False), ("talk", True), safer=0)
-    made = extract(tmp_path, [talk, asked(0, "test"), asked(1)])
+    made = extract(tmp_path, [talk, asked(0, "test"), asked(1)], max_leak_share=1)
     assert made.texts("train") == ["bad 1"]
     assert made.counts["leaks"]["test"] == 1
 

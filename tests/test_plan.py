@@ -395,6 +395,17 @@ def test_a_judge_without_a_date_is_told(model, told):
     assert not Plan(CONFIG | {"judges": judges}, "c").warnings(), "no experiment asks it"
 
 
+@pytest.mark.parametrize(
+    ("revision", "told"), [("main", True), ("refs/pr/3", True), ("b4d1307", True), ("0123456789" * 4, False)]
+)
+def test_an_entry_that_follows_a_branch_is_told(revision, told):
+    moving = {"hub": "a/b", "revision": revision}
+    named = {"models": {"smollm2": moving | {"context": 512}}, "rewards": {"cost": {"source": moving}}}
+    demo = CONFIG["experiments"]["demo"] | {"rewards": ["cost"]}
+    found = Plan(CONFIG | named | {"experiments": {"demo": demo}}, "c").warnings()
+    assert [line.partition(":")[0] for line in found] == ["models.smollm2", "rewards.cost"] * told
+
+
 def test_a_run_that_no_experiment_makes_is_told():
     experiments = {"second": with_organism()["experiments"]["second"]}
     with pytest.raises(D2OError, match=r"c: models\.made\.run: .*demo/smollm2/dpo/seed0"):

@@ -101,11 +101,12 @@ def negatives(
     rows: Input,
     output: Annotated[Path, typer.Option(help="negatives.parquet; pairs, prompts and counts go beside it")],
     settings_json: Json,
+    execution: Execution = "{}",
 ) -> None:
     """One row per (prompt, human negative), split by prompt; all human pairs; the prompts to answer."""
     from d2o import negatives
 
-    negatives.extract(settings.parse(settings.Extraction, settings_json), rows, output.parent)
+    negatives.extract(settings.parse(settings.Extraction, settings_json, execution), rows, output.parent)
 
 
 @_command(settings.PairQuality)

@@ -29,8 +29,9 @@ rule extract_negatives:
         mem_mb=4000,
         runtime=60,
         gpu=0,
+        execution=plan.execution("negatives"),
     conda:
         plan.environment("datasets")
     shell:
         "POLARS_MAX_THREADS={threads} python -m d2o negatives --settings {params.settings:q} --rows {input.rows} "
-        "--output {output.negatives} 2>&1 | tee {log}"
+        "--execution {resources.execution:q} --output {output.negatives} 2>&1 | tee {log}"

@@ -31,7 +31,8 @@ def extract(extraction: Extraction, rows: Path, folder: Path) -> None:
         rows: a `schemas.ROWS` table.
         folder: where the tables go.
     Raises:
-        D2OError: where an input cannot be read, the rule finds no negative, or none is left to train on.
+        D2OError: where an input cannot be read, the rule finds no negative, none is left to train on, or train and
+            test share too many prompts.
     """
     rule = extraction.rule
     evaluation = evaluated.prompts(extraction.evaluation_prompts)
@@ -55,6 +56,12 @@ def extract(extraction: Extraction, rows: Path, folder: Path) -> None:
             f"{len(split.filter(to='validation'))} validation prompts, and {len(leaks.prompts)} train prompts are "
             f"evaluated as well; change test_share, the test part, validation_prompts, evaluation_prompts or "
             f"near_duplicates"
+        )
+    leaking, tested = leaks.counts()["leaks"]["test"], len(split.filter(to="test")) + capped["test"]
+    if leaking > extraction.max_leak_share * tested:
+        raise D2OError(
+            f"{rows}: {leaking} train prompts are test prompts as well, and there are {tested} of these: "
+            f"are both of one release? Name files of one, or raise max_leak_share ({extraction.max_leak_share:g})"
         )
     negative_count = len(kept_negatives)
     kept_negatives = capped_negatives(kept_negatives, candidates["negatives"], extraction, rows, total)

@@ -51,8 +51,9 @@ class Plan:
         checks.check(self.settings, origin)
 
     def warnings(self) -> list[str]:
-        """A line for each judge without a date, and for each entry whose artifact lies there, made otherwise."""
-        return [*checks.undated(self.settings), *checks.replaced(self.settings)]
+        """A line for each judge without a date, each entry that follows a branch of the Hub, and each whose artifact
+        lies there, made otherwise."""
+        return [*checks.undated(self.settings), *checks.moving(self.settings), *checks.replaced(self.settings)]
 
     # Targets -------------------------------------------------------------------------------------
 

@@ -108,6 +108,28 @@ def undated(s: Settings) -> Iterator[str]:
             )
 
 
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def moving(s: Settings) -> Iterator[str]:
+    """A line for each entry of an experiment that follows a branch or a tag of the Hub."""
+    for section, used in _used(s).items():
+        for name in sorted(used):
+            entry = getattr(s, section)[name]
+            source = entry.source if section == "rewards" else entry
+            revision = getattr(source, "revision", None)
+            if revision and not _COMMIT.fullmatch(revision):
+                yield (
+                    f"{section}.{name}: revision {revision!r} may be another one tomorrow; name the whole hash of a "
+                    f"commit, 40 digits"
+                )
+
+
+def _used(s: Settings) -> dict[str, set[str]]:
+    """The entries that experiments name, by section."""
+    return {kind: set().union(*(getattr(s.only(e), kind) for e in s.experiments)) for kind in KINDS}
+
+
 # What lies there ---------------------------------------------------------------------------------
 
 # Entries with artifacts of their own: section, stage, artifact.
@@ -127,7 +149,7 @@ def replaced(s: Settings) -> Iterator[str]:
 
     Perhaps they are those of another config.
     """
-    used = {kind: set().union(*(getattr(s.only(e), kind) for e in s.experiments)) for kind in KINDS}
+    used = _used(s)
     crossed = [
         run.names
         for experiment in s.experiments.values()

@@ -187,6 +187,11 @@ class Extraction(Section):
         description="files (.jsonl, .json, .csv) whose `prompt` fields are answered as well as the test "
         "split's, and never trained on",
     )
+    max_leak_share: Share = execution(
+        0.5,
+        description="train prompts that are test prompts as well, as a share of the test prompts, above which "
+        "nothing is extracted: two releases of a data set may be split otherwise",
+    )
 
 
 class Dataset(Reading, Extraction):
