@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 
 import torch
@@ -55,6 +55,14 @@ def ours(lm: PreTrainedModel) -> Peer:
         return _descend(policy(Row.of(groups).to(lm.device)), groups)
 
     return Peer(policy, step, shared_work)
+
+
+def each_negative(lm: PreTrainedModel) -> Peer:
+    """Ours, a group a negative: prompt and positives are computed again for each negative of the prompt."""
+    alone = ours(lm)
+    return Peer(
+        alone.model, alone.step, alone.work, lambda group: [replace(group, negatives=[n]) for n in group.negatives]
+    )
 
 
 def padded_full_logits(lm: PreTrainedModel) -> Peer:
@@ -216,6 +224,7 @@ def _toy_tokenizer():
 
 PEERS: dict[str, Callable[[PreTrainedModel], Peer]] = {
     "ours": ours,
+    "each_negative": each_negative,
     "packed_chunked": packed_chunked,
     "padded_chunked": padded_chunked,
     "padded_full_logits": padded_full_logits,
@@ -251,14 +260,14 @@ def _padded(groups: Sequence[Group], device: torch.device) -> tuple[Tensor, Tens
 
 
 def _descend(tokens: Tensor, groups: Sequence[Group]) -> Tensor:
-    """D2O's mean loss over the groups and its backward, from the log-probs of the responses' tokens, [T].
+    """D2O's mean loss over the negatives and its backward, from the log-probs of the responses' tokens, [T].
 
     Returns:
         The log-prob of each response, [R], nats.
     """
     sides = list(_sides(tokens, groups))
-    each = [losses.d2o(up, down, beta=0.1, alpha=0.1) for up, down in zip(sides[::2], sides[1::2], strict=True)]
-    torch.stack(each).mean().backward()
+    terms = chain.from_iterable(losses.terms(up, down) for up, down in zip(sides[::2], sides[1::2], strict=True))
+    torch.stack([losses.d2o(*pair, beta=0.1, alpha=0.1) for pair in terms]).mean().backward()
     return torch.cat([side.logprobs.detach() for side in sides])
 
 

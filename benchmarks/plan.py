@@ -10,12 +10,13 @@ from workload import LENGTHS, SMOLLM2, Lengths, Shape
 
 @dataclass(frozen=True)
 class Cell:
-    """A square of the grid: precision, lengths, positives of the group, and in how many rounds each peer runs."""
+    """A square of the grid: precision, lengths, positives and negatives of the group, rounds of each peer."""
 
     precision: str
     lengths: str
     k: int
     rounds: Mapping[str, int]
+    negatives: int = 1
 
     @property
     def turns(self) -> int:
@@ -72,6 +73,8 @@ _GRID = (
     Cell("bf16", "pku_like", 4, _rounds(2, *_BEST)),
     Cell("bf16", "brief", 1, _rounds(5, *_BEST, _FULL)),
     Cell("bf16", "pku_like", 1, _rounds(5, *_BEST)),
+    Cell("bf16", "pku_like", 11, _rounds(3, "each_negative"), negatives=3),
+    Cell("bf16", "pku_like", 11, _rounds(3, "each_negative"), negatives=9),
     Cell("fp32", "brief", 11, _rounds(5, "packed_chunked") | _rounds(1, "padded_chunked", _FULL)),
     Cell("fp32", "brief", 4, _rounds(1, *_BEST)),
     Cell("fp32", "brief", 1, _rounds(1, *_BEST)),

@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
-# What is asked of each figure, in bf16 with K = 11: at least, aim, and the lengths and the peer it is measured with.
+
+class Asked(NamedTuple):
+    """What is asked of a figure in bf16 with K = 11: at least, and the aim; the cell that it is measured in."""
+
+    least: float
+    aim: float
+    lengths: str
+    peer: str
+    negatives: int = 1
+
+
 SPEED = {
-    "speedup_vs_trl": (8, 14, "brief", "trl"),
-    "speedup_vs_same_head_pairs": (3.5, 5, "brief", "same_head_pairs"),
-    "speedup_vs_padded_full_logits": (2.6, 4, "brief", "padded_full_logits"),
-    "speedup_vs_packed_chunked": (1.5, 2.2, "brief", "packed_chunked"),
-    "pku_like_speedup_vs_padded_chunked": (1.5, 2, "pku_like", "padded_chunked"),
-    "pku_like_speedup_vs_packed_chunked": (1.0, 1.2, "pku_like", "packed_chunked"),
+    "speedup_vs_trl": Asked(8, 14, "brief", "trl"),
+    "speedup_vs_same_head_pairs": Asked(3.5, 5, "brief", "same_head_pairs"),
+    "speedup_vs_padded_full_logits": Asked(2.6, 4, "brief", "padded_full_logits"),
+    "speedup_vs_packed_chunked": Asked(1.5, 2.2, "brief", "packed_chunked"),
+    "pku_like_speedup_vs_padded_chunked": Asked(1.5, 2, "pku_like", "padded_chunked"),
+    "pku_like_speedup_vs_packed_chunked": Asked(1.0, 1.2, "pku_like", "packed_chunked"),
+    "group_negatives_speedup_3": Asked(2.2, 2.6, "pku_like", "each_negative", 3),
+    "group_negatives_speedup_9": Asked(4.5, 5.4, "pku_like", "each_negative", 9),
 }
 MEMORY = {"memory_ratio_vs_trl": (5, 8, "trl"), "memory_ratio_vs_same_head_pairs": (3.5, 5, "same_head_pairs")}
 UTILISATION = {"bf16": (0.35, 0.55), "fp32": (0.60, 0.80)}
@@ -24,6 +37,7 @@ LIMITS = {
 }
 
 WAYS = {
+    "each_negative": "ours, a group a negative: prompt and positives again for each of N negatives",
     "packed_chunked": "each response with its own copy of the prompt, all in one row, one flash call a sequence; our "
     "head, reference cached",
     "padded_chunked": "K+1 padded rows; our head, reference cached",
@@ -40,7 +54,7 @@ WAYS = {
 def figures(result: dict) -> dict:
     """The figures under the names that are asked for, from grid and memory."""
     peaks = result["memory"]["peers"]
-    speed = {name: _cell(result, "bf16", lengths, peer)["speedup"] for name, (*_, lengths, peer) in SPEED.items()}
+    speed = {name: _asked(result, asked)["speedup"] for name, asked in SPEED.items()}
     return {
         **{name: spread["median"] for name, spread in speed.items()},
         **{name: round(peaks[peer] / peaks["ours"], 2) for name, (*_, peer) in MEMORY.items()},
@@ -66,7 +80,19 @@ def _lines(result: dict) -> Iterator[str]:
     yield "(`trl_cached` over `same_head_pairs`), which does not carry over to a GPU.\n"
     yield from _rows(("bf16, K = 11", "measured", "FLOP ratio", "at least", "aim", ""), _figure_rows(result))
     yield "\n## Grid\n"
-    header = ("precision", "lengths", "K", "tokens", "peer", "rounds", "peer s", "ours s", "speed-up", "FLOP ratio")
+    header = (
+        "precision",
+        "lengths",
+        "K",
+        "N",
+        "tokens",
+        "peer",
+        "rounds",
+        "peer s",
+        "ours s",
+        "speed-up",
+        "FLOP ratio",
+    )
     yield from _rows(header, map(_grid_row, result["grid"]))
     yield "\n| peer | what it does |\n|---|---|"
     yield from (f"| {peer} | {what} |" for peer, what in WAYS.items())
@@ -87,8 +113,8 @@ def _lines(result: dict) -> Iterator[str]:
 
 
 def _figure_rows(result: dict) -> Iterator[tuple]:
-    for name, (least, aim, lengths, peer) in SPEED.items():
-        row = _cell(result, "bf16", lengths, peer)
+    for name, asked in SPEED.items():
+        row, (least, aim, *_) = _asked(result, asked), asked
         yield name, _speedup(row), row["flop_ratio"], least, aim, _mark(row["speedup"]["median"], least, aim)
     for name, (least, aim, _) in MEMORY.items():
         yield name, result[name], "", least, aim, _mark(result[name], least, aim)
@@ -99,7 +125,8 @@ def _figure_rows(result: dict) -> Iterator[tuple]:
 
 def _grid_row(row: dict) -> tuple:
     times = (f"{row[key]['median']:.2f}" for key in ("seconds", "our_seconds"))
-    where = (row["precision"], row["lengths"], row["k"], f"{row['tokens']:.0f}", row["peer"], row["rounds"])
+    where = (row["precision"], row["lengths"], row["k"], row["negatives"], f"{row['tokens']:.0f}", row["peer"])
+    where = (*where, row["rounds"])
     return (*where, *times, _speedup(row), row["flop_ratio"])
 
 
@@ -126,8 +153,12 @@ def _rows(header: Sequence, rows) -> Iterator[str]:
         yield f"| {' | '.join(map(str, row))} |"
 
 
-def _cell(result: dict, precision: str, lengths: str, peer: str, k: int = 11) -> dict:
-    wanted = {"precision": precision, "lengths": lengths, "peer": peer, "k": k}
+def _asked(result: dict, asked: Asked) -> dict:
+    return _cell(result, "bf16", asked.lengths, asked.peer, asked.negatives)
+
+
+def _cell(result: dict, precision: str, lengths: str, peer: str, negatives: int = 1) -> dict:
+    wanted = {"precision": precision, "lengths": lengths, "peer": peer, "negatives": negatives, "k": 11}
     return next(row for row in result["grid"] if wanted.items() <= row.items())
 
 

@@ -67,7 +67,7 @@ def _time(plan: Plan, precision: str, cells: Sequence[Cell]) -> list[dict]:
     rows = []
     with tqdm(total=total, bar_format="{desc}{percentage:.0f} % in {elapsed}, {remaining} left") as progress:
         for cell, of_cell in zip(cells, groups, strict=True):
-            progress.set_description(f"{cell.precision}, {cell.lengths}, K = {cell.k}")
+            progress.set_description(f"{cell.precision}, {cell.lengths}, K = {cell.k}, N = {cell.negatives}")
             rounds = [_round(plan, cell, turn, ways, group, progress) for turn, group in enumerate(of_cell)]
             found = [_row(cell, peer, rounds) for peer in cell.rounds]
             progress.write("\n".join(map(json.dumps, found)), file=sys.stderr)
@@ -76,7 +76,9 @@ def _time(plan: Plan, precision: str, cells: Sequence[Cell]) -> list[dict]:
 
 
 def _group(plan: Plan, cell: Cell, turn: int) -> Group:
-    return plan.lengths[cell.lengths].sample(cell.k, plan.shape.vocabulary, cell.lengths, turn)
+    return plan.lengths[cell.lengths].sample(
+        cell.k, plan.shape.vocabulary, cell.lengths, turn, negatives=cell.negatives
+    )
 
 
 def _ways(plan: Plan, precision: str) -> dict[str, Peer]:
@@ -156,6 +158,7 @@ def _row(cell: Cell, peer: str, rounds: list[Round]) -> dict:
         "precision": cell.precision,
         "lengths": cell.lengths,
         "k": cell.k,
+        "negatives": cell.negatives,
         "peer": peer,
         "rounds": len(rounds),
         "tokens": median(r.tokens for r in rounds),

@@ -63,11 +63,12 @@ class Lengths:
         (a, b), (c, d) = self.prompt, self.response
         return Lengths((a // factor, b // factor), (c // factor, d // factor))
 
-    def sample(self, k: int, vocabulary: int, *seed) -> Group:
-        """A group of k positives and one negative, of random tokens.
+    def sample(self, k: int, vocabulary: int, *seed, negatives: int = 1) -> Group:
+        """A group of k positives and some negatives, of random tokens.
 
-        Of two groups with one seed, the smaller one's prompt and negative are the larger one's, and its positives
-        the first of the larger one's. The cached reference is that of a uniform model: any number takes as long.
+        Of two groups with one seed, the smaller one's prompt and first negative are the larger one's, and its
+        positives the first of the larger one's. The cached reference is that of a uniform model: any number takes as
+        long.
         """
         source = random.Random(repr(seed))
 
@@ -78,8 +79,9 @@ class Lengths:
             tokens = ids(self.response)
             return Response(name, tokens, -len(tokens) * math.log(vocabulary))
 
-        prompt, negative = ids(self.prompt), response("negative")
-        return Group("p", prompt, [response(f"positive {i}") for i in range(k)], [negative])
+        prompt, first = ids(self.prompt), response("negative 0")
+        positives = [response(f"positive {i}") for i in range(k)]
+        return Group("p", prompt, positives, [first, *(response(f"negative {i}") for i in range(1, negatives))])
 
 
 # `pku_like` has the means of the paper's own data, 40 and 180 tokens. Its responses vary as such answers do: the

@@ -95,6 +95,21 @@ def test_negatives_alone():
     assert [(g.positives, texts(g.negatives)) for g in found] == [((), ["Copy it."])]
 
 
+def test_negatives_of_one_prompt_and_the_same_positives_are_one_group():
+    rows = [human_row(), human_row(prompt=Q), human_row(negative="Steal it."), human_row(positive="Worse.")]
+    pool = [sample(k, prompt) for prompt in (P, Q) for k in range(2)]
+    found = groups.merged(groups.view(D2O, rows, pool))
+    assert [(g.prompt_id, texts(g.negatives)) for g in found] == [(P, ["Copy it.", "Steal it."]), (Q, ["Copy it."])]
+    assert all(texts(g.positives) == ["answer 0", "answer 1"] for g in found)
+    dpo = Method(loss="dpo", positives="human", negatives=True)
+    found = groups.merged(groups.view(dpo, rows, []))
+    assert [(texts(g.positives), texts(g.negatives)) for g in found] == [
+        (["Ask for help."], ["Copy it.", "Steal it."]),
+        (["Ask for help."], ["Copy it."]),
+        (["Worse."], ["Copy it."]),
+    ]
+
+
 def test_every_response_comes_once():
     rows = [human_row(), human_row(), human_row(split="test", prompt=Q)]
     assert [texts(g.positives) for g in groups.every_response(rows, None, "train")] == [["Ask for help.", "Copy it."]]

@@ -172,28 +172,32 @@ def test_groups_with_fewer_positives_than_k_are_counted(tables, tiny_model, tmp_
 # Real runs ---------------------------------------------------------------------------------------
 
 
+def with_references(folder, model, human: list[dict], pool: list[dict], precisions=("fp32",)):
+    """Human answers and a pool in a folder, and their log-probs under a model."""
+    from d2o import logprobs
+
+    records.write_table(folder / "human.parquet", schemas.NEGATIVES, human)
+    (model / "manifest.json").write_text("{}")
+    with records.artifact(folder / "pool.parquet", None, [model / "manifest.json"]) as draft:
+        records.write_table(draft.path, schemas.POOL, pool)
+    for name, samples in (("human", None), ("pool", folder / "pool.parquet")):
+        for precision in precisions:
+            output = folder / precision / f"references-{name}.parquet"
+            output.parent.mkdir(exist_ok=True)
+            forward = Forward(precision=precision)
+            logprobs.compute(forward, model, folder / "human.parquet", samples, "train", output)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def tables(tiny_model, tmp_path_factory):
     """Twelve prompts with pairs and pools of three, and their references under the tiny model."""
-    from d2o import logprobs
-
-    folder = tmp_path_factory.mktemp("tables")
     human, pool = [], []
     for i in range(12):
         messages, positive = asked(f"Question number {i}?"), f"Yes, here it is: {i}."
         human.append(human_row(messages, f"No, I will not help {i}.", positive=positive, positive_unsafe=False))
         pool += [pooled(human[-1]["prompt_id"], k, f"Answer {k} to {i}.") for k in range(3)]
-    records.write_table(folder / "human.parquet", schemas.NEGATIVES, human)
-    (tiny_model / "manifest.json").write_text("{}")
-    with records.artifact(folder / "pool.parquet", None, [tiny_model / "manifest.json"]) as draft:
-        records.write_table(draft.path, schemas.POOL, pool)
-    for name, samples in (("human", None), ("pool", folder / "pool.parquet")):
-        for precision in ("fp32", "bf16"):
-            output = folder / precision / f"references-{name}.parquet"
-            output.parent.mkdir(exist_ok=True)
-            forward = Forward(precision=precision)
-            logprobs.compute(forward, tiny_model, folder / "human.parquet", samples, "train", output)
-    return folder
+    return with_references(tmp_path_factory.mktemp("tables"), tiny_model, human, pool, ("fp32", "bf16"))
 
 
 def stage(method: Method, precision="fp32", **train) -> TrainStage:
@@ -296,6 +300,38 @@ def test_ranks_accumulation_and_zero_stages_give_the_same_weights(tables, tiny_m
         for key, value in alone.items():
             # Adam turns rounding of a tiny gradient into a step of up to the learning rate.
             assert (value - weights[key].float()).norm() / value.norm() < 2e-3, (name, key)
+
+
+@pytest.mark.slow
+def test_negatives_of_a_prompt_in_one_group_give_the_numbers_of_groups_of_their_own(tiny_model, tmp_path):
+    """Steps of all negatives, of which prompts have one to four: loss, gradient and what is logged are the same."""
+    human, pool = [], []
+    for i, count in enumerate((1, 4, 2, 3)):
+        messages, said = asked(f"Question number {i}?"), f"No, I will not help {i}"
+        human += [human_row(messages, said + n * "!", positive=f"Yes {n}.") for n in range(count)]
+        pool += [pooled(human[-1]["prompt_id"], k, f"Answer {k} to {i}.") for k in range(3)]
+    with_references(tmp_path, tiny_model, human, pool)
+    moving = MovingAverages(positives={"decay": 0.5, "every": 2}, negatives={"decay": 0.5, "every": 1})
+    methods = {"d2o": D2O, "npo": Method(loss="npo", negatives=True), "dpo": DPO,
+               "ema": D2O.model_copy(update={"ema": moving})}  # fmt: skip
+    ways = {"negative": 10, "prompt": 4}
+    stages = {
+        f"{name}-{way}": stage(
+            method, group_by=way, steps=4, groups_per_step=10 if name == "dpo" else groups, tokens_per_pass=200
+        )
+        for name, method in methods.items()
+        for way, groups in ways.items()
+    }
+    train_all(tmp_path, tiny_model, stages, tmp_path)
+    for name in methods:
+        (_, each), (_, whole) = (result(tmp_path / f"{name}-{way}") for way in ways)
+        for row, twin in zip(each, whole, strict=True):
+            for key in (*watch.MEANS, "grad_norm"):
+                assert (row[key] is None) == (twin[key] is None)
+                assert row[key] is None or row[key] == pytest.approx(twin[key], rel=1e-3, abs=2e-4), (name, key)
+        groups = [records.read_manifest(tmp_path / f"{name}-{way}" / "model")["groups"] for way in ways]
+        # Pairs have a positive of their own for each negative: nothing to share.
+        assert groups == ([10, 10] if name == "dpo" else [10, 4])
 
 
 def train_all(tables, model, stages: dict[str, TrainStage], folder) -> None:

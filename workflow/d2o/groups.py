@@ -59,6 +59,11 @@ class Group:
         return self.positives + self.negatives
 
     @property
+    def terms(self) -> int:
+        """Terms that the group adds to a step's loss: one a negative, and one where it has none."""
+        return max(1, len(self.negatives))
+
+    @property
     def tokens(self) -> int:
         """Tokens of the group, its prompt counted once."""
         return len(self.prompt) + sum(len(response.ids) for response in self.responses)
@@ -92,6 +97,16 @@ def view(method: Method, human: Iterable[Mapping[str, Any]], samples: Iterable[M
         if (positives or method.positives == "none") and identity not in seen:
             seen.add(identity)
             yield group
+
+
+def merged(texts: Iterable[Texts]) -> list[Texts]:
+    """Groups of one prompt and the same positives as one, with all their negatives, in the order of the first."""
+    found: dict[tuple, Texts] = {}
+    for text in texts:
+        known = found.setdefault((text.prompt_id, text.positives), text)
+        if known is not text:
+            found[text.prompt_id, text.positives] = replace(known, negatives=known.negatives + text.negatives)
+    return list(found.values())
 
 
 def probed(

@@ -71,6 +71,12 @@ class Side(NamedTuple):
         return self.logprobs / self.lengths
 
 
+def terms(positives: Side, negatives: Side) -> list[tuple[Side, Side]]:
+    """What a group's loss is the mean over: its positives with each of its negatives, or with none if it has none."""
+    each = [negatives.part(i, i + 1) for i in range(len(negatives.logprobs))]
+    return [(positives, negative) for negative in each or [negatives]]
+
+
 def _complement(logprobs: Tensor) -> Tensor:
     """log(1 − p) from log p, in the same shape and accurate for p near 1. 1 − p is at least `FLOOR`."""
     return torch.log(-torch.expm1(logprobs.clamp(max=math.log1p(-FLOOR))))

@@ -291,6 +291,13 @@ class Train(Section):
     epochs: Above0 = Field(1.0, description="passes over the groups")
     steps: Positive | None = Field(None, description="optimizer steps; null: as `epochs` says")
     groups_per_step: Positive = Field(32, description="groups in one optimizer step, over all ranks")
+    group_by: Literal["negative", "prompt"] = Field(
+        "negative",
+        description="what a group is: a negative with its prompt and positives; or a prompt with its positives and "
+        "all its negatives, so that prompt and positives are computed once for them. A step's loss is the mean over "
+        "its negatives either way; with `prompt` a step of as many groups sees more of them, an epoch has fewer "
+        "steps, and the negatives of a prompt come in the same step",
+    )
     tokens_per_pass: Positive = Field(
         4096,
         description="tokens in one forward and backward pass of a rank, a prompt counted once; a group that is "

@@ -121,6 +121,8 @@ def read(stage: TrainStage, inputs: Inputs) -> tuple[Data, dict[str, int | str]]
         scores = records.read_table(path, schemas.SCORES)
         pool = list(groups.best(pool, scores, stage.method.filter.best, stage.better))
     texts = list(groups.view(stage.method, human, pool))
+    if stage.train.group_by == "prompt":
+        texts = groups.merged(texts)
     if not texts and stage.method.positives in ("human", "safe-human"):
         raise D2OError(
             f"{inputs.negatives}: {stage.method.loss} needs pairs, and no negative here has a human positive; "

@@ -14,7 +14,7 @@ from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from torch import Tensor
 
-from d2o import devices
+from d2o import devices, losses
 from d2o.errors import D2OError
 from d2o.forward import Policy, Row
 from d2o.groups import Group
@@ -56,7 +56,7 @@ class Engine:
             optimizer.register_step_pre_hook(self._clip_gradient)
 
     def sides(self, groups: Sequence[Group]) -> list[tuple[Side, Side]]:
-        """One forward pass: the positives and the negatives of each group."""
+        """One forward pass: the two sides of each term of the groups' losses."""
         row = Row.of(groups).to(self.device)
         responses = [response for group in groups for response in group.responses]
         references = torch.tensor([response.reference for response in responses], device=self.device)
@@ -64,7 +64,7 @@ class Engine:
         pairs, start = [], 0
         for group in groups:
             middle, stop = start + len(group.positives), start + len(group.responses)
-            pairs.append((whole.part(start, middle), whole.part(middle, stop)))
+            pairs += losses.terms(whole.part(start, middle), whole.part(middle, stop))
             start = stop
         return pairs
 

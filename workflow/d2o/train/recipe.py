@@ -79,6 +79,7 @@ def run(stage: TrainStage, inputs: Inputs, checkpoints: Path, output: Path) -> N
         members = data.batch(step)
         if moving:
             moving.refresh(step)
+        terms = sum(group.terms for group in members)
         zero = {"z0": mismatched.zero_point(members)} if mismatched else {}
         means = watch.Means(engine.device)
         for micro in schedule.passes(members, ranks, train.tokens_per_pass)[rank]:
@@ -86,8 +87,8 @@ def run(stage: TrainStage, inputs: Inputs, checkpoints: Path, output: Path) -> N
             with enough_memory(sum(group.tokens for group in micro)):
                 sides = engine.sides(micro or members[:1])
                 each = [loss_of(*pair, **zero) for pair in sides]
-                # The mean over the groups of all passes and ranks; DeepSpeed averages over the ranks.
-                engine.backward(torch.stack(each).sum() * (ranks / len(members) if micro else 0.0))
+                # The mean over the terms of all passes and ranks; DeepSpeed averages over the ranks.
+                engine.backward(torch.stack(each).sum() * (ranks / terms if micro else 0.0))
             if micro:
                 means.add(each, sides)
         engine.step()
