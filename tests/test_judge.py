@@ -237,6 +237,25 @@ def test_verdicts_on_answers_that_were_made_anew_are_not_kept(serve, tables, tmp
     assert {row["verdict"] for (prompt, _), row in found.items() if prompt != "p5"} == {"initial"}
 
 
+@pytest.mark.parametrize(
+    ("limits", "told"),
+    [
+        ({"max_requests": 9}, "10 questions, about"),
+        ({"price": {"input": 30, "output": 60}, "max_usd": 0.05}, "about 0.39 USD; more than max_usd (0.05)"),
+    ],
+)
+def test_what_exceeds_the_budget_is_not_asked(serve, tables, tmp_path, capsys, limits, told):
+    server = serve(honest)
+    with pytest.raises(D2OError, match=re.escape(told)):
+        run(server.settings(**limits), tables, tmp_path / "v.parquet")
+    assert server.asked == []
+    enough = {"max_requests": 10} | ({"max_usd": 0.5} if "max_usd" in limits else {})
+    run(server.settings(**limits | enough), tables, tmp_path / "v.parquet")
+    assert "judge wise: 10 questions, about" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="max_usd needs price"):
+        server.settings(max_usd=1)
+
+
 def test_a_busy_server_is_asked_again(serve, tables, tmp_path):
     failures = iter([429, 503, 429])
 

@@ -12,8 +12,9 @@ import hashlib
 import json
 import os
 import re
+import sys
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,8 @@ REMINDER = "\n\nReply with nothing but the verdict: [[A]], [[B]] or [[C]]."
 ORDERS = {"initial-first": ("initial", "method"), "method-first": ("method", "initial")}
 # The client waits 0.5 s, then twice as long each time, at most 8 s: a server may be away for about half a minute.
 RETRIES = 6
+# Characters of a token, in English, by which a price is estimated.
+_CHARACTERS = 4
 
 
 def compare(judge: Judge, prompts: Path, initial: Path, responses: Path, output: Path) -> None:
@@ -71,8 +74,9 @@ def compare(judge: Judge, prompts: Path, initial: Path, responses: Path, output:
         initial: answers of the initial model, a table of `schemas.SAMPLES`. Only sample 0 of each prompt is used.
         responses: answers of the method, in the same form.
     Raises:
-        D2OError: if the tables share no prompt; if the server cannot be reached, refuses the key or the model, or
-            fails for longer than the retries last; if no reply at all holds a verdict.
+        D2OError: if the tables share no prompt; if asking would exceed the judge's budget; if the server cannot be
+            reached, refuses the key or the model, or fails for longer than the retries last; if no reply at all
+            holds a verdict.
     """
     # Verdicts choose among no trials, and a judge costs money: no validation prompts.
     rows = records.read_table(prompts, schemas.PROMPTS)
@@ -138,6 +142,7 @@ def _replies(judge: Judge, questions: list[str], partial: Path) -> dict[str | No
     keys = {_key(judge, text): text for text in questions}
     done = {reply["key"]: reply for reply in _read(partial) if reply["key"] in keys and reply["reason"] != "refused"}
     if missing := {key: text for key, text in keys.items() if key not in done}:
+        _estimate(judge, missing.values())
         with (
             partial.open("a") as file,
             tqdm(total=len(keys), initial=len(done), desc="verdicts", unit="verdict", mininterval=2) as bar,
@@ -157,6 +162,28 @@ def _replies(judge: Judge, questions: list[str], partial: Path) -> dict[str | No
             "raise max_tokens or take another model"
         )
     return {text: done[key] for key, text in keys.items()}
+
+
+def _estimate(judge: Judge, questions: Collection[str]) -> None:
+    """Say what asking will come to, before the first request.
+
+    Input is counted as a token every four characters, output as `max_tokens` a question: an upper estimate for most
+    text in English. A question that has to be asked twice is counted once.
+
+    Raises:
+        D2OError: where it exceeds `max_requests` or `max_usd`.
+    """
+    read, written = sum(map(len, questions)) // _CHARACTERS, len(questions) * judge.max_tokens
+    said = f"judge {judge.model}: {len(questions):,} questions, about {read:,} tokens in and at most {written:,} out"
+    costs = {"max_requests": float(len(questions))}
+    if judge.price:
+        costs["max_usd"] = (judge.price.input * read + judge.price.output * written) / 1e6
+        said += f", about {costs['max_usd']:,.2f} USD"
+    print(said, file=sys.stderr)
+    for key, cost in costs.items():
+        limit = getattr(judge, key)
+        if limit is not None and cost > limit:
+            raise D2OError(f"{said}; more than {key} ({limit:g}): raise it, or take fewer prompts")
 
 
 def _key(judge: Judge, text: str) -> str:

@@ -27,6 +27,7 @@ rule judge_responses:
         mem_mb=4000,
         runtime=600,
         gpu=0,
+        requests=lambda wildcards: plan.settings.judges[wildcards.judge].concurrency,
         execution=plan.execution("judge"),
     conda:
         plan.environment("judge")

@@ -542,6 +542,13 @@ class PairQuality(Section):
     )
 
 
+class Price(Section):
+    """What a judge's server charges for tokens."""
+
+    input: AtLeast0 = Field(description="USD for a million tokens that it reads")
+    output: AtLeast0 = Field(description="USD for a million tokens that it writes")
+
+
 class Judge(Section):
     """A pairwise judge behind an OpenAI-compatible server; the environment's OPENAI_API_KEY is its key."""
 
@@ -550,7 +557,22 @@ class Judge(Section):
         description="model name that the server knows; one with a date, such as gpt-4-0613, stays the same"
     )
     max_tokens: Positive = Field(512, description="tokens of a verdict")
-    concurrency: Positive = execution(8, "requests under way at once")
+    concurrency: Positive = execution(
+        8, "requests of a job under way at once; the profile's resource `requests` limits those of all jobs together"
+    )
+    max_requests: Positive | None = execution(
+        None, "questions of one job, two a prompt, above which none is asked; null: no limit"
+    )
+    price: Price | None = execution(None, "what the server charges; null: the estimate has no price")
+    max_usd: AtLeast0 | None = execution(
+        None, "estimated USD of one job above which nothing is asked; needs price; null: no limit"
+    )
+
+    @model_validator(mode="after")
+    def _priced(self):
+        if self.max_usd is not None and self.price is None:
+            raise ValueError("max_usd needs price")
+        return self
 
 
 class Questions(Hub):
