@@ -49,7 +49,7 @@ def extract(extraction: Extraction, rows: Path, folder: Path) -> None:
     pairs, pair_duplicates = taken(candidates["pairs"], "surveying pairs", total, by_positive=True)
     prompts = read_prompts(table, total)
     split, leaks, capped = split_prompts(prompts, negatives, extraction, asked)
-    kept_negatives, kept_pairs = (found.join(split, on=["prompt", "split"]) for found in (negatives, pairs))
+    kept_negatives, kept_pairs = (frame.join(split, on=["prompt", "split"]) for frame in (negatives, pairs))
     if kept_negatives.filter(to="train").is_empty():
         raise D2OError(
             f"{rows}: no negative is left to train on: {len(split.filter(to='test'))} prompts are test prompts, "

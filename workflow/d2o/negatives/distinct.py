@@ -42,8 +42,8 @@ def taken(
         # Between equal texts with two labels.
         pl.struct(*written, "positive_unsafe").hash().alias("label_digest"),
     )
-    found = collect(keys, doing, total)
-    exact = len(found) - found["exact"].n_unique()
-    best = found.drop("exact").sort("identity", "no_positive", "digest", "label_digest", "place")
+    table = collect(keys, doing, total)
+    exact = len(table) - table["exact"].n_unique()
+    best = table.drop("exact").sort("identity", "no_positive", "digest", "label_digest", "place")
     best = best.unique("identity", keep="first", maintain_order=True).drop("identity", "label_digest").sort("place")
-    return best, {"exact": exact, "normalised": len(found) - exact - len(best)}
+    return best, {"exact": exact, "normalised": len(table) - exact - len(best)}

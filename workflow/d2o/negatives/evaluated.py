@@ -20,7 +20,7 @@ SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".csv.gz")
 
 def prompts(files: list[str]) -> list[dict[str, Any]]:
     """The `prompt` fields of the files, as rows of `schemas.PROMPTS`; `origin` is a file's name."""
-    found = []
+    rows = []
     origins = {"test": "the test split", "validation": "the validation split"}
     for path in map(Path, files):
         suffix = next((s for s in SUFFIXES if path.name.lower().endswith(s)), None)
@@ -38,10 +38,10 @@ def prompts(files: list[str]) -> list[dict[str, Any]]:
             if re.search(r"[\ud800-\udfff]", text):  # JSON can spell half of a surrogate pair, UTF-8 cannot
                 raise D2OError(f"{path}: row {number}: half a character in `prompt`; mend the row")
             messages = [{"role": "user", "content": text}]
-            found.append({"prompt_id": identities.prompt_id(messages), "messages": messages, "origin": origin})
+            rows.append({"prompt_id": identities.prompt_id(messages), "messages": messages, "origin": origin})
         if not number:
             raise D2OError(f"{path}: no prompt in it; leave the file out or fetch it again")
-    return found
+    return rows
 
 
 def _evaluation_rows(path: Path, suffix: str) -> Iterator[tuple[int, Any]]:

@@ -38,21 +38,21 @@ class Leaks:
     """Prompts that say what another text says.
 
     Attributes:
-        found: a row for each `prompt` and `other` text that says the same: its `kind` (leak, near leak, or
+        table: a row for each `prompt` and `other` text that says the same: its `kind` (leak, near leak, or
             near-duplicate where the other one is one of the prompts, too), the `origin` of the other text (null of
             one of the prompts), and their `similarity`. A prompt is of one kind only.
     """
 
-    found: pl.DataFrame
+    table: pl.DataFrame
 
     @property
     def prompts(self) -> pl.DataFrame:
         """Each `prompt` that leaks."""
-        return self.found.filter(pl.col("kind") != "near-duplicate").select("prompt").unique()
+        return self.table.filter(pl.col("kind") != "near-duplicate").select("prompt").unique()
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Prompts in all, and by origin; a prompt may leak to several."""
-        origins = dict.fromkeys([*ORIGINS, *self.found["origin"].drop_nulls().unique().sort()])
+        origins = dict.fromkeys([*ORIGINS, *self.table["origin"].drop_nulls().unique().sort()])
         counts = {
             name: {"prompts": self._count(kind=kind)} | {o: self._count(kind=kind, origin=o) for o in origins}
             for name, kind in (("leaks", "leak"), ("near_leaks", "near leak"))
@@ -60,12 +60,12 @@ class Leaks:
         return counts | {"near_duplicates": {"train": self._count(kind="near-duplicate")}}
 
     def _count(self, **what: str) -> int:
-        return self.found.filter(**what)["prompt"].n_unique()
+        return self.table.filter(**what)["prompt"].n_unique()
 
     def examples(self, train: pl.DataFrame) -> list[dict[str, Any]]:
         """A few prompts of each kind and origin, with a text near to each and their similarity."""
         place = ["kind", "origin", "prompt"]
-        first = self.found.sort(*place, "other").unique(place, keep="first", maintain_order=True)
+        first = self.table.sort(*place, "other").unique(place, keep="first", maintain_order=True)
         shown = first.group_by("kind", "origin", maintain_order=True).head(_EXAMPLES)
         shown = shown.join(train.select("prompt", train="text"), on="prompt", maintain_order="left")
         origin = pl.col("origin").fill_null("train")
@@ -92,7 +92,7 @@ def find_leaks(prompts: pl.DataFrame, asked: pl.DataFrame, known: pl.DataFrame, 
 
 
 def _near(prompts: pl.DataFrame, asked: pl.DataFrame, threshold: float) -> pl.DataFrame:
-    """Near leaks, and near-duplicates among the prompts without one; columns as `Leaks.found`."""
+    """Near leaks, and near-duplicates among the prompts without one; columns as `Leaks.table`."""
     texts = pl.concat([prompts["text"], asked["text"]], rechunk=True)
     origins = pl.concat([pl.repeat(None, len(prompts), dtype=pl.String, eager=True), asked["origin"]])
     schema = {"one": pl.UInt32, "other": pl.UInt32, "similarity": pl.Float64}
@@ -137,18 +137,18 @@ def near_pairs(
             ):
                 if known[None][first] and known[None][second]:
                     continue
-                if (found := similarity(first, second)) >= threshold:
+                if (value := similarity(first, second)) >= threshold:
                     known[None][first] = known[None][second] = True
-                    yield first, second, found
+                    yield first, second, value
             for origin, asked in groupby(others, origins.__getitem__):
                 asked = list(asked)
                 for first in ours:
                     if known[origin][first]:
                         continue
                     for second in asked:
-                        if (found := similarity(first, second)) >= threshold:
+                        if (value := similarity(first, second)) >= threshold:
                             known[origin][first] = True
-                            yield first, second, found
+                            yield first, second, value
                             break
 
 

@@ -32,8 +32,8 @@ def find(extraction: Extraction, tables: list[Path], questions: Path, output: Pa
     prompts = _train_prompts(tables)
     none = pl.DataFrame(schema={"prompt": pl.UInt32, "origin": pl.String})
     # The questions for prompts, and the train prompts for what is asked elsewhere: so each question is looked for.
-    found = find_leaks(asked, prompts, none, extraction.near_duplicates).found
-    leaks = found.filter(pl.col("kind") != "near-duplicate").join(asked, on="prompt").sort("prompt")
+    table = find_leaks(asked, prompts, none, extraction.near_duplicates).table
+    leaks = table.filter(pl.col("kind") != "near-duplicate").join(asked, on="prompt").sort("prompt")
     rows = leaks.select("subject", "question", "kind", "similarity", prompt="other").select(schemas.LEAKS.names)
     counts = {"questions": len(asked)}
     counts |= {f"{kind}s".replace(" ", "_"): len(leaks.filter(kind=kind)) for kind in ("leak", "near leak")}

@@ -69,20 +69,20 @@ def negatives_of(rows: pl.LazyFrame, rule: str) -> pl.LazyFrame:
         preferred=pl.when(~equal_answers()).then(RULES[rule][0]), at=pl.int_ranges(answers, dtype=pl.Int16)
     ).explode("at")
     unsafe, other = _answer("at", "unsafe"), pl.col("at") != pl.col("preferred")
-    found = {
+    conditions = {
         # Where no other answer is preferred, only a lone answer is known not to be the safer one.
         "safer-unsafe": unsafe & pl.when(pl.col("preferred").is_null()).then(answers == 1).otherwise(other),
         "every-unsafe": unsafe,
         "less-helpful": other,
     }
-    return _candidates(each.filter(found[rule]), pl.col("at"), pl.when(other).then("preferred"))
+    return _candidates(each.filter(conditions[rule]), pl.col("at"), pl.when(other).then("preferred"))
 
 
 def pairs_of(rows: pl.LazyFrame, rule: str) -> pl.LazyFrame:
     """The preferred answer of each row and the other one; nothing of a row where no label prefers one."""
     preferred = pl.when(~equal_answers()).then(pl.coalesce(RULES[rule]))
-    found = rows.with_columns(preferred=preferred).filter(pl.col("preferred").is_not_null())
-    return _candidates(found, 1 - pl.col("preferred"), pl.col("preferred"))
+    labelled = rows.with_columns(preferred=preferred).filter(pl.col("preferred").is_not_null())
+    return _candidates(labelled, 1 - pl.col("preferred"), pl.col("preferred"))
 
 
 def _candidates(rows: pl.LazyFrame, negative: pl.Expr, positive: pl.Expr) -> pl.LazyFrame:
@@ -135,8 +135,8 @@ def no_negative(rows: pl.LazyFrame, rule: str) -> str:
         "safer": pl.col("safer").is_not_null(),
         "better": pl.col("better").is_not_null(),
     }
-    found = rows.select(label.sum().alias(name) for name, label in labels.items())
-    [there] = found.collect(engine="streaming").to_dicts()
+    labelled = rows.select(label.sum().alias(name) for name, label in labels.items())
+    [there] = labelled.collect(engine="streaming").to_dicts()
     counts = {other: negatives_of(rows, other).select(pl.len()) for other in RULES}
     negatives = {other: count.collect(engine="streaming").item() for other, count in counts.items()}
     shown = [f"`{label}` in {n} rows" for label, n in there.items() if n]

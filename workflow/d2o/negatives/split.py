@@ -17,9 +17,9 @@ def read_prompts(rows: pl.LazyFrame, total: int) -> pl.DataFrame:
         `turns`: a digest of what the user says in each turn, normalised.
     """
     test = pl.col("test")
-    found = rows.select("number", "prompt", first="number", test=pl.col("split") == "test")
+    columns = rows.select("number", "prompt", first="number", test=pl.col("split") == "test")
     prompts = (
-        collect(found, "surveying prompts", total)
+        collect(columns, "surveying prompts", total)
         .group_by("prompt")
         .agg(number=pl.col("first").min(), train=(~test).any(), test=test.any())
     )
@@ -72,7 +72,7 @@ def split_prompts(
     kept_train, capped_train = _capped(train, with_negative["train"], extraction.train_prompts)
     kept_test, capped_test = _capped(test, with_negative["test"], extraction.test_prompts)
     parts = {"train": kept_train, "validation": validation, "test": kept_test}
-    kept = pl.concat(found.select("prompt", to=pl.lit(to, SPLIT)) for to, found in parts.items())
+    kept = pl.concat(part.select("prompt", to=pl.lit(to, SPLIT)) for to, part in parts.items())
     from_test = pl.lit(given) & (pl.col("to") == "test")
     kept = kept.with_columns(split=pl.when(from_test).then("to").otherwise(pl.lit("train", SPLIT)))
     return kept, leaks, {"train": capped_train, "test": capped_test}

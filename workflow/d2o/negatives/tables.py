@@ -33,14 +33,14 @@ def capped_negatives(
     train = candidates.select("number", "place", "categories").join(
         kept.lazy().filter(to="train"), on="place", maintain_order="left"
     )
-    found = collect(train, "capping negatives", total).sort("no_positive", "digest", "place")
-    if caps["categories"] and found["categories"].is_null().all():
+    ranked = collect(train, "capping negatives", total).sort("no_positive", "digest", "place")
+    if caps["categories"] and ranked["categories"].is_null().all():
         raise D2OError(f"{rows}: there are no harm categories to cap: leave out negatives_per_category")
 
     room = {key: math.inf if cap is None else cap for key, cap in caps.items()}
     count: Counter[tuple[str, str | int]] = Counter()
     dropped = []
-    for place, prompt, categories in found.select("place", "prompt", "categories").iter_rows():
+    for place, prompt, categories in ranked.select("place", "prompt", "categories").iter_rows():
         uses = [("prompt", prompt), *(("categories", name) for name in categories or ())]
         if all(count[use] < room[use[0]] for use in uses):
             count.update(uses)
@@ -59,9 +59,9 @@ def write_candidates(
         kept: `place` of those kept, and the split they go `to`.
     """
     places = kept.lazy().select("place", "to")
-    found = candidates.join(places, on="place", maintain_order="left").with_columns(split="to")
+    rows = candidates.join(places, on="place", maintain_order="left").with_columns(split="to")
     with records.TableWriter(draft.path, schemas.NEGATIVES) as table:
-        for batch in batches(found.select("number", *schemas.NEGATIVES.names), doing, total):
+        for batch in batches(rows.select("number", *schemas.NEGATIVES.names), doing, total):
             table.add_columns(batch.to_arrow().cast(schemas.NEGATIVES))
     draft.facts["rows"] = table.count
 
@@ -73,7 +73,7 @@ def counts_of(negatives: Path, pairs: Path) -> dict[str, dict[str, int | float]]
     human, safe = pl.col("positive").is_not_null(), ~pl.col("positive_unsafe")
     by_prompt = table.group_by("split", "prompt_id").agg(pl.len(), human=human.sum(), safe=safe.sum())
     prompts = by_prompt.collect(engine="streaming")
-    found = {
+    counts = {
         "negatives": _by_split(prompts, pl.col("len").sum()),
         "prompts": _by_split(prompts, pl.len()),
         "positives": {label: prompts[label].sum() for label in ("human", "safe")},
@@ -81,7 +81,7 @@ def counts_of(negatives: Path, pairs: Path) -> dict[str, dict[str, int | float]]
         "pairs": _by_split(pl.scan_parquet(pairs, glob=False).select("split").collect(), pl.len()),
     }
     unsafe = {"negatives": _unsafe(negatives), "pairs": _unsafe(pairs)}
-    found["unsafe_positives"] = {name: share for name, share in unsafe.items() if share is not None}
+    counts["unsafe_positives"] = {name: share for name, share in unsafe.items() if share is not None}
     labels = {
         "categories": table.select("split", name="categories").explode("name"),
         "severity": table.select("split", name=pl.col("severity").cast(pl.String)),
@@ -89,8 +89,8 @@ def counts_of(negatives: Path, pairs: Path) -> dict[str, dict[str, int | float]]
     for label, names in labels.items():
         named = names.drop_nulls("name").group_by("split", "name").len().sort("name").collect(engine="streaming")
         for split, name, count in named.iter_rows():
-            found.setdefault(f"{split}_{label}", {})[name] = count
-    return found
+            counts.setdefault(f"{split}_{label}", {})[name] = count
+    return counts
 
 
 def _unsafe(path: Path) -> float | None:
