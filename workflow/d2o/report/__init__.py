@@ -58,8 +58,8 @@ def write(settings: Settings, results: Path, output: Path) -> None:
         "table.tex": tables.as_latex(measured).encode(),
     }
     if any(len(block.comparisons) for block in blocks):
-        found = [block.comparisons for block in blocks]
-        files["comparisons.csv"] = tables.as_csv(found, tables.COMPARISONS).encode()
+        comparisons = [block.comparisons for block in blocks]
+        files["comparisons.csv"] = tables.as_csv(comparisons, tables.COMPARISONS).encode()
     if any(len(block.course) for block in blocks):
         files["course.csv"] = tables.course_csv(measured).encode()
     for table in experiment.shows:

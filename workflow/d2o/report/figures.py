@@ -77,7 +77,7 @@ def effect_data(measured: Measured) -> pd.DataFrame:
 
 
 def _estimates(measured: Measured, grids: Sequence[tuple[Block, tables.Grid]]) -> pd.DataFrame:
-    found = [
+    parts = [
         table[(table["metric"] == metric.key) & (table["prompts"] == grid.prompts)]
         for block, grid in grids
         for metric in grid.metrics
@@ -85,36 +85,36 @@ def _estimates(measured: Measured, grids: Sequence[tuple[Block, tables.Grid]]) -
         for table in (block.estimates.assign(seed="all"), block.seeds)
     ]
     columns = [*tables.TABLE, "seed", "mean", "low", "high", "n"]
-    return together(found, columns)[columns]
+    return together(parts, columns)[columns]
 
 
 def training_data(measured: Measured) -> pd.DataFrame:
     """The training logs, each as means over at most `POINTS` bins of steps."""
-    found = []
+    parts = []
     for block in measured.blocks:
         for (method, seed), log in block.logs.groupby(["method", "seed"], sort=False):
-            found.append(placed(block, _binned(log), method=method, seed=seed))
-    return together(found, ["dataset", "model", "method", "seed", "step", *_PANELS])
+            parts.append(placed(block, _binned(log), method=method, seed=seed))
+    return together(parts, ["dataset", "model", "method", "seed", "step", *_PANELS])
 
 
 def trials_data(measured: Measured) -> pd.DataFrame:
     """The training logs of the trials, each as means over at most `POINTS` bins of steps."""
     columns = ["dataset", "model", "method", "trial", "values", "chosen", "step", *_PANELS]
-    found = []
+    parts = []
     for block in measured.blocks:
         for trial in block.trials.itertuples():
             log = block.trial_logs[block.trial_logs["trial"] == trial.trial]
             place = {"method": trial.method, "trial": trial.trial, "values": trial.values, "chosen": trial.chosen}
-            found.append(placed(block, _binned(log), **place))
-    return together(found, columns)[columns]
+            parts.append(placed(block, _binned(log), **place))
+    return together(parts, columns)[columns]
 
 
 def course_data(measured: Measured) -> pd.DataFrame:
     """The estimates of every step with a snapshot, of all seeds and of each."""
     columns = [*tables.COURSE, "seed", "mean", "low", "high", "n"]
     parts = (part for block in measured.blocks for part in (block.course.assign(seed="all"), single_course(block)))
-    found = together(parts, columns).reindex(columns=columns)
-    return found[found["prompts"] != "validation"]
+    table = together(parts, columns).reindex(columns=columns)
+    return table[table["prompts"] != "validation"]
 
 
 def single_course(block: Block) -> pd.DataFrame:
@@ -126,16 +126,16 @@ def single_course(block: Block) -> pd.DataFrame:
 
 def distributions_data(measured: Measured) -> pd.DataFrame:
     """Histograms of the scores at every step with a snapshot: a row a bar."""
-    found = []
+    parts = []
     for block in measured.blocks:
         for (metric, prompts), own in scored(measured, block).groupby(["metric", "prompts"], sort=False):
             edges = np.histogram_bin_edges(own["value"], BINS)
             for (method, step), values in own.groupby(["method", "step"])["value"]:
                 bars = {"from": edges[:-1], "to": edges[1:], "share": np.histogram(values, edges)[0] / len(values)}
-                found.append(
+                parts.append(
                     placed(block, pd.DataFrame(bars), metric=metric, prompts=prompts, method=method, step=step)
                 )
-    return together(found, ["dataset", "model", "metric", "prompts", "method", "step", "from", "to", "share"])
+    return together(parts, ["dataset", "model", "metric", "prompts", "method", "step", "from", "to", "share"])
 
 
 def scored(measured: Measured, block: Block) -> pd.DataFrame:
@@ -146,13 +146,13 @@ def scored(measured: Measured, block: Block) -> pd.DataFrame:
 
 def categories_data(measured: Measured) -> pd.DataFrame:
     """Negatives in each harm category, most frequent first."""
-    found = []
+    parts = []
     for dataset, splits in measured.categories.items():
         counts = pd.DataFrame(splits).fillna(0).rename_axis(index="category", columns="split")
         order = counts.sum(axis=1).sort_values(ascending=False, kind="stable").index
-        found.append(counts.loc[order].stack().rename("negatives").reset_index().assign(dataset=dataset))
+        parts.append(counts.loc[order].stack().rename("negatives").reset_index().assign(dataset=dataset))
     columns = ["dataset", "category", "split", "negatives"]
-    return together(found, columns)[columns]
+    return together(parts, columns)[columns]
 
 
 def placed(block: Block, frame: pd.DataFrame, **place: Any) -> pd.DataFrame:
@@ -171,18 +171,18 @@ def methods(data: pd.DataFrame, measured: Measured) -> Figure:
     blocks = [list(own.groupby(["metric", "prompts"], sort=False)) for own in whole.values()]
     figure, parts = grid_of(whole, blocks, 0.35, 0.85 + 0.26 * len(order), sharey=True)
     for panels, (_, axes) in zip(blocks, parts, strict=True):
-        for axis, ((key, prompts), found) in zip(axes, panels, strict=True):
-            _panel(axis, measured.metrics[key], prompts, found, order, colours)
+        for axis, ((key, prompts), estimates) in zip(axes, panels, strict=True):
+            _panel(axis, measured.metrics[key], prompts, estimates, order, colours)
     return figure
 
 
-def _panel(axis, metric: Metric, prompts: str, found: pd.DataFrame, order: Sequence[str], colours) -> None:
+def _panel(axis, metric: Metric, prompts: str, estimates: pd.DataFrame, order: Sequence[str], colours) -> None:
     scale = 100 if metric.percent else 1
-    whole = found[found["seed"] == "all"].set_index("method")
+    whole = estimates[estimates["seed"] == "all"].set_index("method")
     for place, method in enumerate(order):
         if method in whole.index:
             _interval(axis, place, whole.loc[method, ["mean", "low", "high"]] * scale, colours[method])
-    for method, means in found[found["seed"] != "all"].groupby("method")["mean"]:
+    for method, means in estimates[estimates["seed"] != "all"].groupby("method")["mean"]:
         axis.plot(means * scale, [order.index(method) + 0.3] * len(means), "|", color=colours[method], ms=5)
     start = metric.neutral
     if start is None and "initial" in whole.index:
@@ -290,20 +290,20 @@ def course(data: pd.DataFrame, measured: Measured) -> Figure:
     figure, parts = grid_of(by_block(data), blocks, 0.6, 2.4)
     for panels, (part, axes) in zip(blocks, parts, strict=True):
         handles = {}
-        for axis, ((key, prompts), found) in zip(axes, panels, strict=True):
-            handles |= lines(axis, found, "step", measured, key, prompts)
+        for axis, ((key, prompts), estimates) in zip(axes, panels, strict=True):
+            handles |= lines(axis, estimates, "step", measured, key, prompts)
         legend(part, handles, measured.methods)
     return figure
 
 
-def lines(axis, found: pd.DataFrame, x: str, measured: Measured, key: str, prompts: str) -> dict[str, Any]:
+def lines(axis, estimates: pd.DataFrame, x: str, measured: Measured, key: str, prompts: str) -> dict[str, Any]:
     """A line a method with its 95 % interval as a band, a dot a training; what stands for each in a legend."""
     metric, colours, handles = measured.metrics[key], colours_of(measured.methods), {}
     scale = 100 if metric.percent else 1
-    whole = found["seed"] == "all"
-    for method, each in found[~whole].groupby("method"):
+    whole = estimates["seed"] == "all"
+    for method, each in estimates[~whole].groupby("method"):
         axis.plot(each[x], each["mean"] * scale, "o", color=colours[method], ms=2, alpha=0.6, mew=0)
-    for method, e in found[whole].groupby("method", sort=False):
+    for method, e in estimates[whole].groupby("method", sort=False):
         axis.fill_between(e[x], e["low"] * scale, e["high"] * scale, color=colours[method], alpha=0.15, lw=0)
         (handles[method],) = axis.plot(e[x], e["mean"] * scale, "o-", color=colours[method], lw=1.5, ms=3.5)
     titled(axis, metric, {"higher": "↑ better", "lower": "↓ better", None: ""}[metric.better], prompts)
@@ -395,15 +395,15 @@ def categories(data: pd.DataFrame, measured: Measured) -> Figure:
     """Negatives in each harm category, most frequent first: a part a data set, a bar a split."""
     counts = {name: own.pivot(index="category", columns="split", values="negatives").loc[own["category"].unique()]
               for name, own in data.groupby("dataset", sort=False)}  # fmt: skip
-    sizes = [len(found) for found in counts.values()]
+    sizes = [len(table) for table in counts.values()]
     figure = Figure((_WIDTH, sum(0.6 + 0.24 * size for size in sizes)), layout="constrained")
     axes = figure.subplots(len(counts), 1, height_ratios=sizes, squeeze=False).ravel()
-    for axis, (dataset, found) in zip(axes, counts.items(), strict=True):
-        found = found[[split for split in ("train", "test") if split in found]]
-        left = found.cumsum(axis=1) - found
-        for split, colour in zip(found, (_COLOURS[0], _MUTED), strict=False):
-            axis.barh(range(len(found)), found[split], 0.7, left=left[split], color=colour, label=split)
-        _rows(axis, found.index)
+    for axis, (dataset, table) in zip(axes, counts.items(), strict=True):
+        table = table[[split for split in ("train", "test") if split in table]]
+        left = table.cumsum(axis=1) - table
+        for split, colour in zip(table, (_COLOURS[0], _MUTED), strict=False):
+            axis.barh(range(len(table)), table[split], 0.7, left=left[split], color=colour, label=split)
+        _rows(axis, table.index)
         axis.set_title(f"{dataset}: negatives by harm category", loc="left")
         axis.legend(frameon=False, loc="lower right")
     return figure
@@ -445,13 +445,13 @@ def grid_of(titles: Iterable[str], shown: Sequence[Sequence], head: float, heigh
     """
     lines = [max(1, math.ceil(len(things) / _COLUMNS)) for things in shown]
     figure, parts = _parts(list(titles), [head + n * height for n in lines])
-    found = []
+    grid = []
     for part, n, things in zip(parts, lines, shown, strict=True):
         axes = part.subplots(n, _COLUMNS, squeeze=False, **shared).ravel()
         for axis in axes[len(things) :]:
             axis.set_visible(False)
-        found.append((part, axes[: len(things)]))
-    return figure, found
+        grid.append((part, axes[: len(things)]))
+    return figure, grid
 
 
 def legend(part, handles: Mapping[str, Any], order: Sequence[str]) -> None:

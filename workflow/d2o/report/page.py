@@ -66,8 +66,8 @@ def render(
         checks=[_check(archive, dataset, r) for dataset in experiment.datasets for r in trained_rewards],
         notes=[*measured.notes, *_cautions(settings, experiment)],
         blocks=[(block, tables.grids(measured, block), _with_bos(archive, experiment, block)) for block in blocks],
-        primary=[(block, found) for block in blocks if len(found := tables.primary(measured, block))],
-        matrices=[(block, found) for block in blocks if (found := tables.matrices(measured, block))],
+        primary=[(block, table) for block in blocks if len(table := tables.primary(measured, block))],
+        matrices=[(block, own) for block in blocks if (own := tables.matrices(measured, block))],
         figures=[
             (entry, figures.inline(svgs[name], name, entry.label))
             for name, entry in figures.FIGURES.items()
@@ -309,14 +309,14 @@ def _first_scores(
 ) -> dict[str, list[tuple[str, str]]]:
     """Per prompt: (scorer, score) of a run's first answer, and (judge, outcome) over both orders."""
     ((_, experiment),) = settings.experiments.items()
-    found = defaultdict(list)
+    scores = defaultdict(list)
     for reward in experiment.rewards:
         rows = _firsts(archive.table("scores", schemas.SCORES, reward=reward, **run.names), prompts)
         for prompt, score in zip(rows["prompt_id"], rows["score"], strict=True):
-            found[prompt].append((reward, _shown(score, settings.rewards[reward].rule)))
+            scores[prompt].append((reward, _shown(score, settings.rewards[reward].rule)))
     for judge in experiment.judges if run.method != "initial" else []:
         rows = archive.table("verdicts", schemas.VERDICTS, judge=judge, **run.names)
         words = rows["verdict"].map({"method": "won", "initial": "lost", "tie": "tied", "unread": "unread"})
         for prompt, outcomes in words[rows["prompt_id"].isin(prompts)].groupby(rows["prompt_id"]):
-            found[prompt].append((judge, outcomes.iloc[0] if outcomes.nunique() == 1 else "orders disagree"))
-    return found
+            scores[prompt].append((judge, outcomes.iloc[0] if outcomes.nunique() == 1 else "orders disagree"))
+    return scores

@@ -38,12 +38,12 @@ def measure(archive: Archive, settings: Settings, dataset: str) -> pd.DataFrame:
     """
     (experiment,) = settings.experiments.values()
     splits = archive.table("pair_prompts", schemas.PROMPTS, dataset=dataset).set_index("prompt_id")["origin"]
-    found = []
+    rows = []
 
     def add(measure: str, scorer: str, side: str, values: pd.Series, prompts: pd.Series) -> None:
         values = values.to_numpy(float)
         e = statistics.mean(Sample(values, prompts.to_numpy()))
-        found.append([dataset, measure, scorer, side, e.mean, e.low, e.high, e.n, values])
+        rows.append([dataset, measure, scorer, side, e.mean, e.low, e.high, e.n, values])
 
     for name in experiment.rewards:
         reward = settings.rewards[name]
@@ -62,7 +62,7 @@ def measure(archive: Archive, settings: Settings, dataset: str) -> pd.DataFrame:
         verdicts = archive.table("pair_verdicts", schemas.VERDICTS, dataset=dataset, judge=name)
         verdicts = verdicts[verdicts["verdict"].isin(WINS)]
         add("win_rate", name, "", verdicts["verdict"].map(WINS), verdicts["prompt_id"])
-    return pd.DataFrame(found, columns=_COLUMNS)
+    return pd.DataFrame(rows, columns=_COLUMNS)
 
 
 def _scores(archive: Archive, dataset: str, reward: str) -> pd.DataFrame:
@@ -86,15 +86,15 @@ def bars(measures: pd.DataFrame) -> pd.DataFrame:
     Returns:
         `dataset`, `scorer`, the ends `from` and `to` in standard deviations, and the `share` of pairs between them.
     """
-    found = []
+    parts = []
     for dataset, own in measures[measures["measure"] == "difference"].groupby("dataset", sort=False):
         ends = np.concatenate([*own["values"]])
         edges = np.linspace(ends.min(initial=-0.1), ends.max(initial=0.1), BINS + 1)
         for m in own.itertuples():
             shares = np.histogram(m.values, edges)[0] / max(1, len(m.values))
             place = {"dataset": dataset, "scorer": m.scorer}
-            found.append(pd.DataFrame(place | {"from": edges[:-1], "to": edges[1:], "share": shares}))
-    return together(found, ["dataset", "scorer", "from", "to", "share"])
+            parts.append(pd.DataFrame(place | {"from": edges[:-1], "to": edges[1:], "share": shares}))
+    return together(parts, ["dataset", "scorer", "from", "to", "share"])
 
 
 def as_csv(measures: pd.DataFrame) -> str:

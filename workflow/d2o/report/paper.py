@@ -59,18 +59,18 @@ def table1(measured: Measured) -> Table:
     known = pd.read_csv(_PAPER).set_index(["model", "method", "measure"])["value"]
     rows, words = [], {}
     for block in measured.blocks:
-        found = tables.readable(_main(measured, block), measured.metrics)
+        shown = tables.readable(_main(measured, block), measured.metrics)
         model = measured.settings.models[block.model].hub
-        measures = {key: _measure(measured, key) for key in found["metric"].unique()}
-        places = [(model, row.method, measures[row.metric]) for row in found.itertuples()]
-        found["paper"] = [known.get(place, np.nan) for place in places]
-        found["text"] = [
+        measures = {key: _measure(measured, key) for key in shown["metric"].unique()}
+        places = [(model, row.method, measures[row.metric]) for row in shown.itertuples()]
+        shown["paper"] = [known.get(place, np.nan) for place in places]
+        shown["text"] = [
             f"{r.value}{r.sign and ' ' + r.sign} {r.range}"
             + (f" (paper: {tables.number(r.paper, measured.metrics[r.metric])})" if r.paper == r.paper else "")
-            for r in found.itertuples()
+            for r in shown.itertuples()
         ]
-        rows.append(found)
-        words[figures.title(block)] = _wide(measured, found)
+        rows.append(shown)
+        words[figures.title(block)] = _wide(measured, shown)
     columns = [*tables.TABLE, "mean", "low", "high", "n", "seeds", "interval", "difference", "p_adjusted", "paper"]
     caption = f"Means of the answers to the test prompts and of the tasks. {_evidence(measured, measured.notes)}"
     return Table(together(rows, columns)[columns], words, caption)
@@ -82,9 +82,9 @@ def table2(measured: Measured) -> Table:
     whole = next(method for method in trained if method not in measured.experiment.failed)
     rows, words = [], {}
     for block in measured.blocks:
-        found = block.comparisons
-        found = found[found["metric"].isin(_main(measured, block)["metric"]) & found["prompts"].isin(["test", ""])]
-        turned = found[found["method"] == whole]
+        table = block.comparisons
+        table = table[table["metric"].isin(_main(measured, block)["metric"]) & table["prompts"].isin(["test", ""])]
+        turned = table[table["method"] == whole]
         turned = turned.assign(
             method=turned["other"],
             other=whole,
@@ -93,13 +93,13 @@ def table2(measured: Measured) -> Table:
             high=-turned["low"],
             effect_size=-turned["effect_size"],
         )
-        found = together([turned, found[found["other"] == whole]], tables.COMPARISONS)
+        table = together([turned, table[table["other"] == whole]], tables.COMPARISONS)
         shown = tables.readable(
-            found.assign(mean=found["difference"], difference_low=found["low"], difference_high=found["high"]),
+            table.assign(mean=table["difference"], difference_low=table["low"], difference_high=table["high"]),
             measured.metrics,
         )
         shown["text"] = shown["change"] + shown["sign"].map(lambda sign: sign and f" {sign}")
-        rows.append(found)
+        rows.append(table)
         words[f"{figures.title(block)}, less {whole}"] = _wide(measured, shown)
     caption = (
         f"Differences to {whole}, paired by prompt; ▲ better, ▼ worse: adjusted p < {tables.ALPHA:.2g} "
@@ -115,15 +115,15 @@ TABLES: dict[str, Callable[[Measured], Table]] = {"table1": table1, "table2": ta
 def _main(measured: Measured, block: Block) -> pd.DataFrame:
     """The estimates of scorers, judges and tasks that are shown."""
     keys = [m.key for m in measured.metrics.values() if m.group in (EXACT, SCORED, TASKS) and m.shown]
-    found = block.estimates
-    return found[found["metric"].isin(keys) & found["prompts"].isin(["test", ""])]
+    estimates = block.estimates
+    return estimates[estimates["metric"].isin(keys) & estimates["prompts"].isin(["test", ""])]
 
 
-def _wide(measured: Measured, found: pd.DataFrame) -> pd.DataFrame:
+def _wide(measured: Measured, shown: pd.DataFrame) -> pd.DataFrame:
     """The `text` of each: a row a method, a column a metric."""
-    order = [method for method in measured.methods if method in set(found["method"]) | {*measured.experiment.failed}]
-    keys = list(found["metric"].unique())
-    wide = found.pivot(index="method", columns="metric", values="text").reindex(index=order, columns=keys).fillna("–")
+    order = [method for method in measured.methods if method in set(shown["method"]) | {*measured.experiment.failed}]
+    keys = list(shown["metric"].unique())
+    wide = shown.pivot(index="method", columns="metric", values="text").reindex(index=order, columns=keys).fillna("–")
     wide.columns = [tables.heading(measured.metrics[key]) for key in keys]
     return wide.rename(index=measured.named).rename_axis(index="method").reset_index()
 
@@ -160,15 +160,15 @@ def figure3_data(measured: Measured) -> pd.DataFrame:
     interval, so a doubling of K changes the score by so much. The smoothed loss is the mean of a moving window of a
     twentieth of the steps, over all seeds; `low` and `high` are one standard deviation of the raw losses away.
     """
-    found = []
+    parts = []
     for block in measured.blocks:
         for series, ks in _sweeps(measured):
-            found += [figures.placed(block, part) for part in _against_k(measured, block, series, ks)]
-        found += [figures.placed(block, part) for part in _losses(block)]
+            parts += [figures.placed(block, part) for part in _against_k(measured, block, series, ks)]
+        parts += [figures.placed(block, part) for part in _losses(block)]
     course = figures.course_data(measured)
     course = course[course["metric"].isin(_scores(measured)) & (course["prompts"] == "test")]
-    found.append(course.assign(panel="b", series=course["method"], x=course["step"]))
-    return together(found, _FIGURE3)[_FIGURE3]
+    parts.append(course.assign(panel="b", series=course["method"], x=course["step"]))
+    return together(parts, _FIGURE3)[_FIGURE3]
 
 
 _FIGURE3 = ["dataset", "model", "panel", "metric", "series", "seed", "x", "mean", "low", "high", "n"]
@@ -194,8 +194,8 @@ def _sweeps(measured: Measured) -> Iterator[tuple[str, dict[str, int]]]:
 def _against_k(measured: Measured, block: Block, series: str, ks: dict[str, int]) -> Iterator[pd.DataFrame]:
     whole, single = (
         points.assign(panel="a", series=series, x=points["method"].map(ks)).sort_values("x")
-        for found in (block.estimates.assign(seed="all"), block.seeds)
-        for points in [found[(found["prompts"] == "test") & found["method"].isin(ks)]]
+        for estimates in (block.estimates.assign(seed="all"), block.seeds)
+        for points in [estimates[(estimates["prompts"] == "test") & estimates["method"].isin(ks)]]
     )
     for key in _scores(measured):
         points, trainings = (table[table["metric"] == key] for table in (whole, single))
@@ -237,8 +237,8 @@ def figure3(data: pd.DataFrame, measured: Measured) -> Figure:
             if len(shown):
                 parts.append((own, panel, list(shown[by].unique())))
                 titles.append(f"{block}: {name}")
-    figure, found = figures.grid_of(titles, [keys for *_, keys in parts], 0.55, 2.4)
-    for (own, panel, keys), (part, axes) in zip(parts, found, strict=True):
+    figure, grid = figures.grid_of(titles, [keys for *_, keys in parts], 0.55, 2.4)
+    for (own, panel, keys), (part, axes) in zip(parts, grid, strict=True):
         handles: dict[str, Any] = {}
         for axis, key in zip(axes, keys, strict=True):
             if panel == "c":
@@ -284,15 +284,15 @@ def figure4_data(measured: Measured) -> pd.DataFrame:
     kernel estimate (Scott's rule); `dip` and its `p` are of Hartigan and Hartigan's test (Annals of Statistics 13,
     1985), whose null hypothesis is one mode; p-values are adjusted over the steps of a method and score (Holm).
     """
-    found = []
+    parts = []
     for block in measured.blocks:
         scored = figures.scored(measured, block)
         for (metric, prompts, method), own in scored.groupby(["metric", "prompts", "method"], sort=False):
-            found += [
+            parts += [
                 figures.placed(block, part.assign(metric=metric, prompts=prompts, method=method))
                 for part in _densities(own)
             ]
-    return together(found, _FIGURE4)[_FIGURE4]
+    return together(parts, _FIGURE4)[_FIGURE4]
 
 
 _FIGURE4 = [

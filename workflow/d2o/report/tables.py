@@ -136,7 +136,7 @@ def estimates(values: pd.DataFrame, metrics: Mapping[str, Metric], place: Sequen
     from tqdm import tqdm
 
     samples = _samples(values, place)
-    found = []
+    rows = []
     for key, sample in tqdm(samples.items(), desc="intervals", unit="metric", mininterval=2):
         row = dict(zip(place, key, strict=True))
         metric, start = metrics[row["metric"]], samples.get(tuple((row | {"method": "initial"}).values()))
@@ -150,13 +150,13 @@ def estimates(values: pd.DataFrame, metrics: Mapping[str, Metric], place: Sequen
         if metric.percent:
             estimate = replace(estimate, low=max(estimate.low, 0.0), high=min(estimate.high, 1.0))
         seeds = len(np.unique(sample.seeds))
-        found.append(
+        rows.append(
             row
             | {"better": metric.better or "", "seeds": seeds, "interval": OVER_BOTH if seeds > 1 else OVER_PROMPTS}
             | asdict(estimate)
             | dict(zip(_CHANGE, [*ends, change.p], strict=False))
         )
-    table = pd.DataFrame(found, columns=[*place, *_ESTIMATE, *_CHANGE])
+    table = pd.DataFrame(rows, columns=[*place, *_ESTIMATE, *_CHANGE])
     shown = table["metric"].map(lambda key: metrics[key].shown).astype(bool)
     return table.assign(p_adjusted=statistics.holm(table["p"].astype(float).where(shown)))
 
@@ -183,7 +183,7 @@ def comparisons(values: pd.DataFrame, metrics: Mapping[str, Metric], experiment:
         for other in trained[place + 1 :]
         if not {(one, other), (other, one)} & {*primary}
     ]
-    found = []
+    parts = []
     tested = values[values["prompts"] != "validation"]
     for dataset, model, key, prompts in tested[["dataset", "model", "metric", "prompts"]].drop_duplicates().values:
         rows = []
@@ -202,8 +202,8 @@ def comparisons(values: pd.DataFrame, metrics: Mapping[str, Metric], experiment:
                          statistics.effect_size(*sides)])  # fmt: skip
         table = pd.DataFrame(rows, columns=COMPARISONS)
         table["p_adjusted"] = table.groupby("kind")["p"].transform(lambda p: statistics.holm(p))
-        found.append(table)
-    return together(found, COMPARISONS)
+        parts.append(table)
+    return together(parts, COMPARISONS)
 
 
 def _samples(values: pd.DataFrame, place: Sequence[str]) -> dict[tuple, Sample]:
@@ -244,17 +244,17 @@ def p_value(p: float) -> str:
     return "" if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def readable(found: pd.DataFrame, metrics: Mapping[str, Metric]) -> pd.DataFrame:
+def readable(table: pd.DataFrame, metrics: Mapping[str, Metric]) -> pd.DataFrame:
     """Estimates and what readers see of them.
 
     `value` and `range`; `change`, the difference and its interval; `chance`, its adjusted p-value; `sign`: `▲`, `▼`,
     `△`, `▽`, or nothing where that is not below `ALPHA`, which `undecided` tells from no difference at all.
     """
-    rows = [(row, metrics[row.metric]) for row in found.itertuples()]
+    rows = [(row, metrics[row.metric]) for row in table.itertuples()]
     signs = {"higher": "▲▼", "lower": "▼▲", "": "△▽"}
-    up, down = (found["better"].map(lambda better, i=i: signs[better][i]) for i in (0, 1))
-    told = found["p_adjusted"] < ALPHA
-    return found.assign(
+    up, down = (table["better"].map(lambda better, i=i: signs[better][i]) for i in (0, 1))
+    told = table["p_adjusted"] < ALPHA
+    return table.assign(
         value=[number(r.mean, m) for r, m in rows],
         range=[interval(r.low, r.high, m) for r, m in rows],
         change=[
@@ -262,26 +262,26 @@ def readable(found: pd.DataFrame, metrics: Mapping[str, Metric]) -> pd.DataFrame
             f"{number(r.difference, m)} {interval(r.difference_low, r.difference_high, m)}"
             for r, m in rows
         ],
-        chance=found["p_adjusted"].map(p_value),
-        sign=np.select([told & (found["difference"] > 0), told & (found["difference"] < 0)], [up, down], ""),
-        undecided=found["p_adjusted"] >= ALPHA,
+        chance=table["p_adjusted"].map(p_value),
+        sign=np.select([told & (table["difference"] > 0), told & (table["difference"] < 0)], [up, down], ""),
+        undecided=table["p_adjusted"] >= ALPHA,
     )  # fmt: skip
 
 
 def primary(measured: Measured, block: Block) -> pd.DataFrame:
     """The primary comparisons in words: a row a pair and metric that has a better side."""
-    found = block.comparisons
-    found = found[(found["kind"] == "primary") & (found["better"] != "")]
-    rows = [(row, measured.metrics[row.metric]) for row in found.itertuples()]
-    better = np.where(found["better"] == "lower", -1, 1) * np.sign(found["difference"].astype(float))
-    told = found["p_adjusted"] < ALPHA
+    table = block.comparisons
+    table = table[(table["kind"] == "primary") & (table["better"] != "")]
+    rows = [(row, measured.metrics[row.metric]) for row in table.itertuples()]
+    better = np.where(table["better"] == "lower", -1, 1) * np.sign(table["difference"].astype(float))
+    told = table["p_adjusted"] < ALPHA
     return pd.DataFrame(
         {
             "comparison": [f"{r.method} − {r.other}" for r, _ in rows],
             "metric": [column(m, r.prompts) for r, m in rows],
             "difference": [f"{number(r.difference, m)} {interval(r.low, r.high, m)}" for r, m in rows],
             "better": np.select(
-                [told & (better > 0), told & (better < 0)], [found["method"], found["other"]], "undecided"
+                [told & (better > 0), told & (better < 0)], [table["method"], table["other"]], "undecided"
             ),
             "p, adjusted": [p_value(r.p_adjusted) or "–" for r, _ in rows],
             "d": ["–" if math.isnan(r.effect_size) else f"{r.effect_size:.2f}".replace("-", "−") for r, _ in rows],
@@ -308,7 +308,7 @@ class Matrix:
 
 def matrices(measured: Measured, block: Block) -> list[Matrix]:
     """The comparisons of a block, a table a metric and origin of its prompts."""
-    found = []
+    tables = []
     for (key, prompts), rows in block.comparisons.groupby(["metric", "prompts"], sort=False):
         metric = measured.metrics[key]
         shown = readable(
@@ -320,8 +320,8 @@ def matrices(measured: Measured, block: Block) -> list[Matrix]:
             for r in shown.itertuples()
         }
         methods = [m for m in measured.methods if any(m in pair for pair in cells)]
-        found.append(Matrix(column(metric, prompts), methods, cells))
-    return found
+        tables.append(Matrix(column(metric, prompts), methods, cells))
+    return tables
 
 
 @dataclass(frozen=True)
@@ -344,8 +344,8 @@ class Grid:
     def sizes(self) -> list[str]:
         """Per column: the clusters behind it, a range where the methods differ."""
         columns = zip(*(cells for _, cells in self.rows), strict=True)
-        found = [sorted({cell.n for cell in column if cell}) for column in columns]
-        return ["–".join(f"{end:,}" for end in dict.fromkeys(n[:1] + n[-1:])) or "0" for n in found]
+        counts = [sorted({cell.n for cell in column if cell}) for column in columns]
+        return ["–".join(f"{end:,}" for end in dict.fromkeys(n[:1] + n[-1:])) or "0" for n in counts]
 
 
 def grids(measured: Measured, block: Block) -> list[Grid]:
@@ -379,15 +379,15 @@ def effect(measured: Measured, block: Block) -> Grid | None:
 
 
 def _grid(measured: Measured, block: Block, group: str, prompts: str, metrics: list[Metric]) -> Grid:
-    found = readable(block.estimates[block.estimates["prompts"] == prompts], measured.metrics)
-    cells = {(row.method, row.metric): row for row in found.itertuples()}
+    shown = readable(block.estimates[block.estimates["prompts"] == prompts], measured.metrics)
+    cells = {(row.method, row.metric): row for row in shown.itertuples()}
     rows = [(method, [cells.get((method, m.key)) for m in metrics]) for method in measured.methods]
     return Grid(group, prompts, metrics, rows)
 
 
-def as_csv(found: Sequence[pd.DataFrame], columns: Sequence[str]) -> str:
+def as_csv(parts: Sequence[pd.DataFrame], columns: Sequence[str]) -> str:
     """A table as CSV: a line an estimate; shares as fractions, NaN left empty."""
-    return together(found, columns).to_csv(columns=columns, index=False, float_format="%.6g", lineterminator="\n")
+    return together(parts, columns).to_csv(columns=columns, index=False, float_format="%.6g", lineterminator="\n")
 
 
 def table_csv(measured: Measured) -> str:
