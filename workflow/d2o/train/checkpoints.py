@@ -46,18 +46,18 @@ class Checkpoints:
         }
         sampled = [records.file_digest(path) for path in inputs.rounds]
         mark, ranks = folder / "run.json", dist.get_world_size()
-        found = json.loads(mark.read_text()) if mark.exists() else {}
-        there, known = found.pop("ranks", ranks), found.pop("rounds", [])
+        earlier = json.loads(mark.read_text()) if mark.exists() else {}
+        there, known = earlier.pop("ranks", ranks), earlier.pop("rounds", [])
         if known[: len(sampled)] != sampled[: len(known)]:
-            found = {}
-        if found == run and there != ranks and self._newest_first():
+            earlier = {}
+        if earlier == run and there != ranks and self._newest_first():
             raise D2OError(
                 f"{folder}: these checkpoints were written by {there} ranks and cannot go on with {ranks}; "
                 f"set train.ranks: {there}, or delete the folder to start again from step 0"
             )
         dist.barrier()
-        if dist.get_rank() == 0 and (found != run or there != ranks):
-            if folder.exists() and found != run:
+        if dist.get_rank() == 0 and (earlier != run or there != ranks):
+            if folder.exists() and earlier != run:
                 print(f"train: {folder} is of other settings or inputs; starting again from step 0", file=sys.stderr)
             records.empty_folder(folder)
             known = []

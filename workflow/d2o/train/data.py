@@ -62,15 +62,16 @@ class Data:
             one route agree, however rows are filled, and those of two do not.
     """
 
-    def __init__(self, found: Sequence[Sequence[Group]], probe: Sequence[Group], stage: TrainStage, route: str):
+    def __init__(self, by_round: Sequence[Sequence[Group]], probe: Sequence[Group], stage: TrainStage, route: str):
         """
         Args:
-            found: the groups of the pool, and for each round sampled by now the same ones, some with fresh positives.
+            by_round: the groups of the pool, and for each round sampled by now the same ones, some with fresh
+                positives.
             probe, route: as the attributes.
         Raises:
             D2OError: where a snapshot lies beyond the last step.
         """
-        self.groups, self._rounds, self._train, self._seed = found[0], found, stage.train, stage.seed
+        self.groups, self._rounds, self._train, self._seed = by_round[0], by_round, stage.train, stage.seed
         self.probe, self.route = probe, route
         self.total = schedule.total_steps(stage.train, len(self.groups))
         if max(stage.train.snapshots, default=0) > self.total:
@@ -79,8 +80,8 @@ class Data:
         boundaries = rounds.boundaries(stage.method.online, self.total) if stage.method.online else ()
         self._starts = [0, *boundaries]
         ends = [*boundaries, self.total, self.total]
-        self.until = ends[len(found) - 1]
-        self.next = range(self.until, ends[len(found)])
+        self.until = ends[len(by_round) - 1]
+        self.next = range(self.until, ends[len(by_round)])
 
     def batch(self, step: int) -> list[Group]:
         """The groups of a step; beyond the rounds sampled by now those of the last one."""
@@ -148,12 +149,12 @@ def read(stage: TrainStage, inputs: Inputs) -> tuple[Data, dict[str, int | str]]
     fitting = {group.prompt_id for group in base}
     texts = [text for text in texts if text.prompt_id in fitting]
     probe, _ = groups.tokenise(groups.probed(stage.method, human, pool, fitting), tokenizer, stage.forward)
-    found = [base]
+    by_round = [base]
     for path in inputs.fresh:
         renewed = _renewed(stage.method.online, texts, path)
         tokenised, _ = groups.tokenise(renewed.values(), tokenizer, stage.forward)
         in_place = dict(zip(renewed, tokenised, strict=True))
-        found.append([in_place.get(place, group) for place, group in enumerate(base)])
+        by_round.append([in_place.get(place, group) for place, group in enumerate(base)])
 
     tables = (*inputs.reference_logprobs, *inputs.fresh_logprobs)
     for path in (*inputs.samples, *tables):
@@ -169,14 +170,14 @@ def read(stage: TrainStage, inputs: Inputs) -> tuple[Data, dict[str, int | str]]
             )
     if tables:
         rows = [row for path in tables for row in records.read_table(path, schemas.LOGPROBS)]
-        groups.attach_references((group for part in found for group in part), rows)
+        groups.attach_references((group for part in by_round for group in part), rows)
     routes = {manifest.get("route") for manifest in made} - {None}
     if len(routes) > 1:
         raise D2OError(
             f"{' and '.join(map(str, tables))}: computed on different routes ({' and '.join(sorted(routes))}), whose "
             f"rounding differs in bf16; set forward.precision: fp32"
         )
-    return Data(found, probe, stage, routes.pop() if routes else "shared"), counts
+    return Data(by_round, probe, stage, routes.pop() if routes else "shared"), counts
 
 
 def _renewed(online: Online, texts: Sequence[groups.Texts], pool: Path) -> dict[int, groups.Texts]:

@@ -22,26 +22,26 @@ class Probe:
     moving references follow the policy.
     """
 
-    def __init__(self, engine: Engine, found: Sequence[Group], folder: Path, tokens: int):
+    def __init__(self, engine: Engine, groups: Sequence[Group], folder: Path, tokens: int):
         """
         Args:
-            found: the groups.
+            groups: those by which the training is watched.
             folder: keeps the log-probs under the initial model for a resume.
             tokens: tokens in one forward pass.
         """
-        self._engine, self._found, self._tokens = engine, found, tokens
-        self._initial = initial_logprobs(engine, found, folder / "probe.json", tokens)
+        self._engine, self._groups, self._tokens = engine, groups, tokens
+        self._initial = initial_logprobs(engine, groups, folder / "probe.json", tokens)
 
     def shifts(self) -> dict[str, float]:
         """`positive_shift` and `negative_shift`: the log-prob per token less that under the initial model, nats.
 
         Means over the responses; NaN where no group has such a side. Called on all ranks.
         """
-        now = response_logprobs(self._engine, self._found, self._tokens)
-        lengths = [len(response.ids) for group in self._found for response in group.responses]
+        now = response_logprobs(self._engine, self._groups, self._tokens)
+        lengths = [len(response.ids) for group in self._groups for response in group.responses]
         shifts = ((a - b) / n for a, b, n in zip(now, self._initial, lengths, strict=True))
-        found: dict[str, list[float]] = {"positive_shift": [], "negative_shift": []}
-        for group in self._found:
-            found["positive_shift"] += islice(shifts, len(group.positives))
-            found["negative_shift"] += islice(shifts, len(group.negatives))
-        return {key: sum(values) / len(values) if values else math.nan for key, values in found.items()}
+        sides: dict[str, list[float]] = {"positive_shift": [], "negative_shift": []}
+        for group in self._groups:
+            sides["positive_shift"] += islice(shifts, len(group.positives))
+            sides["negative_shift"] += islice(shifts, len(group.negatives))
+        return {key: sum(values) / len(values) if values else math.nan for key, values in sides.items()}

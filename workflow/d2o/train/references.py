@@ -72,8 +72,8 @@ class MovingReferences:
                 self._compute(side, range(start, min(start + average.every, self._total)))
 
     def _compute(self, side: str, steps: range) -> None:
-        found = {id(group): group for step in steps for group in self._batch(step)}.values()
-        halves = [Group(g.prompt_id, g.prompt, getattr(g, side)) for g in found if getattr(g, side)]
+        groups = {id(group): group for step in steps for group in self._batch(step)}.values()
+        halves = [Group(g.prompt_id, g.prompt, getattr(g, side)) for g in groups if getattr(g, side)]
         with self._engine.weights(self._shards[side]):
             logprobs = response_logprobs(self._engine, halves, self._tokens)
         responses = [response for group in halves for response in group.responses]
@@ -88,20 +88,20 @@ class MismatchedPairs:
     pairs under the initial model are computed before the first step.
     """
 
-    def __init__(self, engine: Engine, found: Sequence[Group], folder: Path, tokens: int):
+    def __init__(self, engine: Engine, groups: Sequence[Group], folder: Path, tokens: int):
         """
         Args:
-            found: all groups, in the order of the data.
+            groups: all groups, in the order of the data.
             folder: keeps the log-probs for a resume.
             tokens: tokens in one forward pass.
         Raises:
             D2OError: where all groups have the same prompt.
         """
         self._engine, self._tokens = engine, tokens
-        pairs = [Group(group.prompt_id, group.prompt, [_stranger(found, i)]) for i, group in enumerate(found)]
+        pairs = [Group(group.prompt_id, group.prompt, [_stranger(groups, i)]) for i, group in enumerate(groups)]
         logprobs = initial_logprobs(engine, pairs, folder / "mismatched.json", tokens)
-        self._pairs = {id(group): pair for group, pair in zip(found, pairs, strict=True)}
-        self._references = {id(group): logprob for group, logprob in zip(found, logprobs, strict=True)}
+        self._pairs = {id(group): pair for group, pair in zip(groups, pairs, strict=True)}
+        self._references = {id(group): logprob for group, logprob in zip(groups, logprobs, strict=True)}
 
     def zero_point(self, members: Sequence[Group]) -> Tensor:
         """z0 = max(0, mean log-ratio of the mismatched pairs of a step's groups), nats, a scalar without gradient."""
@@ -111,9 +111,9 @@ class MismatchedPairs:
         return torch.tensor(ratios, device=self._engine.device).mean().clamp(min=0)
 
 
-def _stranger(found: Sequence[Group], index: int) -> Response:
-    for other in (*found[index + 1 :], *found[:index]):
-        if other.prompt_id != found[index].prompt_id:
+def _stranger(groups: Sequence[Group], index: int) -> Response:
+    for other in (*groups[index + 1 :], *groups[:index]):
+        if other.prompt_id != groups[index].prompt_id:
             answer = other.responses[0]
             return Response(answer.response_id, answer.ids)
     raise D2OError("kto: all groups have the same prompt; it compares answers of different prompts, so give it more")
@@ -123,13 +123,13 @@ def response_logprobs(engine: Engine, groups: Sequence[Group], tokens: int) -> l
     """The log-prob of every response under the engine's weights, nats; all ranks share the work."""
     rows = packs(groups, tokens)
     rank, ranks = dist.get_rank(), dist.get_world_size()
-    found: list[list[float]] = []
+    gathered: list[list[float]] = []
     # Every rank makes as many passes: under ZeRO 3 all ranks must gather together.
     for first in range(0, len(rows), ranks):
         together: list = [None] * ranks
         dist.all_gather_object(together, engine.sums(rows[min(first + rank, len(rows) - 1)]).tolist())
-        found += together
-    return [logprob for sums in found[: len(rows)] for logprob in sums]
+        gathered += together
+    return [logprob for sums in gathered[: len(rows)] for logprob in sums]
 
 
 def initial_logprobs(engine: Engine, groups: Sequence[Group], kept: Path, tokens: int) -> list[float]:

@@ -70,10 +70,10 @@ def passes(batch: Sequence[Group], ranks: int, tokens: int) -> list[list[list[Gr
 
 def _spread(groups: Sequence[Group], bins: int) -> list[list[Group]]:
     """Groups in so many bins of about the same work: the largest first, each into the lightest bin."""
-    found: list[list[Group]] = [[] for _ in range(bins)]
+    filled: list[list[Group]] = [[] for _ in range(bins)]
     loads = [0] * bins
     for group in sorted(groups, key=lambda group: group.tokens, reverse=True):
         lightest = loads.index(min(loads))
-        found[lightest].append(group)
+        filled[lightest].append(group)
         loads[lightest] += group.tokens
-    return found
+    return filled

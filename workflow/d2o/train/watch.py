@@ -148,23 +148,23 @@ def alarms(history: Sequence[Mapping[str, Any]], limits: Alarms) -> dict[str, st
     Args:
         history: the step records so far.
     """
-    last, found = history[-1], {}
+    last, raised = history[-1], {}
     for key in ("loss", "grad_norm"):
         if last[key] is None or not math.isfinite(last[key]):
-            found["not_finite"] = f"{key} is {last[key]}; lower the learning rate, or try fp32"
+            raised["not_finite"] = f"{key} is {last[key]}; lower the learning rate, or try fp32"
     shifts = [row["positive_shift"] for row in history if row.get("positive_shift") is not None]
     if shifts and -shifts[-1] > limits.displacement:
-        found["displacement"] = (
+        raised["displacement"] = (
             f"the probe's positives have lost {-shifts[-1]:.2f} nats per token since the initial model, more than "
             f"{limits.displacement}; lower the learning rate, or raise β"
         )
     drift = _mean(history[-_WINDOW:], "length_drift")
     if len(history) >= _WINDOW and drift > limits.length_drift:
-        found["length_drift"] = (
+        raised["length_drift"] = (
             f"the policy prefers positives that are {drift:.0%} longer than the reference does, more than "
             f"{limits.length_drift:.0%}"
         )
-    return found
+    return raised
 
 
 def _mean(history: Sequence[Mapping[str, Any]], key: str) -> float:
@@ -222,7 +222,7 @@ class Watch:
             "memory_gb": round(peak_memory() / 1e9, 3),
         }
         self._history.append(record)
-        found = alarms(self._history, self._limits)
+        raised = alarms(self._history, self._limits)
         if self._active:
             with self._path.open("a") as file:
                 file.write(json.dumps(record) + "\n")
@@ -231,12 +231,12 @@ class Watch:
                 tracker.log(numbers, record["step"])
             self._bar.set_postfix_str(f"loss {record['loss'] or math.nan:.4f}", refresh=False)
             self._bar.update()
-        for name, message in found.items():
+        for name, message in raised.items():
             if name in self._limits.stop:
                 raise D2OError(f"train: step {record['step']}: {message}. The log is {self._path}")
             if name not in self._raised and self._active:
                 print(f"train: alarm at step {record['step']}: {message}", file=sys.stderr, flush=True)
-        self._raised = set(found)
+        self._raised = set(raised)
 
     @property
     def noise(self) -> float | None:
