@@ -147,16 +147,16 @@ def _kernel() -> Iterator[Finding]:
             continue
         for shape in _SHAPES:
             row = Row.of(_groups(shape, 2)).to(device)
-            found = {
+            differences = {
                 f"{heads}/{kv_heads} heads of {width}": _kernel_difference(row, heads, kv_heads, width, dtype)
                 for width in (64, 128)
                 for heads, kv_heads in ((4, 4), (8, 2))
             }
-            worst = max(found, key=found.get)
+            worst = max(differences, key=differences.get)
             yield Finding(
-                found[worst] <= bound,
+                differences[worst] <= bound,
                 f"{name}, {shape}: attention and its gradient against a dense mask in float64, at most "
-                f"{found[worst]:.1e} of {bound:.0e} ({worst})",
+                f"{differences[worst]:.1e} of {bound:.0e} ({worst})",
             )
 
 
@@ -234,16 +234,16 @@ def _groups(shape: str, vocabulary: int) -> list[Group]:
     def ids(length: int) -> list[int]:
         return torch.randint(vocabulary, (length,), generator=generator).tolist()
 
-    found = []
+    groups = []
     for prompt, lengths in _SHAPES[shape]:
         *up, down = [Response("r", ids(length)) for length in lengths]
-        found.append(Group("p", ids(prompt), up, [down]))
-    return found
+        groups.append(Group("p", ids(prompt), up, [down]))
+    return groups
 
 
-def _relative(found: Tensor, truth: Tensor) -> float:
+def _relative(value: Tensor, truth: Tensor) -> float:
     """Relative L2 of a difference."""
-    return float((found - truth).norm() / truth.norm())
+    return float((value - truth).norm() / truth.norm())
 
 
 def _free() -> None:
@@ -271,8 +271,8 @@ def _step(model: Path, folder: Path) -> Iterator[Finding]:
     gpus = torch.cuda.device_count() if devices.device() == "cuda" else 0
     together = [] if gpus == 1 else [("bf16", gpus or 2)]
     for precision, ranks in [("fp32", 1), ("bf16", 1), *together]:
-        found = _stage_step(inputs[precision], _stage(precision, ranks), folder / f"{precision}-{ranks}")
-        norm, change = abs(found.norm / truth.norm - 1), _relative(found.weights, truth.weights)
+        step = _stage_step(inputs[precision], _stage(precision, ranks), folder / f"{precision}-{ranks}")
+        norm, change = abs(step.norm / truth.norm - 1), _relative(step.weights, truth.weights)
         most_norm, most_change = _STEP[precision]
         where = f"{ranks} {'GPU' if gpus else 'CPU rank'}{'s' if ranks > 1 else ''}"
         yield Finding(
@@ -363,10 +363,13 @@ def _write_tables(model: Path, folder: Path) -> Inputs:
 
 def _with_references(inputs: Inputs, precision: str, folder: Path) -> Inputs:
     """The inputs with the references of all responses: a training takes those of its own precision only."""
-    found = {folder / f"{precision}-negatives.parquet": None, folder / f"{precision}-pool.parquet": inputs.samples[0]}
-    for path, samples in found.items():
+    references = {
+        folder / f"{precision}-negatives.parquet": None,
+        folder / f"{precision}-pool.parquet": inputs.samples[0],
+    }
+    for path, samples in references.items():
         logprobs.compute(Forward(precision=precision), inputs.model, inputs.negatives, samples, "train", path)
-    return replace(inputs, reference_logprobs=list(found))
+    return replace(inputs, reference_logprobs=list(references))
 
 
 # Generation ------------------------------------------------------------------------------------------
@@ -397,8 +400,8 @@ def _greedy(model: Path, prompts: list[list[int]]) -> list[list[int]]:
     from vllm import SamplingParams, TokensPrompt
 
     asked = [TokensPrompt(prompt_token_ids=ids) for ids in prompts]
-    found = llm.generate(asked, SamplingParams(temperature=0.0, max_tokens=24), use_tqdm=False)
-    return [list(output.outputs[0].token_ids) for output in found]
+    outputs = llm.generate(asked, SamplingParams(temperature=0.0, max_tokens=24), use_tqdm=False)
+    return [list(output.outputs[0].token_ids) for output in outputs]
 
 
 @torch.no_grad()
@@ -407,12 +410,12 @@ def _gaps(model: Path, prompts: list[list[int]], answers: list[list[int]]) -> li
     lm = AutoModelForCausalLM.from_pretrained(
         model, dtype=torch.float32, trust_remote_code=model_folders.trusts_code(model)
     ).to(devices.device())
-    found = []
+    gaps = []
     for prompt, answer in zip(prompts, answers, strict=True):
         ids = torch.tensor([prompt + answer], device=lm.device)
         logs = lm(ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
-        found.append(logs.amax(1) - logs.gather(1, ids[0, len(prompt) :, None])[:, 0])
-    return found
+        gaps.append(logs.amax(1) - logs.gather(1, ids[0, len(prompt) :, None])[:, 0])
+    return gaps
 
 
 # A model ---------------------------------------------------------------------------------------------

@@ -356,10 +356,10 @@ def study(
 
     from d2o import study
 
-    found = [settings.load(yaml.safe_load(path.read_text()), str(path)) for path in configs]
-    for one in found:
+    parts = [settings.load(yaml.safe_load(path.read_text()), str(path)) for path in configs]
+    for one in parts:
         study.keep(one, page.with_suffix(""))
-    study.write_page(found, page.with_suffix(""), page)
+    study.write_page(parts, page.with_suffix(""), page)
 
 
 @app.command()

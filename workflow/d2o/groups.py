@@ -101,12 +101,12 @@ def view(method: Method, human: Iterable[Mapping[str, Any]], samples: Iterable[M
 
 def merged(texts: Iterable[Texts]) -> list[Texts]:
     """Groups of one prompt and the same positives as one, with all their negatives, in the order of the first."""
-    found: dict[tuple, Texts] = {}
+    groups: dict[tuple, Texts] = {}
     for text in texts:
-        known = found.setdefault((text.prompt_id, text.positives), text)
+        known = groups.setdefault((text.prompt_id, text.positives), text)
         if known is not text:
-            found[text.prompt_id, text.positives] = replace(known, negatives=known.negatives + text.negatives)
-    return list(found.values())
+            groups[text.prompt_id, text.positives] = replace(known, negatives=known.negatives + text.negatives)
+    return list(groups.values())
 
 
 def probed(
@@ -159,18 +159,18 @@ def best(
             if name not in known:
                 raise D2OError(f"prompt {name[0]}: sample {name[1]} has no score; delete the scores and run again")
             ranked[row["prompt_id"]].append((sign * known[name], row["sample"], row))
-    for found in ranked.values():
-        found.sort(key=lambda entry: entry[:2])
-        yield from (row | {"sample": place} for place, (*_, row) in enumerate(found[:count]))
+    for entries in ranked.values():
+        entries.sort(key=lambda entry: entry[:2])
+        yield from (row | {"sample": place} for place, (*_, row) in enumerate(entries[:count]))
 
 
 def usable_answers(samples: Iterable[Mapping[str, Any]]) -> dict[str, list[Answer]]:
     """The usable samples of a pool, as answers, by prompt and in order."""
-    found: dict[str, list[Answer]] = defaultdict(list)
+    answers: dict[str, list[Answer]] = defaultdict(list)
     for row in samples:
         if answer := _usable(row):
-            found[row["prompt_id"]].append(answer)
-    return found
+            answers[row["prompt_id"]].append(answer)
+    return answers
 
 
 def _positives(method: Method, row: Mapping[str, Any], pool: Mapping[int, Answer | None]) -> tuple[Answer, ...]:
@@ -214,8 +214,8 @@ def every_response(
     for row in samples or ():
         if row["prompt_id"] in messages and (answer := _usable(row)):
             answers[row["prompt_id"]][answer] = None
-    for prompt, found in answers.items():
-        yield Texts(prompt, messages[prompt], tuple(found))
+    for prompt, distinct in answers.items():
+        yield Texts(prompt, messages[prompt], tuple(distinct))
 
 
 def tokenise(texts: Iterable[Texts], tokenizer, forward: Forward) -> tuple[list[Group], dict[str, int]]:
@@ -283,12 +283,12 @@ def packs(groups: Sequence[Group], tokens: int) -> list[list[Group]]:
 
     One that is larger than the budget makes a row of its own.
     """
-    found: list[list[Group]] = []
+    rows: list[list[Group]] = []
     room = 0
     for group in groups:
-        if not found or group.tokens > room:
-            found.append([])
+        if not rows or group.tokens > room:
+            rows.append([])
             room = tokens
-        found[-1].append(group)
+        rows[-1].append(group)
         room -= group.tokens
-    return found
+    return rows

@@ -30,18 +30,18 @@ def compute(settings: Forward, model: Path, negatives: Path, samples: Path | Non
     tokenizer = chat.load_tokenizer(model)
     pool = None if samples is None else records.read_table(samples, schemas.POOL)
     texts = groups.every_response(records.read_table(negatives, schemas.NEGATIVES), pool, split)
-    found, counts = groups.tokenise(texts, tokenizer, settings)
+    tokenised, counts = groups.tokenise(texts, tokenizer, settings)
     inputs = [model / "manifest.json", negatives, *([samples] if samples else [])]
-    policy = _loaded(settings, model, found) if found else None  # no held-out prompt, or no usable sample
+    policy = _loaded(settings, model, tokenised) if tokenised else None  # no held-out prompt, or no usable sample
     made = {"sources": source_digest(__name__), "precision": devices.precision(settings.precision)}
     made |= {"route": policy and policy.route}
     known = dict(_known(settings, model, negatives, made, output)) if samples else {}
     with records.artifact(output, settings, inputs) as draft:
         draft.facts |= counts | made
-        here = [known[r.response_id] for group in found for r in group.responses if r.response_id in known]
-        for group in found:
+        here = [known[r.response_id] for group in tokenised for r in group.responses if r.response_id in known]
+        for group in tokenised:
             group.positives = [response for response in group.positives if response.response_id not in known]
-        new = [group for group in found if group.positives]
+        new = [group for group in tokenised if group.positives]
         rows = chain(here, _logprobs(policy, new, settings.tokens, f"log-probs of {split} responses"))
         draft.facts["rows"] = records.write_table(draft.path, schemas.LOGPROBS, rows)
 
@@ -58,25 +58,25 @@ def _known(
             yield from ((row["response_id"], row) for row in records.read_table(path, schemas.LOGPROBS))
 
 
-def _loaded(settings: Forward, model: Path, found: list[groups.Group]) -> forward.Policy:
+def _loaded(settings: Forward, model: Path, tokenised: list[groups.Group]) -> forward.Policy:
     import torch
 
     from d2o import forward
 
     device = torch.device(devices.device())
     policy = forward.load(model, settings.precision).to(device)
-    policy.check(found, device)
+    policy.check(tokenised, device)
     return policy
 
 
-def _logprobs(policy: forward.Policy, found: list[groups.Group], tokens: int, description: str):
+def _logprobs(policy: forward.Policy, tokenised: list[groups.Group], tokens: int, description: str):
     from tqdm import tqdm
 
     from d2o import forward
 
     # Rows of groups of similar size take similar time and memory; the largest first show early what they need.
-    packs = groups.packs(sorted(found, key=lambda group: group.tokens, reverse=True), tokens)
-    with tqdm(total=sum(len(g.responses) for g in found), desc=description, unit="resp", mininterval=2) as bar:
+    packs = groups.packs(sorted(tokenised, key=lambda group: group.tokens, reverse=True), tokens)
+    with tqdm(total=sum(len(g.responses) for g in tokenised), desc=description, unit="resp", mininterval=2) as bar:
         for pack in packs:
             sums = policy.sums(forward.Row.of(pack).to(policy.lm.device)).tolist()
             responses = [(group, response) for group in pack for response in group.responses]

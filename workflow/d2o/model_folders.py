@@ -36,8 +36,8 @@ def trusts_code(model: str | os.PathLike) -> bool:
 
 def digest(folder: Path) -> str:
     """Digest of what a model folder answers with: weights, tokenizer and template, whenever it was made."""
-    found = hashlib.sha256(json.dumps(read_manifest(folder).get("weights"), sort_keys=True).encode())
+    hasher = hashlib.sha256(json.dumps(read_manifest(folder).get("weights"), sort_keys=True).encode())
     for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "chat_template.jinja"):
         if (folder / name).exists():
-            found.update((folder / name).read_bytes())
-    return found.hexdigest()
+            hasher.update((folder / name).read_bytes())
+    return hasher.hexdigest()

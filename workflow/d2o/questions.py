@@ -147,25 +147,25 @@ def _write_subjects(source: Questions, folder: Path) -> tuple[dict[str, dict[str
     for subject in _select(readers, source.subjects, origin):
         counts[subject] = {}
         for split in SPLITS:
-            found = readers[subject][split]() if split in readers[subject] else []
-            if not found:
+            rows = readers[subject][split]() if split in readers[subject] else []
+            if not rows:
                 raise D2OError(f"{origin}: {subject} has no {split} questions; name the others in `subjects`")
-            found = found[: source.limit if split == "test" else None]
-            counts[subject][split] = records.write_table(data_file(folder, subject, split), QUESTION, found)
-        asked += [_asked(subject, number, row["question"]) for number, row in enumerate(found)]  # of the last split
+            rows = rows[: source.limit if split == "test" else None]
+            counts[subject][split] = records.write_table(data_file(folder, subject, split), QUESTION, rows)
+        asked += [_asked(subject, number, row["question"]) for number, row in enumerate(rows)]  # of the last split
     return counts, asked
 
 
-def _select(found: Iterable[str], wanted: list[str], origin: str) -> list[str]:
+def _select(subjects: Iterable[str], wanted: list[str], origin: str) -> list[str]:
     """The wanted subjects, all where none is named."""
-    found = sorted(found)
-    if not found:
+    subjects = sorted(subjects)
+    if not subjects:
         raise D2OError(f"{origin}: no subjects; expected dev/<subject>_dev.csv and test/<subject>_test.csv in it")
-    chosen = list(dict.fromkeys(wanted)) or found
+    chosen = list(dict.fromkeys(wanted)) or subjects
     for subject in chosen:
-        if subject not in found:
-            close = difflib.get_close_matches(subject, found, n=3, cutoff=0.4)
-            raise D2OError(f"{origin}: no subject {subject!r}; there are: {', '.join(close or found)}")
+        if subject not in subjects:
+            close = difflib.get_close_matches(subject, subjects, n=3, cutoff=0.4)
+            raise D2OError(f"{origin}: no subject {subject!r}; there are: {', '.join(close or subjects)}")
         if not _SUBJECT.fullmatch(subject):
             raise D2OError(
                 f"{origin}: {subject!r} cannot name a subject: letters, digits, _ and - can; rename its files, "

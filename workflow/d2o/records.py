@@ -278,7 +278,7 @@ def _sync(path: Path) -> None:
 @cache
 def versions() -> dict[str, str]:
     """Versions of the packages that decide what an artifact holds."""
-    found = {}
+    installed = {}
     for name in (
         "torch",
         "transformers",
@@ -291,7 +291,7 @@ def versions() -> dict[str, str]:
         "snakemake",
     ):
         try:
-            found[name] = metadata.version(name)
+            installed[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return installed

@@ -170,9 +170,9 @@ def keep(s: Settings, docs: Path) -> None:
         files = {"values.csv": wide(values).to_csv(float_format="%.4g", lineterminator="\n").encode()}
         figures = [report.parent / "figures" / f"{figure}.{kind}" for figure in FIGURES for kind in ("csv", "svg")]
         # The last: the course with its validation prompts, in place of the figure's.
-        for found in (*figures, report.parent / "course.csv"):
-            if found.exists():
-                files[found.name] = found.read_bytes()
+        for file in (*figures, report.parent / "course.csv"):
+            if file.exists():
+                files[file.name] = file.read_bytes()
         (docs / part).mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
             (docs / part / name).write_bytes(content)
@@ -195,16 +195,16 @@ def read(docs: Path) -> dict[str, pd.DataFrame]:
     Raises:
         D2OError: where one is no such table.
     """
-    found = {}
+    tables = {}
     for part in parts():
         file = docs / part / "values.csv"
         if not file.exists():
             continue
         try:
-            found[part] = pd.read_csv(file, dtype={"cluster": str}).set_index(["metric", "cluster"])
+            tables[part] = pd.read_csv(file, dtype={"cluster": str}).set_index(["metric", "cluster"])
         except (KeyError, ValueError) as error:
             raise D2OError(f"{file}: no table of `d2o study` ({error}); delete it and run d2o study again") from None
-    return found
+    return tables
 
 
 def state(part: str, tables: Mapping[str, pd.DataFrame], configs: Mapping[str, Settings]) -> str:
@@ -244,21 +244,21 @@ def sample(tables: Mapping[str, pd.DataFrame], cell: str, metric: str) -> Sample
 def estimate(tables: Mapping[str, pd.DataFrame], h: Hypothesis) -> Estimate:
     """The contrast of a hypothesis, or the dip of its distribution; `NOTHING` where values are missing."""
     sides = [(weight, sample(tables, cell, h.metric)) for cell, weight in h.weights.items()]
-    if any(found is None for _, found in sides):
+    if any(side is None for _, side in sides):
         return NOTHING
     if h.expects in ("above 0", "below 0"):
         return statistics.contrast(sides)
     from diptest import diptest
 
-    ((_, found),) = sides
-    means = pd.Series(found.values).groupby(found.clusters).mean().to_numpy()
+    ((_, side),) = sides
+    means = pd.Series(side.values).groupby(side.clusters).mean().to_numpy()
     dip, p = diptest(means)
     return Estimate(dip, np.nan, np.nan, len(means), p)
 
 
-def finding(expects: str, found: Estimate, p: float) -> str:
+def finding(expects: str, e: Estimate, p: float) -> str:
     """What the rule says, given the p-value adjusted for all hypotheses."""
-    if found is NOTHING:
+    if e is NOTHING:
         return ""
     if expects == "one mode":
         return "contradicted" if p < ALPHA else "not contradicted"
@@ -266,7 +266,7 @@ def finding(expects: str, found: Estimate, p: float) -> str:
         return "supported" if p < ALPHA else "undecided"
     if not p < ALPHA:
         return "undecided"
-    return "supported" if (found.mean > 0) == (expects == "above 0") else "contradicted"
+    return "supported" if (e.mean > 0) == (expects == "above 0") else "contradicted"
 
 
 def findings(tables: Mapping[str, pd.DataFrame], hypotheses: Sequence[Hypothesis] = HYPOTHESES) -> pd.DataFrame:
@@ -274,8 +274,8 @@ def findings(tables: Mapping[str, pd.DataFrame], hypotheses: Sequence[Hypothesis
 
     A hypothesis without data counts as one with p = 1: no later part makes an adjusted p-value larger.
     """
-    found = [estimate(tables, h) for h in hypotheses]
-    adjusted = statistics.holm(pd.Series([e.p for e in found]).fillna(1.0))
+    estimates = [estimate(tables, h) for h in hypotheses]
+    adjusted = statistics.holm(pd.Series([e.p for e in estimates]).fillna(1.0))
     return pd.DataFrame(
         {
             "name": h.name,
@@ -290,7 +290,7 @@ def findings(tables: Mapping[str, pd.DataFrame], hypotheses: Sequence[Hypothesis
             "p_adjusted": p if e is not NOTHING else np.nan,
             "finding": finding(h.expects, e, p),
         }
-        for h, e, p in zip(hypotheses, found, adjusted, strict=True)
+        for h, e, p in zip(hypotheses, estimates, adjusted, strict=True)
     )
 
 
@@ -298,10 +298,10 @@ def against_noise(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """Harm of each method at each share of harmful positives: `mean`, `low`, `high`; D2O's is the same at all."""
     cells = {(name, x): f"{part}/{method}" for part, x in NOISE.items() for method, name in _OTHERS.items()}
     cells |= {("D2O", x): _D2O for x in NOISE.values()}
-    found = {place: sample(tables, cell, HARM) for place, cell in cells.items()}
+    samples = {place: sample(tables, cell, HARM) for place, cell in cells.items()}
     rows = [
         {"method": method, "share": share, "mean": e.mean, "low": e.low, "high": e.high}
-        for (method, share), values in found.items()
+        for (method, share), values in samples.items()
         if values and (e := statistics.mean(values))
     ]
     return pd.DataFrame(rows, columns=["method", "share", "mean", "low", "high"])
@@ -342,22 +342,22 @@ def write_page(configs: Iterable[Settings], docs: Path, page: Path) -> None:
     if not pattern.search(text):
         raise D2OError(f"{page}: the line {MARKS[0]} and below it {MARKS[1]} are missing; put them back")
     tables = read(docs)
-    found = findings(tables)
+    tested = findings(tables)
     docs.mkdir(exist_ok=True)
-    found.to_csv(docs / "findings.csv", index=False, float_format="%.4g", lineterminator="\n")
+    tested.to_csv(docs / "findings.csv", index=False, float_format="%.4g", lineterminator="\n")
     if len(noise := against_noise(tables)):
         noise.to_csv(docs / "noise.csv", index=False, float_format="%.4g", lineterminator="\n")
         (docs / "noise.svg").write_bytes(plot(noise))
-    written = results(tables, found, docs, {part: s for s in configs for part in s.experiments})
+    written = results(tables, tested, docs, {part: s for s in configs for part in s.experiments})
     page.write_text(pattern.sub(lambda _: f"\n\n{written}\n\n", text))
 
 
 def results(
-    tables: Mapping[str, pd.DataFrame], found: pd.DataFrame, docs: Path, configs: Mapping[str, Settings]
+    tables: Mapping[str, pd.DataFrame], tested: pd.DataFrame, docs: Path, configs: Mapping[str, Settings]
 ) -> str:
     """The section of results, in Markdown."""
     states = {part: state(part, tables, configs) for part in parts()}
-    shown = [_row(h, row, tables) for h, row in zip(HYPOTHESES, found.itertuples(), strict=True)]
+    shown = [_row(h, row, tables) for h, row in zip(HYPOTHESES, tested.itertuples(), strict=True)]
     blocks = [
         _markdown(["", "claim", "measure", "estimate", "p, adjusted", "finding"], shown),
         _markdown(["part", "state"], list(states.items())),
@@ -429,8 +429,8 @@ def _part(part: str, tables: Mapping[str, pd.DataFrame], docs: Path) -> list[str
 
 
 def _mean(tables: Mapping[str, pd.DataFrame], cell: str, metric: str) -> str:
-    found, (title, digits) = sample(tables, cell, metric), SHOWN[metric]
-    return _interval(statistics.mean(found) if found else NOTHING, digits, "%" in title)
+    values, (title, digits) = sample(tables, cell, metric), SHOWN[metric]
+    return _interval(statistics.mean(values) if values else NOTHING, digits, "%" in title)
 
 
 def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -87,8 +87,8 @@ def _give_examples(subject: ConfigurableTask, shots: int | None, folder: Path) -
     wanted = (own or 0) if shots is None else shots
     if wanted and own == 0:
         raise D2OError(f"{folder}: {subject.task_name} is asked without examples by its making; leave out `shots`")
-    if wanted > (found := len(subject.fewshot_docs())):
-        raise D2OError(f"{folder}: {subject.task_name} has {found} examples; set `shots` to at most that")
+    if wanted > (available := len(subject.fewshot_docs())):
+        raise D2OError(f"{folder}: {subject.task_name} has {available} examples; set `shots` to at most that")
     subject.set_config("num_fewshot", wanted)
 
 
@@ -109,7 +109,7 @@ def _evaluate(
         batch_size=task.batch_size,
         trust_remote_code=model_folders.trusts_code(model),
     )
-    found = simple_evaluate(
+    logged = simple_evaluate(
         lm,
         tasks=list(subjects.values()),
         task_manager=TaskManager(include_defaults=False),
@@ -120,10 +120,10 @@ def _evaluate(
     rows = [
         {"subject": subject, "question": sample["doc_id"], "value": float(sample[metric.name])}
         for subject in subjects
-        for sample in found[subject]
+        for sample in logged[subject]
         if sample["filter"] == metric.filter
     ]
-    asked = (sample for samples in found.values() for sample in samples if sample["filter"] == metric.filter)
+    asked = (sample for samples in logged.values() for sample in samples if sample["filter"] == metric.filter)
     requests = [sample["arguments"][0] for sample in asked]
     return rows, {
         "device": device,
@@ -149,5 +149,5 @@ def _means(rows: list[dict[str, Any]]) -> dict[str, Any]:
         values[row["subject"]].append(row["value"])
     return {
         "mean": sum(map(sum, values.values())) / len(rows),
-        "subjects": {subject: sum(found) / len(found) for subject, found in values.items()},
+        "subjects": {subject: sum(own) / len(own) for subject, own in values.items()},
     }

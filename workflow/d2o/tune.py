@@ -29,20 +29,20 @@ def choose(stage: TuneStage, results: Path, dataset: str, model: str, output: Pa
     )
     rewards = {name: stage.reward} if stage.reward else {}
     values = metrics.single(archive, experiment, rewards, stage.tuning.metric)
-    found = values[values["prompts"] == "validation"].dropna(subset="value")
-    counts = found.groupby("cluster")["method"].nunique()
-    found = found[found["cluster"].isin(counts[counts == len(stage.trials)].index)]
-    if found.empty:
+    validation = values[values["prompts"] == "validation"].dropna(subset="value")
+    counts = validation.groupby("cluster")["method"].nunique()
+    validation = validation[validation["cluster"].isin(counts[counts == len(stage.trials)].index)]
+    if validation.empty:
         raise D2OError(
             f"{dataset}: no validation prompt has a value of {stage.tuning.metric} for every trial; choose another "
             f"metric, or name the trial that has none in the experiment's `failed`"
         )
     trials = []
-    for trial, rows in found.groupby("method", sort=False):
+    for trial, rows in validation.groupby("method", sort=False):
         estimate = statistics.mean(Sample(rows["value"].to_numpy(), rows["cluster"].to_numpy()))
         ends = {"mean": estimate.mean, "low": estimate.low, "high": estimate.high, "n": estimate.n}
         trials.append({"trial": trial, "values": stage.trials[trial]} | ends)
-    sign = 1 if found["better"].iloc[0] == "higher" else -1
+    sign = 1 if validation["better"].iloc[0] == "higher" else -1
     best = max(trials, key=lambda trial: sign * trial["mean"])
     chosen = {"chosen": best["values"], "trial": best["trial"], "metric": stage.tuning.metric, "trials": trials}
     with records.artifact(output, stage, archive.inputs) as draft:

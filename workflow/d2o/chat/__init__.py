@@ -93,12 +93,12 @@ def encode(
     """
     text = prompt_text(tokenizer, messages)
     prompt = _ids(tokenizer, text)
-    found = []
+    encoded = []
     for response, finished in responses:
         whole = _ids(tokenizer, text + response)
         ids = whole[len(prompt) :] if whole[: len(prompt)] == prompt else _ids(tokenizer, response)
-        found.append(ids + [end] * finished)
-    return prompt, found
+        encoded.append(ids + [end] * finished)
+    return prompt, encoded
 
 
 def _ids(tokenizer, text: str) -> list[int]:

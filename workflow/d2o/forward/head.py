@@ -26,14 +26,14 @@ def token_logprobs(states: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 class _TokenLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(ctx, states: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-        found = torch.empty(len(states), dtype=torch.float32, device=states.device)
-        normaliser = torch.empty_like(found)
+        target_logits = torch.empty(len(states), dtype=torch.float32, device=states.device)
+        normaliser = torch.empty_like(target_logits)
         for piece in _pieces(states, weight):
             logits = (states[piece] @ weight.T).float()
             normaliser[piece] = logits.logsumexp(1)
-            found[piece] = logits.gather(1, targets[piece, None]).squeeze(1)
+            target_logits[piece] = logits.gather(1, targets[piece, None]).squeeze(1)
         ctx.save_for_backward(states, weight, targets, normaliser)
-        return found - normaliser
+        return target_logits - normaliser
 
     @staticmethod
     def backward(ctx, grad: Tensor):

@@ -98,31 +98,31 @@ class Policy(nn.Module):
 
     def _padded(self, row: Row) -> Tensor:
         """The same states, from one sequence a response, padded on the right; group by group, to hold less."""
-        found = []
+        response_states = []
         for span in row.spans:
             start, length = span.prompt
             prompt = row.ids[0, start : start + length]
             rows = [torch.cat([prompt, row.ids[0, first : first + n]]) for first, n in span.responses]
             mask = pad_sequence([torch.ones_like(r) for r in rows], batch_first=True)
             states = self._states("sdpa", pad_sequence(rows, batch_first=True), attention_mask=mask)
-            found += [states[i, length - 1 : length - 1 + n] for i, (_, n) in enumerate(span.responses)]
-        return torch.cat(found)
+            response_states += [states[i, length - 1 : length - 1 + n] for i, (_, n) in enumerate(span.responses)]
+        return torch.cat(response_states)
 
     def _states(self, kernel: str, ids: Tensor, **layout) -> Tensor:
         if self.lm.config._attn_implementation != kernel:
             self.lm.set_attn_implementation(kernel)
         return self.lm.get_decoder()(input_ids=ids, use_cache=False, **layout).last_hidden_state
 
-    def check(self, found: Sequence[Group], device: torch.device) -> None:
+    def check(self, groups: Sequence[Group], device: torch.device) -> None:
         """Compare this route with `padded`; if more than rounding is between them, take `padded` and say so.
 
         Every start does it: a new release of a library, or a model with an attention of its own, would otherwise
         train on wrong numbers without a word.
 
         Args:
-            found: those are compared in which a token looks back farthest, `_COMPARED` tokens of them.
+            groups: those are compared in which a token looks back farthest, `_COMPARED` tokens of them.
         """
-        longest = sorted(found, key=lambda g: len(g.prompt) + max(len(r.ids) for r in g.responses), reverse=True)
+        longest = sorted(groups, key=lambda g: len(g.prompt) + max(len(r.ids) for r in g.responses), reverse=True)
         row = Row.of(packs(longest, _COMPARED)[0]).to(device)
         with torch.no_grad():
             ours, route = self(row), self.route

@@ -73,8 +73,12 @@ def _sampler(sampling: Sampling, seeds: Sequence[int]) -> LogitsProcessorList:
     """What turns greedy search into sampling with a seed for every row; nothing for greedy decoding."""
     if sampling.temperature == 0:
         return LogitsProcessorList()
-    found = [TemperatureLogitsWarper(float(sampling.temperature)), TopPLogitsWarper(sampling.top_p), _Gumbel(seeds)]
-    return LogitsProcessorList(found)
+    processors = [
+        TemperatureLogitsWarper(float(sampling.temperature)),
+        TopPLogitsWarper(sampling.top_p),
+        _Gumbel(seeds),
+    ]
+    return LogitsProcessorList(processors)
 
 
 class _Gumbel(LogitsProcessor):

@@ -37,14 +37,14 @@ def flags_of(completion: Completion, instruction: str | None, prompt: str) -> se
         prompt: the text of the prompt's last turn.
     """
     text = completion.text
-    found = {
+    flags = {
         "empty": not text,
         "truncated": completion.finish == "length",
         "repeating": len(texts.words(text)) >= _LOOP_WORDS and texts.distinct([text], 4) < _LOOP,
         "leaking": instruction is not None and _leaks(text, instruction, prompt),
         "refusal": texts.refuses(text),
     }
-    return {flag for flag, applies in found.items() if applies}
+    return {flag for flag, applies in flags.items() if applies}
 
 
 def _leaks(text: str, instruction: str, prompt: str) -> bool:

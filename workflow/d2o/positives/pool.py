@@ -38,9 +38,9 @@ def merge(stage: PositivesStage, model: Path, prompts: Path, shards: Sequence[Pa
         draft.facts |= {"rows": table.count, "shards": len(shards), "long_prompts": sorted(long)}
         # A method with as many positives or fewer gets no others from a larger pool.
         draft.facts["fewest_usable"] = min(usable.values(), default=0)
-        found = sheet.describe(draft.path, prompts, stage.sampling)
+        description = sheet.describe(draft.path, prompts, stage.sampling)
         with records.artifact(output.with_suffix(".sheet.json"), stage, inputs) as page:
-            records.write_json(page.path, {"long_prompts": len(long)} | found)
+            records.write_json(page.path, {"long_prompts": len(long)} | description)
 
 
 def _check(shard: Path, stage: PositivesStage, inputs: Sequence[Path]) -> set[str]:

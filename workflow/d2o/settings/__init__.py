@@ -742,8 +742,8 @@ class Settings(Section):
 
     @model_validator(mode="after")
     def _fits_together(self):
-        if found := list(problems(self)):
-            raise ValueError("\n".join(found))
+        if faults := list(problems(self)):
+            raise ValueError("\n".join(faults))
         return self
 
     def train_of(self, method: Method) -> Train:
@@ -778,7 +778,7 @@ def execution_keys(section: Section) -> dict[str, Any]:
             inner = execution_keys(value)
         elif isinstance(value, dict):
             entries = {name: execution_keys(entry) for name, entry in value.items() if isinstance(entry, Section)}
-            inner = {name: found for name, found in entries.items() if found}
+            inner = {name: own for name, own in entries.items() if own}
         if (field.json_schema_extra or {}).get("execution"):
             keys[key] = True
         elif inner:

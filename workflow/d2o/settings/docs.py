@@ -60,11 +60,11 @@ def _losses() -> Iterator[tuple[str, ...]]:
 
 def _sections() -> list[type[BaseModel]]:
     """`Settings` and every section in it, level by level."""
-    found: list[type[BaseModel]] = [Settings]
-    for section in found:
+    sections: list[type[BaseModel]] = [Settings]
+    for section in sections:
         for field in section.model_fields.values():
-            found += [inner for inner in _models(field.annotation) if inner not in found]
-    return found
+            sections += [inner for inner in _models(field.annotation) if inner not in sections]
+    return sections
 
 
 def _models(annotation: Any) -> Iterator[type[BaseModel]]:

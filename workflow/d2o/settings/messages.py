@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 def lines(error: ValidationError, section: type[BaseModel], prefix: str = "") -> list[str]:
     """A line for each wrong key of `section`; `prefix` is where the section lies in the config."""
-    found = []
+    messages = []
     for problem in error.errors(include_url=False):
         where = ".".join(map(str, [prefix, *problem["loc"]])).removeprefix(".")
         where = re.sub(r"\.(\d+)(?=\.|$)", r"[\1]", where)
@@ -24,8 +24,8 @@ def lines(error: ValidationError, section: type[BaseModel], prefix: str = "") ->
         elif not problem["type"].startswith("value_error"):
             shown = repr(problem["input"])
             message += f", not {shown if len(shown) < 60 else shown[:57] + '…'}"
-        found += [f"{where}: {message}"] if where else message.splitlines()
-    return found
+        messages += [f"{where}: {message}"] if where else message.splitlines()
+    return messages
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:
