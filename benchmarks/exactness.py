@@ -23,7 +23,7 @@ def exactness(shape: Shape, lengths: Lengths) -> dict[str, float]:
     groups = [lengths.sample(11, shape.vocabulary, "exactness", i) for i in range(3)]
     lm = shape.model("fp32")
     (sums, gradient), (true_sums, true_gradient) = (_step(way, lm, groups[:1]) for way in ("ours", _PADDED))
-    found = {
+    differences = {
         "fp32_logprob_max_relative": float((sums / true_sums - 1).abs().max()),
         "fp32_gradient_relative_l2": _relative(gradient, true_gradient),
     }
@@ -31,10 +31,10 @@ def exactness(shape: Shape, lengths: Lengths) -> dict[str, float]:
     ours, padded = (_step(way, lm, groups) for way in ("ours", _PADDED))
     truth = _step(_PADDED, lm.float(), groups)
     for name, mine, theirs, true in zip(("logprob", "gradient"), ours, padded, truth, strict=True):
-        found[f"bf16_{name}_error"] = _relative(mine, true)
-        found[f"bf16_{name}_error_of_padded"] = _relative(theirs, true)
-        found[f"bf16_{name}_error_ratio"] = _relative(mine, true) / _relative(theirs, true)
-    return {name: float(f"{value:.3g}") for name, value in found.items()}
+        differences[f"bf16_{name}_error"] = _relative(mine, true)
+        differences[f"bf16_{name}_error_of_padded"] = _relative(theirs, true)
+        differences[f"bf16_{name}_error_ratio"] = _relative(mine, true) / _relative(theirs, true)
+    return {name: float(f"{value:.3g}") for name, value in differences.items()}
 
 
 _PADDED = "padded_full_logits"
@@ -47,5 +47,5 @@ def _step(way: str, lm: PreTrainedModel, groups: Sequence[Group]) -> tuple[Tenso
     return sums.double(), torch.cat([weight.grad.flatten() for weight in lm.parameters()]).double()
 
 
-def _relative(found: Tensor, truth: Tensor) -> float:
-    return float((found - truth).norm() / truth.norm())
+def _relative(value: Tensor, truth: Tensor) -> float:
+    return float((value - truth).norm() / truth.norm())

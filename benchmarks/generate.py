@@ -109,19 +109,19 @@ def _cell(plan: Plan, k: int, folder: Path, model: Path, vllm, loop: Loop) -> di
         }
         names = list(ways)
         random.Random(turn).shuffle(names)
-        found = {}
+        speeds = {}
         for name in names:
             vllm.llm.reset_prefix_cache()
             start = time.perf_counter()
             tokens = ways[name]()
-            found[name] = tokens / (time.perf_counter() - start)
-            print(f"K = {k}, round {turn}: {name} {found[name]:.0f} tokens/s ({tokens})", file=sys.stderr)
-        rounds.append(found)
+            speeds[name] = tokens / (time.perf_counter() - start)
+            print(f"K = {k}, round {turn}: {name} {speeds[name]:.0f} tokens/s ({tokens})", file=sys.stderr)
+        rounds.append(speeds)
     return {
         "requests": plan.answers // k * k,
-        "tokens_per_second": {name: _spread([found[name] for found in rounds]) for name in rounds[0]},
-        "speedup_vs_transformers": _spread([found["stage"] / found["transformers"] for found in rounds]),
-        "overhead_over_vllm": _spread([found["vllm"] / found["stage"] - 1 for found in rounds]),
+        "tokens_per_second": {name: _spread([speeds[name] for speeds in rounds]) for name in rounds[0]},
+        "speedup_vs_transformers": _spread([speeds["stage"] / speeds["transformers"] for speeds in rounds]),
+        "overhead_over_vllm": _spread([speeds["vllm"] / speeds["stage"] - 1 for speeds in rounds]),
         "transformers_batch": loop.batch,
     }
 
@@ -133,10 +133,10 @@ def _prompts(path: Path, count: int) -> Path:
     ]
     empty = dict.fromkeys(schemas.NEGATIVES.names)
     asked = [[{"role": "user", "content": row["prompt"]}] for row in rows]
-    found = [
+    negatives = [
         empty | {"prompt_id": identities.prompt_id(m), "split": "train", "messages": m, "negative": ""} for m in asked
     ]
-    records.write_table(path, schemas.NEGATIVES, found)
+    records.write_table(path, schemas.NEGATIVES, negatives)
     return path
 
 
@@ -213,8 +213,8 @@ class Loop:
 
 
 def _spread(values: Sequence[float]) -> dict[str, float]:
-    found = {"median": median(values), "low": min(values), "high": max(values)}
-    return {name: float(f"{value:.4g}") for name, value in found.items()}
+    spread = {"median": median(values), "low": min(values), "high": max(values)}
+    return {name: float(f"{value:.4g}") for name, value in spread.items()}
 
 
 if __name__ == "__main__":

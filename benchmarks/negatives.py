@@ -68,8 +68,8 @@ def measure(rows: int, near: list[float]) -> Iterator[dict]:
             done = subprocess.run([sys.executable, __file__, "--job", job], stdout=subprocess.PIPE, check=True)
             counts = records.read_manifest(made / "negatives.parquet")["counts"]
             kept = ("negatives", "prompts", "near_leaks", "near_duplicates", "duplicates")
-            found = {"rows": rows, "near_duplicates": threshold or None, "megabytes": table.stat().st_size // 10**6}
-            yield found | json.loads(done.stdout) | {"counts": {name: counts[name] for name in kept}}
+            facts = {"rows": rows, "near_duplicates": threshold or None, "megabytes": table.stat().st_size // 10**6}
+            yield facts | json.loads(done.stdout) | {"counts": {name: counts[name] for name in kept}}
 
 
 def _run(rows: str, made: str, near: float | None) -> None:
@@ -77,10 +77,10 @@ def _run(rows: str, made: str, near: float | None) -> None:
     load = os.getloadavg()[0]  # what else runs
     wall, processor = time.perf_counter(), time.process_time()
     negatives.extract(Extraction(near_duplicates=near), Path(rows), Path(made))
-    found = {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - processor}
-    found["load_before"] = load
-    found["peak_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(json.dumps({name: round(value, 2) for name, value in found.items()}))
+    taken = {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - processor}
+    taken["load_before"] = load
+    taken["peak_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(json.dumps({name: round(value, 2) for name, value in taken.items()}))
 
 
 def write_log(path: Path, count: int) -> None:
@@ -140,14 +140,14 @@ def _texts(of: np.ndarray, least: int, most: int, salt: int, changed: np.ndarray
 def _words() -> pa.Array:
     """Made-up words, the frequent ones shorter."""
     syllables = [c + v for c in "bdfgklmnprstvz" for v in "aeiou"]
-    found = []
+    words = []
     for rank in range(VOCABULARY):
         word = ""
         while rank or not word:
             rank, index = divmod(rank, len(syllables))
             word += syllables[index]
-        found.append(word)
-    return pa.array(found)
+        words.append(word)
+    return pa.array(words)
 
 
 def _noise(numbers: np.ndarray, salt: int) -> np.ndarray:

@@ -42,9 +42,9 @@ class Peer:
     work: Callable[[Sequence[Group]], Work]
     view: Callable[[Group], list[Group]] = lambda group: [group]
 
-    def groups(self, found: Sequence[Group]) -> list[Group]:
+    def groups(self, groups: Sequence[Group]) -> list[Group]:
         """Groups as this way sees them."""
-        return list(chain.from_iterable(map(self.view, found)))
+        return list(chain.from_iterable(map(self.view, groups)))
 
 
 def ours(lm: PreTrainedModel) -> Peer:
@@ -104,10 +104,10 @@ def packed_chunked(lm: PreTrainedModel) -> Peer:
     lm.set_attn_implementation(_PACKED)
 
     def step(groups: Sequence[Group]) -> Tensor:
-        found = _sequences(groups, lm.device)
-        lengths = [len(sequence) for sequence, _ in found]
-        ids = torch.cat([sequence for sequence, _ in found])
-        scored = torch.cat([is_response for _, is_response in found])
+        sequences = _sequences(groups, lm.device)
+        lengths = [len(sequence) for sequence, _ in sequences]
+        ids = torch.cat([sequence for sequence, _ in sequences])
+        scored = torch.cat([is_response for _, is_response in sequences])
         positions = torch.cat([torch.arange(length, device=lm.device) for length in lengths])
         starts = nn.functional.pad(torch.tensor(lengths).cumsum(0), (1, 0)).int().to(lm.device)
         states = lm.get_decoder()(
@@ -133,8 +133,8 @@ def _packed_attention(
         return flash(*whole, starts, starts, longest, longest, 0.0, True, False, scale=scaling)[0][None], None
     flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     stretches = zip(*(x.split(lengths, dim=2) for x in (query, key, value)), strict=True)
-    found = [flash(*stretch, is_causal=True, scale=scaling)[0] for stretch in stretches]
-    return torch.cat(found, dim=2).transpose(1, 2), None
+    outputs = [flash(*stretch, is_causal=True, scale=scaling)[0] for stretch in stretches]
+    return torch.cat(outputs, dim=2).transpose(1, 2), None
 
 
 AttentionInterface.register(_PACKED, _packed_attention)
@@ -152,14 +152,14 @@ def trl(lm: PreTrainedModel, *, checkpointing: bool = False, cached: bool = Fals
     """
     trainer = _trl_trainer(lm, checkpointing, cached)
     on_cpu = lm.device.type == "cpu"
-    found = []
-    trainer.model.register_forward_hook(lambda module, inputs, outputs: found.append(outputs.log_probs.detach()))
+    logprobs = []
+    trainer.model.register_forward_hook(lambda module, inputs, outputs: logprobs.append(outputs.log_probs.detach()))
 
     def step(groups: Sequence[Group]) -> Tensor:
-        found.clear()
+        logprobs.clear()
         batch = trainer.data_collator([_trl_row(group, cached) for group in groups])
         trainer.training_step(trainer.model_wrapped, batch)
-        return found[0].sum(1).view(2, -1).T.flatten()  # the chosen ones come first, then the rejected ones
+        return logprobs[0].sum(1).view(2, -1).T.flatten()  # the chosen ones come first, then the rejected ones
 
     # PyTorch computes a checkpointed layer again up to its last product, a quarter of the weights in SmolLM2's shape.
     passes = {"passes": 4 - cached + 0.75 * checkpointing, "head_passes": 5 - cached}
@@ -242,20 +242,20 @@ def twin(lm: PreTrainedModel) -> PreTrainedModel:
 
 def _sequences(groups: Sequence[Group], device: torch.device) -> list[tuple[Tensor, Tensor]]:
     """For each response its sequence with the prompt, and which of its tokens are the response's."""
-    found = []
+    sequences = []
     for group in groups:
         for response in group.responses:
             ids = torch.tensor(group.prompt + response.ids, device=device)
-            found.append((ids, torch.arange(len(ids), device=device) >= len(group.prompt)))
-    return found
+            sequences.append((ids, torch.arange(len(ids), device=device) >= len(group.prompt)))
+    return sequences
 
 
 def _padded(groups: Sequence[Group], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Token ids [B, T], their mask, and which of the tokens 1…T−1 are the responses', [B, T−1]."""
-    found = _sequences(groups, device)
-    ids = pad_sequence([sequence for sequence, _ in found], batch_first=True)
-    mask = pad_sequence([torch.ones_like(sequence) for sequence, _ in found], batch_first=True)
-    scored = pad_sequence([is_response for _, is_response in found], batch_first=True)
+    sequences = _sequences(groups, device)
+    ids = pad_sequence([sequence for sequence, _ in sequences], batch_first=True)
+    mask = pad_sequence([torch.ones_like(sequence) for sequence, _ in sequences], batch_first=True)
+    scored = pad_sequence([is_response for _, is_response in sequences], batch_first=True)
     return ids, mask, scored[:, 1:]
 
 

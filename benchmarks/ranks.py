@@ -24,19 +24,19 @@ from workload import Lengths, Shape
 def scaling(shape: Shape, lengths: Lengths, plan: Scaling) -> list[dict]:
     """Rows, one a number of ranks: tokens of the last step, wall seconds of a step, how many times as fast as at the
     first number, and the share that is not forward and backward."""
-    found = []
+    runs = []
     for ranks in plan.ranks:
         print(f"step time: {ranks} ranks", file=sys.stderr)
-        found.append(_run(shape, lengths, plan, ranks))
+        runs.append(_run(shape, lengths, plan, ranks))
     return [
         {
             "ranks": ranks,
             "tokens": steps[-1]["tokens"],
             "seconds": spread(step["seconds"] for step in steps),
-            "speedup": spread(a["seconds"] / b["seconds"] for a, b in zip(found[0], steps, strict=True)),
+            "speedup": spread(a["seconds"] / b["seconds"] for a, b in zip(runs[0], steps, strict=True)),
             "share_beside_passes": spread(1 - step["passes"] / step["seconds"] for step in steps),
         }
-        for ranks, steps in zip(plan.ranks, found, strict=True)
+        for ranks, steps in zip(plan.ranks, runs, strict=True)
     ]
 
 
@@ -69,7 +69,7 @@ def _measure(shape: Shape, lengths: Lengths, plan: Scaling) -> list[dict[str, fl
     stage = TrainStage(method=Method(loss="d2o", positives="self", negatives=True), train=train)
     engine = Engine(Policy(shape.model("bf16")), stage, total=plan.steps + 1)
     loss_of = losses.of(stage.method)
-    found = []
+    timings = []
     for step in range(plan.steps + 1):
         batch = [lengths.sample(plan.k, shape.vocabulary, "ranks", step, i) for i in range(plan.groups)]
         dist.barrier()
@@ -87,9 +87,9 @@ def _measure(shape: Shape, lengths: Lengths, plan: Scaling) -> list[dict[str, fl
         means.over_ranks()
         dist.barrier()
         tokens = sum(group.tokens for group in batch)
-        found.append({"tokens": tokens, "seconds": time.perf_counter() - begin, "passes": passes})
+        timings.append({"tokens": tokens, "seconds": time.perf_counter() - begin, "passes": passes})
     dist.destroy_process_group()
-    return found[1:]
+    return timings[1:]
 
 
 if __name__ == "__main__":

@@ -93,17 +93,17 @@ def measure(folder: Path, model: Path | None, rounds: int) -> dict:
     source = Model(path=str(model.resolve()), context=512) if model else SMOLLM2_135M
     models.fetch(source, None, folder / "model")
     commands = _commands(folder, folder / "model")
-    found: list[dict[str, float]] = []
+    seconds: list[dict[str, float]] = []
     for turn in range(rounds):
         names = sorted(commands)
         random.Random(turn).shuffle(names)
-        found.append({})
+        seconds.append({})
         for name in names:
-            found[-1][name] = cpu_seconds(*commands[name])
-            print(f"round {turn}: {name}, {found[-1][name]:.1f} s", file=sys.stderr, flush=True)
+            seconds[-1][name] = cpu_seconds(*commands[name])
+            print(f"round {turn}: {name}, {seconds[-1][name]:.1f} s", file=sys.stderr, flush=True)
     return {
-        "stages": {stage: _figures(stage, found) for stage in BARS},
-        "torch_cpu_seconds": spread(one["torch"] for one in found),
+        "stages": {stage: _figures(stage, seconds) for stage in BARS},
+        "torch_cpu_seconds": spread(one["torch"] for one in seconds),
         "limit_over_torch": LIMIT,
         "rounds": rounds,
         "versions": {
@@ -177,14 +177,14 @@ def _commands(folder: Path, model: Path) -> dict[str, tuple[list[str], str]]:
         ),
         "tasks": ({"path": "mmlu"}, ["--model", model, "--questions", folder / "questions" / "manifest.json"]),
     }
-    found = {"torch": (_python(TORCH, model), "ready")}
+    commands = {"torch": (_python(TORCH, model), "ready")}
     for stage, (settings, arguments) in stages.items():
         output = folder / "made" / stage / "manifest.json"
         command = [sys.executable, "-m", "d2o", stage, "--settings", json.dumps(settings), "--output", output]
-        found[stage] = ([str(part) for part in [*command, *arguments]], BARS[stage])
+        commands[stage] = ([str(part) for part in [*command, *arguments]], BARS[stage])
         weights = folder / "reward" if stage == "scores" else model
-        found[f"{stage}: libraries"] = (_python(LIBRARIES[stage], weights), "ready")
-    return found
+        commands[f"{stage}: libraries"] = (_python(LIBRARIES[stage], weights), "ready")
+    return commands
 
 
 def _python(code: str, model: Path) -> list[str]:

@@ -69,9 +69,9 @@ def _time(plan: Plan, precision: str, cells: Sequence[Cell]) -> list[dict]:
         for cell, of_cell in zip(cells, groups, strict=True):
             progress.set_description(f"{cell.precision}, {cell.lengths}, K = {cell.k}, N = {cell.negatives}")
             rounds = [_round(plan, cell, turn, ways, group, progress) for turn, group in enumerate(of_cell)]
-            found = [_row(cell, peer, rounds) for peer in cell.rounds]
-            progress.write("\n".join(map(json.dumps, found)), file=sys.stderr)
-            rows += found
+            lines = [_row(cell, peer, rounds) for peer in cell.rounds]
+            progress.write("\n".join(map(json.dumps, lines)), file=sys.stderr)
+            rows += lines
     return rows
 
 
@@ -94,10 +94,10 @@ def _ways(plan: Plan, precision: str) -> dict[str, Peer]:
 def _round(plan: Plan, cell: Cell, turn: int, ways: Mapping[str, Peer], group: Group, progress: tqdm) -> Round:
     names = cell.ways(turn)
     random.Random(repr((cell, turn))).shuffle(names)
-    taken, found, flops = {}, {}, {}
+    taken, logprobs, flops = {}, {}, {}
     peak = matmul_peak(cell.precision, plan.device)
     for name in names:
-        taken[name], found[name] = _step(ways[name], group, plan.device)
+        taken[name], logprobs[name] = _step(ways[name], group, plan.device)
         flops[name] = _flops(ways[name], group, plan.shape)
         progress.update(flops[name])
     peak = max(peak, matmul_peak(cell.precision, plan.device))
@@ -107,7 +107,7 @@ def _round(plan: Plan, cell: Cell, turn: int, ways: Mapping[str, Peer], group: G
         flops,
         shared_work([group], head_passes=3).flops(plan.shape),
         peak,
-        difference(found, cell.precision),
+        difference(logprobs, cell.precision),
     )
 
 
@@ -122,28 +122,28 @@ def _step(way: Peer, group: Group, device: str) -> tuple[float, dict[str, list[f
 
     gc.collect()
     duration = seconds(run, device)
-    found = defaultdict(list)
+    logprobs = defaultdict(list)
     responses = [response for part in groups for response in part.responses]
     for response, value in zip(responses, sums[0].tolist(), strict=True):
-        found[response.response_id].append(value)
-    return duration, found
+        logprobs[response.response_id].append(value)
+    return duration, logprobs
 
 
 def _flops(way: Peer, group: Group, shape: Shape) -> float:
     return way.work(way.groups([group])).flops(shape)
 
 
-def difference(found: Mapping[str, Mapping[str, list[float]]], precision: str) -> float:
+def difference(logprobs: Mapping[str, Mapping[str, list[float]]], precision: str) -> float:
     """Largest relative difference of any way's log-probs from ours.
 
     Args:
-        found: by way and response, its log-prob as often as the way computed it; ours once.
+        logprobs: by way and response, its log-prob as often as the way computed it; ours once.
     Raises:
         RuntimeError: where it is more than rounding.
     """
     worst = 0.0
-    for way, responses in found.items():
-        for response, (expected,) in found["ours"].items():
+    for way, responses in logprobs.items():
+        for response, (expected,) in logprobs["ours"].items():
             for value in responses[response]:
                 relative = abs(value / expected - 1)
                 if not relative <= TOLERANCE[precision]:  # also where it is NaN
