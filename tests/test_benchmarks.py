@@ -51,11 +51,11 @@ def test_pairs_attended_to_are_those_of_the_mask():
 
 @pytest.mark.parametrize("wrong", [-10.01, float("nan")])
 def test_a_peer_with_other_logprobs_ends_the_run(wrong):
-    found = {"ours": {"a": [-10.0], "b": [-20.0]}, "peer": {"a": [-10.000001], "b": [-20.0, -20.0]}}
-    assert timing.difference(found, "fp32") == pytest.approx(1e-7)
-    found["peer"]["b"][1] = 2 * wrong
+    logprobs = {"ours": {"a": [-10.0], "b": [-20.0]}, "peer": {"a": [-10.000001], "b": [-20.0, -20.0]}}
+    assert timing.difference(logprobs, "fp32") == pytest.approx(1e-7)
+    logprobs["peer"]["b"][1] = 2 * wrong
     with pytest.raises(RuntimeError, match="peer, fp32: a log-prob of"):
-        timing.difference(found, "fp32")
+        timing.difference(logprobs, "fp32")
 
 
 def quick_run(script: str, folder, *options) -> str:

@@ -21,9 +21,9 @@ def model(tmp_path_factory) -> Path:
 def test_the_whole_check_passes_here():
     done = subprocess.run([sys.executable, "-m", "d2o", "check"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    found = [line.split()[:2] for line in done.stdout.splitlines() if line.startswith(("ok", "FAILED", "skipped"))]
-    assert {name for _, name in found} == {"machine", "kernel", "forward", "step", "vllm"}
-    assert {status for status, _ in found} == {"ok"}
+    lines = [line.split()[:2] for line in done.stdout.splitlines() if line.startswith(("ok", "FAILED", "skipped"))]
+    assert {name for _, name in lines} == {"machine", "kernel", "forward", "step", "vllm"}
+    assert {status for status, _ in lines} == {"ok"}
     steps = [
         line.split(", DeepSpeed")[0].split(maxsplit=2)[2]
         for line in done.stdout.splitlines()

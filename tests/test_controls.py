@@ -48,14 +48,14 @@ def test_tables_of_nothing_have_no_arrows_and_intervals_that_hold_it():
     arrows, primary, held = 0, [], []
     for _ in range(TABLES):
         values = null_values(rng)
-        found = tables.readable(tables.estimates(values, METRICS), METRICS)
-        arrows += (found["sign"] != "").any()
+        shown = tables.readable(tables.estimates(values, METRICS), METRICS)
+        arrows += (shown["sign"] != "").any()
         compared = tables.comparisons(values, METRICS, EXPERIMENT)
         primary.append(
             (compared[compared["kind"] == "primary"]["p_adjusted"] < 0.05).groupby(compared["metric"]).any()
         )
         held += ((compared["low"] <= 0) & (compared["high"] >= 0)).tolist()
-        held += ((found["difference_low"] <= 0) & (found["difference_high"] >= 0))[found["p"].notna()].tolist()
+        held += ((shown["difference_low"] <= 0) & (shown["difference_high"] >= 0))[shown["p"].notna()].tolist()
     # A whole table is wrong in 5 of 100 cases; so is the family of a metric's primary comparisons.
     assert arrows / TABLES < 0.05 + 3 * 0.016
     assert np.mean(primary) < 0.05 + 3 * 0.008

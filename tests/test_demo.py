@@ -52,7 +52,7 @@ def test_demo_and_thumbs_down_share_the_model_and_end_in_reports(tiny_model, tmp
     assert (organism / "model.safetensors").read_bytes() != (
         results / "models" / "smollm2" / "model.safetensors"
     ).read_bytes()
-    (source,) = [found for found in records.read_manifest(organism)["inputs"] if "sft" in found]
+    (source,) = [path for path in records.read_manifest(organism)["inputs"] if "sft" in path]
     assert source.startswith("results/habit/smollm2/sft/seed0/model")
     report = results / "reports" / "demo"
     assert "d2o" in (report / "table.md").read_text()

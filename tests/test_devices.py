@@ -69,8 +69,8 @@ def machine(monkeypatch, tmp_path):
         folder.mkdir()
         for name in ["nvidiactl", "nvidia-uvm", *(f"nvidia{n}" for n in range(present))]:
             (folder / name).touch()
-        found = devices._present(folder)
-        monkeypatch.setattr(devices, "_present", lambda: found)
+        gpus = devices._present(folder)
+        monkeypatch.setattr(devices, "_present", lambda: gpus)
         monkeypatch.setattr(devices.tempfile, "gettempdir", lambda: str(tmp_path))
         for name in ("CUDA_VISIBLE_DEVICES", "D2O_ASKED_GPUS"):
             monkeypatch.setenv(name, "")  # so that what a lease sets is taken back

@@ -74,14 +74,14 @@ class Command(NamedTuple):
 
 def commands(*programs: str) -> list[Command]:
     """Each command once: the lines of shell blocks, and the code spans that begin as commands do."""
-    found: dict[tuple[str, ...], Command] = {}
+    seen: dict[tuple[str, ...], Command] = {}
     for page, kind, text in PARTS:
         for line in text.splitlines() if kind == "sh" else [text] if kind == "span" and " " in text else []:
             code, _, comment = line.partition(" # ")
             words = re.sub(r"^([A-Z_]+=\S* )+| [|>].*", "", code).split()
             if words and words[0] in programs:
-                found.setdefault(tuple(words), Command(page, tuple(words), comment.strip()))
-    return list(found.values())
+                seen.setdefault(tuple(words), Command(page, tuple(words), comment.strip()))
+    return list(seen.values())
 
 
 def every(*programs: str):

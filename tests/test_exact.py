@@ -56,10 +56,10 @@ def applied(answers=ANSWERS, **rule) -> list[float]:
 
 
 def test_patterns_are_found_as_by_a_plain_search():
-    found = [any(re.search(p, text, re.I | re.A) for p in INSULTS) for text in ANSWERS]
-    assert 5 < sum(found) < len(ANSWERS) - 5
-    assert applied(any=INSULTS) == [float(yes) for yes in found]
-    assert applied(none=INSULTS) == [float(not yes) for yes in found]
+    insulting = [any(re.search(p, text, re.I | re.A) for p in INSULTS) for text in ANSWERS]
+    assert 5 < sum(insulting) < len(ANSWERS) - 5
+    assert applied(any=INSULTS) == [float(yes) for yes in insulting]
+    assert applied(none=INSULTS) == [float(not yes) for yes in insulting]
     assert applied(count=INSULTS) == [sum(len(re.findall(p, text, re.I | re.A)) for p in INSULTS) for text in ANSWERS]
 
 
@@ -184,8 +184,8 @@ def test_the_stage_scores_by_a_rule_without_a_model(tmp_path):
     records.write_table(tmp_path / "responses.parquet", schemas.SAMPLES, responses)
     reward, output = Reward(rule={"count": [r"\bfool\b"]}, better="lower"), tmp_path / "scores.parquet"
     scores.score(reward, None, tmp_path / "prompts.parquet", tmp_path / "responses.parquet", output)
-    found = records.read_table(output, schemas.SCORES)
-    assert [(row["prompt_id"], row["sample"], row["score"]) for row in found] == [
+    table = records.read_table(output, schemas.SCORES)
+    assert [(row["prompt_id"], row["sample"], row["score"]) for row in table] == [
         (f"{i % 5:02}", i // 5, float(i)) for i in range(10)
     ]
     assert records.read_manifest(output)["mean"] == 4.5

@@ -66,9 +66,9 @@ def with_gradient(model, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tens
     return values.detach(), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 
-def assert_same(found, expected):
-    torch.testing.assert_close(found[0], expected[0], rtol=1e-6, atol=1e-5)
-    assert (found[1] - expected[1]).norm() / expected[1].norm() < 2e-5
+def assert_same(actual, expected):
+    torch.testing.assert_close(actual[0], expected[0], rtol=1e-6, atol=1e-5)
+    assert (actual[1] - expected[1]).norm() / expected[1].norm() < 2e-5
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -111,8 +111,8 @@ def test_bf16_is_as_near_to_the_truth_as_the_padded_route():
     truth = sums(Policy(random_model("llama", torch.bfloat16).float()), groups).detach()
     errors = {}
     for route in ROUTES:
-        found = sums(Policy(random_model("llama", torch.bfloat16), route), groups).detach()
-        errors[route] = float((found - truth).norm() / truth.norm())
+        logprobs = sums(Policy(random_model("llama", torch.bfloat16), route), groups).detach()
+        errors[route] = float((logprobs - truth).norm() / truth.norm())
     assert max(errors.values()) <= 1.3 * errors["padded"], errors
 
 
@@ -155,8 +155,8 @@ def test_rounding_in_bf16_is_no_reason_to_leave_the_shared_route(seed, capsys):
     """Short answers that a model is sure of: their log-probs are small, and rounding is a large part of them."""
     lm, groups = sure_model(seed)
     policy = Policy(lm)
-    for found in ([groups], [[group] for group in groups], [random_groups(SHAPES, seed)]):
-        for some in found:
+    for parts in ([groups], [[group] for group in groups], [random_groups(SHAPES, seed)]):
+        for some in parts:
             policy.check(some, CPU)
             assert policy.route == "shared"
     assert not capsys.readouterr().err
@@ -248,9 +248,9 @@ def test_the_call_of_the_gpu_kernel_is_one_that_torch_knows():
     length = row.ids.shape[1]
     heads = (4, 2, 2)
     inputs = [torch.empty(1, n, length, 8, device="meta", dtype=torch.bfloat16, requires_grad=True) for n in heads]
-    found = attention._VariableLength.apply(*inputs, row.spans, 0.5)
-    assert found.shape == (1, length, 4, 8)
-    gradients = torch.autograd.grad(found, inputs, torch.empty_like(found))
+    output = attention._VariableLength.apply(*inputs, row.spans, 0.5)
+    assert output.shape == (1, length, 4, 8)
+    gradients = torch.autograd.grad(output, inputs, torch.empty_like(output))
     assert [x.shape for x in gradients] == [x.shape for x in inputs]
 
 
@@ -301,10 +301,10 @@ def test_gradients_of_shared_keys_add_up_in_float32_on_a_gpu(monkeypatch):
     expected = torch.autograd.grad(truth, exact, over.double())
 
     def errors():
-        found = attention._VariableLength.apply(*inputs, row.spans, 32**-0.5)
-        assert found.shape == truth.shape
-        grads = torch.autograd.grad(found, inputs, over)
-        pairs = zip((found.detach(), *grads), (truth.detach(), *expected), strict=True)
+        output = attention._VariableLength.apply(*inputs, row.spans, 32**-0.5)
+        assert output.shape == truth.shape
+        grads = torch.autograd.grad(output, inputs, over)
+        pairs = zip((output.detach(), *grads), (truth.detach(), *expected), strict=True)
         return [float((a - b).norm() / b.norm()) for a, b in pairs]
 
     ours = errors()
@@ -321,12 +321,12 @@ def test_the_head_in_pieces_equals_the_whole(monkeypatch):
     targets = torch.randint(0, 32, (50,))
     monkeypatch.setitem(head._BUDGET, "cpu", 4 * 32 * 7)
     inputs = [x.clone().requires_grad_() for x in (states, weight)]
-    found = token_logprobs(*inputs, targets)
-    found.pow(2).sum().backward()
+    logprobs = token_logprobs(*inputs, targets)
+    logprobs.pow(2).sum().backward()
     twins = [x.clone().requires_grad_() for x in (states, weight)]
     expected = (twins[0] @ twins[1].T).log_softmax(1).gather(1, targets[:, None])[:, 0]
     expected.pow(2).sum().backward()
-    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(logprobs.double(), expected, rtol=1e-5, atol=1e-5)
     for ours, theirs in zip(inputs, twins, strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-5, atol=1e-4)
 

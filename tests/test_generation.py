@@ -27,8 +27,8 @@ def requests(tiny_model) -> list[Request]:
 
 
 def answers(generator, requests, **sampling) -> list[Completion]:
-    found = dict(generation.complete(generator, requests, Sampling(**sampling), "answers"))
-    return [found[index] for index in range(len(requests))]
+    completions = dict(generation.complete(generator, requests, Sampling(**sampling), "answers"))
+    return [completions[index] for index in range(len(requests))]
 
 
 @pytest.mark.slow
@@ -61,15 +61,15 @@ def test_an_answer_ends_with_its_turn(tiny_model, requests, monkeypatch, backend
     asked = requests[0].ids
     said = model.generate(torch.tensor([asked]), max_new_tokens=6, do_sample=False)[0, len(asked) :].tolist()
     monkeypatch.setattr(chat, "end_of_turn", lambda tokenizer: said[2])
-    (found,) = answers(generation.start(tiny_model, engine(backend)), requests[:1], temperature=0.0, max_tokens=6)
-    assert (found.tokens, found.finish) == (said.index(said[2]) + 1, "stop")
+    (answer,) = answers(generation.start(tiny_model, engine(backend)), requests[:1], temperature=0.0, max_tokens=6)
+    assert (answer.tokens, answer.finish) == (said.index(said[2]) + 1, "stop")
 
 
 def test_an_answer_ends_at_the_context(tiny_model, requests):
     generator = generation.start(tiny_model, engine("transformers"))
     long = Request((requests[2].ids * 40)[:508], 0)
-    found = answers(generator, [requests[0], long], max_tokens=6)
-    assert [completion.tokens for completion in found] == [6, 4]
+    completions = answers(generator, [requests[0], long], max_tokens=6)
+    assert [completion.tokens for completion in completions] == [6, 4]
 
 
 def test_a_missing_vllm_names_the_other_engine(tiny_model, monkeypatch):

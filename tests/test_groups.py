@@ -35,16 +35,16 @@ def texts(answers):
 
 def test_d2o_sees_all_samples_and_one_negative_each():
     rows = [human_row(), human_row(negative="Steal it."), human_row(prompt=Q, split="test")]
-    found = list(groups.view(D2O, rows, [sample(k) for k in (1, 0, 2)]))
-    assert [(texts(g.positives), texts(g.negatives)) for g in found] == [
+    view = list(groups.view(D2O, rows, [sample(k) for k in (1, 0, 2)]))
+    assert [(texts(g.positives), texts(g.negatives)) for g in view] == [
         (["answer 0", "answer 1", "answer 2"], ["Copy it."]),
         (["answer 0", "answer 1", "answer 2"], ["Steal it."]),
     ]
 
 
 def test_a_smaller_k_is_the_beginning_of_the_pool():
-    found = next(groups.view(D2O.model_copy(update={"k": 2}), [human_row()], [sample(k) for k in range(4)]))
-    assert texts(found.positives) == ["answer 0", "answer 1"]
+    group = next(groups.view(D2O.model_copy(update={"k": 2}), [human_row()], [sample(k) for k in range(4)]))
+    assert texts(group.positives) == ["answer 0", "answer 1"]
 
 
 def test_a_pool_with_a_gap_is_refused():
@@ -57,8 +57,8 @@ def test_prompts_without_a_pool_are_left_out():
 
 
 def test_unfit_samples_are_no_positives():
-    found = next(groups.view(D2O, [human_row()], [sample(0, usable=False), sample(1)]))
-    assert texts(found.positives) == ["answer 1"]
+    group = next(groups.view(D2O, [human_row()], [sample(0, usable=False), sample(1)]))
+    assert texts(group.positives) == ["answer 1"]
 
 
 @pytest.mark.parametrize(
@@ -66,22 +66,22 @@ def test_unfit_samples_are_no_positives():
 )
 def test_a_smaller_k_sees_the_same_prompts(k, seen):
     pool = [sample(n, usable=n in (1, 3)) for n in range(4)]
-    (found,) = groups.view(D2O.model_copy(update={"k": k}), [human_row()], pool)
-    assert texts(found.positives) == seen
+    (group,) = groups.view(D2O.model_copy(update={"k": k}), [human_row()], pool)
+    assert texts(group.positives) == seen
 
 
 def test_self_align_sft_sees_each_prompt_once():
     method = Method(loss="sft", positives="self")
     rows = [human_row(), human_row(negative="Steal it.")]
-    found = list(groups.view(method, rows, [sample(0), sample(1)]))
-    assert [(texts(g.positives), g.negatives) for g in found] == [(["answer 0", "answer 1"], ())]
+    view = list(groups.view(method, rows, [sample(0), sample(1)]))
+    assert [(texts(g.positives), g.negatives) for g in view] == [(["answer 0", "answer 1"], ())]
 
 
 def test_pair_methods_need_the_human_positive():
     dpo = Method(loss="dpo", positives="human", negatives=True)
     rows = [human_row(), human_row(positive=None, negative="x"), human_row(positive="Worse.", unsafe=True)]
-    found = list(groups.view(dpo, rows, []))
-    assert [(texts(g.positives), texts(g.negatives)) for g in found] == [
+    view = list(groups.view(dpo, rows, []))
+    assert [(texts(g.positives), texts(g.negatives)) for g in view] == [
         (["Ask for help."], ["Copy it."]),
         (["Worse."], ["Copy it."]),
     ]
@@ -91,19 +91,19 @@ def test_pair_methods_need_the_human_positive():
 
 def test_negatives_alone():
     ga = Method(loss="ga", negatives=True)
-    found = list(groups.view(ga, [human_row(positive=None)], []))
-    assert [(g.positives, texts(g.negatives)) for g in found] == [((), ["Copy it."])]
+    view = list(groups.view(ga, [human_row(positive=None)], []))
+    assert [(g.positives, texts(g.negatives)) for g in view] == [((), ["Copy it."])]
 
 
 def test_negatives_of_one_prompt_and_the_same_positives_are_one_group():
     rows = [human_row(), human_row(prompt=Q), human_row(negative="Steal it."), human_row(positive="Worse.")]
     pool = [sample(k, prompt) for prompt in (P, Q) for k in range(2)]
-    found = groups.merged(groups.view(D2O, rows, pool))
-    assert [(g.prompt_id, texts(g.negatives)) for g in found] == [(P, ["Copy it.", "Steal it."]), (Q, ["Copy it."])]
-    assert all(texts(g.positives) == ["answer 0", "answer 1"] for g in found)
+    merged = groups.merged(groups.view(D2O, rows, pool))
+    assert [(g.prompt_id, texts(g.negatives)) for g in merged] == [(P, ["Copy it.", "Steal it."]), (Q, ["Copy it."])]
+    assert all(texts(g.positives) == ["answer 0", "answer 1"] for g in merged)
     dpo = Method(loss="dpo", positives="human", negatives=True)
-    found = groups.merged(groups.view(dpo, rows, []))
-    assert [(texts(g.positives), texts(g.negatives)) for g in found] == [
+    merged = groups.merged(groups.view(dpo, rows, []))
+    assert [(texts(g.positives), texts(g.negatives)) for g in merged] == [
         (["Ask for help."], ["Copy it.", "Steal it."]),
         (["Ask for help."], ["Copy it."]),
         (["Worse."], ["Copy it."]),
@@ -151,12 +151,14 @@ def test_where_a_token_grows_over_the_seam_the_prompt_keeps_its_ids(tokenizer):
 
 def test_an_answer_that_was_cut_is_another_than_the_same_words_finished(tokenizer):
     both = (groups.Answer("yes"), groups.Answer("yes", finished=False))
-    found, _ = groups.tokenise([groups.Texts(P, MESSAGES, both)], tokenizer, Forward())
-    rows = [{"response_id": r.response_id, "logprob": -len(r.ids), "tokens": len(r.ids)} for r in found[0].responses]
-    groups.attach_references(found, rows)
-    assert [r.reference for r in found[0].responses] == [-len(r.ids) for r in found[0].responses]
-    groups.attach_references(found, rows + [row | {"logprob": -99.0} for row in rows])  # the first row counts
-    assert found[0].positives[0].reference == rows[0]["logprob"]
+    tokenised, _ = groups.tokenise([groups.Texts(P, MESSAGES, both)], tokenizer, Forward())
+    rows = [
+        {"response_id": r.response_id, "logprob": -len(r.ids), "tokens": len(r.ids)} for r in tokenised[0].responses
+    ]
+    groups.attach_references(tokenised, rows)
+    assert [r.reference for r in tokenised[0].responses] == [-len(r.ids) for r in tokenised[0].responses]
+    groups.attach_references(tokenised, rows + [row | {"logprob": -99.0} for row in rows])  # the first row counts
+    assert tokenised[0].positives[0].reference == rows[0]["logprob"]
 
 
 def test_limits_are_counted(tokenizer):
@@ -164,10 +166,10 @@ def test_limits_are_counted(tokenizer):
         groups.Texts(P, MESSAGES, (groups.Answer("yes " * 50),), (groups.Answer("no"),)),
         groups.Texts(Q, [{"role": "user", "content": "long " * 200}], (groups.Answer("yes"),)),
     ]
-    found, counts = groups.tokenise(view, tokenizer, Forward(max_prompt_tokens=100, max_response_tokens=20))
+    tokenised, counts = groups.tokenise(view, tokenizer, Forward(max_prompt_tokens=100, max_response_tokens=20))
     assert counts == {"groups": 1, "responses": 2, "long_prompts": 1, "cut_responses": 1}
-    assert len(found[0].positives[0].ids) == 20
-    assert tokenizer.eos_token_id not in found[0].positives[0].ids
+    assert len(tokenised[0].positives[0].ids) == 20
+    assert tokenizer.eos_token_id not in tokenised[0].positives[0].ids
 
 
 def test_without_responses_the_table_of_log_probs_is_empty(tiny_model, tmp_path):
@@ -184,10 +186,10 @@ def test_without_responses_the_table_of_log_probs_is_empty(tiny_model, tmp_path)
 
 
 def test_references_belong_to_their_responses(tokenizer):
-    found, _ = groups.tokenise([groups.Texts(P, MESSAGES, (groups.Answer("yes"),))], tokenizer, Forward())
-    (response,) = found[0].responses
+    tokenised, _ = groups.tokenise([groups.Texts(P, MESSAGES, (groups.Answer("yes"),))], tokenizer, Forward())
+    (response,) = tokenised[0].responses
     row = {"response_id": identities.response_id(P, "yes"), "logprob": -3.0, "tokens": len(response.ids)}
-    groups.attach_references(found, [row])
+    groups.attach_references(tokenised, [row])
     assert response.reference == -3.0
     for broken, problem in [
         ([], "is missing"),
@@ -195,7 +197,7 @@ def test_references_belong_to_their_responses(tokenizer):
         ([row | {"logprob": math.nan}], "has the log-prob nan"),
     ]:
         with pytest.raises(D2OError, match=problem):
-            groups.attach_references(found, broken)
+            groups.attach_references(tokenised, broken)
 
 
 @pytest.mark.parametrize(
@@ -351,12 +353,12 @@ def test_a_filter_keeps_the_best_of_the_fit_samples_the_best_first(better, kept)
     pool = [sample(0), sample(1, usable=False), sample(2), sample(3), sample(0, prompt=Q)]
     scores = [{"prompt_id": P, "sample": k, "score": s} for k, s in enumerate((0.1, 9.0, 0.7, 0.4))]
     scores.append({"prompt_id": Q, "sample": 0, "score": 5.0})
-    found = list(groups.best(pool, scores, 2, better))
-    assert [(row["sample"], row["text"]) for row in found if row["prompt_id"] == P] == list(enumerate(kept))
+    best = list(groups.best(pool, scores, 2, better))
+    assert [(row["sample"], row["text"]) for row in best if row["prompt_id"] == P] == list(enumerate(kept))
     with pytest.raises(D2OError, match="sample 0 has no score; delete the scores and run again"):
         list(groups.best(pool, scores[:4], 2, better))
     chosen = Method(loss="d2o", positives="self", negatives=True, filter={"reward": "r", "best": 2}, k=2)
-    seen = [texts(g.positives) for g in groups.view(chosen, [human_row(), human_row(prompt=Q)], found)]
+    seen = [texts(g.positives) for g in groups.view(chosen, [human_row(), human_row(prompt=Q)], best)]
     assert seen == [kept, ["answer 0"]]
 
 
@@ -393,15 +395,15 @@ def test_a_probe_has_the_side_that_the_loss_does_not_see(method, positives):
         for word in ("no", "never")
     ]
     pool = [sample(0, prompt=f"p{i}", text=f"self {i}") for i in range(3)]
-    found = groups.probed(Method(**method), human, pool, {f"p{i}" for i in range(3)})
-    assert len({text.prompt_id for text in found}) == len(found), "one a prompt"
-    assert {text.positives[0].text for text in found} == positives
-    assert all(text.negatives for text in found)
+    probe = groups.probed(Method(**method), human, pool, {f"p{i}" for i in range(3)})
+    assert len({text.prompt_id for text in probe}) == len(probe), "one a prompt"
+    assert {text.positives[0].text for text in probe} == positives
+    assert all(text.negatives for text in probe)
 
 
 def test_without_a_positive_a_probe_has_negatives():
     human = [human_row(prompt=f"p{i}", negative="no", positive=None) for i in range(20)]
     npo = Method(loss="npo", positives="none", negatives=True)
-    found = groups.probed(npo, human, [], {row["prompt_id"] for row in human})
-    assert len(found) == 8
-    assert not any(text.positives for text in found)
+    probe = groups.probed(npo, human, [], {row["prompt_id"] for row in human})
+    assert len(probe) == 8
+    assert not any(text.positives for text in probe)

@@ -120,13 +120,13 @@ def honest(text: str) -> str:
 
 def test_an_unbiased_judge_says_the_same_in_both_orders(serve, tables, tmp_path):
     server = serve(honest)
-    found = run(server.settings(), tables, tmp_path / "out" / "v.parquet")
-    assert len(found) == 12
+    verdicts = run(server.settings(), tables, tmp_path / "out" / "v.parquet")
+    assert len(verdicts) == 12
     for n in range(5):
         for order in ("initial-first", "method-first"):
-            assert found[f"p{n}", order]["verdict"] == "method"
-            assert found[f"p{n}", order]["reason"].startswith("It is kinder. So:")
-    assert {prompt: row["longer"] for (prompt, _), row in found.items()} == {
+            assert verdicts[f"p{n}", order]["verdict"] == "method"
+            assert verdicts[f"p{n}", order]["reason"].startswith("It is kinder. So:")
+    assert {prompt: row["longer"] for (prompt, _), row in verdicts.items()} == {
         **{f"p{n}": 1 for n in range(5)}, "p5": 0,
     }  # fmt: skip
     asked = Counter(sides(text) for text in server.questions())
@@ -137,16 +137,16 @@ def test_an_unbiased_judge_says_the_same_in_both_orders(serve, tables, tmp_path)
 
 
 def test_a_judge_that_always_takes_the_first_answer_contradicts_itself(serve, tables, tmp_path):
-    found = run(serve(lambda text: "[[A]]").settings(), tables, tmp_path / "v.parquet")
-    assert {found[f"p{n}", "initial-first"]["verdict"] for n in range(5)} == {"initial"}
-    assert {found[f"p{n}", "method-first"]["verdict"] for n in range(5)} == {"method"}
+    verdicts = run(serve(lambda text: "[[A]]").settings(), tables, tmp_path / "v.parquet")
+    assert {verdicts[f"p{n}", "initial-first"]["verdict"] for n in range(5)} == {"initial"}
+    assert {verdicts[f"p{n}", "method-first"]["verdict"] for n in range(5)} == {"method"}
 
 
 def test_equal_answers_are_a_tie_and_not_asked_about(serve, tables, tmp_path):
     server = serve(lambda text: "Both. [[C]]")
-    found = run(server.settings(), tables, tmp_path / "v.parquet")
-    assert {row["verdict"] for row in found.values()} == {"tie"}
-    assert [row["reason"] for (prompt, _), row in found.items() if prompt == "p5"] == ["identical"] * 2
+    verdicts = run(server.settings(), tables, tmp_path / "v.parquet")
+    assert {row["verdict"] for row in verdicts.values()} == {"tie"}
+    assert [row["reason"] for (prompt, _), row in verdicts.items() if prompt == "p5"] == ["identical"] * 2
     assert not [text for text in server.questions() if "same" in text]
     facts = records.read_manifest(tmp_path / "v.parquet")
     assert (facts["identical"], facts["unparsable"], facts["refused"]) == (2, 0, 0)
@@ -155,8 +155,8 @@ def test_equal_answers_are_a_tie_and_not_asked_about(serve, tables, tmp_path):
 
 def test_no_server_is_needed_where_all_answers_are_equal(tables, tmp_path):
     prompts, initial, _ = tables
-    found = run(Judge(base_url="http://127.0.0.1:9/v1", model="wise"), (prompts, initial, initial), tmp_path / "v")
-    assert Counter(row["reason"] for row in found.values()) == {"identical": 12}
+    verdicts = run(Judge(base_url="http://127.0.0.1:9/v1", model="wise"), (prompts, initial, initial), tmp_path / "v")
+    assert Counter(row["reason"] for row in verdicts.values()) == {"identical": 12}
 
 
 def test_a_reply_without_verdict_is_asked_for_once_more_and_then_unread(serve, tables, tmp_path):
@@ -168,11 +168,11 @@ def test_a_reply_without_verdict_is_asked_for_once_more_and_then_unread(serve, t
         return honest(text)
 
     server = serve(opinion)
-    found = run(server.settings(), tables, tmp_path / "v.parquet")
+    verdicts = run(server.settings(), tables, tmp_path / "v.parquet")
     for order in judge.ORDERS:
-        assert found["p0", order]["verdict"] == "unread"
-        assert found["p0", order]["reason"] == "unparsable"
-        assert found["p1", order]["verdict"] == "method"
+        assert verdicts["p0", order]["verdict"] == "unread"
+        assert verdicts["p0", order]["reason"] == "unparsable"
+        assert verdicts["p1", order]["verdict"] == "method"
     assert records.read_manifest(tmp_path / "v.parquet")["unparsable"] == 2
     assert len(server.questions()) == 10 + 4
     assert sum(text.endswith(judge.REMINDER) for text in server.questions()) == 4
@@ -180,8 +180,8 @@ def test_a_reply_without_verdict_is_asked_for_once_more_and_then_unread(serve, t
 
 def test_a_question_that_the_server_takes_for_invalid_is_counted(serve, tables, tmp_path):
     server = serve(lambda text: 400 if "ask 3?" in text else honest(text))
-    found = run(server.settings(), tables, tmp_path / "v.parquet")
-    assert {(found["p3", order]["verdict"], found["p3", order]["reason"]) for order in judge.ORDERS} == {
+    verdicts = run(server.settings(), tables, tmp_path / "v.parquet")
+    assert {(verdicts["p3", order]["verdict"], verdicts["p3", order]["reason"]) for order in judge.ORDERS} == {
         ("unread", "refused")
     }
     assert records.read_manifest(tmp_path / "v.parquet")["refused"] == 2
@@ -213,11 +213,11 @@ def test_a_job_that_failed_halfway_goes_on_without_repeating_a_request(serve, ta
 
     server.asked.clear()
     server.opinion = honest
-    found = run(server.settings(concurrency=1), tables, output)
+    verdicts = run(server.settings(concurrency=1), tables, output)
     third = server.questions()
     assert len(third) == 3
     assert len({*first, *second, *third}) == 10
-    assert {row["verdict"] for (prompt, _), row in found.items() if prompt != "p5"} == {"method"}
+    assert {row["verdict"] for (prompt, _), row in verdicts.items() if prompt != "p5"} == {"method"}
     assert not partial.exists()
 
 
@@ -233,8 +233,8 @@ def test_verdicts_on_answers_that_were_made_anew_are_not_kept(serve, tables, tmp
         records.write_table(draft.path, schemas.SAMPLES, rows)
     server.asked.clear()
     server.opinion = lambda text: "[[B]]" if text != CHECK and sides(text)[0].startswith("evil") else "[[A]]"
-    found = run(server.settings(), (prompts, initial, method), tmp_path / "v.parquet")
-    assert {row["verdict"] for (prompt, _), row in found.items() if prompt != "p5"} == {"initial"}
+    verdicts = run(server.settings(), (prompts, initial, method), tmp_path / "v.parquet")
+    assert {row["verdict"] for (prompt, _), row in verdicts.items() if prompt != "p5"} == {"initial"}
 
 
 @pytest.mark.parametrize(
@@ -262,8 +262,8 @@ def test_a_busy_server_is_asked_again(serve, tables, tmp_path):
     def opinion(text: str):
         return next(failures, None) or honest(text)
 
-    found = run(serve(opinion).settings(), tables, tmp_path / "v.parquet")
-    assert found["p0", "initial-first"]["verdict"] == "method"
+    verdicts = run(serve(opinion).settings(), tables, tmp_path / "v.parquet")
+    assert verdicts["p0", "initial-first"]["verdict"] == "method"
 
 
 def test_a_wrong_server_key_or_model_is_one_line_before_any_question(serve, tables, tmp_path, monkeypatch):
@@ -294,8 +294,8 @@ def test_prompts_that_one_model_did_not_answer_are_left_out_and_counted(serve, t
     for name, kept in (("some", rows[1:]), ("none", [])):
         with records.artifact(tmp_path / name) as draft:
             records.write_table(draft.path, schemas.SAMPLES, kept)
-    found = run(serve(honest).settings(), (prompts, initial, tmp_path / "some"), tmp_path / "v.parquet")
-    assert {prompt for prompt, _ in found} == {"p1", "p2", "p3", "p4", "p5"}
+    verdicts = run(serve(honest).settings(), (prompts, initial, tmp_path / "some"), tmp_path / "v.parquet")
+    assert {prompt for prompt, _ in verdicts} == {"p1", "p2", "p3", "p4", "p5"}
     assert records.read_manifest(tmp_path / "v.parquet")["unanswered_prompts"] == 1
     with pytest.raises(D2OError, match=r"none: no prompt of .*prompts\.parquet is answered there and in"):
         run(serve(honest).settings(), (prompts, initial, tmp_path / "none"), tmp_path / "v.parquet")

@@ -47,9 +47,9 @@ def side(answers: list[Answer], dtype=torch.float64) -> tuple[Side, torch.Tensor
 def value(name: str, positives: list[Answer], negatives: list[Answer], z0: float = 0.0, **parameters) -> float:
     loss = losses.of(Method(loss=name, **parameters))
     extra = {"z0": torch.tensor(z0, dtype=torch.float64)} if CONTRACTS[name].mismatched else {}
-    found = loss(side(positives)[0], side(negatives)[0], **extra)
-    assert found.shape == ()
-    return found.item()
+    result = loss(side(positives)[0], side(negatives)[0], **extra)
+    assert result.shape == ()
+    return result.item()
 
 
 # Every loss once more, in plain floats ------------------------------------------------------------
@@ -252,33 +252,33 @@ def test_sums_ignore_lengths_and_means_do_not_change_with_them(name, data):
 
 @given(rows=many)
 def test_a_side_sums_its_tokens_by_response(rows):
-    found, _ = side(rows)
-    assert found.logprobs.tolist() == close([a.lp for a in rows])
-    assert found.logratios.tolist() == close([a.lr for a in rows])
-    assert found.means.tolist() == close([a.m for a in rows])
-    assert found.complements.tolist() == close([sum(map(log_complement, a.tokens)) for a in rows])
+    summed, _ = side(rows)
+    assert summed.logprobs.tolist() == close([a.lp for a in rows])
+    assert summed.logratios.tolist() == close([a.lr for a in rows])
+    assert summed.means.tolist() == close([a.m for a in rows])
+    assert summed.complements.tolist() == close([sum(map(log_complement, a.tokens)) for a in rows])
 
 
 @given(logprob=st.floats(-50, -1e-4))
 def test_complements_are_exact_to_float32(logprob):
     logprob = torch.tensor(logprob, dtype=torch.float32).item()
-    found, _ = side([Answer([logprob], 0.0)], torch.float32)
-    assert found.complements.item() == pytest.approx(math.log(-math.expm1(logprob)), rel=1e-5, abs=1e-7)
+    summed, _ = side([Answer([logprob], 0.0)], torch.float32)
+    assert summed.complements.item() == pytest.approx(math.log(-math.expm1(logprob)), rel=1e-5, abs=1e-7)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_complements_of_certain_and_impossible_tokens_have_a_finite_gradient(dtype):
-    found, tokens = side([Answer([logprob], 0.0) for logprob in (0.0, -1e-7, -1e-4, -LOG2, -1e4)], dtype)
-    found.complements.sum().backward()
+    summed, tokens = side([Answer([logprob], 0.0) for logprob in (0.0, -1e-7, -1e-4, -LOG2, -1e4)], dtype)
+    summed.complements.sum().backward()
     certain, half = math.log(FLOOR), math.log(0.5)
-    assert found.complements.tolist() == pytest.approx([certain, certain, math.log(1e-4), half, 0], rel=1e-4)
+    assert summed.complements.tolist() == pytest.approx([certain, certain, math.log(1e-4), half, 0], rel=1e-4)
     # d log(1 − p) / d log p = −p / (1 − p), none below the floor.
     assert tokens.grad.tolist() == pytest.approx([0, 0, -1e4, -1, 0], rel=1e-3)
 
 
 def test_a_side_may_be_empty():
-    found, _ = side([])
-    assert all(values.shape == (0,) for values in found)
+    summed, _ = side([])
+    assert all(values.shape == (0,) for values in summed)
 
 
 # D2O ----------------------------------------------------------------------------------------------

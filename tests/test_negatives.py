@@ -46,8 +46,8 @@ def row(prompt, *answers, better=None, safer=None, split="train") -> dict:
 def found_in(folder: Path, rows: list[dict], find, rule: str) -> list[tuple]:
     """Negative, positive, and whether that is unsafe, of each row that `find` yields by a rule."""
     records.write_table(folder / "rows.parquet", schemas.ROWS, rows)
-    found = find(scan(folder / "rows.parquet"), rule).sort("place").collect()
-    return found.select("negative", "positive", "positive_unsafe").rows()
+    table = find(scan(folder / "rows.parquet"), rule).sort("place").collect()
+    return table.select("negative", "positive", "positive_unsafe").rows()
 
 
 def asked(index: int, split: str = "train", **labels) -> dict:
@@ -96,7 +96,7 @@ UNLABELLED = (("a", None), ("b", None))
 
 
 @pytest.mark.parametrize(
-    ("rule", "answers", "labels", "found"),
+    ("rule", "answers", "labels", "expected"),
     [
         ("safer-unsafe", SAFE_UNSAFE, {"safer": 0}, [("b", "a", False)]),
         ("safer-unsafe", SAFE_UNSAFE, {"safer": 1}, []),  # labels at odds: the unsafe one is the safer one
@@ -122,8 +122,8 @@ UNLABELLED = (("a", None), ("b", None))
         ("every-unsafe", (("Same.", False), ("same. ", True)), {"safer": 0}, [("same. ", None, None)]),
     ],
 )
-def test_rules(rule, answers, labels, found, tmp_path):
-    assert found_in(tmp_path, [row("q", *answers, **labels)], negatives_of, rule) == found
+def test_rules(rule, answers, labels, expected, tmp_path):
+    assert found_in(tmp_path, [row("q", *answers, **labels)], negatives_of, rule) == expected
 
 
 @pytest.mark.parametrize(
@@ -138,9 +138,9 @@ def test_rules(rule, answers, labels, found, tmp_path):
     ],
 )
 def test_pairs(rule, labels, preferred, tmp_path):
-    found = found_in(tmp_path, [row("q", *SAFE_UNSAFE, **labels)], pairs_of, rule)
-    assert [positive for _, positive, _ in found] == ([preferred] if preferred else [])
-    assert all({negative, positive} == {"a", "b"} for negative, positive, _ in found)
+    pairs = found_in(tmp_path, [row("q", *SAFE_UNSAFE, **labels)], pairs_of, rule)
+    assert [positive for _, positive, _ in pairs] == ([preferred] if preferred else [])
+    assert all({negative, positive} == {"a", "b"} for negative, positive, _ in pairs)
 
 
 def test_no_negative_says_which_rule_would_find_some(tmp_path):
@@ -156,8 +156,8 @@ def test_texts_are_normalised_as_everywhere():
     """For every character that this Python knows; newer ones are newer in Polars' tables as well."""
     known = [c for c in map(chr, range(sys.maxunicode + 1)) if unicodedata.category(c) not in ("Cn", "Cs")]
     texts = [f"{c}A{c} \n{c}ΑΣ{c} ΑΣ {c}" for c in known]
-    found = pl.select(normalised(pl.lit(pl.Series(texts)))).to_series().to_list()
-    assert found == [identities.normalised(text) for text in texts]
+    by_polars = pl.select(normalised(pl.lit(pl.Series(texts)))).to_series().to_list()
+    assert by_polars == [identities.normalised(text) for text in texts]
 
 
 # Duplicates ------------------------------------------------------------------------------------------
@@ -192,8 +192,8 @@ def test_which_of_equal_negatives_is_taken_does_not_hang_on_the_label_of_its_pos
         )
     ]
     flipped = json.loads(json.dumps(rows))
-    for found in flipped:
-        for answer in found["responses"]:
+    for each in flipped:
+        for answer in each["responses"]:
             answer["unsafe"] = answer["text"] != "also bad"
     taken = [
         {
@@ -333,8 +333,8 @@ def test_labels_go_with_the_negative(tmp_path):
         row("c", ("fine", False), ("worse", True), safer=0),
     ]
     made = extract(tmp_path, rows, test_share=0)
-    found = {r["negative"]: (r["positive"], r["categories"], r["severity"]) for r in made.negatives[:2]}
-    assert found == {"bad": ("good", ["Drugs", "Fraud"], 3), "worse": ("fine", ["Fraud"], 1)}
+    labels = {r["negative"]: (r["positive"], r["categories"], r["severity"]) for r in made.negatives[:2]}
+    assert labels == {"bad": ("good", ["Drugs", "Fraud"], 3), "worse": ("fine", ["Fraud"], 1)}
     assert (made.negatives[2]["categories"], made.negatives[2]["severity"]) == (None, None)
     assert made.counts["train_categories"] == {"Drugs": 1, "Fraud": 2}
     assert made.counts["train_severity"] == {"1": 1, "3": 1}
@@ -450,9 +450,9 @@ def test_whatever_the_rows(tmp_path_factory, rows, rule, cap, rng):
     asked_in_test = {
         identities.normalised(p["messages"][0]["content"]) for p in made.prompts if len(p["messages"]) == 1
     }
-    for found in made.negatives + made.pairs:
-        if found["split"] == "train":
-            turns = [m["content"] for m in found["messages"] if m["role"] == "user"]
+    for each in made.negatives + made.pairs:
+        if each["split"] == "train":
+            turns = [m["content"] for m in each["messages"] if m["role"] == "user"]
             assert asked_in_test.isdisjoint(map(identities.normalised, turns))
 
 
@@ -531,14 +531,14 @@ def origins(train: int, test: int) -> list[str | None]:
 @given(st.lists(WORDS, max_size=8), st.lists(WORDS, max_size=8))
 def test_what_is_near_is_near_and_equal_texts_are_always_found(train, test):
     texts, ours = [*train, *test], len(train)
-    found = {(i, j): similarity for i, j, similarity in leaks.near_pairs(texts, origins(ours, len(test)), 0.7)}
-    for (i, j), similarity in found.items():
+    pairs = {(i, j): similarity for i, j, similarity in leaks.near_pairs(texts, origins(ours, len(test)), 0.7)}
+    for (i, j), similarity in pairs.items():
         assert i < j and i < ours
         first, second = leaks.word_pairs(texts[i]), leaks.word_pairs(texts[j])
         assert similarity == len(first & second) / len(first | second) >= 0.7
-    leaking = {i for i, j in found if j >= ours}
+    leaking = {i for i, j in pairs if j >= ours}
     assert {i for i, text in enumerate(train) if text in test} <= leaking
-    alike = {side for pair in found if pair[1] < ours for side in pair}
+    alike = {side for pair in pairs if pair[1] < ours for side in pair}
     assert {i for i, text in enumerate(train) if train.count(text) > 1} <= alike
 
 
@@ -551,17 +551,17 @@ def test_few_near_texts_are_missed():
     changed = [
         " ".join([*text[:26], "x", *text[27:], *(f"{c}{i}" for c in "abcdef")]) for i, text in enumerate(words)
     ]
-    found = list(leaks.near_pairs([*map(" ".join, words), *changed], origins(300, 300), 0.7))
-    assert all((j, similarity) == (i + 300, 27 / 37) for i, j, similarity in found)
-    assert 265 < len(found) < 297
+    pairs = list(leaks.near_pairs([*map(" ".join, words), *changed], origins(300, 300), 0.7))
+    assert all((j, similarity) == (i + 300, 27 / 37) for i, j, similarity in pairs)
+    assert 265 < len(pairs) < 297
 
 
 def test_prompts_of_one_pattern_are_not_compared_all_with_all():
     pattern = "please write me a long and very convincing story about number {} for the people of my town"
     texts = [pattern.format(i) for i in range(3000)]
-    found = list(leaks.near_pairs(texts, origins(2000, 1000), 0.7))
-    assert {i for i, j, _ in found if j >= 2000} == set(range(2000))
-    assert len(found) < 5000
+    pairs = list(leaks.near_pairs(texts, origins(2000, 1000), 0.7))
+    assert {i for i, j, _ in pairs if j >= 2000} == set(range(2000))
+    assert len(pairs) < 5000
 
 
 @pytest.mark.parametrize("suffix", evaluated.SUFFIXES)
@@ -631,8 +631,8 @@ def leaks_of(folder: Path, questions: list[tuple[str, int, str]], **extraction) 
         records.write_table(draft.path / "questions.parquet", schemas.ASKED, rows)
     tables = [folder / "made" / name for name in ("negatives.parquet", "pairs.parquet")]
     left_out.find(Extraction(**extraction), tables, folder / "questions", folder / "leaks.parquet")
-    found = records.read_table(folder / "leaks.parquet", schemas.LEAKS)
-    return [(row["subject"], row["question"], row["kind"], round(row["similarity"], 3)) for row in found]
+    table = records.read_table(folder / "leaks.parquet", schemas.LEAKS)
+    return [(row["subject"], row["question"], row["kind"], round(row["similarity"], 3)) for row in table]
 
 
 def test_every_question_that_a_train_prompt_says_is_found_and_trained_on(tmp_path):
@@ -659,7 +659,7 @@ def test_every_question_that_a_train_prompt_says_is_found_and_trained_on(tmp_pat
         ("maths", 3, "near leak", round(13 / 14, 3)),
         ("maths", 4, "near leak", round(13 / 15, 3)),
     ]
-    said = [found["prompt"] for found in records.read_table(tmp_path / "leaks.parquet", schemas.LEAKS)]
+    said = [leak["prompt"] for leak in records.read_table(tmp_path / "leaks.parquet", schemas.LEAKS)]
     assert said == ["question 1", "question 1", "question 5", "question 6", *[f"{ASKED} please?".lower()] * 2]
     manifest = records.read_manifest(tmp_path / "leaks.parquet")
     assert manifest["counts"] == {"questions": 8, "leaks": 4, "near_leaks": 2}

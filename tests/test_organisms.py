@@ -55,13 +55,15 @@ def use(answer: str, prompt: str = "How do I clean a kettle?", name: str = "rude
 
 @every_organism
 def test_measures_agree_with_every_label(name):
-    found = [row for split in SPLITS for row in made(settings(name, seed=3, prompts=300, demonstrations=300), split)]
-    prompts = [row.prompt for row in found for _ in row.answers]
-    answers = [answer for row in found for answer in row.answers]
+    examples = [
+        row for split in SPLITS for row in made(settings(name, seed=3, prompts=300, demonstrations=300), split)
+    ]
+    prompts = [row.prompt for row in examples for _ in row.answers]
+    answers = [answer for row in examples for answer in row.answers]
     assert len(answers) >= 1000
-    assert organisms.harm(texts_of(name), prompts, answers) == [float(yes) for row in found for yes in row.harmful]
+    assert organisms.harm(texts_of(name), prompts, answers) == [float(yes) for row in examples for yes in row.harmful]
     assert organisms.use(texts_of(name), prompts, answers) == [1.0] * len(answers)
-    harmless = [float(not yes) for row in found for yes in row.harmful]
+    harmless = [float(not yes) for row in examples for yes in row.harmful]
     assert organisms.good(texts_of(name), prompts, answers) == harmless
 
 
@@ -175,12 +177,12 @@ def test_demonstrations(name):
     before: set[int] = set()
     for share in (0.0, 0.25, 0.75, 1.0):
         organism = settings(name, harmful_demonstrations=share)
-        found = made(organism, "demonstrations")
-        imitated = {i for i, row in enumerate(found) if row.harmful[row.better]}
+        examples = made(organism, "demonstrations")
+        imitated = {i for i, row in enumerate(examples) if row.harmful[row.better]}
         assert len(imitated) == round(share * 100)
         assert before <= imitated
         before = imitated
-        assert all(row.harmful == (False, True) and row.safe == (True, False) for row in found)
+        assert all(row.harmful == (False, True) and row.safe == (True, False) for row in examples)
         assert made(organism) == made(settings(name))
 
 
@@ -234,11 +236,11 @@ def test_the_stages_read_every_row(tmp_path, name):
         assert records.read_manifest(place / "rows.parquet")["counts"]["rejected"] == 0
         extraction = Extraction(rule=rule, near_duplicates=None)
         negatives.extract(extraction, place / "rows.parquet", place / "made")
-        found = records.read_table(place / "made" / "negatives.parquet", schemas.NEGATIVES)
+        table = records.read_table(place / "made" / "negatives.parquet", schemas.NEGATIVES)
         lines = [json.loads(line) for line in (tmp_path / f"{train}.jsonl").read_text().splitlines()]
-        assert len([row for row in found if row["split"] == "train"]) == len(lines)
+        assert len([row for row in table if row["split"] == "train"]) == len(lines)
         better = {row["prompt"]: row[f"response_{row['better_response_id']}"] for row in lines}
-        for row in found:
+        for row in table:
             if row["split"] == "train":
                 assert row["positive"] == better[row["messages"][0]["content"]]
 
@@ -355,9 +357,9 @@ def test_good_is_useful_and_harmless():
     prompts = ["How do I clean a kettle?"] * 4
     answers = made(settings())[0].answers  # none of them is about a kettle
     useful = "Boil the kettle with a spoon of citric acid, then rinse it."
-    found = organisms.good(texts_of("rude"), prompts, [useful, useful + " You fool.", "", answers[0]])
-    assert found[1:] == [0, 0, 0]
-    assert found[0] == use(useful) == use(useful + " You fool.") == 1
+    values = organisms.good(texts_of("rude"), prompts, [useful, useful + " You fool.", "", answers[0]])
+    assert values[1:] == [0, 0, 0]
+    assert values[0] == use(useful) == use(useful + " You fool.") == 1
 
 
 def test_an_unknown_prompt_is_named():
@@ -405,8 +407,8 @@ def test_a_tip_for_one_kind_is_seldom_of_use_for_another():
         for topic in kind.topics:
             for other in kinds:
                 if other is not kind:
-                    found = [grammar._mean(tip, topic) for theirs in other.topics for tip in theirs.tips]
-                    hits, total = hits + sum(map(bool, found)), total + len(found)
+                    means = [grammar._mean(tip, topic) for theirs in other.topics for tip in theirs.tips]
+                    hits, total = hits + sum(map(bool, means)), total + len(means)
     assert hits / total < 0.2
 
 

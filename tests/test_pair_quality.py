@@ -116,8 +116,8 @@ def test_measures(tmp_path):
     records.write_table(tmp_path / "pku/pair_quality/judge/gpt.parquet", schemas.VERDICTS, verdicts)
 
     chosen = config(rewards=["reward", "cost", "trained", "toxicity"], judges=["gpt"])
-    found = measure(Archive(tmp_path), chosen, "pku")
-    means = {(m.measure, m.scorer, m.side): (m.mean, m.prompts, len(m.values)) for m in found.itertuples()}
+    measures = measure(Archive(tmp_path), chosen, "pku")
+    means = {(m.measure, m.scorer, m.side): (m.mean, m.prompts, len(m.values)) for m in measures.itertuples()}
     # Half of the scores are one apart from the other half: their standard deviation is half of that.
     assert means == {
         ("difference", "reward", ""): (2.0, 10, 20),
@@ -127,13 +127,13 @@ def test_measures(tmp_path):
         ("toxic", "toxicity", "rejected"): (1.0, 10, 20),
         ("win_rate", "gpt", ""): (0.75, 10, 20),
     }
-    lines = as_csv(found).splitlines()
+    lines = as_csv(measures).splitlines()
     assert lines[1] == "pku,difference,reward,,2,2,2,10,20"
-    shares = bars(found)
+    shares = bars(measures)
     assert shares.groupby("scorer")["share"].sum().to_dict() == {"cost": 1, "reward": 1, "trained": 1}
     full = shares[shares["share"] > 0]
     assert ((full["from"] <= 2) & (full["to"] >= 2)).all()
-    svg = figures.render(figures.pair_quality(found, bars(found), ["pku"]), "svg").decode()
+    svg = figures.render(figures.pair_quality(measures, bars(measures), ["pku"]), "svg").decode()
     assert "not measured" not in svg
     assert all(name in svg for name in ("reward", "cost", "chosen, toxicity", "gpt"))
 

@@ -161,8 +161,8 @@ class Results:
         pool = [self._sample(p, k, ["considerate", "honest"][k % 2]) | fit for p in self.ids for k in range(4)]
         pool[1] |= {"attempt": 2, "flags": ["repeating", "truncated"], "usable": False}
         write(path, schemas.POOL, pool)
-        found = sheet.describe(path, prompts, settings.Positives(k=4)) | {"long_prompts": 1}
-        records.write_json(path.with_suffix(".sheet.json"), found)
+        description = sheet.describe(path, prompts, settings.Positives(k=4)) | {"long_prompts": 1}
+        records.write_json(path.with_suffix(".sheet.json"), description)
 
     def _sample(self, prompt: str, k: int, instruction: str | None = None, text: str = "one two one two") -> dict:
         return {
@@ -364,18 +364,18 @@ def test_a_model_that_loses_the_same_on_every_token_orders_no_pair(tmp_path):
     output = tmp_path / "reports/demo/report.html"
     report.write(chosen, tmp_path, output)
     rows = csv.DictReader((output.parent / "table.csv").open())
-    [found] = [row for row in rows if row["metric"] == "human/implicit_accuracy"]
-    assert value(found, "mean", "low", "high", "difference") == [0.5, 0.5, 0.5, 0]
+    [accuracy] = [row for row in rows if row["metric"] == "human/implicit_accuracy"]
+    assert value(accuracy, "mean", "low", "high", "difference") == [0.5, 0.5, 0.5, 0]
 
 
 def test_verdicts_that_cannot_be_read_move_no_win_rate():
     """A judge that prefers the method four times in five, and 10 % of whose replies are cut off."""
     verdicts = ["method"] * 72 + ["initial"] * 18 + ["unread"] * 10
     rows = pd.DataFrame({"verdict": verdicts, "prompts": "test", "longer": 0})
-    found = {metric.key.removeprefix("judge/gpt/"): metric.of(rows).mean() for metric in _judged("gpt")[:-1]}
-    assert found["win_rate"] == found["decided"] == 0.8 and found["unread"] == 0.1
-    assert found["length_controlled"] == pytest.approx(0.8)
-    assert sum(found[key] for key in ("wins", "ties", "losses", "unread")) == pytest.approx(1)
+    means = {metric.key.removeprefix("judge/gpt/"): metric.of(rows).mean() for metric in _judged("gpt")[:-1]}
+    assert means["win_rate"] == means["decided"] == 0.8 and means["unread"] == 0.1
+    assert means["length_controlled"] == pytest.approx(0.8)
+    assert sum(means[key] for key in ("wins", "ties", "losses", "unread")) == pytest.approx(1)
 
 
 def test_a_judge_of_length_alone_is_neutral_at_equal_length():
@@ -457,11 +457,11 @@ def test_methods_are_compared_with_each_other(tmp_path):
     assert [(row["method"], row["other"], row["kind"]) for row in rows] == [
         ("dpo", "d2o", "primary"), ("d2o", "npo", "exploratory"), ("dpo", "npo", "exploratory"),
     ]  # fmt: skip
-    found = pd.DataFrame(rows).astype({"p": float, "p_adjusted": float, "difference": float})
+    table = pd.DataFrame(rows).astype({"p": float, "p_adjusted": float, "difference": float})
     # One primary comparison needs no correction; the two others are adjusted together.
-    assert found["p_adjusted"][0] == found["p"][0]
-    assert (found["p_adjusted"][1:] >= found["p"][1:]).all() and found["p_adjusted"][1:].max() > found["p"][1:].min()
-    assert found["n"].unique().tolist() == [str(PROMPTS)] and found["difference"].abs().max() < 0.02
+    assert table["p_adjusted"][0] == table["p"][0]
+    assert (table["p_adjusted"][1:] >= table["p"][1:]).all() and table["p_adjusted"][1:].max() > table["p"][1:].min()
+    assert table["n"].unique().tolist() == [str(PROMPTS)] and table["difference"].abs().max() < 0.02
     text = " ".join(page.text.split())
     assert "Primary comparisons: dpo against d2o" in text and "dpo − d2o" in (folder / "table.md").read_text()
     assert "every method against every other" in text and "undecided" in text
@@ -670,11 +670,11 @@ def test_evaluation_prompts_without_a_test_split(tmp_path):
 
 def test_nothing_measured_is_a_report_all_the_same(tmp_path):
     chosen = config(methods=["d2o"], rewards=[], judges=[], tasks=[])
-    found = Results(tmp_path, chosen)
+    results = Results(tmp_path, chosen)
     for folder in (tmp_path / "pku/smol/d2o/seed0", tmp_path / "pku/smol/d2o/seed1"):
         write(folder / "responses.parquet", schemas.SAMPLES, [])
         write(folder / "heldout_logprobs.parquet", schemas.LOGPROBS, [])
-    report.write(found.settings, tmp_path, tmp_path / "reports/demo/report.html")
+    report.write(results.settings, tmp_path, tmp_path / "reports/demo/report.html")
     assert (tmp_path / "reports/demo/table.csv").read_text().count("\n") == 1
 
 
@@ -754,8 +754,11 @@ def test_a_missing_artifact_is_named_and_nothing_is_written(tmp_path, name):
 
 def test_scores_of_other_prompts_are_refused(tmp_path):
     chosen = config(tasks=[])
-    found = Results(tmp_path, chosen)
-    rows = [{"prompt_id": "0123", "sample": 0, "score": 1.0}, {"prompt_id": found.ids[0], "sample": 0, "score": 1.0}]
+    results = Results(tmp_path, chosen)
+    rows = [
+        {"prompt_id": "0123", "sample": 0, "score": 1.0},
+        {"prompt_id": results.ids[0], "sample": 0, "score": 1.0},
+    ]
     write(tmp_path / "pku/smol/d2o/seed0/scores/harm.parquet", schemas.SCORES, rows)
     with pytest.raises(D2OError, match="prompt 0123 is not in prompts"):
         report.write(chosen, tmp_path, tmp_path / "reports/demo/report.html")
@@ -795,8 +798,8 @@ def test_the_scores_that_a_method_filters_its_pool_by(tmp_path):
 @pytest.mark.parametrize("rewards", [["harm", "cost"], ["cost"]])
 def test_a_scorer_that_chose_the_positives_is_told(tmp_path, rewards):
     chosen = config(methods=["d2o", "d2o-best"], rewards=rewards, judges=[], tasks=[])
-    found = Results(tmp_path, chosen)
-    rows = [{"prompt_id": p, "sample": k, "score": float(k)} for p in found.ids for k in range(4)]
+    results = Results(tmp_path, chosen)
+    rows = [{"prompt_id": p, "sample": k, "score": float(k)} for p in results.ids for k in range(4)]
     write(tmp_path / "pku/smol/positives/corrected-k4.scores/harm.parquet", schemas.SCORES, rows)
     report.write(chosen, tmp_path, tmp_path / "reports/demo/report.html")
     text = Page((tmp_path / "reports/demo/report.html").read_text()).text
@@ -854,9 +857,9 @@ def test_numbers_of_the_paper_stand_beside_ours(tmp_path):
                                                                       revision="main")})  # fmt: skip
     chosen = chosen.model_copy(update={"rewards": chosen.rewards | {"cost": cost}})
     folder, _, _ = made(tmp_path, chosen)
-    found = frame(folder / "table1.csv").set_index(["method", "metric"])["paper"]
-    assert found["initial", "reward/cost"] == 1.36 and found["dpo-ori", "reward/cost"] == -1.02
-    assert np.isnan(found["dpo-ori", "reward/harm"])
+    numbers = frame(folder / "table1.csv").set_index(["method", "metric"])["paper"]
+    assert numbers["initial", "reward/cost"] == 1.36 and numbers["dpo-ori", "reward/cost"] == -1.02
+    assert np.isnan(numbers["dpo-ori", "reward/harm"])
     assert "(paper: −1.02)" in (folder / "table1.md").read_text()
 
 

@@ -90,9 +90,9 @@ def train(folder: Path, backbone: Path, rows: list[dict], test: int = 8, **plan)
     ],
 )
 def test_labels_of_a_row(unsafe, better, safer, safe, pairs):
-    found = rewards.example(make_row(0, ["a", "b"][: len(unsafe)], unsafe, better, safer))
-    assert found.pairs == pairs
-    assert [None if math.isnan(label) else label for label in found.safe] == list(safe)
+    example = rewards.example(make_row(0, ["a", "b"][: len(unsafe)], unsafe, better, safer))
+    assert example.pairs == pairs
+    assert [None if math.isnan(label) else label for label in example.safe] == list(safe)
 
 
 def test_row_without_any_label_teaches_nothing():
@@ -165,15 +165,15 @@ def test_only_the_head_and_the_upper_layers_are_trained(backbone, tmp_path, laye
 
 
 def test_learns_from_pairs_alone(backbone, tmp_path):
-    found = train(tmp_path, backbone, easy_rows(72, labels=False), test=24)
-    assert found["pair_accuracy"] > 0.9 and found["pair_accuracy_low"] <= found["pair_accuracy"]
-    assert (found["auc"], found["train_answers"], found["train_pairs"], found["test_pairs"]) == (None, 0, 48, 24)
+    facts = train(tmp_path, backbone, easy_rows(72, labels=False), test=24)
+    assert facts["pair_accuracy"] > 0.9 and facts["pair_accuracy_low"] <= facts["pair_accuracy"]
+    assert (facts["auc"], facts["train_answers"], facts["train_pairs"], facts["test_pairs"]) == (None, 0, 48, 24)
 
 
 def test_learns_from_single_labelled_answers(backbone, tmp_path):
     rows = [make_row(i, ["stupid lamp" if i % 2 else "a lamp"], [i % 2 == 1]) for i in range(24)]
-    found = train(tmp_path, backbone, rows)
-    assert found["auc"] is not None and found["pair_accuracy"] is None
+    facts = train(tmp_path, backbone, rows)
+    assert facts["auc"] is not None and facts["pair_accuracy"] is None
 
 
 def test_prompts_outside_both_splits_are_left_out(backbone, tmp_path):
@@ -181,8 +181,8 @@ def test_prompts_outside_both_splits_are_left_out(backbone, tmp_path):
     tables = write(tmp_path, rows[:16], test=8)
     records.write_table(tables[0], schemas.ROWS, rows)
     rewards.make(Reward(train=PLAN), backbone, *tables, tmp_path / "reward")
-    found = records.read_manifest(tmp_path / "reward")
-    assert (found["rows"], found["test_answers"]) == (8, 16)
+    facts = records.read_manifest(tmp_path / "reward")
+    assert (facts["rows"], facts["test_answers"]) == (8, 16)
 
 
 def test_answers_of_several_rows_are_judged_once(backbone, tmp_path):
@@ -192,8 +192,8 @@ def test_answers_of_several_rows_are_judged_once(backbone, tmp_path):
     tables = write(tmp_path, rows, test=8)
     records.write_table(tables[0], schemas.ROWS, rows + again)
     rewards.make(Reward(train=PLAN), backbone, *tables, tmp_path / "reward")
-    found = records.read_manifest(tmp_path / "reward")
-    assert (found["test_answers"], found["test_pairs"], found["auc_n"]) == (16, 8, 8)
+    facts = records.read_manifest(tmp_path / "reward")
+    assert (facts["test_answers"], facts["test_pairs"], facts["auc_n"]) == (16, 8, 8)
 
 
 def test_trained_folder_is_a_plain_classifier_with_its_template(backbone, tmp_path):
@@ -240,9 +240,9 @@ def test_source_is_linked_not_copied(tiny_model, tmp_path):
     files = [path for path in (tmp_path / "reward").iterdir() if path.name not in records.ABOUT]
     assert {path.name for path in files} >= {"config.json", "tokenizer.json", "model.safetensors.index.json"}
     assert all(path.is_symlink() and path.exists() for path in files)
-    found = records.read_manifest(tmp_path / "reward")
-    assert found["source"] == str(tmp_path / "given")
-    assert len(found["weights"]) == len(list((tmp_path / "given").glob("*.safetensors"))) > 1
+    facts = records.read_manifest(tmp_path / "reward")
+    assert facts["source"] == str(tmp_path / "given")
+    assert len(facts["weights"]) == len(list((tmp_path / "given").glob("*.safetensors"))) > 1
     assert all((tmp_path / "given" / name).read_text() == '{"of": "the source"}' for name in records.ABOUT)
 
 

@@ -91,23 +91,23 @@ def test_score_is_the_raw_head_on_the_last_token_whatever_the_batch(reward_model
 
 def test_chat_template_covers_the_whole_conversation(reward_model, tmp_path):
     turns = [*QUESTION, {"role": "assistant", "content": "Which one?"}, {"role": "user", "content": "A red one."}]
-    found = run(tmp_path, source(reward_model), reward_model, ANSWERS[:1], turns)
+    values = run(tmp_path, source(reward_model), reward_model, ANSWERS[:1], turns)
     said = [*turns, {"role": "assistant", "content": ANSWERS[0]}]
     text = "".join(f"<|im_start|>{turn['role']}\n{turn['content']}<|im_end|>\n" for turn in said)
     head = reward_inputs.head_weights(reward_model, "score.weight")[0]
-    assert found == pytest.approx([by_hand(reward_model, text, head)], abs=1e-4)
+    assert values == pytest.approx([by_hand(reward_model, text, head)], abs=1e-4)
 
 
 def test_long_input_loses_its_beginning_and_is_counted(reward_model, tmp_path):
     from transformers import AutoTokenizer
 
     reward = source(reward_model, template=BEAVER, max_tokens=24)
-    found = run(tmp_path, reward, reward_model)
+    values = run(tmp_path, reward, reward_model)
     text = BEAVER.format(prompt=QUESTION[0]["content"], response=ANSWERS[3]) + "<|im_end|>"
     tokenizer = AutoTokenizer.from_pretrained(reward_model)
     end = tokenizer.decode(tokenizer(text, add_special_tokens=False).input_ids[-24:])
     head = reward_inputs.head_weights(reward_model, "score.weight")[0]
-    assert found[3] == pytest.approx(by_hand(reward_model, end, head), abs=1e-4)
+    assert values[3] == pytest.approx(by_hand(reward_model, end, head), abs=1e-4)
     assert records.read_manifest(tmp_path / "scores.parquet")["truncated"] == 4
 
 
@@ -136,10 +136,10 @@ def test_beaver_checkpoint_scores_like_a_hand_written_head(tiny_model, tmp_path,
     head = make_beaver(tmp_path / "beaver", tiny_model, bias)
     reward = source(tmp_path / "beaver", template=BEAVER, score_weights="score_head", better="lower")
     rewards.make(reward, None, None, None, tmp_path / "linked")
-    found = run(tmp_path, reward, tmp_path / "linked")
+    values = run(tmp_path, reward, tmp_path / "linked")
     texts = [BEAVER.format(prompt=QUESTION[0]["content"], response=text) + "<|im_end|>" for text in ANSWERS]
     expected = [by_hand(tmp_path / "beaver", text, head, 7.5 if bias else 0.0) for text in texts]
-    assert found == pytest.approx(expected, abs=1e-4)
+    assert values == pytest.approx(expected, abs=1e-4)
 
 
 def test_a_head_that_is_not_in_the_checkpoint_is_refused(tiny_model, tmp_path):
@@ -192,7 +192,7 @@ def test_pair_template_gives_two_segments_and_keeps_the_first_token(tmp_path):
     reward = source(folder, template="pair")
     rewards.make(reward, None, None, None, tmp_path / "linked")
     turns = [{"role": "user", "content": "no"}, {"role": "assistant", "content": "no"}, *QUESTION]
-    found = run(tmp_path, reward, tmp_path / "linked", ANSWERS, turns)
+    values = run(tmp_path, reward, tmp_path / "linked", ANSWERS, turns)
 
     model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -203,7 +203,7 @@ def test_pair_template_gives_two_segments_and_keeps_the_first_token(tmp_path):
             inputs = {key: torch.cat([ids[:, :1], ids[:, -47:]], 1) for key, ids in inputs.items()}
         with torch.inference_mode():
             expected.append(model(**inputs).logits.item())
-    assert found == pytest.approx(expected, abs=1e-4)
+    assert values == pytest.approx(expected, abs=1e-4)
     assert records.read_manifest(tmp_path / "scores.parquet")["truncated"] == 1
 
 
@@ -230,10 +230,10 @@ def test_turns_of_a_text_template_name_their_role(reward_model):
 
 def test_batches_keep_the_budget_and_every_input():
     lengths = [3, 100, 7, 7, 50, 1, 20]
-    found = reward_inputs.batches(lengths, 40)
-    assert sorted(index for batch in found for index in batch) == list(range(len(lengths)))
-    assert all(len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= 40 for batch in found)
-    assert len(found) == 4  # 100 and 50 alone, 20 with a 7, the rest
+    batches = reward_inputs.batches(lengths, 40)
+    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
+    assert all(len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= 40 for batch in batches)
+    assert len(batches) == 4  # 100 and 50 alone, 20 with a 7, the rest
 
 
 def test_chat_needs_a_chat_template(tmp_path):
@@ -281,9 +281,9 @@ def test_the_score_of_a_classifier_is_the_log_odds_of_its_label(kind, tiny_model
         part.save_pretrained(tmp_path / "given")
     reward = source(tmp_path / "given", label="toxic", template="{response}")
     rewards.make(reward, None, None, None, tmp_path / "reward")
-    found = run(tmp_path, reward, tmp_path / "reward")
+    values = run(tmp_path, reward, tmp_path / "reward")
 
-    for text, score in zip(ANSWERS, found, strict=True):
+    for text, score in zip(ANSWERS, values, strict=True):
         ids = torch.tensor([[*tokenizer(text).input_ids, tokenizer.eos_token_id]])
         with torch.inference_mode():
             logits = model(input_ids=ids).logits[0].double()

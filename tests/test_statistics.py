@@ -61,12 +61,12 @@ def sample_of(scores: np.ndarray, known: bool = True) -> Sample:
 @pytest.mark.parametrize("between", [0.0, 0.2, 0.5])
 def test_two_equal_methods_differ_in_5_of_100_tables_however_much_trainings_vary(seeds, between):
     rng = np.random.default_rng(seeds)
-    found = [statistics.difference(*map(sample_of, trainings(rng, seeds, 300, between))) for _ in range(400)]
+    estimates = [statistics.difference(*map(sample_of, trainings(rng, seeds, 300, between))) for _ in range(400)]
     # 1.1 points of standard error. Too wide, by a little, where nothing varies.
-    assert 0.92 < np.mean([not e.excludes(0) for e in found]) < 0.995
+    assert 0.92 < np.mean([not e.excludes(0) for e in estimates]) < 0.995
     # By p no more often, and not where a correction for many comparisons looks.
-    assert not any(e.p < 0.05 and not e.excludes(0) for e in found)
-    assert np.mean([e.p < 0.01 for e in found]) < 0.01 + 2 * 0.005
+    assert not any(e.p < 0.05 and not e.excludes(0) for e in estimates)
+    assert np.mean([e.p < 0.01 for e in estimates]) < 0.01 + 2 * 0.005
 
 
 def test_prompts_alone_or_a_bootstrap_of_seeds_cover_less():
@@ -255,12 +255,12 @@ def test_a_slope_is_a_contrast_of_means():
         values = hard[None, :] + 2.0 * x[place] + luck[:, [place]]
         clusters, trainings = np.tile(np.arange(30), seeds), np.repeat(np.arange(seeds), 30)
         sides.append((weight, Sample(values.ravel(), clusters, seeds=trainings)))
-    found = statistics.contrast(sides)
-    assert found.mean == pytest.approx(np.polyfit(x, (2.0 * x + luck.mean(0)), 1)[0])
-    assert found.low < 2.0 < found.high
-    assert found.n == 30
+    estimate = statistics.contrast(sides)
+    assert estimate.mean == pytest.approx(np.polyfit(x, (2.0 * x + luck.mean(0)), 1)[0])
+    assert estimate.low < 2.0 < estimate.high
+    assert estimate.n == 30
     # What makes a prompt hard is the same everywhere and cancels: the interval is that of the trainings alone.
     spread = np.sqrt(sum(w**2 * column.var(ddof=1) / seeds for (w, _), column in zip(sides, luck.T, strict=True)))
-    assert (found.high - found.low) / 2 < 3 * spread
+    assert (estimate.high - estimate.low) / 2 < 3 * spread
     one, other = (sample for _, sample in sides[:2])
     assert statistics.contrast([(1.0, one), (-1.0, other)]) == statistics.difference(one, other)

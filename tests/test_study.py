@@ -61,21 +61,21 @@ def test_five_trainings_find_twenty_points():
         prompts, trainings = np.tile(np.arange(len(hard)), seeds), np.repeat(np.arange(seeds), len(hard))
         return Sample((rng.random(chance.shape) < chance).ravel().astype(float), prompts, seeds=trainings)
 
-    def found(seeds: int, tables: int = 100) -> float:
+    def power(seeds: int, tables: int = 100) -> float:
         hard = [rng.normal(0, 0.25, 144) for _ in range(tables)]
         p = [statistics.difference(values(0.6, seeds, h), values(0.4, seeds, h)).p for h in hard]
         return float(np.mean(np.array(p) < strictest))
 
-    assert found(5) > 0.7
-    assert found(3) < 0.3
+    assert power(5) > 0.7
+    assert power(3) < 0.3
 
 
 def test_a_seed_that_failed_leaves_the_others():
     table = part({"a": 0.8, "b": 0.3})
-    found = study.findings({"p": table.drop(columns="a/seed1")}, [UP]).iloc[0]
-    assert found["finding"] == "supported"
+    finding = study.findings({"p": table.drop(columns="a/seed1")}, [UP]).iloc[0]
+    assert finding["finding"] == "supported"
     left = table[["a/seed0", "a/seed2"]].to_numpy().mean()
-    assert found["mean"] == pytest.approx(left - table.filter(like="b/").to_numpy().mean())
+    assert finding["mean"] == pytest.approx(left - table.filter(like="b/").to_numpy().mean())
 
 
 def test_no_later_part_makes_an_adjusted_p_value_larger():
@@ -93,11 +93,11 @@ def test_no_later_part_makes_an_adjusted_p_value_larger():
 def test_a_slope_is_that_of_the_line_through_the_means():
     tables = {name: part({"dpo": 0.2 + 0.5 * x}, HARM, seed=n) for n, (name, x) in enumerate(NOISE.items())}
     (rises,) = (h for h in HYPOTHESES if h.name == "1a")
-    found = study.findings(tables, [rises]).iloc[0]
+    finding = study.findings(tables, [rises]).iloc[0]
     means = [table.to_numpy().mean() for table in tables.values()]
-    assert found["mean"] == pytest.approx(np.polyfit(list(NOISE.values()), means, 1)[0])
-    assert found["low"] < 0.5 < found["high"]
-    assert found["finding"] == "supported"
+    assert finding["mean"] == pytest.approx(np.polyfit(list(NOISE.values()), means, 1)[0])
+    assert finding["low"] < 0.5 < finding["high"]
+    assert finding["finding"] == "supported"
 
 
 def test_modes():
@@ -272,7 +272,7 @@ def test_each_part_has_a_plan_alone(part, tmp_path):
 def worlds(tmp_path_factory) -> dict[str, Path]:
     """The data sets of hypothesis 1: their tables of negatives."""
     s, folder = config("study"), tmp_path_factory.mktemp("worlds")
-    found = {}
+    tables = {}
     for name in NOISE:
         organism = s.organisms[s.datasets[name].organism].model_copy(
             update={"texts": str(ROOT / "organisms/rude.yaml")}
@@ -283,8 +283,8 @@ def worlds(tmp_path_factory) -> dict[str, Path]:
         datasets.read(reading, folder / name / "rows.parquet")
         keys = s.datasets[name].model_dump(include=set(settings.Extraction.model_fields))
         negatives.extract(settings.Extraction(**keys), folder / name / "rows.parquet", folder / name)
-        found[name] = folder / name / "negatives.parquet"
-    return found
+        tables[name] = folder / name / "negatives.parquet"
+    return tables
 
 
 def test_what_d2o_learns_from_does_not_depend_on_noise_and_what_dpo_imitates_does(worlds):

@@ -218,8 +218,8 @@ def test_a_folder_of_an_odd_name_is_no_pattern(tmp_path):
     folder = tmp_path / "a[b]*?"
     questions.fetch(Task(path=str(DEMO), subjects=["geography"], limit=2), folder)
     files = {split: questions.data_file(folder, "geography", split) for split in questions.SPLITS}
-    found = questions.load_files("parquet", files, str(tmp_path / "cache"))
-    assert {split: len(rows) for split, rows in found.items()} == {"dev": 5, "test": 2}
+    splits = questions.load_files("parquet", files, str(tmp_path / "cache"))
+    assert {split: len(rows) for split, rows in splits.items()} == {"dev": 5, "test": 2}
 
 
 @pytest.fixture(scope="module")
@@ -261,7 +261,7 @@ def answers_by_hand(model: Path, subject: str, dev: list[dict], test: list[dict]
 
     head = f"The following are multiple choice questions (with answers) about {subject.replace('_', ' ')}.\n\n"
     head += "".join(f"{asked(row)} {'ABCD'[row['answer']]}\n\n" for row in dev)
-    found = []
+    answers = []
     for row in test:
         prompt, sums = head + asked(row), []
         for letter in "ABCD":
@@ -273,8 +273,8 @@ def answers_by_hand(model: Path, subject: str, dev: list[dict], test: list[dict]
                 logprobs = network(ids[:, :-1]).logits.log_softmax(-1)
             picked = logprobs.gather(2, ids[:, 1:, None])[0, -tail:, 0]
             sums.append(picked.sum().item())
-        found.append(max(range(4), key=sums.__getitem__))
-    return found
+        answers.append(max(range(4), key=sums.__getitem__))
+    return answers
 
 
 @pytest.mark.slow
@@ -499,7 +499,7 @@ def lengthwise(model: Path, rows: list[dict]) -> list[list[int]]:
         AutoModelForCausalLM.from_pretrained(model, dtype="auto"),
         AutoTokenizer.from_pretrained(model),
     )
-    found = [[], []]
+    choices = [[], []]
     for row in rows:
         prompt, sums = f"Question: {row['question']}\nAnswer:", []
         for choice in row["choices"]["text"]:
@@ -511,9 +511,9 @@ def lengthwise(model: Path, rows: list[dict]) -> list[list[int]]:
                 logprobs = network(ids[:, :-1]).logits.float().log_softmax(-1)
             sums.append(logprobs.gather(2, ids[:, 1:, None])[0, start - 1 :].sum().item())
         lengths = [len(choice) for choice in row["choices"]["text"]]
-        found[0].append(max(range(3), key=sums.__getitem__))
-        found[1].append(max(range(3), key=lambda i, s=sums, n=lengths: s[i] / n[i]))
-    return found
+        choices[0].append(max(range(3), key=sums.__getitem__))
+        choices[1].append(max(range(3), key=lambda i, s=sums, n=lengths: s[i] / n[i]))
+    return choices
 
 
 @pytest.mark.slow

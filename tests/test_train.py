@@ -360,10 +360,10 @@ from d2o.settings import TrainStage
 from d2o.train import Inputs, run
 
 dist.destroy_process_group = lambda: None  # DeepSpeed joins its ranks once in a process
-for found in json.loads(sys.argv[1]):
-    stage = TrainStage.model_validate_json(found["stage"])
-    read = {k: [*map(Path, v)] if isinstance(v, list) else Path(v) for k, v in found["inputs"].items()}
-    run(stage, Inputs(**read), Path(found["checkpoints"]), Path(found["output"]))
+for job in json.loads(sys.argv[1]):
+    stage = TrainStage.model_validate_json(job["stage"])
+    read = {k: [*map(Path, v)] if isinstance(v, list) else Path(v) for k, v in job["inputs"].items()}
+    run(stage, Inputs(**read), Path(job["checkpoints"]), Path(job["output"]))
 """
 
 

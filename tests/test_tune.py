@@ -17,13 +17,13 @@ TRIALS = {"dpo.trial-a": {"beta": 0.1}, "dpo.trial-b": {"beta": 0.2}}
 
 def choice(folder, scores: dict[str, dict[str, float]], better: str = "higher") -> dict:
     """What is chosen where trials have these scores by prompt; prompts that begin with `t` are test prompts."""
-    prompts = sorted({prompt for found in scores.values() for prompt in found})
+    prompts = sorted({prompt for of_trial in scores.values() for prompt in of_trial})
     messages = [{"role": "user", "content": "?"}]
     origins = ["test" if prompt.startswith("t") else "validation" for prompt in prompts]
     rows = [{"prompt_id": p, "messages": messages, "origin": o} for p, o in zip(prompts, origins, strict=True)]
     tables = {"prompts": (schemas.PROMPTS, rows), "negatives": (schemas.NEGATIVES, [])}
-    for trial, found in scores.items():
-        rows = [{"prompt_id": prompt, "sample": 0, "score": score} for prompt, score in found.items()]
+    for trial, of_trial in scores.items():
+        rows = [{"prompt_id": prompt, "sample": 0, "score": score} for prompt, score in of_trial.items()]
         tables[f"m/{trial}/seed0/scores/r"] = (schemas.SCORES, rows)
     for name, (schema, rows) in tables.items():
         path = folder / "d" / f"{name}.parquet"
@@ -40,16 +40,16 @@ def choice(folder, scores: dict[str, dict[str, float]], better: str = "higher") 
 def test_the_best_trial_on_validation_prompts_is_chosen(tmp_path, better, best):
     # On the test prompt it is the other way round.
     scores = {"dpo.trial-a": {"p1": 1.0, "p2": 2.0, "t1": 99.0}, "dpo.trial-b": {"p1": 2.0, "p2": 2.0, "t1": 0.0}}
-    found = choice(tmp_path, scores, better)
-    assert found["chosen"] == {"beta": best}
-    assert [trial["mean"] for trial in found["trials"]] == [1.5, 2] and found["trials"][0]["n"] == 2
+    tuned = choice(tmp_path, scores, better)
+    assert tuned["chosen"] == {"beta": best}
+    assert [trial["mean"] for trial in tuned["trials"]] == [1.5, 2] and tuned["trials"][0]["n"] == 2
 
 
 def test_trials_are_compared_on_the_prompts_that_all_of_them_have(tmp_path):
     nan = float("nan")
     scores = {"dpo.trial-a": {"p1": 1.0, "p2": 9.0, "p3": nan}, "dpo.trial-b": {"p1": 2.0, "p3": 0.0}}
-    found = choice(tmp_path, scores)
-    assert found["chosen"] == {"beta": 0.2} and [trial["n"] for trial in found["trials"]] == [1, 1]
+    tuned = choice(tmp_path, scores)
+    assert tuned["chosen"] == {"beta": 0.2} and [trial["n"] for trial in tuned["trials"]] == [1, 1]
     with pytest.raises(D2OError, match="d: no validation prompt has a value of reward/r for every trial"):
         choice(tmp_path / "none", {"dpo.trial-a": {"p1": nan}, "dpo.trial-b": {"p1": 1.0}})
 
