@@ -426,7 +426,7 @@ ROWS = st.lists(
 def test_whatever_the_rows(tmp_path_factory, rows, rule, cap, rng):
     """Order does not matter; no prompt is in two splits; nothing is there twice; nothing asked is trained on."""
     folder = tmp_path_factory.mktemp("any")
-    options = {"rule": rule, "train_prompts": cap, "test_share": 0.3}
+    options = {"rule": rule, "train_prompts": cap, "test_share": 0.3, "max_leak_share": 1}
     try:
         made = extract(folder, rows, **options)
     except D2OError as error:
