@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from conftest import ROOT
-from d2o import devices, records, schemas
+from d2o import devices, dtypes, records, schemas
 from d2o.errors import D2OError
 
 _JOB = """
@@ -131,7 +131,7 @@ def test_a_job_that_asks_for_gpus_does_not_run_without_them(machine, monkeypatch
 def test_a_gpu_without_bf16_computes_in_fp32_where_it_may_choose(monkeypatch, capability, precision):
     monkeypatch.setattr(devices, "device", lambda: "cuda")
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda: capability)
-    assert devices.precision("auto") == precision
+    assert dtypes.precision("auto") == precision
 
 
 @pytest.mark.parametrize(
@@ -141,8 +141,8 @@ def test_a_processor_without_avx_512_computes_in_fp32_where_it_may_choose(monkey
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: capability)
     monkeypatch.delenv("D2O_ASKED_GPUS", raising=False)
-    assert devices.precision("auto") == precision and devices.checkpoint_dtype() == dtype
-    assert devices.precision("bf16") == "bf16"
+    assert dtypes.precision("auto") == precision and dtypes.checkpoint_dtype() == dtype
+    assert dtypes.precision("bf16") == "bf16"
 
 
 @pytest.mark.parametrize("stage", ["logprobs", "reward_inputs", "rewards", "tasks", "train/engine", "generation"])

@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from conftest import ROOT
-from d2o import devices, harness, questions, records, schemas, tasks
+from d2o import dtypes, harness, questions, records, schemas, tasks
 from d2o.errors import D2OError
 from d2o.plan import Plan
 from d2o.settings import Questions, Task
@@ -594,4 +594,4 @@ def test_the_command_asks_no_hub_and_leaves_no_cache(tiny_model, tmp_path):
     assert [str(path) for path in home.rglob("*") if path.is_file()] == []
     assert len(records.read_table(tmp_path / "out.parquet", schemas.QUESTIONS)) == 2
     facts = json.loads((tmp_path / "out.parquet.manifest.json").read_text())
-    assert facts["dtype"] == ("bfloat16" if devices.quick_at_bf16() else "float32")  # as stored, unless that is slow
+    assert facts["dtype"] == ("bfloat16" if dtypes.quick_at_bf16() else "float32")  # as stored, unless that is slow

@@ -11,7 +11,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from d2o import chat, devices, groups, records, schemas
+from d2o import chat, devices, dtypes, groups, records, schemas
 from d2o.settings import Forward
 from d2o.sources import source_digest
 
@@ -33,7 +33,7 @@ def compute(settings: Forward, model: Path, negatives: Path, samples: Path | Non
     tokenised, counts = groups.tokenise(texts, tokenizer, settings)
     inputs = [model / "manifest.json", negatives, *([samples] if samples else [])]
     policy = _loaded(settings, model, tokenised) if tokenised else None  # no held-out prompt, or no usable sample
-    made = {"sources": source_digest(__name__), "precision": devices.precision(settings.precision)}
+    made = {"sources": source_digest(__name__), "precision": dtypes.precision(settings.precision)}
     made |= {"route": policy and policy.route}
     known = dict(_known(settings, model, negatives, made, output)) if samples else {}
     with records.artifact(output, settings, inputs) as draft:

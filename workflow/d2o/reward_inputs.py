@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from d2o import devices
+from d2o import devices, dtypes
 from d2o.chat import Messages
 from d2o.errors import D2OError
 from d2o.settings import Reward
@@ -131,7 +131,7 @@ def load(reward: Reward, folder: Path):
     model, info = AutoModelForSequenceClassification.from_pretrained(
         folder,
         config=config,
-        dtype=devices.checkpoint_dtype(),
+        dtype=dtypes.checkpoint_dtype(),
         key_mapping={rf"^{re.escape(head)}\.": "score."} if foreign else None,
         output_loading_info=True,
         trust_remote_code=trust,

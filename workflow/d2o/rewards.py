@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from d2o import devices, hub, records, reward_inputs, schemas, statistics
+from d2o import devices, dtypes, hub, records, reward_inputs, schemas, statistics
 from d2o.chat import Messages
 from d2o.errors import D2OError
 from d2o.settings import Reward
@@ -220,7 +220,7 @@ def _train(reward: Reward, backbone: Path, examples: Sequence[Example], folder: 
             for text in answered.texts
         ]
         # Weights stay float32. The frozen layers are the lower ones, so autograd records nothing for them.
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=devices.quick_at_bf16()):
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=dtypes.quick_at_bf16()):
             scores = reward_inputs.forward(model, inputs)
         value = loss(scores, *_targets(step, model.device))
         value.backward()

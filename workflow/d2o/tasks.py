@@ -12,7 +12,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from d2o import devices, harness, model_folders, questions, records, schemas
+from d2o import devices, dtypes, harness, model_folders, questions, records, schemas
 from d2o.errors import D2OError
 from d2o.settings import Task
 
@@ -105,7 +105,7 @@ def _evaluate(
     lm = HFLM(
         str(model.resolve()),
         device=device,
-        dtype=devices.checkpoint_dtype(),
+        dtype=dtypes.checkpoint_dtype(),
         batch_size=task.batch_size,
         trust_remote_code=model_folders.trusts_code(model),
     )

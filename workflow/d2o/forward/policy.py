@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from d2o import devices, model_folders
+from d2o import dtypes, model_folders
 from d2o.errors import D2OError
 from d2o.forward import attention
 from d2o.forward.head import token_logprobs
@@ -152,8 +152,8 @@ def _say_padded(problem: str) -> None:
 
 
 def load(folder: Path, precision: str, route: Route = "shared") -> Policy:
-    """The model of a folder, with weights in `bf16` or `fp32`; `auto` as `devices.precision`."""
+    """The model of a folder, with weights in `bf16` or `fp32`; `auto` as `dtypes.precision`."""
     keep_freed_memory()
-    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[devices.precision(precision)]
+    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[dtypes.precision(precision)]
     trust = model_folders.trusts_code(folder)
     return Policy(AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=trust), route)

@@ -15,7 +15,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from d2o import chat, devices, model_folders
+from d2o import chat, devices, dtypes, model_folders
 from d2o.generation import Completion, Request
 from d2o.settings import Engine, Sampling
 
@@ -28,7 +28,7 @@ class Transformers:
         self._tokenizer = chat.load_tokenizer(folder)
         self._device = torch.device(devices.device())
         self._model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=devices.checkpoint_dtype(), trust_remote_code=model_folders.trusts_code(folder)
+            folder, dtype=dtypes.checkpoint_dtype(), trust_remote_code=model_folders.trusts_code(folder)
         ).to(self._device)
         own = self._model.generation_config.eos_token_id
         ends = {chat.end_of_turn(self._tokenizer), self._tokenizer.eos_token_id}

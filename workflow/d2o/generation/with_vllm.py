@@ -9,7 +9,7 @@ from pathlib import Path
 from vllm import LLM, SamplingParams, TokensPrompt
 from vllm.sampling_params import RequestOutputKind
 
-from d2o import chat, devices, model_folders
+from d2o import chat, devices, dtypes, model_folders
 from d2o.generation import Completion, Request
 from d2o.settings import Engine, Sampling
 
@@ -31,7 +31,7 @@ class VLLM:
             options = {"enable_chunked_prefill": False, "max_num_batched_tokens": max(self._context, 2048)}
         self.llm = LLM(
             model=str(folder),
-            dtype=devices.checkpoint_dtype(),
+            dtype=dtypes.checkpoint_dtype(),
             max_model_len=self._context,
             max_num_seqs=engine.max_num_seqs,
             enforce_eager=engine.eager,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from d2o import chat, devices, groups, records, rounds, schemas
+from d2o import chat, dtypes, groups, records, rounds, schemas
 from d2o.errors import D2OError
 from d2o.groups import Group
 from d2o.settings import Online, TrainStage
@@ -161,7 +161,7 @@ def read(stage: TrainStage, inputs: Inputs) -> tuple[Data, dict[str, int | str]]
         if records.file_digest(inputs.model / "manifest.json") not in records.read_manifest(path)["inputs"].values():
             raise D2OError(f"{path}: made by another model than {inputs.model}; delete it and run again")
     made = [records.read_manifest(path) for path in tables]
-    precision = devices.precision(stage.forward.precision)
+    precision = dtypes.precision(stage.forward.precision)
     for path, manifest in zip(tables, made, strict=True):
         if manifest.get("precision") != precision:
             raise D2OError(

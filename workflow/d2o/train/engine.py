@@ -14,7 +14,7 @@ from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from torch import Tensor
 
-from d2o import devices, losses
+from d2o import devices, dtypes, losses
 from d2o.errors import D2OError
 from d2o.forward import Policy, Row
 from d2o.groups import Group
@@ -171,7 +171,7 @@ def enough_memory(tokens: int) -> Iterator[None]:
 
 
 def _config(stage: TrainStage) -> dict:
-    train, half = stage.train, devices.precision(stage.forward.precision) == "bf16"
+    train, half = stage.train, dtypes.precision(stage.forward.precision) == "bf16"
     # Gradients of bf16 weights are added up in float32 from stage 1 on.
     zero: dict = {"stage": max(train.zero_stage, 1) if half else train.zero_stage}
     if train.offload:

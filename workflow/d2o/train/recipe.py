@@ -8,7 +8,7 @@ import socket
 import sys
 from pathlib import Path
 
-from d2o import chat, devices, model_folders, records
+from d2o import chat, devices, dtypes, model_folders, records
 from d2o.contracts import CONTRACTS
 from d2o.settings import TrainStage
 from d2o.train.data import Inputs, read, write_prompts
@@ -109,7 +109,7 @@ def run(stage: TrainStage, inputs: Inputs, checkpoints: Path, output: Path) -> N
 
     memory = round(watch.peak_memory() / 1e9, 3)
     facts = counts | {"steps": data.until, "ranks": ranks, "resumed_at": first, "peak_memory_gb": memory}
-    facts |= {"precision": devices.precision(stage.forward.precision), "route": policy.route}
+    facts |= {"precision": dtypes.precision(stage.forward.precision), "route": policy.route}
     facts["reference_noise"] = log.noise
     if rank == 0 and data.next:
         write_prompts(data, stage, inputs.negatives, output.with_name("negatives.parquet"))
