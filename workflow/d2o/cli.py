@@ -188,12 +188,11 @@ def train(
     execution: Execution = "{}",
 ) -> None:
     """Align a model with one method. OUTPUT is the manifest.json of the aligned model's folder."""
-    from d2o import train, trials
+    from d2o import train
 
-    stage = settings.parse(settings.TrainStage, settings_json, execution)
     train.run(
-        trials.tuned(stage, tuned) if tuned else stage,
-        train.Inputs(_folder(model), negatives, samples, scores, reference_logprobs, fresh, fresh_logprobs),
+        settings.parse(settings.TrainStage, settings_json, execution),
+        train.Inputs(_folder(model), negatives, samples, scores, reference_logprobs, fresh, fresh_logprobs, tuned),
         checkpoints,
         output.parent,
     )

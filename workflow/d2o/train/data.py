@@ -26,6 +26,7 @@ class Inputs:
             where the references move.
         fresh: the pools of the online rounds sampled by now, in order.
         fresh_logprobs: their log-probs under the reference, in order; none as above.
+        tuned: the best trial of a method that is tuned.
     """
 
     model: Path
@@ -35,11 +36,13 @@ class Inputs:
     reference_logprobs: Sequence[Path] = ()
     fresh: Sequence[Path] = ()
     fresh_logprobs: Sequence[Path] = ()
+    tuned: Path | None = None
 
     @property
     def lasting(self) -> list[Path]:
         """The files that are there from the first step on."""
-        return [self.model / "manifest.json", self.negatives, *self.samples, *self.scores, *self.reference_logprobs]
+        tables = [self.negatives, *self.samples, *self.scores, *self.reference_logprobs]
+        return [self.model / "manifest.json", *tables, *([self.tuned] if self.tuned else [])]
 
     @property
     def rounds(self) -> list[Path]:

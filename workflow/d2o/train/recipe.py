@@ -8,7 +8,7 @@ import socket
 import sys
 from pathlib import Path
 
-from d2o import chat, devices, dtypes, model_folders, records
+from d2o import chat, devices, dtypes, model_folders, records, trials
 from d2o.contracts import CONTRACTS
 from d2o.settings import TrainStage
 from d2o.train.data import Inputs, read, write_prompts
@@ -21,7 +21,7 @@ def run(stage: TrainStage, inputs: Inputs, checkpoints: Path, output: Path) -> N
     `negatives.parquet` beside it says which prompts come next. Called again with that round, it goes on.
 
     Args:
-        stage: method, optimisation, forward pass and seed.
+        stage: method, optimisation, forward pass and seed; the values of `inputs.tuned` take the place of its own.
         checkpoints: folder for checkpoints and the growing log; removed after the last step. Of a snapshot,
             `step<n>/model/` goes beside it.
         output: folder of the aligned model; `train.jsonl` and `tensorboard/` go beside it.
@@ -29,6 +29,8 @@ def run(stage: TrainStage, inputs: Inputs, checkpoints: Path, output: Path) -> N
         D2OError: before the model loads, as `data.read`, and where a folder to be replaced is not ours; later, where
             an alarm stops the training.
     """
+    if inputs.tuned:
+        stage = trials.tuned(stage, inputs.tuned)
     board = output.with_name("tensorboard")
     snapshots = {step: checkpoints.with_name(f"step{step}") / "model" for step in stage.train.snapshots}
     for folder in (checkpoints, output, board, *snapshots.values()):
