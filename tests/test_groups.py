@@ -7,6 +7,7 @@ import shutil
 import pytest
 
 from d2o import chat, groups, identities, records, schemas
+from d2o.chat import templates
 from d2o.errors import D2OError
 from d2o.settings import Forward, Method, Online
 
@@ -225,7 +226,7 @@ TEMPLATES = {
     "{% if add_generation_prompt %}<|assistant|>\n{% else %}{{ eos_token }}{% endif %}",
     "Mistral": "{% for m in messages %}{% if m['role'] == 'user' %}[INST] {{ m['content'] }}<|im_end|>"
     "{% else %} {{ m['content'] }}{{ eos_token }}{% endif %}{% endfor %}",  # ends with a special token
-    "Alpaca": chat.template("alpaca"),
+    "Alpaca": templates.read("alpaca"),
 }
 
 
@@ -275,7 +276,7 @@ def test_an_answer_ends_as_the_template_ends_it(templated):
 
 def test_alpacas_template_begins_with_the_first_token_where_there_is_one(tiny_model):
     tokenizer = chat.load_tokenizer(tiny_model)
-    tokenizer.chat_template = chat.template("alpaca")
+    tokenizer.chat_template = templates.read("alpaca")
     talk = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Why?"}]
     plain = chat.prompt_text(tokenizer, talk)
     assert plain == "BEGINNING OF CONVERSATION: Be kind. USER: Why? ASSISTANT:"
@@ -297,7 +298,7 @@ def llama_tokenizer(folder, **config):
     config |= {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     (folder / "config.json").write_text('{"model_type": "llama"}')
-    (folder / "chat_template.jinja").write_text(chat.template("alpaca"))
+    (folder / "chat_template.jinja").write_text(templates.read("alpaca"))
     return chat.load_tokenizer(folder)
 
 

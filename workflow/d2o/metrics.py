@@ -145,12 +145,12 @@ def trials(archive: Archive, settings: Settings, dataset: str, model: str) -> tu
     rows, logs = [], []
     for method in tuned:
         choice = json.loads(archive.content("tuned", dataset=dataset, model=model, method=method))
-        for found in choice["trials"]:
-            values = ", ".join(f"{key} {value}" for key, value in found["values"].items())
-            chosen = found["trial"] == choice["trial"]
-            rows.append(found | {"method": method, "values": values, "metric": choice["metric"], "chosen": chosen})
-            run = Run(dataset, model, found["trial"], settings.tuning.seed)
-            logs += [{"method": method, "trial": found["trial"]} | row for row in archive.log(run)]
+        for trial in choice["trials"]:
+            values = ", ".join(f"{key} {value}" for key, value in trial["values"].items())
+            chosen = trial["trial"] == choice["trial"]
+            rows.append(trial | {"method": method, "values": values, "metric": choice["metric"], "chosen": chosen})
+            run = Run(dataset, model, trial["trial"], settings.tuning.seed)
+            logs += [{"method": method, "trial": trial["trial"]} | row for row in archive.log(run)]
     columns = ["method", "trial", "values", "metric", "mean", "low", "high", "n", "chosen"]
     return pd.DataFrame(rows, columns=columns), pd.DataFrame(logs).reindex(
         columns=["method", "trial", "step", *LOGGED]
@@ -231,7 +231,7 @@ def _of_answers(
     scorers = {name: _scored(name, entries[name]) for name in experiment.rewards}
     human = [metric for metric in HUMAN_METRICS if trained or metric.neutral is None]
     return (
-        [Source("scores", {"reward": name}, schemas.SCORES, _answers, found) for name, found in scorers.items()],
+        [Source("scores", {"reward": name}, schemas.SCORES, _answers, metrics) for name, metrics in scorers.items()],
         Source("heldout_logprobs", {}, schemas.LOGPROBS, _likely, human),
         Source("responses", {}, schemas.SAMPLES, _answers, STYLE_METRICS),
     )
@@ -240,8 +240,8 @@ def _of_answers(
 def declared(archive: Archive, settings: Settings) -> dict[str, Metric]:
     """Every metric of an experiment by its key, in reading order."""
     (experiment,) = settings.experiments.values()
-    found = sources(archive, experiment, settings.rewards)
-    return {metric.key: metric for source in found for metric in source.metrics}
+    tables = sources(archive, experiment, settings.rewards)
+    return {metric.key: metric for source in tables for metric in source.metrics}
 
 
 def observe(archive: Archive, settings: Settings, dataset: str, model: str) -> pd.DataFrame:
@@ -268,10 +268,10 @@ def single(archive: Archive, experiment: Experiment, entries: Mapping[str, Rewar
         D2OError: as `observe`, and where there is no such metric, or none of its values is the better one.
     """
     scores, *others = _of_answers(experiment, entries, trained=True)
-    found = [(s, m) for s in (*scores, *others) for m in s.metrics if m.key == key and m.better]
-    if not found or found[0][1].neutral is not None:
+    choosable = [(s, m) for s in (*scores, *others) for m in s.metrics if m.key == key and m.better]
+    if not choosable or choosable[0][1].neutral is not None:
         raise D2OError(f"{key}: no metric of trained models by themselves that says which values are better")
-    [(source, metric)] = found
+    [(source, metric)] = choosable
     source = replace(source, metrics=[metric])
     return together(
         _values(archive, run, source, context).assign(better=metric.better)
@@ -300,7 +300,7 @@ def course(
     ]
     followed = [source for source in followed if source.metrics]
     values = values[values["metric"].isin([metric.key for source in followed for metric in source.metrics])]
-    found = []
+    tables = []
     for run in runs(experiment, dataset, model):
         snapshots = run.method != "initial" and settings.train_of(settings.methods[run.method]).snapshots
         if not snapshots:
@@ -310,8 +310,8 @@ def course(
         for step in sorted(set(snapshots) - {last}):
             points[step] = together(_values(archive, replace(run, step=step), s, context) for s in followed)
         points[last] = values[values["method"].eq(run.method) & values["seed"].eq(run.seed)]
-        found += [rows.assign(method=run.method, seed=run.seed, step=step) for step, rows in points.items()]
-    return together(found, [*VALUES, "step"])
+        tables += [rows.assign(method=run.method, seed=run.seed, step=step) for step, rows in points.items()]
+    return together(tables, [*VALUES, "step"])
 
 
 def together(tables: Iterable[pd.DataFrame], columns: Sequence[str] = VALUES) -> pd.DataFrame:
@@ -368,15 +368,15 @@ def _scored(name: str, reward: Reward) -> list[Metric]:
     rule, key, values = reward.rule, f"reward/{name}", itemgetter("score")
     if rule and exact.is_share(rule):
         return [Metric(key, name, EXACT, values, reward.better, 1, True, course=True)]
-    found = [Metric(key, name, EXACT if rule else SCORED, values, reward.better, course=True)]
+    metrics = [Metric(key, name, EXACT if rule else SCORED, values, reward.better, course=True)]
     if reward.safe_at is not None:
         safe = pd.Series.ge if reward.better == "higher" else pd.Series.le
-        found.append(
+        metrics.append(
             Metric(
                 f"{key}/safe", f"{name}, safe", SCORED, lambda r: safe(r["score"], reward.safe_at), "higher", 1, True
             )
         )
-    return found
+    return metrics
 
 
 def _judged(judge: str) -> list[Metric]:
@@ -409,11 +409,11 @@ def _wins(rows: pd.DataFrame) -> pd.Series:
 def _length_controlled(rows: pd.DataFrame) -> pd.Series:
     """Values whose mean is the win rate at equal length; a fit for each origin of the prompts."""
     wins = _wins(rows)
-    found = pd.Series(0.0, wins.index)
+    controlled = pd.Series(0.0, wins.index)
     for _, part in rows.loc[wins.index].groupby("prompts"):
         values = length_control.values(wins[part.index].to_numpy(), part["longer"].to_numpy(float))
-        found[part.index] = values
-    return found
+        controlled[part.index] = values
+    return controlled
 
 
 def _disagree(rows: pd.DataFrame) -> pd.Series:
@@ -456,10 +456,10 @@ def _answered(task: str, facts: Mapping[str, Any]) -> list[Metric]:
         digits=1 if percent else 3,
         percent=percent,
     )
-    found = [mean(f"task/{task}/{name}", f"{task} {name}")]
+    metrics = [mean(f"task/{task}/{name}", f"{task} {name}")]
     if len(facts["subjects"]) > 1:
-        found.append(mean(f"task/{task}/{name}_by_subject", f"{task}, mean of subjects", macro=True, shown=False))
-    return found
+        metrics.append(mean(f"task/{task}/{name}_by_subject", f"{task}, mean of subjects", macro=True, shown=False))
+    return metrics
 
 
 def _likely(table: pd.DataFrame, context: Context, path: Path) -> pd.DataFrame:
@@ -467,16 +467,16 @@ def _likely(table: pd.DataFrame, context: Context, path: Path) -> pd.DataFrame:
 
     Answers that are too long for the forward pass have no log-prob; their response id is left out.
     """
-    found = _by_response(table)
+    logprobs = _by_response(table)
     rows = context.human.assign(cluster=context.human["prompt_id"], prompts=context.human["split"], stratum="")
     rows["compared"] = rows[["negative_id", "positive_id"]].isin(context.initial.index).all(axis=1)
     for side in ("negative", "positive", "safe"):
         identity = rows[f"{side}_id"]
-        rows[side] = identity.map(found["logprob"] / found["tokens"])
-        rows[f"{side}_gain"] = (identity.map(found["logprob"]) - identity.map(context.initial)) / identity.map(
-            found["tokens"]
+        rows[side] = identity.map(logprobs["logprob"] / logprobs["tokens"])
+        rows[f"{side}_gain"] = (identity.map(logprobs["logprob"]) - identity.map(context.initial)) / identity.map(
+            logprobs["tokens"]
         )
-        rows[f"{side}_id"] = identity.where(identity.isin(found.index))
+        rows[f"{side}_id"] = identity.where(identity.isin(logprobs.index))
     return rows
 
 

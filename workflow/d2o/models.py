@@ -7,7 +7,8 @@ import json
 import sys
 from pathlib import Path
 
-from d2o import chat, hub, model_folders, records
+from d2o import hub, model_folders, records
+from d2o.chat import templates
 from d2o.errors import D2OError
 from d2o.settings import Model
 
@@ -29,7 +30,7 @@ def fetch(model: Model, run: Path | None, folder: Path) -> None:
         D2OError: where the source is missing, has another hash than the config says, or lacks safetensors,
             tokenizer or chat template.
     """
-    template = chat.template(model.chat_template) if model.chat_template else None
+    template = templates.read(model.chat_template) if model.chat_template else None
     if (run is None) != (model.run is None):
         raise D2OError("models: --run goes with a model that has `run`")
     with records.artifact(folder, model, [run / "manifest.json"] if run else []) as draft:

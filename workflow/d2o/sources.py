@@ -19,32 +19,38 @@ _PACKAGE = Path(__file__).parent
 # Settings reach a stage as params, the command line only forwards them, and where a model runs or an artifact lies is
 # no part of a result: none of these is part of a digest.
 _NOT_DIGESTED = {f"d2o.{name}" for name in ("settings", "plan", "layout", "sources", "cli", "errors", "devices")}
-# Tables of entries by name: who depends on one entry does not depend on the others.
-_TABLES = {"d2o.losses.LOSSES", "d2o.contracts.CONTRACTS", "d2o.datasets._FORMATS"}
+# Which architectures share prompts decides the route alone, and all routes give the same numbers: each start compares
+# them, and what was made on one route goes on there.
+_NOT_DIGESTED |= {"d2o.forward.policy._SHARING"}
+# Tables of entries by name, and folders of them: who depends on one entry does not depend on the others.
+_TABLES = {
+    "d2o.losses.LOSSES", "d2o.contracts.CONTRACTS", "d2o.datasets._FORMATS", "d2o.chat.templates",
+    "d2o.metrics.HUMAN_METRICS", "d2o.metrics.STYLE_METRICS",
+}  # fmt: skip
 
 
 @cache
-def source_digest(module: str, *entries: str) -> str:
+def source_digest(module: str, entries: tuple[str, ...] | None = None) -> str:
     """Digest of the definitions of a module of d2o, and of those that they use elsewhere in d2o.
 
     Comments, layout and docstrings do not count: rewording one retrains nothing.
 
     Args:
-        entries: those that count of the tables of entries by name.
+        entries: those that count of the tables of entries by name; all where it is None.
     Raises:
         ValueError: where there is no such module: what depends on it would never rerun.
     """
     if _path(module) is None:
         raise ValueError(f"no module {module} to take a digest of")
     digest = hashlib.sha256()
-    for name, text in sorted(_used(module, frozenset(entries)).items()):
+    for name, text in sorted(_used(module, entries).items()):
         digest.update(f"{name}\n{text}\n".encode())
     return digest.hexdigest()[:12]
 
 
-def _used(start: str, entries: frozenset[str]) -> dict[str, str]:
+def _used(start: str, entries: tuple[str, ...] | None) -> dict[str, str]:
     """The text of each definition that is used, by its dotted name; of other files, their bytes' digest by path."""
-    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
     seen: set[str] = set()
     queue = [start]
     while queue:
@@ -61,16 +67,16 @@ def _used(start: str, entries: frozenset[str]) -> dict[str, str]:
             queue.append(module.imports[name])
         elif name in module.definitions:
             nodes = module.definitions[name]
-            if dotted in _TABLES:
+            if dotted in _TABLES and entries is not None:
                 nodes = [_chosen(node, entries) for node in nodes]
             for number, node in enumerate(nodes):
-                found[f"{dotted} {number}"] = ast.unparse(node)
+                texts[f"{dotted} {number}"] = ast.unparse(node)
                 queue += module.uses(node)
             queue += module.at_import()
-            found |= module.data()
+            texts |= module.data(entries)
         else:
             queue.append(module.name)
-    return found
+    return texts
 
 
 @dataclass(frozen=True)
@@ -104,7 +110,7 @@ class _Module:
                 case ast.Attribute(value=ast.Name(id=owner)) if owner in known:
                     # Of a module its member; of anything else the thing itself.
                     yield f"{known[owner]}.{inner.attr}" if _path(known[owner]) else known[owner]
-                case ast.Name(id=name) if name in known and inner not in owners:
+                case ast.Name(id=name, ctx=ast.Load()) if name in known and inner not in owners:
                     yield known[name]
 
     def at_import(self) -> Iterator[str]:
@@ -115,16 +121,16 @@ class _Module:
             if "" in _module(package).definitions:
                 yield f"{package}."
 
-    def data(self) -> dict[str, str]:
+    def data(self, entries: tuple[str, ...] | None) -> dict[str, str]:
         """The files of its package that are no Python, such as templates, by path."""
         folder = self.path.parent
         if folder == _PACKAGE:
             return {}
-        files = (path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+        files = [path for path in folder.iterdir() if path.is_file() and path.suffix != ".py"]
+        if self.name in _TABLES and entries is not None:
+            files = [path for path in files if path.stem in entries]
         return {
-            path.relative_to(_PACKAGE).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in files
-            if path.suffix != ".py"
+            path.relative_to(_PACKAGE).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files
         }
 
 
@@ -202,13 +208,16 @@ def _origins(node: ast.AST, module: str, path: Path) -> dict[str, str]:
     return {}
 
 
-def _chosen(node: ast.stmt, entries: frozenset[str]) -> ast.stmt:
-    """A table's statement with those of its entries that are in `entries`; with all where none is."""
-    if not isinstance(node, ast.Assign) or not isinstance(node.value, ast.Dict):
-        return node
-    pairs = list(zip(node.value.keys, node.value.values, strict=True))
-    kept = [(key, value) for key, value in pairs if ast.literal_eval(key) in entries] or pairs
-    table = ast.Dict(keys=[key for key, _ in kept], values=[value for _, value in kept])
+def _chosen(node: ast.stmt, entries: tuple[str, ...]) -> ast.stmt:
+    """A table's statement with the chosen ones of its entries: of a dict by key, of calls by their first argument."""
+    match node:
+        case ast.Assign(value=ast.Dict(keys=keys, values=values)):
+            kept = [pair for pair in zip(keys, values, strict=True) if ast.literal_eval(pair[0]) in entries]
+            table = ast.Dict(keys=[key for key, _ in kept], values=[value for _, value in kept])
+        case ast.Assign(value=ast.Tuple(elts=calls)):
+            table = ast.Tuple([call for call in calls if ast.literal_eval(call.args[0]) in entries], ast.Load())
+        case _:
+            return node
     return ast.Assign(targets=node.targets, value=table, lineno=node.lineno)
 
 
@@ -230,7 +239,7 @@ def files(module: str) -> set[Path]:
 
     Directly or not, and each with the packages that it lies in.
     """
-    found: set[Path] = set()
+    read: set[Path] = set()
     seen: set[str] = {""}
     queue = [module]
     while queue:
@@ -238,13 +247,13 @@ def files(module: str) -> set[Path]:
         path = None if name in seen else module_file(name)
         seen.add(name)
         if path and (name.partition(".")[0] == module.partition(".")[0] or path.is_relative_to(Path.cwd())):
-            found.add(path)
+            read.add(path)
             queue.append(name.rpartition(".")[0])
             for node in ast.walk(ast.parse(path.read_text())):
                 for origin in _origins(node, name, path).values():
                     # `from scorers import words` names a module, `from scorers.words import count` lies in one.
                     queue += [origin, origin.rpartition(".")[0]]
-    return found
+    return read
 
 
 def module_file(module: str) -> Path | None:
@@ -261,15 +270,15 @@ def module_file(module: str) -> Path | None:
 
 def names_of(path: Path) -> set[str]:
     """The names that a Python file defines or imports at its top level."""
-    found: set[str] = set()
+    names: set[str] = set()
     queue = list(ast.parse(path.read_text()).body)
     for node in queue:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            found.add(node.name)
+            names.add(node.name)
         elif isinstance(node, ast.If | ast.Try):
             queue += [inner for inner in ast.iter_child_nodes(node) if isinstance(inner, ast.stmt)]
         elif isinstance(node, ast.Import | ast.ImportFrom):
-            found |= {alias.asname or alias.name.partition(".")[0] for alias in node.names}
+            names |= {alias.asname or alias.name.partition(".")[0] for alias in node.names}
         else:
-            found |= {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
-    return found
+            names |= {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    return names

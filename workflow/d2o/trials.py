@@ -46,7 +46,7 @@ def with_trials(methods: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: where `tune` has a key that must be known beforehand.
     """
-    found = dict(methods)
+    whole = dict(methods)
     for method, own in methods.items():
         tune = own.get("tune") if isinstance(own, dict) else None
         if not isinstance(tune, dict) or not all(isinstance(values, list) for values in tune.values()):
@@ -58,8 +58,8 @@ def with_trials(methods: dict[str, Any]) -> dict[str, Any]:
             rest = {key: value for key, value in own.items() if key not in ("tune", "extends")}
             # No snapshots: trials are compared at their end.
             train = {**(own.get("train") or {}), "snapshots": [], **train}
-            found.setdefault(trial, {**rest, **keys, "train": train})
-    return found
+            whole.setdefault(trial, {**rest, **keys, "train": train})
+    return whole
 
 
 def tuned(stage: TrainStage, choice: Path) -> TrainStage:

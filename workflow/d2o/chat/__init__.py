@@ -1,4 +1,4 @@
-"""Chat templates and tokenisation: one prompt, one response, the ids that the model sees when it generates."""
+"""Chats and their tokens: one prompt, one response, the ids that the model sees when it generates."""
 
 from __future__ import annotations
 
@@ -9,19 +9,6 @@ from d2o import model_folders
 from d2o.errors import D2OError
 
 Messages = Sequence[Mapping[str, str]]
-
-
-def template(name: str) -> str:
-    """The text of one of this project's named templates.
-
-    Raises:
-        D2OError: where there is none of that name.
-    """
-    path = Path(__file__).with_name("templates") / f"{name}.jinja"
-    if not path.exists():
-        names = ", ".join(sorted(p.stem for p in path.parent.glob("*.jinja")))
-        raise D2OError(f"chat_template: no template {name!r}; there are: {names}")
-    return path.read_text().rstrip("\n")
 
 
 def load_tokenizer(folder: Path):

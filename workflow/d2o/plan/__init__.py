@@ -329,7 +329,7 @@ class Plan:
 
     def code(self, stage: str) -> Callable[[Any], str]:
         """The digest of the sources that a stage runs, a rule's `params.code`: it reruns when they change."""
-        return lambda wildcards: source_digest(f"d2o.{stage}", *stages.entries(self.settings, stage, wildcards))
+        return lambda wildcards: source_digest(f"d2o.{stage}", stages.entries(self.settings, stage, wildcards))
 
     def environment(self, stage: str) -> str:
         """The file of a rule's `conda` environment, seen from the rules: of CPU machines, or of those with GPUs."""

@@ -80,14 +80,18 @@ def finished_trials(s: Settings, method: str) -> dict[str, dict[str, Any]]:
     return {name: values for name, values in named if name not in failed}
 
 
-def entries(s: Settings, stage: str, w: Any) -> tuple[str, ...]:
-    """The entries of a stage's tables that it uses: a training its own loss, a reader its own format."""
+def entries(s: Settings, stage: str, w: Any) -> tuple[str, ...] | None:
+    """The entries that a stage uses of the tables in `sources`: a training its own loss. None: it may use all."""
     match stage:
+        case "models":
+            return (template,) if (template := s.models[w.model].chat_template) else ()
+        case "tune":
+            return (s.tuning.metric,)
         case "train":
             return (s.methods[w.method].loss,)
         case "datasets":
             return (s.datasets[w.dataset].format,)
-    return ()
+    return None
 
 
 def pool(s: Settings, name: str) -> settings.PositivesStage:
