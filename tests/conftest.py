@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import hypothesis
@@ -67,3 +69,21 @@ def make_tiny_model(folder: Path, *, tie: bool = True, seed: int = 0) -> Path:
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory) -> Path:
     return make_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@contextmanager
+def written(path: Path, text: str) -> Iterator[None]:
+    """A file with such a text; afterwards, whatever happens, it is as before, or gone where it was not there."""
+    before = path.read_text() if path.exists() else None
+    path.write_text(text)
+    try:
+        yield
+    finally:
+        path.unlink() if before is None else path.write_text(before)
+
+
+def edited(path: Path, old: str, new: str) -> AbstractContextManager[None]:
+    """A file with `new` in place of the first `old`; afterwards as before."""
+    text = path.read_text()
+    assert old in text, f"{path} has no {old!r}"
+    return written(path, text.replace(old, new, 1))

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from snakemake.iocontainers import Wildcards
 
-from conftest import ROOT
+from conftest import ROOT, edited, written
 from d2o import settings
 from d2o.errors import D2OError
 from d2o.plan import Plan, stages
@@ -433,29 +433,50 @@ def package(tmp_path_factory):
     return shutil.copytree(ROOT / "workflow" / "d2o", tmp_path_factory.mktemp("copy") / "d2o")
 
 
+# The stages of all rules; of some, jobs that use other entries.
+STAGES_OF_RULES = {
+    stage
+    for path in (ROOT / "workflow" / "rules").glob("*.smk")
+    for stage in re.findall(r'plan\.code\("([^"]+)"\)', path.read_text())
+}
 STARTS = {
-    **{stage: [stage] for stage in ("models", "negatives", "positives", "logprobs", "responses", "scores", "tasks")},
-    "beta": ["datasets", "pku-saferlhf-beta"],
-    "hh": ["datasets", "hh-rlhf"],
-    "sft": ["train", "sft"],
-    "dpo": ["train", "dpo"],
-    "report": ["report"],
+    **{stage: (stage, None) for stage in STAGES_OF_RULES - {"datasets", "models", "train", "tune"}},
+    "beta": ("datasets", ("pku-saferlhf-beta",)),
+    "hh": ("datasets", ("hh-rlhf",)),
+    "plain": ("models", ()),
+    "alpaca": ("models", ("alpaca",)),
+    "sft": ("train", ("sft",)),
+    "dpo": ("train", ("dpo",)),
+    "tuned by margin": ("tune", ("human/margin",)),
+    "tuned by cut": ("tune", ("answers/cut",)),
 }
 EVERYTHING = set(STARTS)
-CHATS = EVERYTHING - {"negatives", "beta", "hh", "tasks", "report"}
 TRAININGS = {"sft", "dpo"}
+NEW_METRIC = 'Metric("answers/new", "new", STYLE, itemgetter("new"))'
+# Those that compute with a model.
+COMPUTE = {"positives", "logprobs", "responses", "rewards", "scores", "tasks"} | TRAININGS
 
 
 def digests(package) -> dict[str, str]:
-    """The digest of every stage, two of the formats and two of the losses, computed by the copied package itself."""
+    """The digest of every start, computed by the copied package itself."""
     code = (
+        "import json\n"
         "from d2o.sources import source_digest\n"
-        f"for name, (stage, *entries) in {STARTS!r}.items(): print(name, source_digest('d2o.' + stage, *entries))"
+        f"print(json.dumps({{name: source_digest('d2o.' + stage, of) for name, (stage, of) in {STARTS!r}.items()}}))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=package.parent, capture_output=True, text=True, check=True
     )
-    return dict(line.split() for line in done.stdout.splitlines())
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def before(package) -> dict[str, str]:
+    return digests(package)
+
+
+def changed(before: dict[str, str], after: dict[str, str]) -> set[str]:
+    return {name for name in EVERYTHING if before[name] != after[name]}
 
 
 @pytest.mark.parametrize(
@@ -467,34 +488,42 @@ def digests(package) -> dict[str, str]:
         ("forward/head.py", "def _pieces(", "@staticmethod\ndef _pieces(", {"logprobs"} | TRAININGS),
         ("generation/with_vllm.py", "class VLLM:", "class VLLM(object):", {"positives", "responses"}),
         ("rounds.py", "max(1, round(", "max(2, round(", TRAININGS),
-        ("chat/templates/alpaca.jinja", "USER: ", "User: ", CHATS),
+        ("dtypes.py", ">= (8, 0)", ">= (9, 0)", COMPUTE),
+        ("trials.py", "**keys}, ", "**keys, **{}}, ", TRAININGS),
+        ("chat/templates/alpaca.jinja", "USER: ", "User: ", {"alpaca"}),
         ("records.py", "def artifact(", "@staticmethod\ndef artifact(", EVERYTHING),
         ("report/figures.py", "def effect_data(", "@staticmethod\ndef effect_data(", {"report"}),
-        # A loss, a format, a schema: those alone that use it.
+        ("length_control.py", "_SPREAD = 2.5", "_SPREAD = 2.6", {"report"}),
+        # A loss, a format, a schema, a metric: those alone that use it.
         ("losses.py", "def sft(", "@staticmethod\ndef sft(", {"sft"}),
         ("losses.py", "FLOOR = 1e-5", "FLOOR = 1e-6", TRAININGS),
         ("contracts.py", '"dpo": Contract(**_PAIR, ref', '"dpo": Contract(**_PAIR, unit="means", ref', {"dpo"}),
         ("datasets.py", '"hh-rlhf": (', '"hh-rlhf": (*(), ', {"hh"}),
         ("schemas.py", "QUESTIONS = pa.schema([", 'QUESTIONS = pa.schema([("x", pa.string()), ', {"tasks", "report"}),
-        # What is new, and used by nobody yet.
+        ("metrics.py", '"cut by length"', '"cut"', {"report", "tuned by cut"}),
+        # What is new, and used by nobody yet, or by the report alone.
         ("losses.py", "LOSSES = {", 'def new():\n    """New."""\n\n\nLOSSES = {\n    "new": new,', set()),
         ("contracts.py", "CONTRACTS = {", 'CONTRACTS = {\n    "new": Contract("none", True, True),', set()),
         ("datasets.py", "_FORMATS = {", '_FORMATS = {\n    "new": (None, (), ()),', set()),
         ("schemas.py", "QUESTIONS = ", "NEW = pa.schema([])\nQUESTIONS = ", set()),
+        ("forward/policy.py", "_SHARING = (", '_SHARING = ("new", ', set()),
+        ("metrics.py", "HUMAN_METRICS = (", f"HUMAN_METRICS = (\n    {NEW_METRIC},", {"report"}),
+        ("metrics.py", "STYLE_METRICS = (", f"STYLE_METRICS = (\n    {NEW_METRIC},", {"report"}),
         # What reaches a stage as params, and what is no code.
         ("settings/__init__.py", "class Settings(", "EDITED = 1\n\n\nclass Settings(", set()),
         ("cli.py", "import", "import ast\nimport", set()),
+        ("devices.py", "_PATIENCE = 1.0", "_PATIENCE = 2.0", set()),
         ("losses.py", "The losses: each", "All losses: each", set()),
     ],
 )
-def test_an_edit_reaches_the_stages_that_run_the_code(package, file, old, new, reruns):
-    before, path = digests(package), package / file
-    text = path.read_text()
-    assert old in text
-    path.write_text(text.replace(old, new, 1))
-    after = digests(package)
-    path.write_text(text)
-    assert {name for name in before if before[name] != after[name]} == reruns
+def test_an_edit_reaches_the_stages_that_run_the_code(package, before, file, old, new, reruns):
+    with edited(package / file, old, new):
+        assert changed(before, digests(package)) == reruns
+
+
+def test_a_new_template_changes_nothing(package, before):
+    with written(package / "chat" / "templates" / "new.jinja", "{{ messages }}"):
+        assert digests(package) == before
 
 
 @pytest.mark.parametrize(
@@ -509,29 +538,21 @@ def test_an_edit_reaches_the_stages_that_run_the_code(package, file, old, new, r
         "match 1:\n    case FLOOR:\n        pass",
     ],
 )
-def test_what_runs_at_import_counts_though_nothing_names_it(package, text):
-    before, path = digests(package), package / "losses.py"
-    whole = path.read_text()
-    path.write_text(f"{whole}\n{text}\n")
-    after = digests(package)
-    path.write_text(whole)
-    assert {name for name in before if before[name] != after[name]} == TRAININGS
+def test_what_runs_at_import_counts_though_nothing_names_it(package, before, text):
+    losses = package / "losses.py"
+    with written(losses, f"{losses.read_text()}\n{text}\n"):
+        assert changed(before, digests(package)) == TRAININGS
 
 
 @pytest.mark.parametrize("text", ["from d2o.rounds import *", "import d2o.rounds"])
 def test_an_import_whose_uses_cannot_be_told_is_refused(package, text):
-    path = package / "losses.py"
-    whole = path.read_text()
-    path.write_text(f"{whole}\n{text}\n")
-    with pytest.raises(subprocess.CalledProcessError):
+    losses = package / "losses.py"
+    with written(losses, f"{losses.read_text()}\n{text}\n"), pytest.raises(subprocess.CalledProcessError):
         digests(package)
-    path.write_text(whole)
 
 
 def test_every_rule_depends_on_sources_that_are_there():
-    rules = "".join(path.read_text() for path in (ROOT / "workflow" / "rules").glob("*.smk"))
-    stages = set(re.findall(r'plan\.code\("(\w+)"', rules))
-    assert len(stages) > 10
-    assert all(source_digest(f"d2o.{stage}") for stage in stages)
+    assert len(STAGES_OF_RULES) > 10 and "negatives.left_out" in STAGES_OF_RULES
+    assert all(source_digest(f"d2o.{stage}") for stage in STAGES_OF_RULES)
     with pytest.raises(ValueError, match=r"no module d2o\.likelihoods"):
         source_digest("d2o.likelihoods")
