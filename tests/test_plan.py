@@ -390,8 +390,8 @@ def test_a_run_is_the_input_of_the_model_that_it_makes():
 def test_a_judge_without_a_date_is_told(model, told):
     judges = {"wise": {"base_url": "http://localhost/v1", "model": model}}
     demo = CONFIG["experiments"]["demo"]
-    found = Plan(CONFIG | {"judges": judges, "experiments": {"demo": demo | {"judges": ["wise"]}}}, "c").warnings()
-    assert [line.partition(":")[0] for line in found] == ["judges.wise.model"] * told
+    warnings = Plan(CONFIG | {"judges": judges, "experiments": {"demo": demo | {"judges": ["wise"]}}}, "c").warnings()
+    assert [line.partition(":")[0] for line in warnings] == ["judges.wise.model"] * told
     assert not Plan(CONFIG | {"judges": judges}, "c").warnings(), "no experiment asks it"
 
 
@@ -402,8 +402,8 @@ def test_an_entry_that_follows_a_branch_is_told(revision, told):
     moving = {"hub": "a/b", "revision": revision}
     named = {"models": {"smollm2": moving | {"context": 512}}, "rewards": {"cost": {"source": moving}}}
     demo = CONFIG["experiments"]["demo"] | {"rewards": ["cost"]}
-    found = Plan(CONFIG | named | {"experiments": {"demo": demo}}, "c").warnings()
-    assert [line.partition(":")[0] for line in found] == ["models.smollm2", "rewards.cost"] * told
+    warnings = Plan(CONFIG | named | {"experiments": {"demo": demo}}, "c").warnings()
+    assert [line.partition(":")[0] for line in warnings] == ["models.smollm2", "rewards.cost"] * told
 
 
 def test_a_run_that_no_experiment_makes_is_told():
