@@ -19,8 +19,8 @@ _PACKAGE = Path(__file__).parent
 # Settings reach a stage as params, the command line only forwards them, and where a model runs or an artifact lies is
 # no part of a result: none of these is part of a digest.
 _NOT_DIGESTED = {f"d2o.{name}" for name in ("settings", "plan", "layout", "sources", "cli", "errors", "devices")}
-# Which architectures share prompts decides the route alone, and all routes give the same numbers: each start compares
-# them, and what was made on one route goes on there.
+# Which architectures share prompts decides the route alone. Routes give the same numbers but for rounding, which each
+# start checks; a training takes the route of its references, and refuses those of two routes.
 _NOT_DIGESTED |= {"d2o.forward.policy._SHARING"}
 # Tables of entries by name, and folders of them: who depends on one entry does not depend on the others.
 _TABLES = {

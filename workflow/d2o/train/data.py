@@ -178,7 +178,7 @@ def read(stage: TrainStage, inputs: Inputs) -> tuple[Data, dict[str, int | str]]
     if len(routes) > 1:
         raise D2OError(
             f"{' and '.join(map(str, tables))}: computed on different routes ({' and '.join(sorted(routes))}), whose "
-            f"rounding differs in bf16; set forward.precision: fp32"
+            f"rounding differs in bf16; delete the older one and run again, or set forward.precision: fp32"
         )
     return Data(by_round, probe, stage, routes.pop() if routes else "shared"), counts
 
