@@ -72,7 +72,7 @@ def tiny_model(tmp_path_factory) -> Path:
 
 
 @contextmanager
-def written(path: Path, text: str) -> Iterator[None]:
+def overwritten(path: Path, text: str) -> Iterator[None]:
     """A file with such a text; afterwards, whatever happens, it is as before, or gone where it was not there."""
     before = path.read_text() if path.exists() else None
     path.write_text(text)
@@ -86,4 +86,4 @@ def edited(path: Path, old: str, new: str) -> AbstractContextManager[None]:
     """A file with `new` in place of the first `old`; afterwards as before."""
     text = path.read_text()
     assert old in text, f"{path} has no {old!r}"
-    return written(path, text.replace(old, new, 1))
+    return overwritten(path, text.replace(old, new, 1))

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from snakemake.iocontainers import Wildcards
 
-from conftest import ROOT, edited, written
+from conftest import ROOT, edited, overwritten
 from d2o import settings
 from d2o.errors import D2OError
 from d2o.plan import Plan, stages
@@ -522,7 +522,7 @@ def test_an_edit_reaches_the_stages_that_run_the_code(package, before, file, old
 
 
 def test_a_new_template_changes_nothing(package, before):
-    with written(package / "chat" / "templates" / "new.jinja", "{{ messages }}"):
+    with overwritten(package / "chat" / "templates" / "new.jinja", "{{ messages }}"):
         assert digests(package) == before
 
 
@@ -540,14 +540,14 @@ def test_a_new_template_changes_nothing(package, before):
 )
 def test_what_runs_at_import_counts_though_nothing_names_it(package, before, text):
     losses = package / "losses.py"
-    with written(losses, f"{losses.read_text()}\n{text}\n"):
+    with overwritten(losses, f"{losses.read_text()}\n{text}\n"):
         assert changed(before, digests(package)) == TRAININGS
 
 
 @pytest.mark.parametrize("text", ["from d2o.rounds import *", "import d2o.rounds"])
 def test_an_import_whose_uses_cannot_be_told_is_refused(package, text):
     losses = package / "losses.py"
-    with written(losses, f"{losses.read_text()}\n{text}\n"), pytest.raises(subprocess.CalledProcessError):
+    with overwritten(losses, f"{losses.read_text()}\n{text}\n"), pytest.raises(subprocess.CalledProcessError):
         digests(package)
 
 
