@@ -7,7 +7,8 @@
 .PHONY: env demo test test-quick bench lint lock settings
 
 PYTHON ?= python3
-LOCK ?= cpu
+# The lock that is installed; CPU builds where none is.
+LOCK ?= $(if $(wildcard .venv/.installed-gpu),gpu,cpu)
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 env: .venv/.installed-$(LOCK)
@@ -16,6 +17,8 @@ env: .venv/.installed-$(LOCK)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 env")'
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet uv
+	# One stamp at a time: an install replaces the packages of the other lock.
+	rm -f .venv/.installed-*
 	envs/install.sh $(LOCK)
 ifeq ($(LOCK),cpu)
 	# DeepSpeed's operator for ranks on CPUs takes two minutes: the first training would wait for it.

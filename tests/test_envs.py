@@ -47,6 +47,30 @@ def test_what_conda_installs_on_a_cpu_machine_is_one_call_of_uv_into_its_environ
     assert (tmp_path / "overrides").read_text() == (ENVS / "cpu.overrides.txt").read_text()
 
 
+def test_make_keeps_the_lock_that_is_installed_and_one_stamp(tmp_path):
+    """With an install that writes down its lock, and a Python that does nothing."""
+    (tmp_path / "envs").mkdir()
+    for name in ("Makefile", "pyproject.toml", "envs/cpu.lock.txt", "envs/gpu.lock.txt"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    (tmp_path / "envs" / "install.sh").write_text("#!/bin/sh\necho $1 >>installed\n")
+    (tmp_path / "envs" / "install.sh").chmod(0o755)
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    (tmp_path / ".venv" / "bin" / "python").symlink_to(shutil.which("true"))
+
+    def installs(*arguments) -> list[str]:
+        (tmp_path / "installed").write_text("")
+        subprocess.run(["make", "PYTHON=true", *arguments], cwd=tmp_path, env=environment, check=True)
+        return (tmp_path / "installed").read_text().split()
+
+    environment = {key: value for key, value in os.environ.items() if key not in ("LOCK", "MAKEFLAGS")}
+    assert (installs("env"), installs("env")) == (["cpu"], [])
+    assert (installs("env", "LOCK=gpu"), installs("env", "LOCK=gpu")) == (["gpu"], [])
+    planned = subprocess.run(["make", "-n", "demo"], cwd=tmp_path, env=environment, check=True, capture_output=True)
+    assert b"install.sh" not in planned.stdout
+    assert [path.name for path in (tmp_path / ".venv").glob(".installed-*")] == [".installed-gpu"]
+    assert (installs("env", "LOCK=cpu"), installs("env")) == (["cpu"], [])
+
+
 def steps(machine: str) -> list[tuple[str, str]]:
     """The instructions of a container file and what they are given."""
     text = (ROOT / "containers" / f"{machine}.Dockerfile").read_text()
