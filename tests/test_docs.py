@@ -206,7 +206,7 @@ def test_config_examples_are_valid(part):
     name = "thumbs-down" if "thumbs-down" in changes.get("datasets", {}) else "config"
     config = yaml.safe_load((ROOT / "config" / f"{name}.yaml").read_text())
     for section, entries in changes.items():
-        config[section] = config.get(section, {}) | entries
+        config[section] = config.get(section, {}) | entries if isinstance(entries, dict) else entries
     settings.load(config, part.page)
 
 
