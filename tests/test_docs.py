@@ -22,6 +22,7 @@ from markdown_it.token import Token
 
 from conftest import ROOT
 from d2o import cli, settings
+from d2o.plan import Plan
 
 PAGES = sorted(
     [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
@@ -167,15 +168,15 @@ def test_snakemake_commands_have_a_plan(command, checkout):
 # Targets -----------------------------------------------------------------------------------------
 
 
-def targets(kind: str = "targets|showing") -> set[str]:
-    """Rules that make nothing but ask for files: of stages (`targets`), and of what the paper shows (`showing`)."""
+def targets(kind: str = "targets|asked|showing") -> set[str]:
+    """Rules that only ask for files: of stages (`targets`, `asked`), and of what the paper shows (`showing`)."""
     rules = "\n".join(path.read_text() for path in (ROOT / "workflow" / "rules").glob("*.smk"))
     return set(re.findall(rf"^rule (\w+):\n    input:\n        plan\.(?:{kind})\(", rules, re.MULTILINE))
 
 
 def test_the_table_of_stages_has_every_target():
     listed = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs" / "pipeline.md").read_text(), re.MULTILINE)
-    assert set(listed) == targets("targets")
+    assert set(listed) == targets("targets|asked")
     assert len(listed) == len(set(listed))
 
 
@@ -190,6 +191,29 @@ def test_targets_and_configs_of_commands_exist(command):
             assert word in pages, f"{command}: no experiment has this report"
         elif not word.startswith("-") and before != "--cores":
             assert word in targets(), f"{command}: no target {word}"
+
+
+@pytest.mark.parametrize("name", sorted(targets("asked|showing")))
+def test_a_target_that_no_experiment_asks_for_ends_in_one_line(name, monkeypatch):
+    """Not in a plan of nothing, which looks as if all were done."""
+    monkeypatch.chdir(ROOT)
+    rules = "\n".join(path.read_text() for path in (ROOT / "workflow" / "rules").glob("*.smk"))
+    kind, place = re.search(rf'rule {name}:\n    input:\n        plan\.(\w+)\("(\w+)"\)', rules).groups()
+    paper = yaml.safe_load((ROOT / "config" / "paper.yaml").read_text())
+    data = {"datasets": [next(iter(paper["datasets"]))], "models": [next(iter(paper["models"]))]}
+    plan = Plan(paper | {"experiments": {"bare": data | {"methods": ["initial"]}}}, "c.yaml")
+    with pytest.raises(SystemExit, match=r"^c\.yaml: no experiment (asks for this|shows \w+); .* in one$"):
+        getattr(plan, kind)(place)({})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["figure1", "table2"])
+def test_snakemake_shows_that_line_and_no_traceback(name, checkout):
+    command = [sys.executable, "-m", "snakemake", "-n", "--cores", "1", name]
+    done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, env=os.environ)
+    assert done.returncode == 1
+    assert re.search(r"^config/config.yaml: no experiment .* in one$", done.stderr, re.MULTILINE)
+    assert "Exception" not in done.stderr + done.stdout and "Traceback" not in done.stderr + done.stdout
 
 
 # Config ------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 
 rule judge:
     input:
-        plan.targets("verdicts"),
+        plan.asked("verdicts"),
 
 
 rule judge_responses:

@@ -3,7 +3,7 @@
 
 rule organisms:
     input:
-        plan.targets("organism"),
+        plan.asked("organism"),
 
 
 rule write_organism:

@@ -3,7 +3,7 @@
 
 rule pair_quality:
     input:
-        plan.targets("pair_quality_figure"),
+        plan.asked("pair_quality_figure"),
 
 
 rule choose_pairs:

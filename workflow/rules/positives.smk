@@ -3,7 +3,7 @@
 
 rule positives:
     input:
-        plan.targets("pool"),
+        plan.asked("pool"),
 
 
 rule sample_positives:

@@ -3,7 +3,7 @@
 
 rule reference_logprobs:
     input:
-        plan.targets("reference_logprobs"),
+        plan.asked("reference_logprobs"),
 
 
 rule compute_reference_logprobs:

@@ -3,7 +3,7 @@
 
 rule scores:
     input:
-        plan.targets("scores"),
+        plan.asked("scores"),
 
 
 rule fetch_reward:

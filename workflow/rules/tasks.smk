@@ -3,7 +3,7 @@
 
 rule tasks:
     input:
-        plan.targets("answers"),
+        plan.asked("answers"),
 
 
 rule fetch_questions:

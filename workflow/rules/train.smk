@@ -3,7 +3,7 @@
 
 rule train:
     input:
-        plan.targets("trained"),
+        plan.asked("trained"),
 
 
 rule train_method:

@@ -10,11 +10,10 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 
 from d2o import layout, rounds, runs, settings
 from d2o.contracts import CONTRACTS
-from d2o.errors import D2OError
 from d2o.layout import Layout
 from d2o.plan import checks, stages
 from d2o.sources import source_digest
@@ -27,6 +26,17 @@ _REPORTED = [
     "leaks", "pool_sheet", "pool_scores", "round_sheet", "tuned",
 ]  # fmt: skip
 _PAIRS = ["pair_prompts", "pair_scores", "pair_verdicts"]
+# What asks for the artifacts that not every experiment needs.
+_ASKED_BY = {
+    "organism": "name a data set with `organism`",
+    "trained": "name a method besides `initial`",
+    "pool": "name a method with `positives: self`",
+    "reference_logprobs": "name a method whose loss has a reference, such as d2o,",
+    "scores": "set `rewards`",
+    "verdicts": "set `judges`",
+    "pair_quality_figure": "set `pair_quality: true`",
+    "answers": "set `tasks`",
+}
 # Of a wildcard, those that must be known before it.
 _NEEDS = {"organism": {"dataset"}, "seed": {"method"}, "snapshot": {"method"}}
 _NEEDS |= {name: {"dataset", "model", "method", "seed"} for name in ("round", "pool", "table")}
@@ -46,6 +56,7 @@ class Plan:
         Raises:
             D2OError: as `settings.load` and `checks.check`.
         """
+        self.origin = origin
         self.settings = settings.load(config, origin)
         self.layout = Layout(self.settings.results)
         checks.check(self.settings, origin)
@@ -70,21 +81,30 @@ class Plan:
         """What an experiment's report is made from."""
         return [path for place in _REPORTED for path in self.targets(place, wildcards.experiment)]
 
+    def asked(self, place: str) -> Callable[[Any], list[str]]:
+        """As `targets` of all experiments; one line, and the end, where that is nothing."""
+        nothing = f"no experiment asks for this; {_ASKED_BY[place]} in one"
+        return lambda wildcards: self.targets(place) or self._end(nothing)
+
     def showing(self, exhibit: str) -> Callable[[Any], list[str]]:
-        """The reports, or of Figure 1 the figures, of the experiments that show a table or figure of the paper."""
+        """The reports, or of Figure 1 the figures, of the experiments that show a table or figure of the paper.
+
+        As `asked` where there is none.
+        """
+        if exhibit == "figure1":
+            return self.asked("pair_quality_figure")
 
         def targets(wildcards) -> list[str]:
-            experiments = self.settings.experiments.items()
-            if exhibit == "figure1":
-                chosen = [name for name, e in experiments if e.pair_quality]
-            else:
-                chosen = [name for name, e in experiments if exhibit in e.shows]
+            chosen = [name for name, e in self.settings.experiments.items() if exhibit in e.shows]
             if not chosen:
-                key = "pair_quality: true" if exhibit == "figure1" else f"shows: [{exhibit}]"
-                raise D2OError(f"no experiment shows {exhibit}; set `{key}` in one")
-            return self.targets("pair_quality_figure" if exhibit == "figure1" else "page", *chosen)
+                self._end(f"no experiment shows {exhibit}; set `shows: [{exhibit}]` in one")
+            return self.targets("page", *chosen)
 
         return targets
+
+    def _end(self, message: str) -> NoReturn:
+        """Ends Snakemake with one line: of any other exception of an input function it shows the traceback."""
+        raise SystemExit(f"{self.origin}: {message}")
 
     def pair_inputs(self, wildcards) -> list[str]:
         """What Figure 1 is plotted from: scores and verdicts of the human pairs of an experiment's data sets."""
