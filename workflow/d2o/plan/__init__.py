@@ -62,9 +62,10 @@ class Plan:
         checks.check(self.settings, origin)
 
     def warnings(self) -> list[str]:
-        """A line for each judge without a date, each entry that follows a branch of the Hub, and each whose artifact
-        lies there, made otherwise."""
-        return [*checks.undated(self.settings), *checks.moving(self.settings), *checks.replaced(self.settings)]
+        """A line for each judge without a date, each entry that follows a branch of the Hub, and each entry or
+        section whose artifact lies there, made otherwise."""
+        s = self.settings
+        return [*checks.undated(s), *checks.moving(s), *checks.replaced(s, self._crossed)]
 
     # Targets -------------------------------------------------------------------------------------
 

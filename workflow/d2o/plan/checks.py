@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
@@ -132,49 +132,64 @@ def _used(s: Settings) -> dict[str, set[str]]:
 
 # What lies there ---------------------------------------------------------------------------------
 
-# Entries with artifacts of their own: section, stage, artifact.
-_NAMED = [
+# Artifacts that are made by the settings of one entry or section: the section, the stage, the artifact.
+_MADE_BY = [
     ("models", "models", "model"),
     ("organisms", "organisms", "organism"),
     ("datasets", "datasets", "rows"),
     ("datasets", "negatives", "negatives"),
     ("rewards", "rewards", "fetched_reward"),
+    ("rewards", "rewards", "trained_reward"),
+    ("rewards", "scores", "scores"),
     ("tasks", "questions", "questions"),
+    ("tasks", "tasks", "answers"),
+    ("judges", "judge", "verdicts"),
+    ("positives", "positives", "pool"),
+    ("forward", "logprobs", "reference_logprobs"),
     ("methods", "train", "trained"),
+    ("responses", "responses", "responses"),
 ]
 
 
-def replaced(s: Settings) -> Iterator[str]:
-    """A line for each entry of an experiment whose artifact lies there, made with other settings.
+def replaced(s: Settings, crossed: Callable[[str, str], list[dict[str, Any]]]) -> Iterator[str]:
+    """A line for each entry or section whose artifact of an experiment lies there, made with other settings.
 
     Perhaps they are those of another config.
+
+    Args:
+        crossed: the names of each artifact of a place that an experiment needs.
     """
-    used = _used(s)
-    crossed = [
-        run.names
-        for experiment in s.experiments.values()
-        for dataset, model in product(experiment.datasets, experiment.models)
-        for run in runs.runs(experiment, dataset, model)
-    ]
-    for section, stage, place in _NAMED:
-        for name in sorted(used[section]):
-            if section == "methods" and s.methods[name].tune:  # what is trained is not known beforehand
-                continue
-            entry = {section.removesuffix("s"): name, "split": "train"}
-            rows = [entry] if section != "methods" else [run for run in crossed if run["method"] == name]
-            for names in rows:
-                artifact = Layout(s.results).path(place, names)
-                found = differing(artifact, stages.of(s, stage, SimpleNamespace(**names)))
-                if section == "datasets" and s.datasets[name].organism:  # its files lie in the results themselves
-                    found = {key: values for key, values in found.items() if key not in ("train", "test")}
-                if found and Path(artifact).exists():
-                    changes = ", ".join(f"{key}: {then!r} → {now!r}" for key, (then, now) in found.items())
-                    yield (
-                        f"{section}.{name}: {artifact} was made with other settings ({changes}); it will be made "
-                        f"again, and what comes from it. To keep it, give the entry another name, or set `results` "
-                        f"to another folder."
-                    )
-                    break
+    told = set()
+    for section, stage, place in _MADE_BY:
+        for names in _names(s, section, place, crossed):
+            name = names.get(section.removesuffix("s"))
+            entry = f"{section}.{name}" if name else section
+            artifact = Layout(s.results).path(place, names)
+            changed = differing(artifact, stages.of(s, stage, SimpleNamespace(**names)))
+            if section == "datasets" and s.datasets[name].organism:  # its files lie in the results themselves
+                changed = {key: values for key, values in changed.items() if key not in ("train", "test")}
+            changes = ", ".join(f"{key}: {then!r} → {now!r}" for key, (then, now) in changed.items())
+            if changes and (entry, changes) not in told and Path(artifact).exists():
+                told.add((entry, changes))
+                way_out = "give the entry another name, or set" if name else "set"
+                yield (
+                    f"{entry}: {artifact} was made with other settings ({changes}); it will be made again, and what "
+                    f"comes from it. To keep it, {way_out} `results` to another folder."
+                )
+
+
+def _names(
+    s: Settings, section: str, place: str, crossed: Callable[[str, str], list[dict[str, Any]]]
+) -> Iterator[dict[str, Any]]:
+    """The names of each artifact of a place that experiments need."""
+    kind = section.removesuffix("s")
+    for experiment in s.experiments:
+        if layout.wildcards(place) <= {kind, "split"}:  # also what no experiment names itself, such as a backbone
+            yield from ({kind: name, "split": "train"} for name in sorted(getattr(s.only(experiment), section)))
+        else:
+            # What a method with `tune` is trained with is not known beforehand.
+            rows = crossed(place, experiment)
+            yield from (row for row in rows if place != "trained" or not s.methods[row["method"]].tune)
 
 
 def manifest(artifact: str) -> dict[str, Any]:
@@ -191,7 +206,7 @@ def unchanged(artifact: str, section: settings.Section) -> bool:
 
 
 def differing(artifact: str, section: settings.Section) -> dict[str, tuple[Any, Any]]:
-    """By key, the settings that an artifact was made with and those that it is to have, where they differ."""
+    """By key, such as `method.beta`, the settings that an artifact was made with and is to have, where they differ."""
     before = manifest(artifact).get("settings")
     if before is None:
         return {}
@@ -200,5 +215,16 @@ def differing(artifact: str, section: settings.Section) -> dict[str, tuple[Any, 
         then = settings.result_keys(type(section).model_validate(before))
     except ValidationError:  # made by another version
         then = before
-    keys = dict.fromkeys([*then, *now])
-    return {key: (then.get(key), now.get(key)) for key in keys if then.get(key) != now.get(key)}
+    return _changes(then, now)
+
+
+def _changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """By dotted key, the values that differ."""
+    changed: dict[str, tuple[Any, Any]] = {}
+    for key in dict.fromkeys([*then, *now]):
+        before, after = then.get(key), now.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            changed |= {f"{key}.{inner}": values for inner, values in _changes(before, after).items()}
+        elif before != after:
+            changed[key] = (before, after)
+    return changed
