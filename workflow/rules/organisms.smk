@@ -30,5 +30,6 @@ rule write_organism:
         gpu=0,
     conda:
         plan.environment("datasets")
+    localrule: True
     shell:
         "python -m d2o organisms --settings {params.settings:q} --output {output.train} 2>&1 | tee {log}"

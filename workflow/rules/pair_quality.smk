@@ -29,6 +29,7 @@ rule choose_pairs:
         gpu=0,
     conda:
         plan.environment("datasets")
+    localrule: True
     shell:
         "python -m d2o pair-quality --settings {params.settings:q} --pairs {input.pairs} "
         "--output {output.prompts} 2>&1 | tee {log}"
@@ -73,7 +74,7 @@ rule plot_pair_quality:
     output:
         figure=report(
             "<pair_quality_figure>",
-            caption="../report/pair_quality.rst",
+            caption="../report/figure.rst",
             category="{experiment}",
             labels={"what": "human pairs"},
         ),

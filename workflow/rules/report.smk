@@ -53,13 +53,13 @@ rule write_report:
         ),
         methods=report(
             "<report_folder>/figures/methods.svg",
-            caption="../report/methods.rst",
+            caption="../report/figure.rst",
             category="{experiment}",
             labels={"what": "methods"},
         ),
         training=report(
             "<report_folder>/figures/training.svg",
-            caption="../report/training.rst",
+            caption="../report/figure.rst",
             category="{experiment}",
             labels={"what": "training"},
         ),

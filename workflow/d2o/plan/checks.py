@@ -206,7 +206,7 @@ def unchanged(artifact: str, section: settings.Section) -> bool:
 
 
 def differing(artifact: str, section: settings.Section) -> dict[str, tuple[Any, Any]]:
-    """By key, such as `method.beta`, the settings that an artifact was made with and is to have, where they differ."""
+    """By key, such as `method.beta`, what an artifact was made with and what it is to have, where they differ."""
     before = manifest(artifact).get("settings")
     if before is None:
         return {}
