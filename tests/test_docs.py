@@ -139,11 +139,15 @@ def test_scripts_and_tests_exist(command):
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory) -> Path:
-    """The project in a folder of its own, without results."""
+    """The project in a folder of its own, without results; rows that users put into `data/` are there, empty."""
     folder = tmp_path_factory.mktemp("checkout")
     for name in ("workflow", "profiles", "envs", "organisms", "demo", "config"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
     shutil.copy(ROOT / "Snakefile", folder)
+    for config in (folder / "config").glob("*.yaml"):
+        for file in re.findall(r"\bdata/[\w./-]+", config.read_text()):
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            (folder / file).touch()
     return folder
 
 
@@ -258,7 +262,7 @@ def test_keys_that_are_named_exist():
 
 
 def is_file(text: str) -> bool:
-    return text.endswith((".parquet", ".jsonl", ".json", ".py", ".yaml", ".smk", ".svg", ".html"))
+    return text.endswith((".parquet", ".csv", ".jsonl", ".json", ".py", ".yaml", ".smk", ".svg", ".html"))
 
 
 # Links and paths ---------------------------------------------------------------------------------

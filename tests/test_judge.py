@@ -221,7 +221,7 @@ def test_a_job_that_failed_halfway_goes_on_without_repeating_a_request(serve, ta
     assert not partial.exists()
 
 
-def test_verdicts_on_answers_that_were_made_anew_are_not_kept(serve, tables, tmp_path):
+def test_verdicts_on_answers_that_were_made_again_are_not_kept(serve, tables, tmp_path):
     server = serve(lambda text: honest(text) if len(server.asked) < 8 else 401)
     with pytest.raises(D2OError, match="run again"):
         run(server.settings(), tables, tmp_path / "v.parquet")

@@ -269,7 +269,7 @@ def test_a_prompt_of_both_parts_leaves_train(tmp_path):
 
 
 def test_a_test_part_of_another_release_is_refused(tmp_path):
-    """Nine of ten test prompts are train prompts: the data were split anew between the two."""
+    """Nine of ten test prompts are train prompts: the data were split again between the two."""
     rows = [*map(asked, range(100)), *(asked(i, "test") for i in range(91, 101))]
     said = problem(tmp_path, rows)
     assert "9 train prompts are test prompts as well, and there are 10 of these: are both of one release?" in said

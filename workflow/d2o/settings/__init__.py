@@ -305,7 +305,7 @@ class Train(Section):
     )
     learning_rate: AtLeast0 = Field(1e-6, description="peak learning rate of AdamW; 0: a null control")
     warmup: Share = Field(0.1, description="share of the steps with a rising learning rate")
-    decay: Literal["cosine", "linear", "constant"] = Field("cosine", description="course after the warm-up")
+    decay: Literal["cosine", "linear", "constant"] = Field("cosine", description="schedule after the warm-up")
     weight_decay: AtLeast0 = Field(0.0, description="AdamW's decoupled weight decay")
     clip: Above0 = Field(1.0, description="largest L2 norm of the gradient")
     zero_stage: Literal[0, 1, 2, 3] = Field(2, description="DeepSpeed ZeRO stage; 0 counts as 1 in bf16")

@@ -122,7 +122,7 @@ def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
     """FLOP/s of the best of some matrix products on this rank: what a step's utilisation is a share of.
 
     The products grow until they have taken `_PATIENCE`: in bf16 on a CPU without AVX-512, a large one takes seconds.
-    On a GPU `peak_memory` begins anew after them: they are no part of the training.
+    On a GPU `peak_memory` begins again after them: they are no part of the training.
     """
     torch.ones(8, 8, device=device, dtype=dtype).mm(torch.ones(8, 8, device=device, dtype=dtype))  # loads a library
     sizes = [8192] * 8 if device.type == "cuda" else [256, *[512] * 8, *[1024] * 8]
