@@ -1,10 +1,13 @@
 """What a rule depends on: the settings of its stage and the sources that the stage runs."""
 
+import copy
 import json
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import yaml
@@ -61,48 +64,101 @@ def test_a_key_reaches_only_the_stages_that_depend_on_it():
     assert stages_changed_by(datasets={"demo": demo | {"train": ["tests/data/thumbs-down.jsonl"]}}) == {"datasets"}
 
 
-SCHEMA = json.loads((ROOT / "config" / "schema.json").read_text())
+# Written as users write them ----------------------------------------------------------------------
+
+SCHEMA = json.loads((ROOT / "config" / "schema.json").read_text())["$defs"]
+# Entries and sections: the schema of each, and where the stages that read it have it. `compute`, `results` and
+# experiments are read by the plan itself.
+READ = {
+    "models.smollm2": ("Model", "models"),
+    "organisms.rude": ("Organism", "organisms"),
+    "datasets.demo": ("Dataset", "datasets", "negatives"),
+    "methods.d2o": ("Method", "train.method"),
+    "methods.d2o.train": ("Train", "train.train"),
+    "rewards.safety": ("Reward", "rewards", "scores"),
+    "judges.none": ("Judge", "judge"),
+    "tasks.mmlu": ("Task", "questions", "tasks"),
+    "positives": ("Positives", "positives.sampling"),
+    "responses": ("Responses", "responses.sampling"),
+    "engine": ("Engine", "positives.engine", "responses.engine"),
+    "forward": ("Forward", "logprobs", "train.forward"),
+    "train": ("Train", "train.train"),
+    "pair_quality": ("PairQuality", "pair_quality"),
+    "tuning": ("Tuning", "tune.tuning"),
+}
+# Worked into the settings of the stages: only the report's have them as they were written.
+WORKED_IN = {
+    "datasets.demo.organism", "methods.d2o.extends", "methods.d2o.tune", "rewards.safety.toxic_above",
+    "rewards.safety.safe_at",
+}  # fmt: skip
+# A value where not every one will do: it names a file, or something that is known.
+VALUES = {
+    "models.smollm2.path": "tests",
+    "organisms.rude.texts": "organisms/careless.yaml",
+    "datasets.demo.organism": "rude",
+    "datasets.demo.train": ["tests/data/thumbs-down.jsonl"],
+    "datasets.demo.test": ["tests/data/thumbs-down.jsonl"],
+    "datasets.demo.evaluation_prompts": ["tests/data/thumbs-down.jsonl"],
+    "methods.d2o.loss": "dpo",
+    "methods.d2o.tune": {"beta": [0.1, 0.2]},
+    "positives.instructions": {"other": "An instruction."},
+    "rewards.safety.template": "{response}",
+    "rewards.safety.source.path": "tests",
+    "rewards.safety.rule.script": "Latin",
+    "rewards.safety.rule.python": "demo.controls:prompt_length",
+    "rewards.safety.rule.organism": "organisms/rude.yaml",
+    "tasks.mmlu.task": "arc_easy",
+    "tasks.mmlu.data": {"test": "tests/data/thumbs-down.jsonl"},
+    "tasks.mmlu.path": "demo/mmlu",
+    "tasks.mmlu.include": "demo/plain",
+    "tuning.metric": "reward/other",
+}
 # A loss that reads each parameter that D2O's does not.
 LOSS_OF = {
     "gamma": "simpo", "delta": "slic-hf", "epsilon": "cdpo", "tau": "ipo", "token_means": "ipo", "penalty": "dpop",
     "weight": "orpo", "desirable": "kto", "undesirable": "kto",
 }  # fmt: skip
-# Entries and sections, and the schema of each.
-PLACES = {
-    "models.smollm2": "Model", "organisms.rude": "Organism", "datasets.demo": "Dataset", "methods.d2o": "Method",
-    "rewards.safety": "Reward", "judges.none": "Judge", "tasks.mmlu": "Task", "positives": "Positives",
-    "responses": "Responses", "engine": "Engine", "forward": "Forward", "train": "Train",
-    "pair_quality": "PairQuality",
-}  # fmt: skip
-# Which entry something comes from, and files: no other value stands alone. And what only the report reads.
-NOT_ALONE = {
-    "models.smollm2": {"hub", "revision", "path", "package", "run", "chat_template", "trust_remote_code"},
-    "datasets.demo": {"hub", "revision", "name", "organism", "train", "test", "evaluation_prompts"},
-    "tasks.mmlu": {"hub", "revision", "path", "task", "data", "include"},
-    "rewards.safety": {
-        "source",
-        "train",
-        "rule",
-        "better",
-        "label",
-        "toxic_above",
-        "safe_at",
-        "score_weights",
-        "template",
-    },
-    "methods.d2o": {
-        "extends",
-        "loss",
-        "positives",
-        "negatives",
-        "ema",
-        "filter",
-        "online",
-        "train",
-        "self_correction",
-    },
-    "organisms.rude": {"texts"},
+HUB = {"hub": "a/b", "revision": "main"}
+GGUF = {"package": "other", "file": "other.gguf"}
+ROWS = {"format": "pku-saferlhf-beta", "train": ["train"]}
+TUNED = {
+    "methods.d2o.tune": {"beta": [0.1, 0.2]},
+    "tuning.metric": "reward/safety",
+    "datasets.demo.validation_prompts": 2,
+    "experiments.made.methods": ["initial"],
 }
+MADE_FROM = {"dataset": "demo", "model": "base", "method": "d2o"}
+EMA = {"decay": 0.9, "every": 10}
+# What else a config says where a key, or one below it, is written.
+BESIDE = {
+    "models.smollm2.hub": {"models.smollm2": HUB},
+    "models.smollm2.revision": {"models.smollm2": HUB},
+    "models.smollm2.path": {"models.smollm2": {}},
+    "models.smollm2.run": {"models.smollm2": {"run": MADE_FROM}},
+    "datasets.demo.hub": {"datasets.demo": ROWS | HUB},
+    "datasets.demo.revision": {"datasets.demo": ROWS | HUB},
+    "datasets.demo.organism": {"datasets.demo": ROWS},
+    "methods.d2o.ema": {"methods.d2o.ema": {"positives": EMA, "negatives": EMA}},
+    "methods.d2o.filter": {"methods.d2o.filter": {"reward": "safety", "best": 3}},
+    "methods.d2o.online": {"methods.d2o.online": {"start": 1, "every": 1, "share": 0.5}, "train.steps": 9},
+    "methods.d2o.tune": TUNED,
+    "rewards.safety.source.path": {"rewards.safety.source": {}},
+    "rewards.safety.source.package": {"rewards.safety.source": GGUF},
+    "rewards.safety.source.file": {"rewards.safety.source": GGUF},
+    "rewards.safety.train": {"rewards.safety": {"train": {"backbone": "base"}}},
+    "rewards.safety.rule": {"rewards.safety": {"rule": {}}},
+    "rewards.safety.rule.organism": {"rewards.safety.rule": {"measure": "use"}},
+    "rewards.safety.rule.measure": {"rewards.safety.rule": {"organism": "organisms/rude.yaml"}},
+    "rewards.safety.rule.over": {"rewards.safety.rule": {"length": "words"}},
+    "judges.none.price": {"judges.none.price": {"input": 1, "output": 1}},
+    "judges.none.max_usd": {"judges.none.price": {"input": 1, "output": 1}},
+    "tasks.mmlu.hub": {"tasks.mmlu": HUB},
+    "tasks.mmlu.revision": {"tasks.mmlu": HUB},
+    "tasks.mmlu.task": {"tasks.mmlu": {"revision": "main"}},
+    "tasks.mmlu.data": {"tasks.mmlu": {"task": "arc_easy"}},
+    "tasks.mmlu.include": {"tasks.mmlu": {"task": "arc_easy", "revision": "main"}},
+    "tuning": TUNED,
+} | {f"methods.d2o.{key}": {"methods.d2o.loss": loss} for key, loss in LOSS_OF.items()}
 
 
 def others(schema: dict) -> list:
@@ -111,61 +167,100 @@ def others(schema: dict) -> list:
         kinds = [kind for kind in schema["anyOf"] if kind.get("type") != "null"]
         null = [None] if schema.get("default") is not None else []
         return null + [value for kind in kinds[:1] for value in others(kind | {"default": schema.get("default")})]
-    if "enum" in schema:
-        return [next(value for value in schema["enum"] if value != schema.get("default"))]
     default = schema.get("default")
-    match schema.get("type"):
-        case "boolean":
+    match schema:
+        case {"enum": values}:
+            return [next(value for value in values if value != default)]
+        case {"const": value}:
+            return [value]
+        case {"type": "boolean"}:
             return [not default]
-        case "integer":
+        case {"type": "integer"}:
             top = schema.get("maximum", 10**9)
             return [2 if default is None else default + 1 if default < top else default - 1]
-        case "number":
+        case {"type": "number"}:
             return [0.375 if default is None else default / 2 or 0.25]
-        case "string":
+        case {"type": "string"}:
             return ["other"]
-        case "array":
+        case {"type": "array"}:
             return [[value] for value in others(schema["items"])]
-        case "object" if schema.get("additionalProperties", {}).get("type") == "string":
-            return [{"other": "An instruction."}]
-    return []
+    raise AssertionError(f"no value for {schema}: name one in VALUES")
 
 
-WRITTEN = [
-    (place, key, value)
-    for place, name in PLACES.items()
-    for key, schema in SCHEMA["$defs"][name]["properties"].items()
-    if key not in NOT_ALONE.get(place, ())
-    for value in others(schema)
-]
+def written(place: str, name: str) -> Iterator[tuple[str, Any]]:
+    """Every key of a schema and of those below it, with each value that is tried."""
+    for key, schema in SCHEMA[name]["properties"].items():
+        path = f"{place}.{key}"
+        (inner,) = {kind["$ref"] for kind in [schema, *schema.get("anyOf", [])] if "$ref" in kind} or {None}
+        if inner:
+            yield from written(path, inner.rpartition("/")[2])
+        elif path not in READ:
+            yield from ((path, value) for value in ([VALUES[path]] if path in VALUES else others(schema)))
 
 
-@pytest.mark.parametrize(("place", "key", "value"), WRITTEN)
-def test_what_is_written_is_what_a_stage_gets(place, key, value):
-    """Null included, which is no absent key: of `near_duplicates` it means something else than the default."""
-    config = json.loads(json.dumps(CONFIG))
+WRITTEN = [row for place, (name, *_) in READ.items() for row in written(place, name)]
+
+
+def put(config: dict, path: str, value: Any) -> None:
+    *sections, key = path.split(".")
+    for section in sections:
+        config = config.setdefault(section, {})
+    config[key] = json.loads(json.dumps(value))
+
+
+def prefixes(path: str) -> list[str]:
+    keys = path.split(".")
+    return [".".join(keys[: n + 1]) for n in range(len(keys))]
+
+
+def base() -> dict:
+    """The config that a key is written into: with an entry `other` for keys that name one, and all of it used."""
+    config = copy.deepcopy(CONFIG)
     config["organisms"] = {"rude": {"texts": "organisms/rude.yaml"}}
     config["compute"]["gpus"] = 2
     config["judges"] = {"none": {"base_url": "http://localhost/v1", "model": "wise"}}
-    config["methods"]["d2o"] = {"loss": LOSS_OF.get(key, "d2o"), "positives": "self", "negatives": True, "k": 1}
-    section, _, entry = place.partition(".")
-    node = config.setdefault(section, {})
-    (node.setdefault(entry, {}) if entry else node)[key] = value
-    plan = Plan(config, "c")
+    config["methods"] = {"d2o": {"loss": "d2o", "positives": "self", "negatives": True, "k": 1}}
+    config["rewards"] = {"safety": {"source": {**HUB}}}
+    config["models"]["base"] = config["models"]["smollm2"]
+    for section, entry in {"models": "base", "datasets": "demo", "methods": "d2o", "rewards": "safety"}.items():
+        config[section]["other"] = copy.deepcopy(config[section][entry])
+    made = {"datasets": ["demo", "other"], "models": ["base", "other"], "methods": ["d2o", "other"], "seeds": [0, 1]}
+    config["experiments"]["demo"] |= {"methods": ["d2o"], "judges": ["none"]}
+    return config | {"experiments": config["experiments"] | {"made": made}}
+
+
+def got(plan: Plan, path: str) -> Iterator[Any]:
+    """The value of a key in the settings of every stage that reads it, as the stage's command reads them."""
     where = wildcards(organism="rude", snapshot="", pool=f"corrected-k{plan.settings.positives.k}")
-    stages = [*STAGES, "sampling", "organisms", "pair_quality", "judge", "questions", "tasks"]
-    got = [json.loads(part(stage)(where)) for stage in stages for part in (plan.params, plan.execution)]
-    assert any(holds(found, key, value) for found in got)
+    root = max((place for place in prefixes(path)[:-1] if place in READ), key=len)
+    places = [f"report.{path}"] if path in WORKED_IN else [f"{at}{path.removeprefix(root)}" for at in READ[root][1:]]
+    for place in places:
+        stage, *keys = place.split(".")
+        section = type(stages.of(plan.settings, stage, where))
+        node = settings.parse(section, plan.params(stage)(where), plan.execution(stage)(where)).model_dump(
+            mode="json"
+        )
+        for key in keys[:-1]:
+            node = node[key]
+        if keys[-1] in node:
+            yield node[keys[-1]]
 
 
-def holds(found, key: str, value) -> bool:
-    """Whether something of JSON has a key with this value, at any depth."""
-    if isinstance(found, list):
-        return any(holds(one, key, value) for one in found)
-    return isinstance(found, dict) and (
-        (key in found and (found[key] == value or (isinstance(value, dict) and value.items() <= found[key].items())))
-        or any(holds(one, key, value) for one in found.values())
-    )
+def test_every_section_is_tried():
+    sections = {place.partition(".")[0] for place in READ}
+    assert settings.Settings.model_fields.keys() - sections == {"results", "experiments", "compute"}
+
+
+@pytest.mark.parametrize(("path", "value"), WRITTEN)
+def test_what_is_written_is_what_a_stage_gets(path, value):
+    """Null included, which is no absent key: of `near_duplicates` it means something else than the default."""
+    config = base()
+    for place in prefixes(path):
+        for beside, other in BESIDE.get(place, {}).items():
+            put(config, beside, other)
+    put(config, path, value)
+    values = list(got(Plan(config, "c"), path))
+    assert values and all(one == value for one in values)
 
 
 def test_every_round_of_every_training_samples_with_seeds_of_its_own():
