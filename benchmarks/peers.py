@@ -58,11 +58,13 @@ def ours(lm: PreTrainedModel) -> Peer:
 
 
 def each_negative(lm: PreTrainedModel) -> Peer:
-    """Ours, a group a negative: prompt and positives are computed again for each negative of the prompt."""
+    """Ours, a group and a pass a negative: prompt and positives are computed again for each of the prompt's."""
     alone = ours(lm)
-    return Peer(
-        alone.model, alone.step, alone.work, lambda group: [replace(group, negatives=[n]) for n in group.negatives]
-    )
+
+    def step(groups: Sequence[Group]) -> Tensor:
+        return torch.cat([alone.step([group]) for group in groups])
+
+    return Peer(alone.model, step, alone.work, lambda group: [replace(group, negatives=[n]) for n in group.negatives])
 
 
 def padded_full_logits(lm: PreTrainedModel) -> Peer:

@@ -37,7 +37,7 @@ LIMITS = {
 }
 
 WAYS = {
-    "each_negative": "ours, a group a negative: prompt and positives again for each of N negatives",
+    "each_negative": "ours, a group and a pass a negative: prompt and positives again for each of N negatives",
     "packed_chunked": "each response with its own copy of the prompt, all in one row, one flash call a sequence; our "
     "head, reference cached",
     "padded_chunked": "K+1 padded rows; our head, reference cached",
