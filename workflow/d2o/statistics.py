@@ -237,6 +237,7 @@ def _estimate(sides: Sequence[tuple[float, _Cells]], macro: bool, null: float) -
     over_clusters = [part.var(ddof=1) * len(part) / n**2 for part in known]
     variance = clusters = sum(over_clusters)
     uncertain = sum(v**2 / (len(part) - 1) for v, part in zip(over_clusters, known, strict=True))
+    least = min([len(part) - 1 for part in known] + [len(pull) - 1 for pull in pulls if len(pull) > 1])
     for pull in pulls:
         seeds = len(pull)
         if seeds > 1:
@@ -249,7 +250,8 @@ def _estimate(sides: Sequence[tuple[float, _Cells]], macro: bool, null: float) -
     error, away = np.sqrt(variance), abs(value - null)
     if error < _NOTHING * max(1, abs(value)):  # all clusters say the same: the sign test
         return Estimate(value, value, value, n, 1.0 if away < _NOTHING else 0.5 ** (n - 1))
-    df = variance**2 / uncertain
+    # A sum has at least the degrees of its least certain part; a part that is subtracted would leave fewer than one.
+    df = max(variance**2 / uncertain, least)
     half = error * stdtrit(df, (1 + LEVEL) / 2)
     # Far out in the tail, where corrected p-values are read, Satterthwaite's are too many: with 3 seeds, 3 of 1,000
     # equal pairs have p < 0.001. Those of the trainings alone are too few, on the safe side.
