@@ -272,8 +272,16 @@ def test_a_test_part_of_another_release_is_refused(tmp_path):
     """Nine of ten test prompts are train prompts: the data were split again between the two."""
     rows = [*map(asked, range(100)), *(asked(i, "test") for i in range(91, 101))]
     said = problem(tmp_path, rows)
-    assert "9 train prompts are test prompts as well, and there are 10 of these: are both of one release?" in said
+    assert "9 of 10 test prompts are train prompts as well: are both of one release?" in said
     assert extract(tmp_path, rows, max_leak_share=0.9).counts["prompts"] == {"train": 91, "test": 10}
+
+
+def test_the_share_of_leaks_counts_test_prompts(tmp_path):
+    """One test prompt that two train prompts say is one of one, not two."""
+    rows = [row(prompt, ("good", False), ("bad", True), safer=0) for prompt in ("q", ["u", "a", "q"], "other")]
+    rows += [row("q", ("good", False), ("bad", True), safer=0, split="test")]
+    made = extract(tmp_path, rows, max_leak_share=1)
+    assert made.counts["leaks"] == {"prompts": 2, "test": 2, "evaluation": 0}
 
 
 def test_the_cap_of_test_prompts_counts_those_with_test_negatives(tmp_path):

@@ -57,11 +57,11 @@ def extract(extraction: Extraction, rows: Path, folder: Path) -> None:
             f"evaluated as well; change test_share, the test part, validation_prompts, evaluation_prompts or "
             f"near_duplicates"
         )
-    leaking, tested = leaks.counts()["leaks"]["test"], len(split.filter(to="test")) + capped["test"]
-    if leaking > extraction.max_leak_share * tested:
+    in_both, tested = len(prompts.filter("train", "test")), len(prompts.filter("test"))
+    if in_both > extraction.max_leak_share * tested:
         raise D2OError(
-            f"{rows}: {leaking} train prompts are test prompts as well, and there are {tested} of these: "
-            f"are both of one release? Name files of one, or raise max_leak_share ({extraction.max_leak_share:g})"
+            f"{rows}: {in_both} of {tested} test prompts are train prompts as well: are both of one release? "
+            f"Name files of one, or raise max_leak_share ({extraction.max_leak_share:g})"
         )
     negative_count = len(kept_negatives)
     kept_negatives = capped_negatives(kept_negatives, candidates["negatives"], extraction, rows, total)

@@ -189,8 +189,8 @@ class Extraction(Section):
     )
     max_leak_share: Share = execution(
         0.5,
-        description="train prompts that are test prompts as well, as a share of the test prompts, above which "
-        "nothing is extracted: two releases of a data set may be split otherwise",
+        description="share of the test prompts that are train prompts as well above which nothing is extracted: "
+        "two releases of a data set may be split otherwise",
     )
 
 
