@@ -1,7 +1,8 @@
-"""Runs d2o and ends it, as `kill -9` does, where a function is called: `killed.py FUNCTION CALL WHEN WHO command …`.
+"""Runs d2o and sends it a signal where a function is called: `killed.py SIGNAL FUNCTION CALL WHEN WHO command …`.
 
-FUNCTION is `module:name` or `module:Class.name`; CALL counts from 1; WHEN is `before` or `after` the call; WHO is
-`all` (the whole process group) or the number of the rank that dies. A kill then needs no luck with the clock.
+SIGNAL is a name, such as SIGKILL; FUNCTION is `module:name` or `module:Class.name`; CALL counts from 1; WHEN is
+`before` or `after` the call; WHO is `all` (the whole process group) or the number of a rank. So a kill needs no luck
+with the clock.
 """
 
 import functools
@@ -11,18 +12,19 @@ import signal
 import sys
 
 
-def kill_at(function: str, call: int, when: str, who: str) -> None:
-    """Replace a function by one that ends this process, or its group, at its `call`-th call."""
+def kill_at(signal_name: str, function: str, call: int, when: str, who: str) -> None:
+    """Replace a function by one that sends a signal to this process, or its group, at its `call`-th call."""
     module, _, path = function.partition(":")
     *owners, name = path.split(".")
     owner = functools.reduce(getattr, owners, importlib.import_module(module))
     original, calls = getattr(owner, name), 0
+    sent = signal.Signals[signal_name]
 
     def die():
         if who == "all":
-            os.killpg(0, signal.SIGKILL)
+            os.killpg(0, sent)
         elif who == os.environ.get("RANK"):
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), sent)
 
     @functools.wraps(original)
     def replaced(*args, **kwargs):
@@ -39,8 +41,8 @@ def kill_at(function: str, call: int, when: str, who: str) -> None:
 
 
 if __name__ == "__main__":
-    function, call, when, who, *sys.argv[1:] = sys.argv[1:]
-    kill_at(function, int(call), when, who)
+    signal_name, function, call, when, who, *sys.argv[1:] = sys.argv[1:]
+    kill_at(signal_name, function, int(call), when, who)
     from d2o import cli
 
     cli.main()

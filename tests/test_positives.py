@@ -339,7 +339,14 @@ def test_a_shard_killed_half_way_goes_on_where_it_was(model, tmp_path):
     command += ["--shard", "1-of-1", "--sampled", tmp_path / "sampled", "--output", tmp_path / "1-of-1.parquet"]
     command = [*map(str, command)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    dies = [str(Path(__file__).with_name("killed.py")), "d2o.positives.sampled:Sampled.add", "20", "after", "all"]
+    dies = [
+        str(Path(__file__).with_name("killed.py")),
+        "SIGKILL",
+        "d2o.positives.sampled:Sampled.add",
+        "20",
+        "after",
+        "all",
+    ]
     died = subprocess.run([sys.executable, *dies, *command], env=environment, start_new_session=True)
     assert died.returncode == -signal.SIGKILL
     [kept] = (tmp_path / "sampled").iterdir()

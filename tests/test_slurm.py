@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -104,23 +105,38 @@ def test_a_job_is_one_task_whatever_its_gpus(gpus):
     job = SimpleNamespace(resources=resources, threads=16)
     names = ("run_uuid", "slurm_logfile", "comment_str", "account", "partition", "workdir")
     line = get_submit_command(job, dict.fromkeys(names, "x")) + set_gres_string(job)
+    assert "--signal=TERM@300" in line
     asked = dict(re.findall(r"--([a-z-]*tasks?[a-z-]*|gpus|nodes)=(\d+)", line))
     assert asked.pop("gpus", "0") == str(gpus)
     assert asked in ({"nodes": "1", "cpus-per-task": "16"}, {"nodes": "1", "ntasks": "1", "cpus-per-task": "16"})
 
 
+ON_SLURM = (
+    "--profile", "profiles/slurm", "--jobs", "2", "--slurm-no-account",
+    "--slurm-status-command", "squeue", "--slurm-init-seconds-before-status-checks", "5",
+    "--default-resources", "slurm_partition=main", "nodes=1", "tasks=1", "tasks_per_gpu=0",
+)  # fmt: skip
+
+
 @pytest.mark.slow
 def test_the_small_pipeline_on_slurm(slurm, tiny_model, tmp_path):
+    """Where the scheduler ends the training by SIGTERM, as before its time is up, it is submitted again and goes on."""
     project = Project(tmp_path, tiny_model)
     tiny = CONFIG["experiments"]["tiny"] | {"methods": ["initial", "dpo"], "rewards": [], "tasks": []}
-    project.configure(project.config | {"experiments": {"tiny": tiny}})
-    printed = project.snakemake(
-        "all", "--profile", "profiles/slurm", "--jobs", "2",
-        "--slurm-no-account", "--slurm-status-command", "squeue", "--slurm-init-seconds-before-status-checks", "5",
-        "--default-resources", "slurm_partition=main", "nodes=1", "tasks=1", "tasks_per_gpu=0",
-    )  # fmt: skip
-    assert "has been submitted with SLURM jobid" in printed
+    train = CONFIG["train"] | {"steps": 300, "ranks": 2}
+    project.configure(project.config | {"experiments": {"tiny": tiny}, "train": train})
     run_folder = project.folder / "results" / "demo" / "tiny" / "dpo" / "seed0"
-    assert records.read_manifest(run_folder / "model")["steps"] == 3
+    with ThreadPoolExecutor() as beside:
+        printed = beside.submit(project.snakemake, "all", *ON_SLURM)
+        log = run_folder / "checkpoints" / "train.jsonl"
+        while not (log.exists() and log.read_text()) and not printed.done():
+            time.sleep(0.2)
+        for job in run("squeue", "-h", "-o", "%i", "-t", "running").stdout.split():
+            run("scancel", "--signal=TERM", job)
+        assert "has been submitted with SLURM jobid" in printed.result()
+    assert "Trying to restart job" in printed.result()
+    facts = records.read_manifest(run_folder / "model")
+    assert (facts["steps"], facts["ranks"]) == (300, 2)
+    assert facts["resumed_at"] > 0
     assert (project.folder / "results" / "reports" / "tiny" / "report.html").exists()
     assert "Nothing to be done" in project.snakemake("all")

@@ -1,5 +1,6 @@
 """Training with real DeepSpeed on a tiny model: schedule, equality over ranks, resume after SIGKILL."""
 
+import fcntl
 import json
 import math
 import os
@@ -8,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -658,7 +660,7 @@ def test_a_tracker_that_is_not_installed_is_refused():
 def killed(line: list[str], function: str, call: int, when: str = "after") -> None:
     """Run a training, of which all processes die at a call of a function; see `killed.py`."""
     python, _, _, *arguments = line
-    line = [python, KILLED, function, str(call), when, "all", *arguments]
+    line = [python, KILLED, "SIGKILL", function, str(call), when, "all", *arguments]
     child = subprocess.run(line, env=environment(), capture_output=True, text=True, start_new_session=True)
     assert child.returncode == -signal.SIGKILL, child.stderr[-3000:]
 
@@ -746,7 +748,7 @@ def test_a_killed_rank_takes_the_run_down_and_it_goes_on(tables, tiny_model, tmp
     line = command(tables, tiny_model, folder, MOVING, **settings)
     python, _, _, *arguments = line
     launcher = [python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    dies = [*launcher, KILLED, LOG, "8", "before", "1", *arguments]
+    dies = [*launcher, KILLED, "SIGKILL", LOG, "8", "before", "1", *arguments]
     assert subprocess.run(dies, env=environment(), stderr=subprocess.DEVNULL).returncode != 0
 
     fewer = command(tables, tiny_model, folder, MOVING, **settings | {"ranks": 1})
@@ -759,8 +761,62 @@ def test_a_killed_rank_takes_the_run_down_and_it_goes_on(tables, tiny_model, tmp
 
 
 @pytest.mark.slow
+def test_a_sigterm_to_one_rank_makes_all_keep_their_step_and_leave(tables, tiny_model, tmp_path):
+    settings = {"steps": 8, "ranks": 2, "zero_stage": 2}
+    train(tables, tiny_model, tmp_path / "whole", MOVING, **settings)
+    folder = tmp_path / "ended"
+    line = command(tables, tiny_model, folder, MOVING, **settings)
+    python, _, _, *arguments = line
+    launcher = [python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    line_ended = [*launcher, KILLED, "SIGTERM", LOG, "5", "before", "1", *arguments]
+    ended = subprocess.run(line_ended, env=environment(), capture_output=True, text=True)
+    assert "train: ended by SIGTERM after step 5, which is kept" in ended.stderr
+    assert "exitcode  : 143" in ended.stderr
+    assert checkpoints(folder, "whole.json") == [5]
+    assert "train: going on after step 5" in finished(line)
+    assert_equal_runs(folder, tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_a_sigterm_before_the_steps_ends_a_training_at_once(tables, tiny_model, tmp_path):
+    python, _, _, *arguments = command(tables, tiny_model, tmp_path, DPO, steps=2)
+    line = [python, KILLED, "SIGTERM", "d2o.forward:load", "1", "before", "all", *arguments]
+    ended = subprocess.run(line, env=environment(), capture_output=True, text=True, start_new_session=True)
+    assert ended.returncode == -signal.SIGTERM
+
+
+@pytest.mark.slow
+def test_ranks_die_with_their_launcher(tmp_path):
+    ranks = tmp_path / "ranks.py"
+    ranks.write_text(_ORPHAN)
+    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", ranks, tmp_path]
+    killed = subprocess.run(list(map(str, line)), env=environment(), capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL
+    pids = [int((tmp_path / f"rank{rank}").read_text()) for rank in (0, 1)]
+    deadline = time.monotonic() + 30
+    while any(Path(f"/proc/{pid}").exists() for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert [pid for pid in pids if Path(f"/proc/{pid}").exists()] == []
+
+
+_ORPHAN = """
+import os, signal, sys, time
+from pathlib import Path
+import torch.distributed as dist
+from d2o.train import engine
+
+rank, _ = engine.start()
+Path(sys.argv[1], f"rank{rank}").write_text(str(os.getpid()))
+dist.barrier()
+if rank == 0:
+    os.kill(os.getppid(), signal.SIGKILL)
+time.sleep(300)
+"""
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("removed", [True, False])
-def test_a_broken_checkpoint_is_skipped_with_a_line(tables, tiny_model, tmp_path, removed):
+def test_a_broken_checkpoint_is_removed_with_a_line(tables, tiny_model, tmp_path, removed):
     settings = {"steps": 12, "checkpoint_minutes": OFTEN, "keep_checkpoints": 3}
     train(tables, tiny_model, tmp_path / "whole", DPO, **settings)
     folder = tmp_path / "killed"
@@ -768,12 +824,59 @@ def test_a_broken_checkpoint_is_skipped_with_a_line(tables, tiny_model, tmp_path
     # The sixth is whole; the third, then one too many, is removed or not.
     killed(line, *((LOG, 7, "before") if removed else (WHOLE, 8, "after")))
     assert checkpoints(folder, "whole.json") == ([4, 5, 6] if removed else [3, 4, 5, 6])
-    state = next((folder / "checkpoints" / "step6").glob("mp_rank*"))
-    state.write_bytes(state.read_bytes()[:-100])
+    states = {step: next((folder / "checkpoints" / f"step{step}").glob("mp_rank*")) for step in (5, 6)}
+    states[6].write_bytes(states[6].read_bytes()[:-100])
+    flipped = bytearray(states[5].read_bytes())
+    flipped[len(flipped) // 2] ^= 1
+    states[5].write_bytes(flipped)
     said = finished(line)
-    assert f"step6 is broken ({state.name} is not whole); it is skipped" in said
-    assert "train: going on after step 5" in said
+    for step in (5, 6):
+        assert f"step{step} is broken ({states[step].name} is not as it was written); it is removed" in said
+    assert "train: going on after step 4" in said
     assert_equal_runs(folder, tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_damage_and_company_are_told_in_a_line(tables, tiny_model, tmp_path):
+    """A second training in the same folder, a damaged mark, a damaged log, a disk that is too small."""
+    line = command(tables, tiny_model, tmp_path, DPO, steps=6, checkpoint_minutes=OFTEN)
+    killed(line, LOG, 4)
+    kept = tmp_path / "checkpoints"
+    lock = (tmp_path / ".checkpoints.lock").open("a+")
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    assert f"{kept}: another training is at work here (process " in refused(line)
+    lock.close()
+
+    log = kept / "train.jsonl"
+    whole = log.read_text()
+    log.write_text(whole.replace('"step"', "step", 1))
+    assert f"{log}: line 1 is damaged; delete {kept} to start again from step 0" in refused(line)
+    log.write_text(whole.splitlines(keepends=True)[0])
+    assert f"{log}: line 2 is damaged" in refused(line)
+    log.write_text(whole)
+
+    python, _, _, *arguments = line
+    small = [python, "-c", _SMALL_DISK, *arguments]
+    assert "0.0 GB are free, and the training writes up to 0.0: 2 checkpoints of" in refused(small)
+
+    mark = kept / "run.json"
+    whole = mark.read_text()
+    mark.write_text(whole[:-9])
+    assert f"{mark}: damaged; delete {kept} to start again from step 0" in refused(line)
+    mark.write_text(whole)
+    assert "train: going on after step 3" in finished(line)
+    assert not kept.exists()
+    assert not (tmp_path / ".checkpoints.lock").exists()
+
+
+_SMALL_DISK = """
+import shutil
+from types import SimpleNamespace
+from d2o import cli
+
+shutil.disk_usage = lambda _: SimpleNamespace(free=1_000_000)
+cli.main()
+"""
 
 
 @pytest.mark.slow

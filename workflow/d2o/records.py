@@ -175,11 +175,11 @@ def artifact(
         if draft.path.is_dir():
             _mark(draft.path)
             write_json(draft.path / "manifest.json", record)
-            _sync(draft.path)
+            sync(draft.path)
             _replace_folder(draft.path, target)
         else:
             write_json(manifest_path(target), record)
-            _sync(draft.path)
+            sync(draft.path)
             draft.path.replace(target)
     finally:
         _remove(draft.path)
@@ -269,7 +269,8 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Bring a file, or all files of a folder, to the disk."""
     for file in [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]:
         with file.open("rb") as handle:
             os.fsync(handle.fileno())

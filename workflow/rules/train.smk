@@ -37,11 +37,12 @@ rule train_method:
         execution=plan.execution("train"),
     conda:
         plan.environment("train")
+    # A scheduler sends SIGTERM to all processes of a job. The training writes a checkpoint first: shell and tee wait for it.
     shell:
-        "python -m d2o --gpus {resources.gpu} train --settings {params.settings:q} --model {input.model} "
+        "trap : TERM; python -m d2o --gpus {resources.gpu} train --settings {params.settings:q} --model {input.model} "
         "--negatives {input.negatives} {params.samples} {params.scores} {params.reference_logprobs} "
         "{params.fresh} {params.fresh_logprobs} {params.tuned} "
-        "--checkpoints {params.checkpoints} --execution {resources.execution:q} --output {output.model} 2>&1 | tee {log}"
+        "--checkpoints {params.checkpoints} --execution {resources.execution:q} --output {output.model} 2>&1 | (trap '' TERM; exec tee {log})"
 
 
 rule choose_trial:

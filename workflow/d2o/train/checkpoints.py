@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import shutil
+import signal
+import socket
 import sys
 import time
 from pathlib import Path
+from typing import IO, NoReturn
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from d2o import records
 from d2o.errors import D2OError
@@ -18,15 +23,16 @@ from d2o.settings import TrainStage, result_keys
 from d2o.train.data import Inputs
 from d2o.train.engine import Engine
 
-# Last file of a checkpoint: the sizes of all others. Without it, or with other sizes, the checkpoint is not whole.
+# Last file of a checkpoint: the digests of all others. A checkpoint without it, or with other files, is broken.
 _WHOLE = "whole.json"
 
 
 class Checkpoints:
-    """The checkpoints of one run in one folder.
+    """The checkpoints of one run in one folder, which one training at a time may use.
 
     Attributes:
         folder: holds `step<n>/` and what else the run keeps until its end.
+        ending: whether a SIGTERM asks the run to leave, as `due` found.
     """
 
     def __init__(self, folder: Path, stage: TrainStage, inputs: Inputs):
@@ -35,9 +41,14 @@ class Checkpoints:
         Args:
             inputs: files that the run reads; how many of its online rounds are sampled may differ.
         Raises:
-            D2OError: where the folder is of this very run on another number of ranks, or not ours.
+            D2OError: where another training uses the folder, or it is of this very run on another number of ranks, is
+                not ours, or is damaged.
         """
         self.folder, self._train, self._saved = folder, stage.train, time.monotonic()
+        self._moving = stage.method.ema is not None
+        self.ending = self._asked = False
+        if dist.get_rank() == 0:
+            self._lock = _lock(folder)
         settings = result_keys(stage)
         del settings["train"]["ranks"]
         run = {
@@ -46,7 +57,7 @@ class Checkpoints:
         }
         sampled = [records.file_digest(path) for path in inputs.rounds]
         mark, ranks = folder / "run.json", dist.get_world_size()
-        earlier = json.loads(mark.read_text()) if mark.exists() else {}
+        earlier = _read(mark) if mark.exists() else {}
         there, known = earlier.pop("ranks", ranks), earlier.pop("rounds", [])
         if known[: len(sampled)] != sampled[: len(known)]:
             earlier = {}
@@ -65,15 +76,39 @@ class Checkpoints:
             records.write_json(mark, run | {"ranks": ranks, "rounds": max(known, sampled, key=len)})
         dist.barrier()
 
-    def due(self, device: torch.device) -> bool:
-        """Whether it is time for a checkpoint; called on all ranks.
+    def check_room(self, policy: nn.Module) -> None:
+        """Check that the disk holds all that the run writes; before ZeRO partitions the weights.
 
-        Rank 0 decides: clocks differ, and a checkpoint is written by all ranks or none.
+        Raises:
+            D2OError: naming what is needed and what is free.
         """
-        late = time.monotonic() - self._saved >= 60 * self._train.checkpoint_minutes
-        decision = torch.tensor(int(late), device=device)
-        dist.broadcast(decision, src=0)
-        return bool(decision)
+        train, weights = self._train, list(policy.parameters())
+        trained = sum(weight.numel() for weight in weights if weight.requires_grad)
+        # The weights, their float32 copy, AdamW's two moments; and the float32 weights of two moving references.
+        checkpoint = trained * (weights[0].itemsize + 12 + 8 * self._moving)
+        model = sum(weight.nbytes for weight in weights)
+        written = (train.keep_checkpoints + 1) * checkpoint + (len(train.snapshots) + 1) * model
+        there = sum(file.stat().st_size for file in self.folder.glob("step*/*"))
+        free = shutil.disk_usage(self.folder).free
+        if written - there > free:
+            raise D2OError(
+                f"{self.folder}: {free / 1e9:.1f} GB are free, and the training writes up to {written / 1e9:.1f}: "
+                f"{train.keep_checkpoints + 1} checkpoints of {checkpoint / 1e9:.1f} and {len(train.snapshots) + 1} "
+                f"models of {model / 1e9:.1f}; make room, or set train.lora, a lower train.keep_checkpoints or "
+                f"fewer train.snapshots"
+            )
+
+    def due(self, device: torch.device) -> bool:
+        """Whether it is time for a checkpoint: minutes have passed, or a SIGTERM came. Called on all ranks.
+
+        The clock of rank 0 decides, since clocks differ; a SIGTERM may reach any rank. A checkpoint is written by all
+        ranks or none.
+        """
+        late = dist.get_rank() == 0 and time.monotonic() - self._saved >= 60 * self._train.checkpoint_minutes
+        decision = torch.tensor([late, self._asked], dtype=torch.uint8, device=device)
+        dist.all_reduce(decision, dist.ReduceOp.MAX)
+        self.ending = bool(decision[1])
+        return bool(decision.any())
 
     def save(self, engine: Engine, step: int, state: dict[str, list[Tensor]]) -> None:
         """Keep everything that the steps after `step` depend on; called on all ranks.
@@ -81,16 +116,25 @@ class Checkpoints:
         Args:
             step: steps done.
             state: this rank's tensors beside the engine's.
+        Raises:
+            D2OError: where it cannot be written; the checkpoints before it stay.
         """
         folder = self.folder / f"step{step}"
-        engine.deepspeed.save_checkpoint(
-            self.folder, tag=folder.name, save_latest=False, exclude_frozen_parameters=True
-        )
-        torch.save(state, folder / f"rank{dist.get_rank()}.pt")
+        try:
+            engine.deepspeed.save_checkpoint(
+                self.folder, tag=folder.name, save_latest=False, exclude_frozen_parameters=True
+            )
+            torch.save(state, folder / f"rank{dist.get_rank()}.pt")
+        except (OSError, RuntimeError) as error:  # a full disk is the one or the other
+            raise D2OError(
+                f"{folder}: the checkpoint could not be written ({error}); make room, and the same command goes on "
+                f"after the step of the checkpoint before"
+            ) from None
         dist.barrier()
+        digests = _digests(folder)
         if dist.get_rank() == 0:
-            sizes = {file.name: file.stat().st_size for file in folder.iterdir()}
-            records.write_json(folder / _WHOLE, sizes)
+            records.write_json(folder / _WHOLE, digests)
+            records.sync(folder / _WHOLE)
             for old in self._newest_first()[self._train.keep_checkpoints :]:
                 shutil.rmtree(old)
         dist.barrier()
@@ -99,47 +143,107 @@ class Checkpoints:
     def load(self, engine: Engine, until: int) -> tuple[int, dict[str, list[Tensor]]]:
         """Take up the newest whole checkpoint: steps done, and the state given to `save`; (0, {}) without one.
 
+        From here on a SIGTERM does not end the process, it makes a checkpoint due. Broken checkpoints are removed.
+
         Args:
             until: steps that may be done. Later checkpoints know rounds that this run does not; they are removed.
         """
-        if dist.get_rank() == 0:
-            for folder in self._newest_first():
-                if _step(folder) > until:
-                    shutil.rmtree(folder)
+        signal.signal(signal.SIGTERM, self._ask)
+        folders = self._newest_first()
         dist.barrier()
-        for folder in self._newest_first():
-            if problem := _problem(folder):
-                if dist.get_rank() == 0:
-                    print(f"train: {folder} is broken ({problem}); it is skipped", file=sys.stderr, flush=True)
-                continue
-            engine.deepspeed.load_checkpoint(self.folder, tag=folder.name)
-            state = torch.load(folder / f"rank{dist.get_rank()}.pt", map_location=engine.device)
+        for folder in folders:
+            problem = "" if _step(folder) > until else _problem(folder)
+            if problem is None:
+                engine.deepspeed.load_checkpoint(self.folder, tag=folder.name)
+                state = torch.load(folder / f"rank{dist.get_rank()}.pt", map_location=engine.device)
+                self._say(f"going on after step {_step(folder)}")
+                return _step(folder), state
+            dist.barrier()
             if dist.get_rank() == 0:
-                print(f"train: going on after step {_step(folder)}", file=sys.stderr, flush=True)
-            return _step(folder), state
+                shutil.rmtree(folder)
+            if problem:
+                self._say(f"{folder} is broken ({problem}); it is removed")
         return 0, {}
 
-    def remove(self) -> None:
-        """Delete all checkpoints: the run is over. Called on all ranks."""
+    def leave(self, step: int) -> NoReturn:
+        """End this process as SIGTERM would have, once what was done is kept."""
+        self._say(f"ended by SIGTERM after step {step}, which is kept; the same command goes on from there")
+        dist.destroy_process_group()
+        sys.exit(128 + signal.SIGTERM)
+
+    def close(self, over: bool) -> None:
+        """Let go of the folder, and delete it where the run is over. Called on all ranks."""
         dist.barrier()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         if dist.get_rank() == 0:
-            records.remove_folder(self.folder)
+            if over:
+                records.remove_folder(self.folder)
+            Path(self._lock.name).unlink()
+            self._lock.close()
+
+    def _ask(self, *_) -> None:
+        self._asked = True
+
+    def _say(self, line: str) -> None:
+        if dist.get_rank() == 0:
+            print(f"train: {line}", file=sys.stderr, flush=True)
 
     def _newest_first(self) -> list[Path]:
         return sorted(self.folder.glob("step*"), key=_step, reverse=True)
+
+
+def _lock(folder: Path) -> IO:
+    """A lock on a folder of checkpoints, beside it; held as long as the file is open, so a kill leaves none behind.
+
+    Raises:
+        D2OError: where another process holds it.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    file = folder.with_name(f".{folder.name}.lock").open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        raise D2OError(
+            f"{folder}: another training is at work here ({file.read().strip()}); wait for its end, or end it"
+        ) from None
+    except OSError:  # a file system without locks
+        return file
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.flush()
+    return file
+
+
+def _read(mark: Path) -> dict:
+    try:
+        return json.loads(mark.read_text())
+    except ValueError:
+        raise D2OError(f"{mark}: damaged; delete {mark.parent} to start again from step 0") from None
 
 
 def _step(folder: Path) -> int:
     return int(folder.name.removeprefix("step"))
 
 
+def _digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of each file of a checkpoint, synced to the disk; the ranks share the work. Called on all ranks."""
+    files = sorted(file for file in folder.iterdir() if file.name != _WHOLE)
+    mine = {}
+    for file in files[dist.get_rank() :: dist.get_world_size()]:
+        records.sync(file)
+        mine[file.name] = records.file_digest(file)
+    shares = [{}] * dist.get_world_size()
+    dist.all_gather_object(shares, mine)
+    return {name: digest for share in shares for name, digest in share.items()}
+
+
 def _problem(folder: Path) -> str | None:
-    """Why a checkpoint is not whole, or None."""
+    """Why a checkpoint is not whole, or None. Called on all ranks."""
+    there = _digests(folder)
     try:
-        sizes = json.loads((folder / _WHOLE).read_text())
+        written = json.loads((folder / _WHOLE).read_text())
     except (OSError, ValueError):
         return "it was not written to its end"
-    for name, size in sizes.items():
-        if not (folder / name).exists() or (folder / name).stat().st_size != size:
-            return f"{name} is not whole"
-    return None
+    damaged = sorted(name for name in written | there if written.get(name) != there.get(name))
+    return f"{damaged[0]} is not as it was written" if damaged else None

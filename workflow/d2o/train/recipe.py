@@ -61,6 +61,8 @@ def run(stage: TrainStage, inputs: Inputs, checkpoints: Path, output: Path) -> N
         policy.lm.gradient_checkpointing_enable({"use_reentrant": False})
     shape = watch.Shape.of(policy.lm)
     peak = watch.matmul_peak(torch.device(devices.device()), policy.lm.dtype) * ranks
+    if rank == 0:
+        kept.check_room(policy)
     policy.train()  # or gradient checkpointing does nothing; there is no dropout
     engine = Engine(policy, stage, total)
     policy.check(data.groups, engine.device)
@@ -107,6 +109,8 @@ def run(stage: TrainStage, inputs: Inputs, checkpoints: Path, output: Path) -> N
             _export(engine, stage, inputs, folder, {"step": step + 1})
         if step + 1 < total and (step + 1 == data.until or kept.due(engine.device)):
             kept.save(engine, step + 1, moving.state() if moving else {})
+        if kept.ending:
+            kept.leave(step + 1)
     log.close()
 
     memory = round(watch.peak_memory() / 1e9, 3)
@@ -120,8 +124,7 @@ def run(stage: TrainStage, inputs: Inputs, checkpoints: Path, output: Path) -> N
         with records.artifact(board, stage) as draft:
             shutil.copytree(checkpoints / "tensorboard", draft.path)
     _export(engine, stage, inputs, output, facts)
-    if not data.next:
-        kept.remove()
+    kept.close(over=not data.next)
     dist.destroy_process_group()
 
 

@@ -184,7 +184,7 @@ class Watch:
             total: steps of the whole training.
             first: steps done; later lines of an interrupted run are dropped, they come again.
         Raises:
-            D2OError: where a tracker is not installed.
+            D2OError: where a tracker is not installed, or the log lacks a line of a step that is done.
         """
         from tqdm import tqdm
 
@@ -192,7 +192,7 @@ class Watch:
         self._active = dist.get_rank() == 0
         self._path = folder / "train.jsonl"
         lines = self._path.read_text().splitlines()[:first] if first else []
-        self._history = [json.loads(line) for line in lines]
+        self._history = _records(self._path, lines, first)
         self._raised: set[str] = set()
         self._began = time.monotonic()
         dist.barrier()
@@ -252,6 +252,18 @@ class Watch:
         self._bar.close()
         for tracker in self._trackers if self._active else ():
             tracker.close()
+
+
+def _records(path: Path, lines: Sequence[str], steps: int) -> list[dict[str, Any]]:
+    records = []
+    for line in lines:
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            break
+    if len(records) < steps:
+        raise D2OError(f"{path}: line {len(records) + 1} is damaged; delete {path.parent} to start again from step 0")
+    return records
 
 
 class _TensorBoard:
