@@ -120,7 +120,7 @@ ON_SLURM = (
 
 @pytest.mark.slow
 def test_the_small_pipeline_on_slurm(slurm, tiny_model, tmp_path):
-    """Where the scheduler ends the training by SIGTERM, as before its time is up, it is submitted again and goes on."""
+    """Where the scheduler ends the training by SIGTERM, as before its time is up, it goes on."""
     project = Project(tmp_path, tiny_model)
     tiny = CONFIG["experiments"]["tiny"] | {"methods": ["initial", "dpo"], "rewards": [], "tasks": []}
     train = CONFIG["train"] | {"steps": 300, "ranks": 2}
