@@ -11,6 +11,7 @@ os.environ.update(
 
 from snakemake.utils import min_version
 
+from d2o import preflight
 from d2o.errors import D2OError
 from d2o.layout import PLACES
 from d2o.plan import Plan
@@ -82,6 +83,13 @@ wildcard_constraints:
     shard=r"\d+-of-\d+",
     table=r"negatives|pairs|(corrected|plain)(-seed\d+)?-k\d+",
     side="chosen|rejected",
+
+
+onstart:
+    if workflow.is_main_process:
+        lacking = preflight.problems(workflow.dag.needrun_jobs(), plan.settings, workflow.local_exec)
+        if lacking:
+            raise WorkflowError("nothing was started, for this is missing:", *lacking)
 
 
 onsuccess:

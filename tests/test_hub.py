@@ -13,6 +13,12 @@ import yaml
 from conftest import ROOT
 
 COMMIT = "c4549779" + 32 * "0"
+REFUSED = {
+    "/api/models/a/gated/auth-check": (403, "GatedRepo"),
+    "/api/models/a/gone/auth-check": (404, "RepoNotFound"),
+    "/api/datasets/a/rows/revision/old": (404, "RevisionNotFound"),
+}
+KNOWN = ["/api/models/a/b/auth-check", "/api/models/a/bin/auth-check", "/api/datasets/a/rows/auth-check"]
 FILES = {"config.json": b"{}", "model.safetensors": b"weights", "pytorch_model.bin": b"code"}
 
 
@@ -25,11 +31,30 @@ def hub():
         def do_GET(self):
             asked.append(self.path)
             name = self.path.rsplit("/", 1)[-1]
+            if self.path in REFUSED:
+                status, code = REFUSED[self.path]
+                self.send_response(status)
+                self.send_header("X-Error-Code", code)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
             tree = [{"type": "file", "path": f, "size": len(content), "oid": f} for f, content in FILES.items()]
-            answers = {
-                "/api/models/a/b/revision/refs%2Fpr%2F3": {"id": "a/b", "sha": COMMIT},
-                f"/api/models/a/b/tree/{COMMIT}?recursive=true&expand=false": tree,
-            }
+            answers = (
+                {
+                    "/api/models/a/b/revision/refs%2Fpr%2F3": {
+                        "id": "a/b",
+                        "sha": COMMIT,
+                        "siblings": [{"rfilename": f} for f in FILES],
+                    },
+                    f"/api/models/a/b/tree/{COMMIT}?recursive=true&expand=false": tree,
+                    "/api/models/a/bin/revision/main": {
+                        "id": "a/bin",
+                        "siblings": [{"rfilename": "pytorch_model.bin"}],
+                    },
+                }
+                | {path: {} for path in KNOWN}
+                | {}
+            )
             content = json.dumps(answers[self.path]).encode() if self.path in answers else FILES.get(name)
             self.send_response(404 if content is None else 200)
             self.send_header("Content-Length", str(len(content or b"")))
@@ -65,6 +90,49 @@ def test_a_revision_may_be_a_pull_request(hub, tmp_path):
     (snapshot,) = tmp_path.glob(f"hub/models--a--b/snapshots/{COMMIT}")
     assert sorted(path.name for path in snapshot.iterdir()) == ["config.json", "model.safetensors"]
     assert all("refs/pr" not in path for path in asked)
+
+
+def test_all_that_is_missing_is_told_before_the_first_job(hub, tmp_path):
+    """In one list; nothing is started, and a dry run asks nobody."""
+    address, asked = hub
+    models = {name: {"hub": f"a/{name}", "revision": "main"} for name in ("gated", "gone", "bin")}
+    models["b"] = {"hub": "a/b", "revision": "refs/pr/3"}
+    config = {
+        "models": models,
+        "datasets": {"rows": {"hub": "a/rows", "revision": "old", "format": "pku-saferlhf-beta", "train": ["train"]}},
+        "methods": {"dpo": {"loss": "dpo", "positives": "human", "negatives": True, "beta": 0.1}},
+        "judges": {"gpt": {"base_url": "https://judge.example/v1", "model": "gpt-4-0613"}},
+        "train": {"trackers": ["mlflow"]},
+        "compute": {"gpus": 64, "memory_gb": 100_000},
+    }
+    config["experiments"] = {
+        "one": {"datasets": ["rows"], "models": [*models], "methods": ["initial", "dpo"], "judges": ["gpt"]}
+    }
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    line = [sys.executable, "-m", "snakemake", "--snakefile", ROOT / "Snakefile", "--cores", "1"]
+    line += ["--configfile", tmp_path / "config.yaml", "--directory", tmp_path, "all"]
+    variables = os.environ | {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
+    variables.pop("OPENAI_API_KEY", None)
+    dry = subprocess.run([*map(str, line), "-n", "--quiet"], env=variables, capture_output=True, text=True)
+    assert dry.returncode == 0, dry.stdout + dry.stderr
+    assert asked == []
+
+    done = subprocess.run([*map(str, line)], env=variables, capture_output=True, text=True)
+    assert done.returncode == 1
+    said = done.stderr.split("nothing was started, for this is missing:")[1]
+    for lack in (
+        "a/gated@main: gated; accept its licence on its page of the Hub, and set HF_TOKEN",
+        "a/gone@main: no such model, or a private one; check the id and HF_TOKEN",
+        "a/bin@main: no .safetensors file",
+        "a/rows@old: no such revision; check it",
+        "judges.gpt: put its key into OPENAI_API_KEY",
+        "train.trackers: mlflow is not installed",
+        "a job asks for 64 GPUs, and there are",
+        "a job asks for 100000 GB of memory, and there are",
+    ):
+        assert lack in said
+    assert "a/b@" not in said
+    assert not (tmp_path / "results").exists()
 
 
 def test_the_reward_model_whose_main_branch_holds_no_safetensors_is_pinned_to_its_conversion():

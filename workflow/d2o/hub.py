@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
+from typing import Literal
 
 from d2o.errors import D2OError
 from d2o.settings import Source
 
+# Seconds until the Hub counts as not reached.
+_PATIENCE = 10
 _WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
 
 
@@ -25,6 +29,45 @@ def locate(source: Source) -> Path:
     if not any(folder.glob("*.safetensors")):
         raise D2OError(f"{source.path or source.hub}: no .safetensors file; other formats can run code: convert it")
     return folder
+
+
+@cache
+def lacking(repository: str, revision: str, kind: Literal["model", "dataset"]) -> str | None:
+    """Why a repository cannot be fetched now, in a line, or None; the Hub is not asked for a model in its cache."""
+    import httpx
+    from huggingface_hub import HfApi, errors
+
+    if kind == "model" and _in_cache(repository, revision):
+        return None
+    name = f"{repository}@{revision}"
+    try:
+        HfApi().auth_check(repository, repo_type=kind)
+        files = HfApi().repo_info(repository, revision=revision, repo_type=kind, timeout=_PATIENCE).siblings or []
+    except errors.GatedRepoError:
+        return f"{name}: gated; accept its licence on its page of the Hub, and set HF_TOKEN"
+    except errors.RevisionNotFoundError:
+        return f"{name}: no such revision; check it"
+    except errors.RepositoryNotFoundError:
+        return f"{name}: no such {kind}, or a private one; check the id and HF_TOKEN"
+    except (errors.HfHubHTTPError, httpx.HTTPError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        return f"{name}: the Hub is not reached ({reason}); check the network, or give a local `path`"
+    if kind == "model" and not any(file.rfilename.endswith(".safetensors") for file in files):
+        return (
+            f"{name}: no .safetensors file; other formats can run code: convert it, or name a revision that has one"
+        )
+    return None
+
+
+def _in_cache(repository: str, revision: str) -> bool:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        snapshot_download(repository, revision=revision, allow_patterns=_WANTED, local_files_only=True)
+    except (LocalEntryNotFoundError, OSError):
+        return False
+    return True
 
 
 def _download(source: Source) -> Path:

@@ -1,0 +1,86 @@
+"""What is looked at before the first job, so that none fails after hours for want of a key, a licence or a device."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+from urllib.parse import urlsplit
+
+from d2o import devices, hub
+from d2o.settings import Settings
+
+# Of the memory that a job may ask for, what the machine's own figure leaves out.
+_ROUNDING = 1.1
+
+
+def problems(jobs: Iterable[Any], s: Settings, here: bool) -> list[str]:
+    """All that the jobs of a run lack, a line each, in alphabetical order.
+
+    Args:
+        jobs: Snakemake's, those that will run: the name of their `rule`, `wildcards` and `resources`.
+        here: whether they run on this machine, so that its devices and memory are theirs.
+    """
+    return sorted({line for job in jobs for line in _of_job(job, s, here)})
+
+
+def _of_job(job: Any, s: Settings, here: bool) -> Iterator[str]:
+    looked = _LOOKED_AT.get(job.rule.name)
+    yield from filter(None, looked(s, job.wildcards) if looked else ())
+    if here:
+        yield from _machine(job.resources)
+
+
+def _machine(resources: Any) -> Iterator[str]:
+    gpus, there = resources.get("gpu", 0), len(devices.visible())
+    if gpus > there:
+        yield f"a job asks for {gpus} GPUs, and there are {there}: lower compute.gpus or train.ranks"
+    asked, memory = resources.get("mem_mb", 0) / 1000, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    if asked > memory * _ROUNDING:
+        yield f"a job asks for {asked:.0f} GB of memory, and there are {memory:.0f}: lower compute.memory_gb"
+
+
+def _model(s: Settings, wildcards: Any) -> list[str | None]:
+    source = s.models[wildcards.model]
+    return [hub.lacking(source.hub, source.revision, "model")] if source.hub else []
+
+
+def _reward(s: Settings, wildcards: Any) -> list[str | None]:
+    source = s.rewards[wildcards.reward].source
+    return [hub.lacking(source.hub, source.revision, "model")] if source.hub else []
+
+
+def _dataset(s: Settings, wildcards: Any) -> list[str | None]:
+    source = s.datasets[wildcards.dataset]
+    return [hub.lacking(source.hub, source.revision, "dataset")] if source.hub else []
+
+
+def _questions(s: Settings, wildcards: Any) -> list[str | None]:
+    source = s.tasks[wildcards.task]
+    return [hub.lacking(source.hub, source.revision, "dataset")] if source.hub else []
+
+
+def _judge(s: Settings, wildcards: Any) -> list[str | None]:
+    url = s.judges[wildcards.judge].base_url
+    if os.environ.get("OPENAI_API_KEY") or urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1"):
+        return []
+    return [f"judges.{wildcards.judge}: put its key into OPENAI_API_KEY (any text where the server wants none)"]
+
+
+def _trackers(s: Settings, wildcards: Any) -> list[str | None]:
+    missing = [name for name in s.train.trackers if importlib.util.find_spec(name) is None]
+    return [f"train.trackers: {name} is not installed; install it, or take it out of the list" for name in missing]
+
+
+# By the rule of a job.
+_LOOKED_AT: dict[str, Callable[[Settings, Any], list[str | None]]] = {
+    "fetch_model": _model,
+    "fetch_reward": _reward,
+    "read_dataset": _dataset,
+    "fetch_questions": _questions,
+    "judge_responses": _judge,
+    "judge_pairs": _judge,
+    "train_method": _trackers,
+    "train_to_round": _trackers,
+}
