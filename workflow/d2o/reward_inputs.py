@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from d2o import devices, dtypes
-from d2o.chat import Messages
+from d2o.chat import Messages, as_data, conversation
 from d2o.errors import D2OError
 from d2o.settings import Reward
 
@@ -39,7 +39,7 @@ def encode(tokenizer, template: str, messages: Messages, response: str, limit: i
         D2OError: if the template is `chat` and the tokenizer has no chat template.
     """
     if template == "pair":
-        pair = tokenizer(messages[-1]["content"], response)
+        pair = tokenizer(as_data(tokenizer, messages[-1]["content"]), as_data(tokenizer, response))
         encoding = {key: pair[key] for key in ("input_ids", "token_type_ids") if key in pair}
     elif template == "chat":
         encoding = {"input_ids": _chat_ids(tokenizer, messages, response)}
@@ -54,8 +54,7 @@ def _chat_ids(tokenizer, messages: Messages, response: str) -> list[int]:
             f"{tokenizer.name_or_path}: the reward model has no chat template; "
             f"set `template` to `pair` or to a text with {{prompt}} and {{response}}"
         )
-    conversation = [*messages, {"role": "assistant", "content": response}]
-    text = tokenizer.apply_chat_template(conversation, tokenize=False)
+    text = conversation(tokenizer, [*messages, {"role": "assistant", "content": response}])
     return tokenizer(text, add_special_tokens=False).input_ids
 
 
@@ -63,7 +62,7 @@ def _text_ids(tokenizer, template: str, messages: Messages, response: str) -> li
     # The template introduces the first turn. Each later turn is introduced by its role.
     first, *others = messages
     prompt = first["content"] + "".join(f" {turn['role'].upper()}: {turn['content']}" for turn in others)
-    parts = {"prompt": prompt, "response": response}
+    parts = {"prompt": as_data(tokenizer, prompt), "response": as_data(tokenizer, response)}
     ids = tokenizer(_FIELD.sub(lambda field: parts[field[1]], template)).input_ids
     end = tokenizer.eos_token_id
     return ids if end is None or ids[-1] == end else [*ids, end]

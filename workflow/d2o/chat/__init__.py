@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 from d2o import model_folders
@@ -42,9 +44,28 @@ def _begins_answer(tokenizer) -> bool:
     return asked != alone or (answered.startswith(asked) and answered[len(asked) :].lstrip().startswith("!"))
 
 
+def as_data(tokenizer, text: str) -> str:
+    """A text that the tokenizer reads as text throughout: a word joiner (U+2060) breaks up what it would read as a
+    special token. So no prompt and no answer can end its turn, or begin another role's, by `<|im_end|>`."""
+    return _special(tokenizer).sub(lambda token: f"{token[0][0]}\u2060{token[0][1:]}", text)
+
+
+@lru_cache(maxsize=8)
+def _special(tokenizer) -> re.Pattern[str]:
+    names = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    longest_first = sorted((name for name in names if len(name) > 1), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+
+
 def prompt_text(tokenizer, messages: Messages) -> str:
     """The prompt as the model is asked it: the template, up to where the answer begins."""
-    return tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
+    return conversation(tokenizer, messages, add_generation_prompt=True)
+
+
+def conversation(tokenizer, messages: Messages, **options) -> str:
+    """Messages in the tokenizer's template, what they say `as_data`; options as of `apply_chat_template`."""
+    turns = [{**message, "content": as_data(tokenizer, message["content"])} for message in messages]
+    return tokenizer.apply_chat_template(turns, tokenize=False, **options)
 
 
 def encode_prompt(tokenizer, messages: Messages) -> list[int]:
@@ -82,6 +103,7 @@ def encode(
     prompt = _ids(tokenizer, text)
     encoded = []
     for response, finished in responses:
+        response = as_data(tokenizer, response)
         whole = _ids(tokenizer, text + response)
         ids = whole[len(prompt) :] if whole[: len(prompt)] == prompt else _ids(tokenizer, response)
         encoded.append(ids + [end] * finished)
