@@ -8,6 +8,7 @@ from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Lock, Thread
+from time import sleep
 
 import pytest
 
@@ -264,6 +265,42 @@ def test_a_busy_server_is_asked_again(serve, tables, tmp_path):
 
     verdicts = run(serve(opinion).settings(), tables, tmp_path / "v.parquet")
     assert verdicts["p0", "initial-first"]["verdict"] == "method"
+
+
+ODD = {
+    "a page": b"<html>busy</html>",
+    "no message": b'{"choices": [{"message": null}]}',
+    "no text": b'{"choices": [{"message": {"content": ["[[A]]"]}}]}',
+    "half a reply": b'{"choices": [{"mess',
+    "a list": b"[1, 2]",
+    "a very long reply": b'{"choices": [{"message": {"content": "' + b"x" * 2_000_000 + b' [[A]]"}}]}',
+}
+
+
+@pytest.mark.parametrize("odd", [*ODD, 403, 404, 413, 500])
+def test_one_odd_reply_is_an_unread_verdict_and_blocks_nothing(serve, tables, tmp_path, monkeypatch, odd):
+    monkeypatch.setattr(judge, "RETRIES", 0)
+
+    def opinion(text: str):
+        return ODD.get(odd, odd) if "ask 2?" in text else honest(text)
+
+    verdicts = run(serve(opinion).settings(), tables, tmp_path / "v.parquet")
+    for (prompt_id, _), row in verdicts.items():
+        assert (row["verdict"] == "unread") == (prompt_id == "p2")
+    assert verdicts["p2", "initial-first"]["reason"] == ("refused" if isinstance(odd, int) else "unparsable")
+
+
+def test_a_lone_surrogate_in_a_reply_is_kept_out_of_the_table(serve, tables, tmp_path):
+    verdicts = run(serve(lambda text: "So \ud800 it is.\n[[A]]").settings(), tables, tmp_path / "v.parquet")
+    assert verdicts["p0", "initial-first"]["reason"] == "So ? it is."
+
+
+def test_a_server_that_hangs_is_given_up(serve, tables, tmp_path, monkeypatch):
+    monkeypatch.setattr(judge, "RETRIES", 0)
+    monkeypatch.setattr(judge, "_PATIENCE", 0.5)
+    hung = serve(lambda text: honest(text) if text == CHECK else sleep(2) or honest(text))
+    with pytest.raises(D2OError, match="cannot be reached; is the server running"):
+        run(hung.settings(concurrency=1), tables, tmp_path / "v.parquet")
 
 
 def test_no_answer_holds_a_mark_of_its_question():

@@ -52,6 +52,9 @@ REMINDER = "\n\nReply with nothing but the verdict: [[A]], [[B]] or [[C]]."
 ORDERS = {"initial-first": ("initial", "method"), "method-first": ("method", "initial")}
 # The client waits 0.5 s, then twice as long each time, at most 8 s: a server may be away for about half a minute.
 RETRIES = 6
+# Seconds that one request may take, and bytes that a reply may have: a verdict is a few sentences.
+_PATIENCE, _LONGEST = 120, 1_000_000
+_GREETING = "Reply with the word yes."
 # Characters of a token, in English, by which a price is estimated.
 _CHARACTERS = 4
 
@@ -63,8 +66,8 @@ def compare(judge: Judge, prompts: Path, initial: Path, responses: Path, output:
     `tie` or `unread`. `reason` is the judge's explanation, or why there is none:
 
     - `identical`: the two answers are the same, so the judge was not asked; a tie.
-    - `unparsable`: two replies of the judge ended without a verdict; unread.
-    - `refused`: the server rejected the request as invalid, for example as too long; unread.
+    - `unparsable`: two replies of the judge ended without a verdict, or were no replies; unread.
+    - `refused`: the server answers others, and not this one: it is too long, or fails each time; unread.
 
     The manifest counts all three. Verdicts are kept in a side file as they arrive, so a killed job repeats no
     request.
@@ -224,7 +227,8 @@ async def _ask_all(judge: Judge, questions: dict[str, str], keep: Callable[[str,
 
     # A server that needs no key accepts any; one that needs a key refuses this one and says so.
     key = os.environ.get("OPENAI_API_KEY") or "none"
-    async with openai.AsyncOpenAI(base_url=judge.base_url, api_key=key, max_retries=RETRIES) as client:
+    options = {"base_url": judge.base_url, "api_key": key, "max_retries": RETRIES, "timeout": _PATIENCE}
+    async with openai.AsyncOpenAI(**options) as client:
         await _check(client, judge)
         ends = await asyncio.gather(*(work() for _ in range(judge.concurrency)), return_exceptions=True)
     for end in ends:
@@ -241,23 +245,47 @@ async def _verdict(client, judge: Judge, text: str) -> tuple[str | None, str]:
     for addition in ("", REMINDER):
         try:
             reply = await _complete(client, judge, text + addition)
-        except (openai.BadRequestError, openai.UnprocessableEntityError):
+        except (openai.RateLimitError, openai.AuthenticationError):
+            raise
+        except openai.OpenAIError as error:
+            if not isinstance(error, openai.BadRequestError | openai.UnprocessableEntityError):
+                await _complete(client, judge, _GREETING)  # fails where it is not this question alone
             return None, "refused"
-        letter, reason = parse(reply)
+        letter, reason = parse(reply or "")
         if letter:
             return letter, reason
     return None, "unparsable"
 
 
-async def _complete(client, judge: Judge, text: str) -> str:
-    reply = await client.chat.completions.create(
+async def _complete(client, judge: Judge, text: str) -> str | None:
+    """The reply to one message; None where it is no chat completion, or longer than any verdict."""
+    request = client.chat.completions.with_streaming_response.create(
         model=judge.model,
         messages=[{"role": "user", "content": text}],
         max_tokens=judge.max_tokens,
         temperature=0,
     )
-    # Gateways answer some failures with status 200 and no choices.
-    return (reply.choices[0].message.content if reply.choices else None) or ""
+    body = b""
+    async with request as response:
+        async for part in response.iter_bytes():
+            body += part
+            if len(body) > _LONGEST:
+                return None
+    return _content(body)
+
+
+def _content(body: bytes) -> str | None:
+    """What the first choice of a completion says; the empty text where a gateway answers a failure with no choice."""
+    try:
+        completion = json.loads(body)
+    except ValueError:
+        return None
+    match completion:
+        case {"choices": [{"message": {"content": str(text)}}, *_]}:
+            return text.encode(errors="replace").decode()  # a lone surrogate is no text for a table
+        case {}:
+            return ""
+    return None
 
 
 async def _check(client, judge: Judge) -> None:
@@ -265,13 +293,14 @@ async def _check(client, judge: Judge) -> None:
     import openai
 
     try:
-        await _complete(client.with_options(max_retries=0), judge, "Reply with the word yes.")
+        answered = await _complete(client.with_options(max_retries=0), judge, _GREETING)
     except (openai.RateLimitError, openai.InternalServerError):
         pass  # the server exists, and the requests of the questions are retried
     except openai.OpenAIError as error:
         raise D2OError(_failure(judge, error)) from None
-    except AttributeError:  # openai raises this for a reply that is not JSON
-        raise D2OError(f"judge: {judge.base_url}: no OpenAI-compatible API there; does the URL end in /v1?") from None
+    else:
+        if answered is None:
+            raise D2OError(f"judge: {judge.base_url}: no OpenAI-compatible API there; does the URL end in /v1?")
 
 
 def _failure(judge: Judge, error: Exception) -> str:
