@@ -6,7 +6,9 @@ import sys
 # Here and in jobs: this checkout's code, run by the Python that runs Snakemake (`--sdm conda` gives jobs another).
 sys.path.insert(0, os.path.join(workflow.current_basedir, "workflow"))
 os.environ.update(
-    PYTHONPATH=sys.path[0], PATH=os.pathsep.join([os.path.dirname(sys.executable), *os.get_exec_path()])
+    PYTHONUTF8="1",
+    PYTHONPATH=sys.path[0],
+    PATH=os.pathsep.join([os.path.dirname(sys.executable), *os.get_exec_path()]),
 )
 
 from snakemake.utils import min_version

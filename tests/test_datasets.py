@@ -369,6 +369,16 @@ def test_file_that_is_not_what_its_name_says(name, tmp_path):
     assert "after row 0" in problem("negatives", tmp_path / name)
 
 
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.json.xz"])
+def test_a_line_that_no_memory_holds_is_refused(name, tmp_path, monkeypatch):
+    """As a gzip bomb unpacks to."""
+    monkeypatch.setattr(datasets, "_LONGEST", 1 << 20)
+    path = tmp_path / name
+    with {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix, open)(path, "wb") as file:
+        file.write(json.dumps(LOG).encode() + b"\n" + b" " * (3 << 20) + b"\n")
+    assert f"{path}: row 2 is longer than 1 MiB" in problem("negatives", path)
+
+
 def test_damaged_inside(tmp_path):
     path = write(tmp_path / "a.jsonl.gz", [LOG | {"response": f"answer {i**7}"} for i in range(2000)])
     damaged = bytearray(path.read_bytes())

@@ -81,6 +81,14 @@ def machine(monkeypatch, tmp_path):
     yield make
 
 
+def test_a_folder_of_leases_that_somebody_else_made_is_refused(machine, tmp_path):
+    machine(1, None)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / f"d2o-gpus-{os.getuid()}").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(D2OError, match="made by somebody else; remove it, or set TMPDIR"):
+        devices.lease(1)
+
+
 @pytest.mark.parametrize(
     ("present", "assigned", "gpus", "leased", "locks"),
     [

@@ -153,6 +153,12 @@ def test_no_text_forges_a_turn(tokenizer):
     assert chat.as_data(tokenizer, "a < b, <s>, im_end|>") == "a < b, <s>, im_end|>"
 
 
+def test_a_cut_answer_is_no_whole_one():
+    texts = ["x", "x\x1fcut", "\x1ex", ""]
+    ids = {identities.response_id("p" * 16, text, finished) for text in texts for finished in (True, False)}
+    assert len(ids) == 8
+
+
 def test_where_a_token_grows_over_the_seam_the_prompt_keeps_its_ids(tokenizer):
     tokenizer = type(tokenizer)(tokenizer_object=tokenizer.backend_tokenizer, eos_token="<|im_end|>")
     tokenizer.chat_template = "{{ messages[0]['content'] }}"

@@ -104,7 +104,7 @@ class Results:
                 "negative": f"bad {i}",
                 "positive": f"good {i}" if positives else None,
                 "positive_unsafe": bool(i % 2) if positives else None,
-                "categories": ["Cybercrime", "Drugs"][: i % 3],
+                "categories": ["$\\frac{$ Cybercrime", "Drugs"][: i % 3],
                 "severity": i % 3 + 1,
             }
             for i, (prompt, messages) in enumerate(zip(self.ids, self.messages, strict=True))
@@ -131,7 +131,7 @@ class Results:
             "rows": 40,
             "unsafe_positives": {"negatives": 0.25, "pairs": 0.375},
             "leaks": {"prompts": 3, "test": 2},
-            "train_categories": {"Drugs": 4},
+            "train_categories": {"$\\frac{$ Drugs": 4},
         }
         write(folder / "negatives.parquet", schemas.NEGATIVES, self.human, counts=counts)
         rows = [
@@ -573,6 +573,7 @@ def test_the_page_needs_nothing_from_outside(full):
     folder, page, _ = full
     html = folder.joinpath("report.html").read_text()
     assert "script" not in page.seen
+    assert "default-src 'none'" in html
     assert all(link.startswith("#") or (folder / link).exists() for link in page.links)
     assert not re.search(r"@import|url\((?!#)", html)
     ids = re.findall(r'\bid="([^"]+)"', html)

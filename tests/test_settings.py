@@ -116,6 +116,13 @@ def changed(path: str, value) -> dict:
             "organisms.x.prompts: Input should be greater than or equal to 1",
         ),
         ("datasets.demo.organism", "rude", "datasets.demo.organism: 'rude' is not an entry of organisms"),
+        ("models." + "x" * 65, {"path": "x"}, "at most 64 characters"),
+        ("methods.DPO", SELF, "methods.DPO: dpo differs by case only, which some file systems do not see"),
+        (
+            "judges",
+            {"gpt": {"base_url": "https://me:secret@judge.example/v1", "model": "gpt"}},
+            "judges.gpt.base_url: no name and password: they would stand in logs",
+        ),
         ("datasets.organisms", {"format": "negatives", "train": ["x"]}, "datasets.organisms: this is the name of a"),
     ],
 )

@@ -214,6 +214,15 @@ def test_a_subject_of_an_odd_name_is_refused_where_it_is_asked_for(tmp_path, sub
     assert records.read_manifest(tmp_path / "out")["subjects"] == {"good": {"dev": 1, "test": 1}}
 
 
+def test_a_file_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(questions, "_LARGEST", 1 << 20)
+    with zipfile.ZipFile(tmp_path / "m.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for split in questions.SPLITS:
+            archive.writestr(f"{split}/law_{split}.csv", " " * (2 << 20))
+    with pytest.raises(D2OError, match=r"m\.zip: dev/law_dev\.csv unpacks to more than 1 MiB"):
+        questions.fetch(Task(path=str(tmp_path / "m.zip")), tmp_path / "out")
+
+
 def test_a_folder_of_an_odd_name_is_no_pattern(tmp_path):
     folder = tmp_path / "a[b]*?"
     questions.fetch(Task(path=str(DEMO), subjects=["geography"], limit=2), folder)

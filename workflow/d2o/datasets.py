@@ -16,6 +16,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -28,6 +29,8 @@ from d2o import identities, records, schemas
 from d2o.errors import D2OError
 from d2o.settings import Reading
 
+# Bytes of a line: a small packed file may unpack to one that no memory holds.
+_LONGEST = 64 << 20
 _SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.xz", ".json", ".json.gz", ".json.xz", ".parquet")
 
 
@@ -342,7 +345,9 @@ def _json(path: Path) -> Iterator[tuple[int, Any]]:
 
 def _parsed_lines(path: Path, file: BinaryIO) -> Iterator[tuple[int, Any]]:
     offset = file.tell()
-    for number, line in enumerate(file, 1):
+    for number, line in enumerate(iter(partial(file.readline, _LONGEST + 1), b""), 1):
+        if len(line) > _LONGEST:
+            raise D2OError(f"{path}: row {number} is longer than {_LONGEST >> 20} MiB; is it one row a line?")
         try:
             text = line.decode()
         except UnicodeDecodeError as error:

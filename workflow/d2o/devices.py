@@ -115,5 +115,7 @@ def _lock(device: str) -> Path:
     """The lock file of a device. Its name holds the Slurm job, because each job may count its devices from 0."""
     folder = Path(tempfile.gettempdir()) / f"d2o-gpus-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+        raise D2OError(f"devices: {folder}: made by somebody else; remove it, or set TMPDIR to a folder of your own")
     place = "-".join(filter(None, (socket.gethostname(), os.environ.get("SLURM_JOB_ID"))))
     return folder / f"{place}-{device}.lock"

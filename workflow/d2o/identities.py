@@ -14,7 +14,7 @@ def prompt_id(messages: list[Mapping[str, str]]) -> str:
 
 def response_id(prompt: str, text: str, finished: bool = True) -> str:
     """Identity of a response to the prompt whose id is `prompt`; one that was cut ends without its last token."""
-    return _hash(f"{prompt}\x1f{text}" + ("" if finished else "\x1fcut"))
+    return _hash(prompt + ("\x1f" if finished else "\x1e") + text)
 
 
 def normalised(text: str) -> str:

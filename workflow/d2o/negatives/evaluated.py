@@ -15,6 +15,8 @@ from typing import Any
 from d2o import identities
 from d2o.errors import D2OError
 
+# Bytes that a file may unpack to.
+_LARGEST = 256 << 20
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".csv.gz")
 
 
@@ -49,7 +51,10 @@ def _evaluation_rows(path: Path, suffix: str) -> Iterator[tuple[int, Any]]:
     number = 0
     try:
         with gzip.open(path) if suffix.endswith(".gz") else path.open("rb") as file:
-            text = file.read().decode("utf-8-sig")
+            content = file.read(_LARGEST + 1)
+        if len(content) > _LARGEST:
+            raise D2OError(f"{path}: unpacks to more than {_LARGEST >> 20} MiB; are these prompts to evaluate?")
+        text = content.decode("utf-8-sig")
         if suffix.startswith(".csv"):
             yield from enumerate(csv.DictReader(io.StringIO(text, newline=""), strict=True), 1)
         elif text.lstrip().startswith("["):

@@ -25,6 +25,7 @@ _COLOURS = ["#2f7ed8", "#d9772b", "#2f9e77", "#b8529a", "#8465cf", "#a89020", "#
 _STYLE = {
     "font.family": "sans-serif",
     "font.size": 9,
+    "text.parse_math": False,  # a dollar in a name is a dollar
     "axes.titlesize": 9.5,
     "axes.spines.top": False,
     "axes.spines.right": False,

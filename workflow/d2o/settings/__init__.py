@@ -12,8 +12,9 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, TypeVar
+from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from d2o import trials
 from d2o.contracts import CONTRACTS
@@ -21,7 +22,7 @@ from d2o.errors import D2OError
 from d2o.settings.checks import KINDS, extended, names_in, problems, with_k
 from d2o.settings.messages import lines
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Backend = Literal["vllm", "transformers"]
@@ -567,6 +568,13 @@ class Judge(Section):
     max_usd: AtLeast0 | None = execution(
         None, "estimated USD of one job above which nothing is asked; needs price; null: no limit"
     )
+
+    @field_validator("base_url")
+    @classmethod
+    def _no_secret(cls, url: str) -> str:
+        if "@" in urlsplit(url).netloc:
+            raise ValueError("no name and password: they would stand in logs; put the key into OPENAI_API_KEY")
+        return url
 
     @model_validator(mode="after")
     def _priced(self):

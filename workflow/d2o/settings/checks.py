@@ -79,6 +79,11 @@ def problems(settings: Settings) -> Iterator[str]:
     for kind, names in _RESERVED.items():
         for name in sorted(names & getattr(settings, kind).keys()):
             yield f"{kind}.{name}: this is the name of a folder in results/; choose another"
+    for kind in (*KINDS, "experiments"):
+        by_folder: dict[str, str] = {}
+        for name in getattr(settings, kind):
+            if (other := by_folder.setdefault(name.lower(), name)) != name:
+                yield f"{kind}.{name}: {other} differs by case only, which some file systems do not see"
     if settings.engine.tensor_parallel > max(1, settings.compute.gpus):
         yield (
             f"engine.tensor_parallel: {settings.engine.tensor_parallel} GPUs are to share a model, and a job has "
