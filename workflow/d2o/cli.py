@@ -344,6 +344,22 @@ def check(
 
 
 @app.command()
+def plan(
+    config: Annotated[Path, typer.Argument(help="a config", exists=True, dir_okay=False)],
+    experiments: Annotated[list[str] | None, typer.Argument(help="of it; all where none is named")] = None,
+    device: Annotated[
+        str, typer.Option(help="what the jobs run on: H100, H200, A100, L40S, or a core of a cpu")
+    ] = "H100",
+    check: Annotated[bool, typer.Option("--check", help="compare with what the finished jobs have taken")] = False,
+) -> None:
+    """What a config will take: jobs, tokens, hours, memory, disk, a judge's requests; nothing is run."""
+    from d2o import bill
+
+    say = bill.check if check else bill.lines
+    typer.echo("\n".join(say(config, experiments or [], device)))
+
+
+@app.command()
 def study(
     configs: Annotated[list[Path], typer.Argument(help="configs of its parts", exists=True, dir_okay=False)],
     page: Annotated[Path, typer.Option(help="its page; the numbers go into the folder of that name")] = Path(

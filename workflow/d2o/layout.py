@@ -70,6 +70,9 @@ PLACES = {
     "pair_quality_figure": "<report_folder>/figures/pair_quality.svg",
 }
 
+# What a wildcard stands for that is no mere name.
+_VALUES = {"snapshot": r"(?:/step\d+)?"}
+
 
 class Layout:
     """The paths of artifacts in one folder."""
@@ -105,10 +108,31 @@ def wildcards(place: str) -> set[str]:
 @cache
 def pattern(place: str) -> str:
     """The path of a place below the results, with its wildcards."""
-    path = PLACES[place]
+    return expanded(PLACES[place])
+
+
+def expanded(path: str) -> str:
+    """A path that begins with a place, such as `<run>/logs/train`, below the results, with its wildcards."""
     while inner := re.match(r"<(?!results>)(\w+)>", path):
         path = PLACES[inner[1]] + path[inner.end() :]
     return path.removeprefix("<results>/")
+
+
+def names_in(place: str, path: str) -> dict[str, str]:
+    """The names that a path of a place, below the results, was made of; empty where it is none of that place's."""
+    parts = re.split(r"\{(\w+)\}", pattern(place))
+    seen: set[str] = set()
+    expression = ""
+    for number, part in enumerate(parts):
+        if number % 2 == 0:
+            expression += re.escape(part)
+        elif part in seen:
+            expression += f"(?P={part})"
+        else:
+            expression += f"(?P<{part}>{_VALUES.get(part, '[^/]+')})"
+            seen.add(part)
+    match = re.fullmatch(expression, path)
+    return match.groupdict() if match else {}
 
 
 def manifest_path(artifact: str | os.PathLike) -> Path:

@@ -1,0 +1,115 @@
+"""The jobs of a config, as Snakemake itself plans them: nothing is counted twice, and nothing by hand."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from d2o import layout
+from d2o.errors import D2OError
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a rule's jobs are counted as.
+
+    Attributes:
+        kind: line of the bill.
+        place: where its first output lies (`layout.PLACES`).
+        benchmark: where Snakemake writes how long a job took: `<place>` and names as there, without the ending.
+    """
+
+    kind: str
+    place: str
+    benchmark: str
+
+
+# Tables, choices and reports: seconds on one core each, counted and no more.
+OTHERS = "tables, reports"
+
+RULES = {
+    "fetch_model": Rule("models", "model", "<results>/models/logs/{model}"),
+    "fetch_reward": Rule("models", "fetched_reward", "<results>/rewards/logs/{reward}"),
+    "train_reward": Rule("reward models", "trained_reward", "<data>/rewards/logs/{reward}"),
+    "sample_positives": Rule("positives", "pool_shard", "<base>/logs/positives-{pool}-{shard}"),
+    "sample_round": Rule("positives", "round_shard", "<run>/logs/round{round}-sample"),
+    "compute_reference_logprobs": Rule(
+        "reference log-probs", "reference_logprobs", "<base>/logs/reference_logprobs-{table}"
+    ),
+    "compute_round_logprobs": Rule("reference log-probs", "round_logprobs", "<run>/logs/round{round}-logprobs"),
+    "train_method": Rule("train", "trained", "<run>/logs/train"),
+    "train_to_round": Rule("train", "round_policy", "<run>/logs/round{round}-train"),
+    "answer_prompts": Rule("responses", "responses", "<point>/logs/responses"),
+    "compute_heldout_logprobs": Rule("held-out log-probs", "heldout_logprobs", "<point>/logs/heldout_logprobs"),
+    "score_responses": Rule("scores", "scores", "<point>/logs/scores-{reward}"),
+    "score_positives": Rule("scores", "pool_scores", "<base>/logs/scores-{pool}-{reward}"),
+    "score_pairs": Rule("scores", "pair_scores", "<data>/pair_quality/logs/scores-{reward}-{side}"),
+    "answer_questions": Rule("tasks", "answers", "<run>/logs/tasks-{task}"),
+    "judge_responses": Rule("judge", "verdicts", "<run>/logs/judge-{judge}"),
+    "judge_pairs": Rule("judge", "pair_verdicts", "<data>/pair_quality/logs/judge-{judge}"),
+    "write_organism": Rule(OTHERS, "organism", "<results>/organisms/logs/{organism}"),
+    "read_dataset": Rule(OTHERS, "rows", "<data>/logs/rows"),
+    "extract_negatives": Rule(OTHERS, "negatives", "<data>/logs/negatives"),
+    "merge_positives": Rule(OTHERS, "pool", "<base>/logs/positives-{pool}"),
+    "merge_round": Rule(OTHERS, "round_pool", "<run>/logs/round{round}-pool"),
+    "choose_pairs": Rule(OTHERS, "pair_prompts", "<data>/pair_quality/logs/pairs"),
+    "choose_trial": Rule(OTHERS, "tuned", "<base>/{method}/logs/tune"),
+    "fetch_questions": Rule(OTHERS, "questions", "<results>/tasks/logs/{task}"),
+    "find_leaks": Rule(OTHERS, "leaks", "<data>/logs/leaks-{task}"),
+    "plot_pair_quality": Rule(OTHERS, "pair_quality_figure", "<reports>/logs/{experiment}-pair-quality"),
+    "write_report": Rule(OTHERS, "page", "<reports>/logs/{experiment}"),
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job: its rule, and the names that its output's path is made of."""
+
+    rule: str
+    wildcards: tuple[tuple[str, str], ...]
+
+    @property
+    def names(self) -> dict[str, str]:
+        """By wildcard, its value."""
+        return dict(self.wildcards)
+
+    @property
+    def kind(self) -> str:
+        """The line of the bill."""
+        return RULES[self.rule].kind
+
+    def benchmark(self, results: str) -> Path:
+        """Where Snakemake writes how long the job took."""
+        return Path(results, f"{layout.expanded(RULES[self.rule].benchmark)}.benchmark.tsv".format_map(self.names))
+
+
+def planned(config: Path, results: str, targets: Sequence[str]) -> list[Job]:
+    """The jobs that make the targets, those that are done already included. Some seconds; nothing is run.
+
+    Args:
+        results: the folder of results of the config.
+    Raises:
+        D2OError: what Snakemake says where it has no plan.
+    """
+    snakefile = Path(__file__).parents[3] / "Snakefile"
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(snakefile), "--configfile", str(config)]
+    done = subprocess.run([*command, "--summary", "--", *targets], capture_output=True, text=True)
+    if done.returncode:
+        raise D2OError(f"{config}: Snakemake has no plan: {done.stderr.strip() or done.stdout.strip()}")
+    return parsed(done.stdout, results)
+
+
+def parsed(summary: str, results: str) -> list[Job]:
+    """The jobs of a `snakemake --summary`, each once, whatever the number of its outputs."""
+    columns, *lines = (line.split("\t") for line in summary.splitlines())
+    jobs: dict[Job, None] = {}
+    for line in lines:
+        output = dict(zip(columns, line, strict=True))
+        if rule := RULES.get(output["rule"]):
+            names = layout.names_in(rule.place, output["output_file"].removeprefix(f"{results}/"))
+            if names and names.get("split", "train") == "train":  # an organism is one job for all its splits
+                jobs[Job(output["rule"], tuple(names.items()))] = None
+    return list(jobs)

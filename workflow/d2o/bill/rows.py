@@ -1,0 +1,244 @@
+"""How many rows there are and how long their texts: from the tables that are finished, else assumed, here alone."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import lzma
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from d2o import records, schemas
+from d2o.layout import Layout
+from d2o.settings import Dataset, Method, Settings, Task
+
+# Characters of a token, tokens that a chat template adds to a prompt, and that a self-correction instruction adds.
+CHARACTERS, TEMPLATE, INSTRUCTION = 4.0, 20.0, 20.0
+# Of `max_tokens`, what a generated answer has; of a pool's samples, those that are sampled again.
+ANSWER, AGAIN = 0.45, 0.1
+# Of a question of a task, tokens, and of its choices alone; of an unknown task, questions.
+QUESTION, CHOICES, QUESTIONS = 85.0, 25.0, 10_000
+# Prompts that are read to know how long they are in a model's own tokens.
+_READ = 100
+
+
+@dataclass(frozen=True)
+class Human:
+    """The human answers to the prompts of one split, or what one table has of them.
+
+    Attributes:
+        rows: one a negative, or one a pair.
+        prompts: distinct ones.
+        positives: rows with a human positive.
+        safe: rows whose positive is labelled safe.
+        answers: distinct answers, positives and negatives.
+    """
+
+    rows: float
+    prompts: float
+    positives: float
+    safe: float
+    answers: float
+
+    def groups(self, method: Method, by_prompt: bool) -> float:
+        """The groups that a method has of these rows, as `groups.view` makes them."""
+        if by_prompt or not (method.negatives or method.positives in ("human", "safe-human")):
+            return self.prompts
+        return {"human": self.positives, "safe-human": self.safe}.get(method.positives, self.rows)
+
+    def scaled(self, prompts: float) -> Human:
+        """As many rows a prompt, for other prompts."""
+        share = prompts / max(self.prompts, 1)
+        return Human(*(value * share for value in (self.rows, self.prompts, self.positives, self.safe, self.answers)))
+
+
+@dataclass(frozen=True)
+class Data:
+    """One data set as one model reads it.
+
+    Attributes:
+        train: of the negatives' table.
+        pairs: of the train split of the pairs' table.
+        held_out: of the negatives' table, what no method is trained on.
+        asked: prompts that every model answers.
+        judged: those of them that a judge sees.
+        prompt: tokens of a prompt in its template, on average.
+        answer: tokens of a human answer, on average.
+        known: where the numbers are from.
+    """
+
+    train: Human
+    pairs: Human
+    held_out: Human
+    asked: float
+    judged: float
+    prompt: float
+    answer: float
+    known: str
+
+
+# Public data sets: train rows, and characters of a prompt and an answer. Of PKU-SafeRLHF's beta about; what the Hub
+# holds is known when it was read.
+_PUBLIC = {
+    "PKU-Alignment/PKU-SafeRLHF": (Human(130_000, 15_000, 75_000, 75_000, 200_000), 297_000, (70, 330)),
+    "Anthropic/hh-rlhf": (Human(160_000, 155_000, 160_000, 0, 320_000), 160_000, (500, 230)),
+}
+_UNKNOWN = (Human(10_000, 10_000, 10_000, 10_000, 20_000), 10_000, (200, 400))
+
+
+def of(s: Settings, dataset: str, model: str) -> Data:
+    """What is known of a data set, or assumed."""
+    place = Layout(s.results).path
+    names = {"dataset": dataset, "model": model}
+    tables = [Path(place(name, names)) for name in ("negatives", "pairs", "prompts")]
+    if all(table.exists() for table in tables):
+        return _read(tables, Path(place("model", names)).parent, s)
+    return _assumed(s, s.datasets[dataset])
+
+
+def _read(tables: Sequence[Path], model: Path, s: Settings) -> Data:
+    columns = [field for field in schemas.NEGATIVES.names if field not in ("categories", "severity")]
+    negatives, pairs = (records.read_any(path, columns).to_pylist() for path in tables[:2])
+    prompts = records.read_any(tables[2], ["prompt_id", "messages", "origin"]).to_pylist()
+    trained = [row for row in negatives if row["split"] == "train"]
+    held_out = [row for row in negatives if row["split"] != "train"]
+    prompt, answer = _lengths((trained or held_out)[:: max(1, len(trained or held_out) // _READ)], model, s)
+    return Data(
+        _human(trained),
+        _human([row for row in pairs if row["split"] == "train"]),
+        _human(held_out),
+        len(prompts),
+        sum(row["origin"] != "validation" for row in prompts),
+        prompt,
+        answer,
+        f"rows and lengths of {tables[0].parent}",
+    )
+
+
+def _human(rows: Sequence[Mapping[str, Any]]) -> Human:
+    answers = {(row["prompt_id"], text) for row in rows for text in (row["positive"], row["negative"]) if text}
+    return Human(
+        len(rows),
+        len({row["prompt_id"] for row in rows}),
+        sum(row["positive"] is not None for row in rows),
+        sum(row["positive"] is not None and row["positive_unsafe"] is False for row in rows),
+        len(answers),
+    )
+
+
+def _lengths(rows: Sequence[Mapping[str, Any]], model: Path, s: Settings) -> tuple[float, float]:
+    """Mean tokens of a prompt and of a human answer: the model's own where it is here, else by their characters."""
+    if not rows:
+        return TEMPLATE, 0.0
+    longest = s.forward.max_response_tokens
+    if (model / "config.json").exists():
+        from d2o import chat
+
+        tokenizer = chat.load_tokenizer(model)
+        end = chat.end_of_turn(tokenizer)
+        texts = [(row["messages"], [text for text in (row["positive"], row["negative"]) if text]) for row in rows]
+        encoded = [chat.encode(tokenizer, asked, [(text, True) for text in said], end) for asked, said in texts]
+        answers = [min(len(ids), longest) for _, said in encoded for ids in said]
+        return sum(len(ids) for ids, _ in encoded) / len(encoded), sum(answers) / len(answers)
+    asked = [sum(len(turn["content"]) for turn in row["messages"]) for row in rows]
+    said = [len(text) for row in rows for text in (row["positive"], row["negative"]) if text]
+    prompt, answer = (sum(lengths) / len(lengths) / CHARACTERS for lengths in (asked, said))
+    return prompt + TEMPLATE, min(answer, longest)
+
+
+def _assumed(s: Settings, dataset: Dataset) -> Data:
+    train, pairs, (prompt, answer) = _PUBLIC.get(dataset.hub or "", _UNKNOWN)
+    known = f"about, as {dataset.hub} was published" if dataset.hub in _PUBLIC else "assumed"
+    if dataset.organism:
+        organism = s.organisms[dataset.organism]
+        counts = {"demonstrations": organism.demonstrations}
+        prompts = sum(counts.get(split, organism.prompts) for split in dataset.train)
+        tested = sum(counts.get(split, organism.prompts) for split in dataset.test)
+        train, pairs, known = Human(prompts, prompts, prompts, prompts, 2 * prompts), prompts, "of the organism"
+        prompt, answer = 60, 110
+    elif not dataset.hub:
+        rows = float(sum(map(_count, dataset.train)))
+        paired = 0.0 if dataset.format == "negatives" else rows
+        train, pairs, known = Human(rows, rows, paired, paired, rows + paired), paired, "lines of its files"
+        tested = float(sum(map(_count, dataset.test)))
+    else:
+        tested = train.prompts / 10
+    if not dataset.test:
+        tested, kept = train.prompts * dataset.test_share, 1 - dataset.test_share
+        train, pairs = train.scaled(train.prompts * kept), pairs * kept
+    kept = min(train.prompts - dataset.validation_prompts, dataset.train_prompts or train.prompts)
+    pairs, train = pairs * kept / max(train.prompts, 1), train.scaled(kept)
+    if dataset.negatives_per_prompt and (fewer := dataset.negatives_per_prompt * train.prompts) < train.rows:
+        share = fewer / train.rows
+        train = replace(train, rows=fewer, positives=share * train.positives, safe=share * train.safe)
+    tested = min(tested, dataset.test_prompts or tested)
+    evaluated = float(sum(map(_count, dataset.evaluation_prompts)))
+    longest = s.forward.max_response_tokens
+    share = train.safe / max(train.positives, 1)
+    return Data(
+        train,
+        Human(pairs, train.prompts, pairs, share * pairs, 2 * pairs),
+        train.scaled(tested + dataset.validation_prompts),
+        tested + evaluated + dataset.validation_prompts,
+        tested + evaluated,
+        prompt / CHARACTERS + TEMPLATE,
+        min(answer / CHARACTERS, longest),
+        known,
+    )
+
+
+def _count(file: str) -> int:
+    """Rows of a local file, by its lines or its Parquet footer."""
+    path = Path(file)
+    if path.suffix == ".parquet":
+        import pyarrow.parquet as pq
+
+        return pq.read_metadata(path).num_rows
+    opened = {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix, open)
+    with opened(path, "rb") as lines:
+        return sum(line.strip() not in (b"", b"[", b"]") for line in lines)
+
+
+def generated(table: Path, max_tokens: int) -> float:
+    """Mean tokens of the answers of a table; a share of `max_tokens` where it is not there yet."""
+    if table.exists():
+        tokens = records.read_any(table, ["tokens"])["tokens"]
+        return sum(tokens.to_pylist()) / max(len(tokens), 1)
+    return ANSWER * max_tokens
+
+
+def questions(task: Task, folder: Path) -> float:
+    """Questions of a task: of its finished folder, of local files in MMLU's form, or as many as MMLU has."""
+    if (folder / "manifest.json").exists():
+        return float(records.read_manifest(folder)["rows"])
+    if task.path and not task.subjects:
+        return float(sum(_capped(rows, task) for rows in _subjects(Path(task.path))))
+    if task.data:
+        return float(sum(map(_count, [path for split, path in task.data.items() if split == "test"])))
+    return 14_042.0 if (task.hub or "").endswith("/mmlu") and not task.subjects else float(QUESTIONS)
+
+
+def question_tokens(folder: Path) -> float:
+    """Tokens of a question of a task with its choices, on average: of its finished folder, else assumed."""
+    if (folder / "questions.parquet").exists():
+        texts = records.read_any(folder / "questions.parquet", ["text"])["text"].to_pylist()
+        return sum(map(len, texts)) / max(len(texts), 1) / CHARACTERS + CHOICES
+    return QUESTION
+
+
+def _capped(rows: int, task: Task) -> int:
+    return min(rows, task.limit or rows)
+
+
+def _subjects(path: Path) -> list[int]:
+    """Test questions of each subject of a folder or .zip in MMLU's form."""
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path) as archive:
+            names = [name for name in archive.namelist() if "test/" in name and name.endswith(".csv")]
+            texts = [archive.read(name).decode() for name in names]
+    else:
+        texts = [file.read_text() for file in path.glob("test/*.csv")]
+    return [sum(1 for _ in csv.reader(text.splitlines())) for text in texts]

@@ -1,0 +1,468 @@
+"""What one job of each rule takes: rows, tokens, operations, seconds, memory and disk."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from d2o import rounds
+from d2o.bill import arithmetic, rows, shapes
+from d2o.bill.hardware import DISK, Device
+from d2o.bill.jobs import Job
+from d2o.bill.shapes import Shape
+from d2o.contracts import CONTRACTS
+from d2o.plan import Plan, stages
+from d2o.settings import Method, Reward, Train
+from d2o.train import schedule
+
+# Assumed of every machine. Bytes of a process with its libraries and, on a GPU, its context; of a training's host
+# memory for a token and for a response; of a tokenizer; of log and manifest; of what
+# is logged of a step.
+_PROCESS, _CONTEXT = {"light": 0.15e9, "forward": 0.72e9, "engine": 1.15e9, "padded": 0.75e9, "train": 1.5e9}, 1.5e9
+_HOST, _TOKEN, _RESPONSE, _TOKENIZER, _ABOUT, _STEP = 5e9, 40.0, 2700.0, 3.6e6, 4e3, 2e3
+# Seconds to encode a response; weights a second that leave a GGUF file; characters a token, compressed and not.
+_ENCODE, _DEQUANTISED, _TEXT, _LINE = 1e-4, 14e6, 2.2, 4.5
+# glibc keeps what passes of many sizes have freed: measured on CPUs.
+_KEPT = 1.6
+# Bytes of the head's logits held at once, and steps between two looks at the eight groups of the probe.
+_PIECE, _EVERY, _PROBED = {"cpu": 64 << 20, "gpu": 256 << 20}, 10, 8
+# Examples before each question in MMLU's form.
+_SHOTS = 5
+# Characters of the question around the texts that a judge compares.
+_JUDGED = 1100
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a job takes.
+
+    Attributes:
+        rows: prompts, groups, answers, pairs or questions.
+        tokens: through a model's layers.
+        flops: operations.
+        answered: tokens of answers, generated or scored, among them.
+        seconds: from start to end.
+        starting, writing: of these, until the first unit of work, and for checkpoints and models.
+        devices: that it holds meanwhile; 0: it runs on a core beside.
+        device: bytes on each device at most; 0 on a CPU, whose memory is the machine's.
+        host: bytes of the machine's memory at most.
+        written, left: bytes on disk, during the job and after it.
+        requests, usd: to a judge, and what it charges.
+    """
+
+    rows: float = 0.0
+    tokens: float = 0.0
+    answered: float = 0.0
+    flops: float = 0.0
+    seconds: float = 0.0
+    starting: float = 0.0
+    writing: float = 0.0
+    devices: int = 0
+    device: float = 0.0
+    host: float = _PROCESS["light"]
+    written: float = 0.0
+    left: float = 0.0
+    requests: float = 0.0
+    usd: float = 0.0
+
+    @classmethod
+    def table(cls, size: float, **values: float) -> Work:
+        """The work of a job that leaves a table of so many bytes, its log and its manifest."""
+        return cls(written=size + _ABOUT, left=size + _ABOUT, **values)
+
+
+@dataclass(frozen=True)
+class Training:
+    """One method's groups and steps on one data set and model.
+
+    Attributes:
+        groups: of the data.
+        positives, negatives: of a group.
+        tokens: of a group, its prompt once.
+        flops: of a forward pass of one group.
+        steps: of the whole training.
+    """
+
+    groups: float
+    positives: float
+    negatives: float
+    tokens: float
+    flops: float
+    steps: int
+
+
+class Estimate:
+    """The work of the jobs of a config on a device.
+
+    Attributes:
+        notes: a line for each model that was known by its name only.
+        data: what is known of a data set for a model, by their names.
+    """
+
+    def __init__(self, plan: Plan, device: Device):
+        self._plan, self._s, self._place = plan, plan.settings, plan.layout.path
+        self._device, self._on_cpu = device, not device.memory
+        self.notes: dict[str, None] = {}
+        self.data = cache(lambda dataset, model: rows.of(plan.settings, dataset, model))
+        self._generated = cache(lambda table, most: rows.generated(Path(table), most))
+
+    def of(self, job: Job) -> Work:
+        """What one job takes."""
+        made = getattr(self, f"_{job.rule}", None)
+        return made(job.names) if made else Work.table(0.0, seconds=self._device.starts["light"])
+
+    def _running(self, kind: str, flops: float, held: float, speed: float = 1.0) -> dict[str, float]:
+        """Operations, time and memory of a job that computes with one device, or with all cores of a job.
+
+        Args:
+            kind: of work, by which the device has a share of its speed and a start.
+            held: bytes that the job holds beside its libraries.
+            speed: share of that speed, where the numbers are not bf16.
+        """
+        at = self._device
+        used = self._s.compute.threads if self._on_cpu else 1
+        return {
+            "flops": flops,
+            "starting": at.starts[kind],
+            "seconds": at.starts[kind] + flops / (used * at.flops * at.shares[kind] * speed),
+            "devices": self._held,
+            "device": 0.0 if self._on_cpu else _CONTEXT + held,
+            "host": _PROCESS[kind] + held if self._on_cpu else _HOST,
+        }
+
+    @property
+    def _held(self) -> int:
+        """Devices that Snakemake gives to a job that runs a model."""
+        return self._s.compute.threads if self._on_cpu else max(1, self._s.compute.gpus)
+
+    # Models --------------------------------------------------------------------------------------
+
+    def shape(self, name: str) -> Shape:
+        """The shape of an entry of `models`."""
+        model = self._s.models[name]
+        folder = Path(self._place("model", model=name)).parent
+        if model.run:
+            return self.shape(model.run.model)
+        return self._shape(f"models.{name}", model.hub or model.path or model.file, folder, model.path)
+
+    def _reward_shape(self, name: str) -> Shape:
+        reward = self._s.rewards[name]
+        if reward.train:
+            return self.shape(reward.train.backbone)
+        folder = Path(self._place("fetched_reward", reward=name)).parent
+        source = reward.source
+        return self._shape(f"rewards.{name}", source.hub or source.path or source.file, folder, source.path)
+
+    def _shape(self, entry: str, source: str, folder: Path, local: str | None) -> Shape:
+        if known := shapes.of_folder(folder) or (local and shapes.of_folder(Path(local))):
+            return known
+        shape, taken = shapes.of_name(source)
+        self.notes[f"{entry}: {shape.parameters / 1e9:.3g}B weights, for the name {source!r} ({taken})"] = None
+        return shape
+
+    def _fetch_model(self, names: Mapping[str, str]) -> Work:
+        model, shape = self._s.models[names["model"]], self.shape(names["model"])
+        copied = 0.0 if model.run or model.path else 2.0 * shape.parameters + _TOKENIZER
+        read = shape.parameters / _DEQUANTISED + self._device.starts["forward"] if model.package else copied / DISK
+        host = _PROCESS["forward"] + 4 * shape.parameters if model.package else _PROCESS["light"]
+        return Work(1.0, seconds=self._device.starts["light"] + read, host=host, written=copied, left=copied)
+
+    def _fetch_reward(self, names: Mapping[str, str]) -> Work:
+        local = self._s.rewards[names["reward"]].source.path
+        copied = 0.0 if local else 2.0 * self._reward_shape(names["reward"]).parameters
+        return Work(1.0, seconds=self._device.starts["light"] + copied / DISK, written=copied, left=copied)
+
+    # Answers -------------------------------------------------------------------------------------
+
+    def _sample_positives(self, names: Mapping[str, str]) -> Work:
+        data, pool = self.data(names["dataset"], names["model"]), names["pool"]
+        shards = int(names["shard"].rpartition("-")[2])
+        k = stages.size(pool)
+        return self._generating(
+            self.shape(names["model"]),
+            data.train.prompts * k / shards,
+            data.prompt + rows.INSTRUCTION * bool(self._s.positives.instructions and pool.startswith("corrected")),
+            self._sampled(names, pool),
+            rows.AGAIN,
+            kept=True,
+        )
+
+    def _sample_round(self, names: Mapping[str, str]) -> Work:
+        data, method = self.data(names["dataset"], names["model"]), self._s.methods[names["method"]]
+        sampled = self._round_prompts(names) * max(1, rounds.count(method.online, method.k))
+        answer = self._generated(self._place("round_pool", names), self._s.positives.max_tokens)
+        instructed = rows.INSTRUCTION * bool(self._s.positives.instructions and method.self_correction)
+        shape = self.shape(names["model"])
+        return self._generating(shape, sampled, data.prompt + instructed, answer, rows.AGAIN, kept=True)
+
+    def _answer_prompts(self, names: Mapping[str, str]) -> Work:
+        data, shape = self.data(names["dataset"], names["model"]), self.shape(names["model"])
+        return self._generating(shape, data.asked, data.prompt, self._answered(names), 0.0, kept=False)
+
+    def _generating(
+        self, shape: Shape, answers: float, prompt: float, answer: float, again: float, kept: bool
+    ) -> Work:
+        """So many answers, a share of them sampled again; `kept`: a line of each stays beside the table."""
+        engine, device = self._s.engine, self._device
+        used = self._s.compute.threads if self._on_cpu else engine.tensor_parallel
+        asked, context, weights = answers * (1 + again), prompt + answer / 2, 2.0 * shape.parameters
+        taken = used * engine.gpu_memory_utilization * device.memory
+        room = engine.kv_cache_gib * 2.0**30 if self._on_cpu else taken - weights
+        batch = max(1.0, min(engine.max_num_seqs, asked, room / (shape.kv_bytes * (prompt + answer))))
+        read = asked * arithmetic.forward_flops(shape, prompt, prompt / 2, 0)
+        written = asked * answer
+        rates = used * device.flops * device.shares["decode"], used * device.bandwidth * device.shares["decode"]
+        seconds = device.starts["engine"] + read / (used * device.flops * device.shares["forward"])
+        return Work.table(
+            answers * (_TEXT * answer + 60) + kept * asked * (_LINE * answer + 170),
+            rows=answers,
+            tokens=asked * prompt + written,
+            answered=answers * answer,
+            flops=read + written * arithmetic.forward_flops(shape, 1, context, 1),
+            seconds=seconds + arithmetic.decode_seconds(shape, written, context, batch, rates),
+            starting=device.starts["engine"],
+            devices=self._held,
+            device=engine.gpu_memory_utilization * device.memory,
+            host=_PROCESS["engine"] + weights + room if self._on_cpu else _HOST,
+        )
+
+    def _sampled(self, names: Mapping[str, str], pool: str) -> float:
+        return self._generated(self._place("pool", {**names, "pool": pool}), self._s.positives.max_tokens)
+
+    def _answered(self, names: Mapping[str, str]) -> float:
+        return self._generated(self._place("responses", names), self._s.responses.max_tokens)
+
+    # Log-probs -----------------------------------------------------------------------------------
+
+    def _compute_reference_logprobs(self, names: Mapping[str, str]) -> Work:
+        data, table = self.data(names["dataset"], names["model"]), names["table"]
+        if table in ("negatives", "pairs"):
+            human = data.train if table == "negatives" else data.pairs
+            return self._forward(names, human.prompts, human.answers, data.answer)
+        answers = data.train.prompts * stages.size(table)
+        return self._forward(names, data.train.prompts, answers, self._sampled(names, table))
+
+    def _compute_round_logprobs(self, names: Mapping[str, str]) -> Work:
+        method, prompts = self._s.methods[names["method"]], self._round_prompts(names)
+        answer = self._generated(self._place("round_pool", names), self._s.positives.max_tokens)
+        return self._forward(names, prompts, prompts * max(1, rounds.count(method.online, method.k)), answer)
+
+    def _compute_heldout_logprobs(self, names: Mapping[str, str]) -> Work:
+        data = self.data(names["dataset"], names["model"])
+        return self._forward(names, data.held_out.prompts, data.held_out.answers, data.answer)
+
+    def _forward(self, names: Mapping[str, str], prompts: float, answers: float, answer: float) -> Work:
+        """Log-probs of so many answers to so many prompts, each prompt computed once."""
+        shape, prompt = self.shape(names["model"]), self.data(names["dataset"], names["model"]).prompt
+        tokens = prompts * prompt + answers * answer
+        held = 2.0 * shape.parameters + self._layer(shape, min(tokens, self._s.forward.tokens), 2) + 2.5 * self._piece
+        flops = prompts * arithmetic.group_flops(shape, prompt, answer, answers / max(prompts, 1))
+        running = self._running("forward", flops, held)
+        return Work.table(30 * answers, rows=answers, tokens=tokens, answered=answers * answer, **running)
+
+    @property
+    def _piece(self) -> float:
+        return _PIECE["cpu" if self._on_cpu else "gpu"]
+
+    @staticmethod
+    def _layer(shape: Shape, tokens: float, width: int) -> float:
+        """Bytes of what one layer holds at once where nothing is kept for a backward pass."""
+        return tokens * width * (4 * shape.hidden + 3 * shape.inner)
+
+    # Training ------------------------------------------------------------------------------------
+
+    def _train_method(self, names: Mapping[str, str]) -> Work:
+        boundaries, training = self._boundaries(names), self._training(names)
+        start = boundaries[-1] if boundaries else 0
+        return self._steps(names, training, training.steps - start, ends=True)
+
+    def _train_to_round(self, names: Mapping[str, str]) -> Work:
+        boundaries, number = [0, *self._boundaries(names)], int(names["round"])
+        return self._steps(names, self._training(names), boundaries[number] - boundaries[number - 1], ends=False)
+
+    def _steps(self, names: Mapping[str, str], training: Training, steps: int, ends: bool) -> Work:
+        """Some steps of a training; `ends`: the last ones, after which its checkpoints go and its snapshots stay."""
+        shape, method, device = self.shape(names["model"]), self._s.methods[names["method"]], self._device
+        train = self._s.train_of(method)
+        count = max(train.ranks, self._s.compute.threads) if self._on_cpu else train.ranks
+        trained, seen = self._trained(shape, train), steps * train.groups_per_step
+        flops = seen * training.flops * self._passes(method, train)
+        stepping = flops / (count * device.flops * device.shares["train"])
+        stepping += steps * 28 * trained / train.ranks / device.bandwidth
+        checkpoints = math.floor(stepping / 60 / train.checkpoint_minutes) + (not ends)
+        models = (1 + ends * len(train.snapshots)) * (2.0 * shape.parameters + _TOKENIZER)
+        written = checkpoints * arithmetic.checkpoint_bytes(shape.parameters, trained) + models
+        starting = device.starts["train"] + training.groups * (training.positives + training.negatives) * _ENCODE
+        held, host = self._training_memory(shape, train, training, trained)
+        return Work(
+            rows=seen,
+            tokens=seen * training.tokens,
+            flops=flops,
+            seconds=starting + stepping + written / DISK,
+            starting=starting,
+            writing=written / DISK,
+            devices=count,
+            device=held,
+            host=host,
+            written=written + steps * _STEP,
+            left=models + steps * _STEP,
+        )
+
+    def checkpoint(self, names: Mapping[str, str]) -> float:
+        """Bytes of the checkpoints that a training keeps while it runs, one that is written included."""
+        shape, train = self.shape(names["model"]), self._s.train_of(self._s.methods[names["method"]])
+        size = arithmetic.checkpoint_bytes(shape.parameters, self._trained(shape, train))
+        return (train.keep_checkpoints + 1) * size
+
+    @staticmethod
+    def _passes(method: Method, train: Train) -> float:
+        """Forward passes that a group costs: backward counts two, or one where adapters alone are trained."""
+        backward = 1 if train.lora else 2
+        again = 1 if train.gradient_checkpointing else 0
+        references = bool(method.ema) + bool(CONTRACTS[method.loss].mismatched)
+        return 1 + backward + again + references + _PROBED / _EVERY / train.groups_per_step
+
+    @staticmethod
+    def _trained(shape: Shape, train: Train) -> float:
+        """Parameters that are trained: all, or those of the adapters on every linear layer."""
+        if not train.lora:
+            return shape.parameters
+        ends = 2 * (shape.hidden + shape.queries) + 2 * (shape.hidden + shape.keys)
+        return shape.layers * train.lora.rank * (ends + 3 * (shape.hidden + shape.inner))
+
+    def _training_memory(self, shape: Shape, train: Train, training: Training, trained: float) -> tuple[float, float]:
+        """Bytes on each device and of the machine."""
+        half = self._s.forward.precision != "fp32"
+        stage = max(train.zero_stage, 1) if half else train.zero_stage
+        held = arithmetic.states(shape.parameters, trained, stage, train.ranks, half)
+        passed = min(
+            max(train.tokens_per_pass, training.tokens), train.groups_per_step * training.tokens / train.ranks
+        )
+        kept = arithmetic.activations(shape, passed, train.gradient_checkpointing)
+        head = arithmetic.head_pieces(shape, self._piece)
+        responses = training.positives + training.negatives
+        data = training.groups * (training.tokens * _TOKEN + responses * _RESPONSE)
+        if self._on_cpu:
+            return 0.0, train.ranks * (_PROCESS["train"] + held.total + _KEPT * kept + head + data)
+        offloaded = held.optimizer if train.offload else 0.0
+        return _CONTEXT + held.total - offloaded + kept + head, train.ranks * (_HOST + data + offloaded)
+
+    def _training(self, names: Mapping[str, str]) -> Training:
+        data, method = self.data(names["dataset"], names["model"]), self._s.methods[names["method"]]
+        train = self._s.train_of(method)
+        human = data.pairs if method.pairs == "all" else data.train
+        groups = human.groups(method, train.group_by == "prompt")
+        negatives = (human.rows / max(human.prompts, 1) if train.group_by == "prompt" else 1.0) * method.negatives
+        own = method.positives == "self"
+        positives = float(method.k or 0) if own else float(method.positives != "none")
+        answer = self._sampled(names, self._plan.pools(names)[0]) if own else data.answer
+        shape = self.shape(names["model"])
+        each = (positives * answer + negatives * data.answer) / max(positives + negatives, 1)
+        return Training(
+            groups,
+            positives,
+            negatives,
+            data.prompt + positives * answer + negatives * data.answer,
+            arithmetic.group_flops(shape, data.prompt, each, positives + negatives),
+            schedule.total_steps(train, round(groups)),
+        )
+
+    def _boundaries(self, names: Mapping[str, str]) -> list[int]:
+        method = self._s.methods[names["method"]]
+        steps = self._s.train_of(method).steps
+        return list(rounds.boundaries(method.online, steps)) if method.online else []
+
+    def _round_prompts(self, names: Mapping[str, str]) -> float:
+        """Distinct prompts of the steps of an online round: groups are drawn without regard to prompts."""
+        train = self._s.train_of(self._s.methods[names["method"]])
+        boundaries = [*self._boundaries(names), train.steps]
+        number = int(names["round"])
+        drawn = (boundaries[number] - boundaries[number - 1]) * train.groups_per_step
+        prompts = self.data(names["dataset"], names["model"]).train.prompts
+        if train.group_by == "prompt":
+            return min(prompts, drawn)
+        return prompts * (1 - (1 - 1 / max(prompts, 1)) ** drawn)
+
+    # Scores --------------------------------------------------------------------------------------
+
+    def _score_responses(self, names: Mapping[str, str]) -> Work:
+        data = self.data(names["dataset"], names["model"])
+        return self._scoring(names, data.asked, data.prompt, self._answered(names))
+
+    def _score_positives(self, names: Mapping[str, str]) -> Work:
+        data, pool = self.data(names["dataset"], names["model"]), names["pool"]
+        return self._scoring(names, data.train.prompts * stages.size(pool), data.prompt, self._sampled(names, pool))
+
+    def _score_pairs(self, names: Mapping[str, str]) -> Work:
+        data = self.data(names["dataset"], next(iter(self._s.models)))
+        pairs = min(self._s.pair_quality.pairs, data.pairs.rows + data.held_out.rows)
+        return self._scoring(names, pairs, data.prompt, data.answer)
+
+    def _scoring(self, names: Mapping[str, str], answers: float, prompt: float, answer: float) -> Work:
+        reward = self._s.rewards[names["reward"]]
+        if reward.rule:
+            return Work.table(14 * answers, rows=answers, seconds=self._device.starts["light"])
+        shape, width = self._reward_shape(names["reward"]), 4 if reward.train else 2
+        reads_prompt = reward.template in ("chat", "pair") or "{prompt}" in reward.template
+        length = min(prompt * reads_prompt + answer, reward.max_tokens)
+        tokens = answers * length
+        held = width * (shape.linear + shape.head) + self._layer(shape, min(tokens, reward.tokens), width)
+        flops = arithmetic.forward_flops(shape, tokens, length / 2, 0)
+        running = self._running("padded", flops, held, self._speed(reward))
+        return Work.table(14 * answers, rows=answers, tokens=tokens, **running)
+
+    def _speed(self, reward: Reward) -> float:
+        """Share of the speed in bf16: a reward model trained here has float32 weights."""
+        return self._device.shares["fp32"] if reward.train else 1.0
+
+    def _train_reward(self, names: Mapping[str, str]) -> Work:
+        reward = self._s.rewards[names["reward"]]
+        learning, shape = reward.train, self.shape(reward.train.backbone)
+        data = self.data(names["dataset"], learning.backbone)
+        length = min(data.prompt + data.answer, learning.max_tokens)
+        learnt, tested = 2 * data.pairs.rows * length * learning.epochs, 2 * data.held_out.rows * length
+        share, weights = min(1.0, learning.layers / shape.layers), float(shape.linear + shape.head)
+        # Float32 weights with copies in bf16, gradients and moments of the upper layers, and what is greater: their
+        # activations, or the weights as they are written and a batch that is scored.
+        kept = 1.5 * share * arithmetic.activations(shape, learning.batch * length, False)
+        last = 4 * weights + self._layer(shape, min(tested, reward.tokens), 4)
+        held = 6 * weights + 12 * share * shape.linear + max(kept, last)
+        flops = arithmetic.forward_flops(shape, learnt, length / 2, 0) * (1 + 2 * share)
+        scored = arithmetic.forward_flops(shape, tested, length / 2, 0)
+        # Answers are scored in float32: as many operations as would take as long in bf16.
+        running = self._running("padded", flops + scored / self._speed(reward), held) | {"flops": flops + scored}
+        size = 4 * weights + _TOKENIZER
+        return Work(2 * data.pairs.rows, learnt + tested, written=size, left=size, **running)
+
+    # Tasks and judges ----------------------------------------------------------------------------
+
+    def _answer_questions(self, names: Mapping[str, str]) -> Work:
+        task, shape = self._s.tasks[names["task"]], self.shape(names["model"])
+        folder = Path(self._place("questions", names)).parent
+        asked = rows.questions(task, folder)
+        length = rows.question_tokens(folder) * (1 + (_SHOTS if task.shots is None else task.shots))
+        # Logits of a whole batch, and their logarithms.
+        held = 2.0 * shape.parameters + 8.0 * task.batch_size * length * shape.vocabulary
+        flops = arithmetic.forward_flops(shape, asked * length, length / 2, asked * length)
+        return Work.table(6 * asked, rows=asked, tokens=asked * length, **self._running("padded", flops, held))
+
+    def _judge_responses(self, names: Mapping[str, str]) -> Work:
+        data = self.data(names["dataset"], names["model"])
+        return self._judging(names, data.judged, data.prompt, self._answered({**names, "snapshot": ""}))
+
+    def _judge_pairs(self, names: Mapping[str, str]) -> Work:
+        data = self.data(names["dataset"], next(iter(self._s.models)))
+        pairs = min(self._s.pair_quality.pairs, data.held_out.prompts + data.pairs.prompts)
+        return self._judging(names, pairs, data.prompt, data.answer)
+
+    def _judging(self, names: Mapping[str, str], pairs: float, prompt: float, answer: float) -> Work:
+        """Two requests a pair; what they cost at most, as the stage says before it asks."""
+        judge = self._s.judges[names["judge"]]
+        asked = 2 * pairs
+        read = asked * (_JUDGED / rows.CHARACTERS + prompt - rows.TEMPLATE + 2 * answer)
+        written = asked * judge.max_tokens
+        usd = (judge.price.input * read + judge.price.output * written) / 1e6 if judge.price else 0.0
+        return Work.table(20 * asked, rows=pairs, requests=asked, usd=usd)
