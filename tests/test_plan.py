@@ -57,11 +57,48 @@ def test_a_key_reaches_only_the_stages_that_depend_on_it():
     assert stages_changed_by(models={"smollm2": smollm2 | {"sha256": None}}) == set()
     assert stages_changed_by(engine={"backend": "transformers"}) == {"positives", "responses"}
     assert stages_changed_by(forward=CONFIG["forward"] | {"precision": "fp32"}) == {"logprobs", "train"}
-    assert stages_changed_by(compute=CONFIG["compute"] | {"threads": 2}) == set()
+    asked = {"threads": 2, "minutes": 90, "jobs": {"scores": {"minutes": 5}}}
+    assert stages_changed_by(compute=CONFIG["compute"] | asked) == set()
     demo = CONFIG["datasets"]["demo"]
     assert stages_changed_by(datasets={"demo": demo | {"rule": "every-unsafe"}}) == {"negatives"}
     assert stages_changed_by(datasets={"demo": demo | {"max_bad_share": 0.5}}) == set()
     assert stages_changed_by(datasets={"demo": demo | {"train": ["tests/data/thumbs-down.jsonl"]}}) == {"datasets"}
+
+
+# What jobs ask for -------------------------------------------------------------------------------
+
+
+def test_a_kind_of_jobs_asks_for_what_it_needs_and_after_a_failure_for_more():
+    compute = {"threads": 16, "memory_gb": 128, "minutes": 1440, "jobs": {"scores": {"memory_gb": 48, "minutes": 30}}}
+    rewards = CONFIG["rewards"] | {"short": {"rule": {"length": "words"}}}
+    plan = Plan(CONFIG | {"compute": compute, "rewards": rewards}, "c")
+
+    def asked(kind: str, attempt: int, **names: str) -> list[int]:
+        return [
+            plan.needs(kind, resource)(wildcards(**names), attempt) for resource in ("threads", "mem_mb", "runtime")
+        ]
+
+    assert [asked("scores", attempt) for attempt in (1, 2, 3)] == [
+        [16, 48000, 30], [16, 96000, 60], [16, 128000, 90],
+    ]  # fmt: skip
+    assert asked("train", 1) == asked("train", 2) == [16, 128000, 1440]
+    assert asked("scores", 1, reward="short") == [1, 4000, 60]
+
+
+def test_every_job_that_runs_a_model_asks_by_its_kind():
+    rules = "".join(path.read_text() for path in (ROOT / "workflow" / "rules").glob("*.smk"))
+    assert "settings.compute" not in rules
+    assert set(re.findall(r'plan\.needs\("(\w+)"', rules)) == set(settings.JOBS)
+
+
+@pytest.mark.parametrize(("jobs", "message"), [
+    ({"scores": {"minutes": 61}}, r"compute: jobs\.scores\.minutes: 61 is more than minutes \(60\)"),
+    ({"score": {"minutes": 5}}, r"compute\.jobs\.score\b"),
+    ({"scores": {"hours": 5}}, r"compute\.jobs\.scores\.hours: unknown key"),
+])  # fmt: skip
+def test_what_no_job_can_ask_for_is_told(jobs, message):
+    with pytest.raises(D2OError, match=message):
+        Plan(CONFIG | {"compute": CONFIG["compute"] | {"jobs": jobs}}, "c")
 
 
 # Written as users write them ----------------------------------------------------------------------

@@ -22,11 +22,11 @@ rule compute_heldout_logprobs:
         "<point>/logs/heldout_logprobs.log",
     benchmark:
         "<point>/logs/heldout_logprobs.benchmark.tsv"
-    threads: plan.settings.compute.threads
+    threads: plan.needs("heldout_logprobs", "threads")
     resources:
-        mem_mb=plan.settings.compute.memory_gb * 1000,
-        runtime=plan.settings.compute.minutes,
-        gpu=plan.settings.compute.gpus,
+        mem_mb=plan.needs("heldout_logprobs", "mem_mb"),
+        runtime=plan.needs("heldout_logprobs", "runtime"),
+        gpu=plan.needs("heldout_logprobs", "gpu"),
     conda:
         plan.environment("train")
     shell:

@@ -24,11 +24,11 @@ rule sample_positives:
         "<base>/logs/positives-{pool}-{shard}.log",
     benchmark:
         "<base>/logs/positives-{pool}-{shard}.benchmark.tsv"
-    threads: plan.settings.compute.threads
+    threads: plan.needs("positives", "threads")
     resources:
-        mem_mb=plan.settings.compute.memory_gb * 1000,
-        runtime=plan.settings.compute.minutes,
-        gpu=plan.settings.compute.gpus,
+        mem_mb=plan.needs("positives", "mem_mb"),
+        runtime=plan.needs("positives", "runtime"),
+        gpu=plan.needs("positives", "gpu"),
         execution=plan.execution("sampling"),
     retries: 1
     conda:

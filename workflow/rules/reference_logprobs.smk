@@ -22,11 +22,11 @@ rule compute_reference_logprobs:
         "<base>/logs/reference_logprobs-{table}.log",
     benchmark:
         "<base>/logs/reference_logprobs-{table}.benchmark.tsv"
-    threads: plan.settings.compute.threads
+    threads: plan.needs("reference_logprobs", "threads")
     resources:
-        mem_mb=plan.settings.compute.memory_gb * 1000,
-        runtime=plan.settings.compute.minutes,
-        gpu=plan.settings.compute.gpus,
+        mem_mb=plan.needs("reference_logprobs", "mem_mb"),
+        runtime=plan.needs("reference_logprobs", "runtime"),
+        gpu=plan.needs("reference_logprobs", "gpu"),
     conda:
         plan.environment("train")
     shell:

@@ -22,11 +22,11 @@ rule answer_prompts:
         "<point>/logs/responses.log",
     benchmark:
         "<point>/logs/responses.benchmark.tsv"
-    threads: plan.settings.compute.threads
+    threads: plan.needs("responses", "threads")
     resources:
-        mem_mb=plan.settings.compute.memory_gb * 1000,
-        runtime=plan.settings.compute.minutes,
-        gpu=plan.settings.compute.gpus,
+        mem_mb=plan.needs("responses", "mem_mb"),
+        runtime=plan.needs("responses", "runtime"),
+        gpu=plan.needs("responses", "gpu"),
         execution=plan.execution("responses"),
     conda:
         plan.environment("generation")

@@ -49,11 +49,11 @@ rule train_reward:
         "<data>/rewards/logs/{reward}.log",
     benchmark:
         "<data>/rewards/logs/{reward}.benchmark.tsv"
-    threads: plan.settings.compute.threads
+    threads: plan.needs("rewards", "threads")
     resources:
-        mem_mb=plan.settings.compute.memory_gb * 1000,
-        runtime=plan.settings.compute.minutes,
-        gpu=plan.settings.compute.gpus,
+        mem_mb=plan.needs("rewards", "mem_mb"),
+        runtime=plan.needs("rewards", "runtime"),
+        gpu=plan.needs("rewards", "gpu"),
     conda:
         plan.environment("train")
     shell:
@@ -79,11 +79,11 @@ rule score_responses:
         "<point>/logs/scores-{reward}.log",
     benchmark:
         "<point>/logs/scores-{reward}.benchmark.tsv"
-    threads: plan.scoring("threads")
+    threads: plan.needs("scores", "threads")
     resources:
-        mem_mb=plan.scoring("mem_mb"),
-        runtime=plan.scoring("runtime"),
-        gpu=plan.scoring("gpu"),
+        mem_mb=plan.needs("scores", "mem_mb"),
+        runtime=plan.needs("scores", "runtime"),
+        gpu=plan.needs("scores", "gpu"),
     conda:
         plan.environment("train")
     shell:

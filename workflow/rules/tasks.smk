@@ -76,11 +76,11 @@ rule answer_questions:
         "<run>/logs/tasks-{task}.log",
     benchmark:
         "<run>/logs/tasks-{task}.benchmark.tsv"
-    threads: plan.settings.compute.threads
+    threads: plan.needs("tasks", "threads")
     resources:
-        mem_mb=plan.settings.compute.memory_gb * 1000,
-        runtime=plan.settings.compute.minutes,
-        gpu=plan.settings.compute.gpus,
+        mem_mb=plan.needs("tasks", "mem_mb"),
+        runtime=plan.needs("tasks", "runtime"),
+        gpu=plan.needs("tasks", "gpu"),
     conda:
         plan.environment("tasks")
     shell:

@@ -29,10 +29,10 @@ rule train_method:
         "<run>/logs/train.log",
     benchmark:
         "<run>/logs/train.benchmark.tsv"
-    threads: plan.settings.compute.threads
+    threads: plan.needs("train", "threads")
     resources:
-        mem_mb=plan.settings.compute.memory_gb * 1000,
-        runtime=plan.settings.compute.minutes,
+        mem_mb=plan.needs("train", "mem_mb"),
+        runtime=plan.needs("train", "runtime"),
         gpu=plan.training_gpus,
         execution=plan.execution("train"),
     conda:

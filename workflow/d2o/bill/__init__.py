@@ -17,12 +17,10 @@ from d2o.bill.jobs import OTHERS, Job
 from d2o.bill.work import Estimate, Work
 from d2o.errors import D2OError
 from d2o.plan import Plan
+from d2o.settings import JOBS, Need
 
 # Kinds of jobs as the stages follow each other.
-_ORDER = [
-    "models", "reward models", "positives", "reference log-probs", "train", "responses", "held-out log-probs",
-    "scores", "tasks", "judge", OTHERS,
-]  # fmt: skip
+_ORDER = ["models", *JOBS, "judge", OTHERS]
 
 
 def lines(config: Path, experiments: Sequence[str], device: str) -> list[str]:
@@ -157,20 +155,24 @@ def _judges(works: Iterable[tuple[Job, Work]]) -> list[str]:
 
 
 def _exceeded(plan: Plan, works: Sequence[tuple[Job, Work]], device: str) -> list[str]:
-    """A line for each kind of jobs that takes more memory than there is, or more time than `compute` allows."""
+    """A line for each kind of jobs that takes more than a device has, or than its first attempt asks for."""
     compute, room = plan.settings.compute, hardware.named(device).memory
-    limits = [
-        ("device", room or float("inf"), 1e9, "GB on each {device}, which has"),
-        ("host", compute.memory_gb * 1e9, 1e9, "GB of the machine's memory, and compute.memory_gb is"),
-        ("seconds", compute.minutes * 60, 60, "minutes, and compute.minutes is"),
-    ]
     page = []
-    for kind in _ORDER:
-        for key, limit, unit, text in limits:
-            most = max((getattr(work, key) for job, work in works if job.kind == kind and work.devices), default=0.0)
-            if most > limit:
-                said = text.format(device=device)
-                page.append(f"{kind}: a job takes {most / unit:,.0f} {said} {limit / unit:,.0f}")
+    for kind in JOBS:
+        need = compute.jobs.get(kind, Need())
+        most = {
+            key: max((getattr(work, key) for job, work in works if job.kind == kind and work.devices), default=0.0)
+            for key in ("device", "host", "seconds")
+        }
+        if room and most["device"] > room:
+            page.append(f"{kind}: a job takes {most['device'] / 1e9:,.0f} GB on each {device}, of {room / 1e9:,.0f}")
+        for key, taken in (("memory_gb", most["host"] / 1e9), ("minutes", most["seconds"] / 60)):
+            own = getattr(need, key)
+            if taken > (own or getattr(compute, key)):
+                where = f"compute.jobs.{kind}.{key}" if own else f"compute.{key}"
+                page.append(
+                    f"{kind}: a job takes {taken:,.0f} of {key}, and {where} is {own or getattr(compute, key)}"
+                )
     return page
 
 

@@ -33,17 +33,17 @@ OTHERS = "tables, reports"
 RULES = {
     "fetch_model": Rule("models", "model", "<results>/models/logs/{model}"),
     "fetch_reward": Rule("models", "fetched_reward", "<results>/rewards/logs/{reward}"),
-    "train_reward": Rule("reward models", "trained_reward", "<data>/rewards/logs/{reward}"),
+    "train_reward": Rule("rewards", "trained_reward", "<data>/rewards/logs/{reward}"),
     "sample_positives": Rule("positives", "pool_shard", "<base>/logs/positives-{pool}-{shard}"),
     "sample_round": Rule("positives", "round_shard", "<run>/logs/round{round}-sample"),
     "compute_reference_logprobs": Rule(
-        "reference log-probs", "reference_logprobs", "<base>/logs/reference_logprobs-{table}"
+        "reference_logprobs", "reference_logprobs", "<base>/logs/reference_logprobs-{table}"
     ),
-    "compute_round_logprobs": Rule("reference log-probs", "round_logprobs", "<run>/logs/round{round}-logprobs"),
+    "compute_round_logprobs": Rule("reference_logprobs", "round_logprobs", "<run>/logs/round{round}-logprobs"),
     "train_method": Rule("train", "trained", "<run>/logs/train"),
     "train_to_round": Rule("train", "round_policy", "<run>/logs/round{round}-train"),
     "answer_prompts": Rule("responses", "responses", "<point>/logs/responses"),
-    "compute_heldout_logprobs": Rule("held-out log-probs", "heldout_logprobs", "<point>/logs/heldout_logprobs"),
+    "compute_heldout_logprobs": Rule("heldout_logprobs", "heldout_logprobs", "<point>/logs/heldout_logprobs"),
     "score_responses": Rule("scores", "scores", "<point>/logs/scores-{reward}"),
     "score_positives": Rule("scores", "pool_scores", "<base>/logs/scores-{pool}-{reward}"),
     "score_pairs": Rule("scores", "pair_scores", "<data>/pair_quality/logs/scores-{reward}-{side}"),

@@ -11,7 +11,7 @@ from d2o.bill.jobs import RULES, Job
 from d2o.layout import Layout
 
 # Kinds of jobs whose tables tell how many tokens each answer has.
-_ANSWERED = {"positives", "responses", "reference log-probs", "held-out log-probs"}
+_ANSWERED = {"positives", "responses", "reference_logprobs", "heldout_logprobs"}
 # Where the answers of shards are, which go when they are merged.
 _POOLS = {"sample_positives": "pool", "sample_round": "round_pool"}
 

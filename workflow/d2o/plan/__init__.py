@@ -37,6 +37,8 @@ _ASKED_BY = {
     "pair_quality_figure": "set `pair_quality: true`",
     "answers": "set `tasks`",
 }
+# What an exact scorer takes.
+_SMALL = {"threads": 1, "mem_mb": 4000, "runtime": 60, "gpu": 0}
 # Of a wildcard, those that must be known before it.
 _NEEDS = {"organism": {"dataset"}, "seed": {"method"}, "snapshot": {"method"}}
 _NEEDS |= {name: {"dataset", "model", "method", "seed"} for name in ("round", "pool", "table")}
@@ -380,15 +382,28 @@ class Plan:
         ranks = self.settings.train_of(self.settings.methods[wildcards.method]).ranks
         return ranks if self.settings.compute.gpus else 0
 
-    def scoring(self, need: str) -> Callable:
-        """A rule's threads and resources: what a reward model takes of the machine; an exact scorer takes little."""
-        compute = self.settings.compute
-        model = {"threads": compute.threads, "mem_mb": compute.memory_gb * 1000, "runtime": compute.minutes}
-        rule = {"threads": 1, "mem_mb": 4000, "runtime": 60}
+    def needs(self, jobs: str, resource: str) -> Callable[[Any, int], int]:
+        """A rule's `threads`, or one of its resources `mem_mb`, `runtime` and `gpu`, for a kind of jobs.
 
-        def needed(wildcards) -> int:
-            is_rule = self.settings.rewards[wildcards.reward].rule
-            return (rule | {"gpu": 0} if is_rule else model | {"gpu": compute.gpus})[need]
+        What the first attempt asks for is in `compute.jobs`; each further one asks for as much memory and time again,
+        at most for those of `compute`. An exact scorer takes little, whatever is asked for there.
+        """
+        compute = self.settings.compute
+        need = compute.jobs.get(jobs, settings.Need())
+
+        def needed(wildcards, attempt: int) -> int:
+            if jobs == "scores" and self.settings.rewards[wildcards.reward].rule:
+                return _SMALL[resource]
+            match resource:
+                case "threads":
+                    return need.threads or compute.threads
+                case "mem_mb":
+                    return 1000 * min((need.memory_gb or compute.memory_gb) * attempt, compute.memory_gb)
+                case "runtime":
+                    return min((need.minutes or compute.minutes) * attempt, compute.minutes)
+                case "gpu":
+                    return compute.gpus
+            raise KeyError(resource)
 
         return needed
 

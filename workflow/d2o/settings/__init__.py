@@ -43,6 +43,12 @@ INSTRUCTIONS = {
 }
 
 
+# Kinds of jobs that run a model.
+JOBS = (
+    "rewards", "positives", "reference_logprobs", "train", "responses", "heldout_logprobs", "scores", "tasks",
+)  # fmt: skip
+
+
 def execution(default: Any, description: str) -> Any:
     """A key that says how a job runs and changes no result: nothing is made again when it changes."""
     return Field(default, description=description, json_schema_extra={"execution": True})
@@ -636,12 +642,25 @@ class Task(Questions):
     batch_size: Positive = Field(8, description="questions answered at once")
 
 
+class Need(Section):
+    """What a kind of jobs asks for at its first attempt; null: as much as `compute` says."""
+
+    threads: Positive | None = Field(None, description="cores")
+    memory_gb: Positive | None = Field(None, description="GB of memory")
+    minutes: Positive | None = Field(None, description="minutes until a cluster may stop the job")
+
+
 class Compute(Section):
-    """What one job that runs a model asks of the machine or the cluster."""
+    """What one job that runs a model asks of the machine or the cluster, at most."""
 
     threads: Positive = Field(8, description="cores")
     memory_gb: Positive = Field(64, description="GB of memory")
     minutes: Positive = Field(720, description="minutes until a cluster may stop the job")
+    jobs: dict[Literal[JOBS], Need] = Field(
+        {},
+        description="by kind of job, such as `scores`, what is less than the above; each further attempt asks for as "
+        "much memory and time again, up to the above",
+    )
     gpus: Annotated[int, Field(ge=0)] = Field(
         0,
         description="GPUs, 0: none is used, and `--sdm conda` makes other environments; training asks for one a rank",
@@ -649,6 +668,14 @@ class Compute(Section):
     share_gpus: bool = Field(
         False, description="jobs may use one GPU at once; false: on one machine each leases its own, or waits"
     )
+
+    @model_validator(mode="after")
+    def _is_the_most(self):
+        for kind, need in self.jobs.items():
+            for key, value in need:
+                if value is not None and value > (most := getattr(self, key)):
+                    raise ValueError(f"jobs.{kind}.{key}: {value} is more than {key} ({most}), the most of any job")
+        return self
 
 
 class Experiment(Section):
