@@ -114,6 +114,10 @@ def test_every_rule_has_a_line_and_its_benchmark():
     assert written == {name: rule.benchmark for name, rule in jobs.RULES.items()}
 
 
+def test_every_rule_that_is_no_table_or_report_is_estimated():
+    assert not [name for name, r in jobs.RULES.items() if r.kind != jobs.OTHERS and not hasattr(Estimate, f"_{name}")]
+
+
 def test_the_names_of_a_path_are_those_that_it_was_made_of():
     names = {name: f"{name}-1.5" for place in PLACES for name in layout.wildcards(place)} | {"snapshot": "/step50"}
     for place in PLACES:
@@ -175,7 +179,10 @@ def test_groups_are_counted_as_a_training_makes_them(method):
         for k in range(2)
     ]
     wanted = Method.model_validate(method)
-    assert rows._human(human).groups(wanted, by_prompt=False) == len(list(groups.view(wanted, human, pool)))
+    made = list(groups.view(wanted, human, pool))
+    counted = rows._human(human)
+    assert counted.groups(wanted, by_prompt=False) == len(made)
+    assert counted.groups(wanted, by_prompt=True) == len(groups.merged(made))
 
 
 def test_what_is_capped_is_counted_as_capped(monkeypatch):

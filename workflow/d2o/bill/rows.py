@@ -44,10 +44,13 @@ class Human:
     answers: float
 
     def groups(self, method: Method, by_prompt: bool) -> float:
-        """The groups that a method has of these rows, as `groups.view` makes them."""
-        if by_prompt or not (method.negatives or method.positives in ("human", "safe-human")):
-            return self.prompts
-        return {"human": self.positives, "safe-human": self.safe}.get(method.positives, self.rows)
+        """The groups that a method has of these rows, as `groups.view` makes them, and `groups.merged` by prompt.
+
+        Of human positives each is taken to be another one, so that no two rows are one group.
+        """
+        if method.positives in ("human", "safe-human"):
+            return self.positives if method.positives == "human" else self.safe
+        return self.rows if method.negatives and not by_prompt else self.prompts
 
     def scaled(self, prompts: float) -> Human:
         """As many rows a prompt, for other prompts."""

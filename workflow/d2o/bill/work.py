@@ -355,8 +355,9 @@ class Estimate:
         train = self._s.train_of(method)
         human = data.pairs if method.pairs == "all" else data.train
         groups = human.groups(method, train.group_by == "prompt")
-        negatives = (human.rows / max(human.prompts, 1) if train.group_by == "prompt" else 1.0) * method.negatives
         own = method.positives == "self"
+        merged = train.group_by == "prompt" and (own or method.positives == "none")
+        negatives = method.negatives * (human.rows / max(groups, 1) if merged else 1.0)
         positives = float(method.k or 0) if own else float(method.positives != "none")
         answer = self._sampled(names, self._plan.pools(names)[0]) if own else data.answer
         shape = self.shape(names["model"])
