@@ -19,6 +19,7 @@ from d2o.errors import D2OError
 from d2o.layout import PLACES
 from d2o.plan import Plan
 from d2o.settings import Method
+from d2o.train import sizes
 
 LLAMA, _ = shapes.of_name("alpaca-7b-reproduced")
 SMALL = Shape(layers=2, hidden=4, inner=8, queries=4, keys=2, vocabulary=10)
@@ -78,7 +79,7 @@ def test_memory_by_zero_stage():
     assert arithmetic.states(1e9, 1e9, 0, 1, half=False).total == 16e9
     adapters = arithmetic.states(7.5e9, 2e7, 2, 8, half=True)
     assert adapters.total == pytest.approx(15e9, rel=0.01)
-    assert arithmetic.checkpoint_bytes(6.74e9, 6.74e9) / 1e9 == pytest.approx(94.4, abs=0.1)
+    assert sizes.checkpoint(6.74e9, 2, False) / 1e9 == pytest.approx(94.4, abs=0.1)
 
 
 def test_keys_and_values_of_a_token():

@@ -86,8 +86,3 @@ def activations(shape: Shape, tokens: float, checkpointing: bool) -> float:
 def head_pieces(shape: Shape, piece: float) -> float:
     """Bytes of the head's backward pass: a float32 gradient of its weights and its bf16 copy, logits in pieces."""
     return 6 * shape.head + 2.5 * piece
-
-
-def checkpoint_bytes(parameters: float, trained: float) -> float:
-    """Of one checkpoint: weights in bf16, float32 weights and moments of what is trained."""
-    return 2 * parameters + 12 * trained

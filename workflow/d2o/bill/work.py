@@ -16,7 +16,7 @@ from d2o.bill.shapes import Shape
 from d2o.contracts import CONTRACTS
 from d2o.plan import Plan, stages
 from d2o.settings import Method, Reward, Train
-from d2o.train import schedule
+from d2o.train import schedule, sizes
 
 # Assumed of every machine. Bytes of a process with its libraries and, on a GPU, its context; of a training's host
 # memory for a token and for a response; of a tokenizer; of log and manifest; of what
@@ -294,7 +294,7 @@ class Estimate:
         stepping += steps * 28 * trained / train.ranks / device.bandwidth
         checkpoints = math.floor(stepping / 60 / train.checkpoint_minutes) + (not ends)
         models = (1 + ends * len(train.snapshots)) * (2.0 * shape.parameters + _TOKENIZER)
-        written = checkpoints * arithmetic.checkpoint_bytes(shape.parameters, trained) + models
+        written = checkpoints * self._checkpoint(shape, method, train) + models
         starting = device.starts["train"] + training.groups * (training.positives + training.negatives) * _ENCODE
         held, host = self._training_memory(shape, train, training, trained)
         return Work(
@@ -313,9 +313,13 @@ class Estimate:
 
     def checkpoint(self, names: Mapping[str, str]) -> float:
         """Bytes of the checkpoints that a training keeps while it runs, one that is written included."""
-        shape, train = self.shape(names["model"]), self._s.train_of(self._s.methods[names["method"]])
-        size = arithmetic.checkpoint_bytes(shape.parameters, self._trained(shape, train))
-        return (train.keep_checkpoints + 1) * size
+        method = self._s.methods[names["method"]]
+        train = self._s.train_of(method)
+        return (train.keep_checkpoints + 1) * self._checkpoint(self.shape(names["model"]), method, train)
+
+    def _checkpoint(self, shape: Shape, method: Method, train: Train) -> float:
+        width = 4 if self._s.forward.precision == "fp32" else 2
+        return sizes.checkpoint(self._trained(shape, train), width, method.ema is not None)
 
     @staticmethod
     def _passes(method: Method, train: Train) -> float:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from d2o import records
 from d2o.errors import D2OError
 from d2o.settings import TrainStage, result_keys
+from d2o.train import sizes
 from d2o.train.data import Inputs
 from d2o.train.engine import Engine
 
@@ -84,8 +85,7 @@ class Checkpoints:
         """
         train, weights = self._train, list(policy.parameters())
         trained = sum(weight.numel() for weight in weights if weight.requires_grad)
-        # The weights, their float32 copy, AdamW's two moments; and the float32 weights of two moving references.
-        checkpoint = trained * (weights[0].itemsize + 12 + 8 * self._moving)
+        checkpoint = sizes.checkpoint(trained, weights[0].itemsize, self._moving)
         model = sum(weight.nbytes for weight in weights)
         written = (train.keep_checkpoints + 1) * checkpoint + (len(train.snapshots) + 1) * model
         there = sum(file.stat().st_size for file in self.folder.glob("step*/*"))
