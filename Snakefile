@@ -89,7 +89,7 @@ wildcard_constraints:
 
 onstart:
     if workflow.is_main_process:
-        lacking = preflight.problems(workflow.dag.needrun_jobs(), plan.settings, workflow.local_exec)
+        lacking = preflight.problems([*workflow.dag.needrun_jobs()], plan, workflow.local_exec)
         if lacking:
             raise WorkflowError("nothing was started, for this is missing:", *lacking)
 

@@ -6,11 +6,14 @@ import subprocess
 import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
 from conftest import ROOT
+from d2o import preflight
+from d2o.plan import Plan
 
 COMMIT = "c4549779" + 32 * "0"
 REFUSED = {
@@ -133,6 +136,19 @@ def test_all_that_is_missing_is_told_before_the_first_job(hub, tmp_path):
         assert lack in said
     assert "a/b@" not in said
     assert not (tmp_path / "results").exists()
+
+
+def test_a_disk_that_will_not_hold_the_results_is_told(monkeypatch):
+    plan = Plan(yaml.safe_load((ROOT / "config" / "study.yaml").read_text()), "study.yaml")
+    names = {"dataset": "noise-0", "model": "organism", "method": "dpo"}
+    jobs = [
+        SimpleNamespace(rule=SimpleNamespace(name="train_method"), wildcards=names | {"seed": str(n)}, resources={})
+        for n in range(100)
+    ]
+    for free, told in ((20e9, True), (60e9, False)):
+        monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _, free=free: SimpleNamespace(free=free))
+        lines = preflight.problems(jobs, plan, here=False)
+        assert any("GB in results/study, and 20 are free: make room" in line for line in lines) == told
 
 
 def test_the_reward_model_whose_main_branch_holds_no_safetensors_is_pinned_to_its_conversion():

@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable, Iterable, Iterator
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from d2o import devices, hub
+from d2o.bill import hardware
+from d2o.bill.jobs import RULES, Job
+from d2o.bill.work import Estimate
+from d2o.plan import Plan
 from d2o.settings import Settings
 
 # Of the memory that a job may ask for, what the machine's own figure leaves out.
 _ROUNDING = 1.1
 
 
-def problems(jobs: Iterable[Any], s: Settings, here: bool) -> list[str]:
+def problems(jobs: Sequence[Any], plan: Plan, here: bool) -> list[str]:
     """All that the jobs of a run lack, a line each, in alphabetical order.
 
     Args:
         jobs: Snakemake's, those that will run: the name of their `rule`, `wildcards` and `resources`.
         here: whether they run on this machine, so that its devices and memory are theirs.
     """
-    return sorted({line for job in jobs for line in _of_job(job, s, here)})
+    lines = {line for job in jobs for line in _of_job(job, plan.settings, here)}
+    return sorted({*lines, *_disk(jobs, plan)})
 
 
 def _of_job(job: Any, s: Settings, here: bool) -> Iterator[str]:
@@ -30,6 +37,20 @@ def _of_job(job: Any, s: Settings, here: bool) -> Iterator[str]:
     yield from filter(None, looked(s, job.wildcards) if looked else ())
     if here:
         yield from _machine(job.resources)
+
+
+def _disk(jobs: Sequence[Any], plan: Plan) -> Iterator[str]:
+    """Whether what the jobs leave, as `d2o plan` counts it, has room where the results lie."""
+    folder = Path(plan.settings.results).absolute()
+    there = next(place for place in (folder, *folder.parents) if place.exists())
+    estimate, free = Estimate(plan, hardware.named("cpu")), shutil.disk_usage(there).free
+    planned = (Job(job.rule.name, tuple(job.wildcards.items())) for job in jobs if job.rule.name in RULES)
+    left = sum(estimate.of(job).left for job in planned)
+    if left > free:
+        yield (
+            f"the run leaves about {left / 1e9:,.0f} GB in {plan.settings.results}, and {free / 1e9:,.0f} are free: "
+            f"make room, put `results` elsewhere, or run one experiment at a time"
+        )
 
 
 def _machine(resources: Any) -> Iterator[str]:
