@@ -116,6 +116,15 @@ def test_a_rank_has_the_devices_of_the_training_that_started_it(machine):
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,1"
 
 
+def test_a_launcher_on_another_node_leases_there(machine, monkeypatch, tmp_path):
+    """srun hands it the environment of the first node, whose leases say nothing of this one."""
+    machine(2, None)
+    monkeypatch.setenv("D2O_ASKED_GPUS", "2@another")
+    devices.lease(2)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,1"
+    assert len(list(tmp_path.rglob("*.lock"))) == 2
+
+
 @pytest.mark.parametrize(("asked", "share", "seen", "device"), [
     (None, False, 0, "cpu"), (None, False, 2, "cuda"), (0, False, 0, "cpu"), (1, False, 0, None), (8, False, 7, None),
     (8, False, 8, "cuda"), (1, True, 0, None), (1, True, 8, "cuda"),
@@ -200,4 +209,6 @@ def test_every_rule_that_is_given_gpus_leases_them():
     rules = re.split(r"(?m)^rule ", texts)
     asking = [rule for rule in rules if re.search(r"gpu=plan", rule)]
     assert len(asking) == 8
-    assert all("python -m d2o --gpus {resources.gpu} " in rule for rule in asking)
+    leased = {rule.partition(":")[0]: re.search(r"python -m d2o --gpus {resources\.(\w+)} ", rule) for rule in asking}
+    # Those of a training may lie on several nodes.
+    assert all(match[1] == ("leased" if rule == "train_method" else "gpu") for rule, match in leased.items())

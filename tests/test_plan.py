@@ -50,6 +50,10 @@ def test_a_key_reaches_only_the_stages_that_depend_on_it():
     assert stages_changed_by(train=CONFIG["train"] | {"epochs": 2}) == {"train"}
     watched = {"checkpoint_minutes": 7.0, "keep_checkpoints": 3, "trackers": ["wandb"], "alarms": {"stop": []}}
     assert stages_changed_by(train=CONFIG["train"] | watched) == set()
+    eight = CONFIG["train"] | {"ranks": 8}
+    assert stages_changed_by(train=eight) == {"train"}
+    on = [Plan(CONFIG | {"train": eight | {"nodes": nodes}}, "c").params("train")(W) for nodes in (1, 4)]
+    assert on[0] == on[1]
     taken = {"max_num_seqs": 7, "eager": True, "kv_cache_gib": 2, "gpu_memory_utilization": 0.5}
     assert stages_changed_by(engine=taken) == set()
     assert stages_changed_by(positives=CONFIG["positives"] | {"shards": 5}) == set()
@@ -194,6 +198,8 @@ BESIDE = {
     "tasks.mmlu.task": {"tasks.mmlu": {"revision": "main"}},
     "tasks.mmlu.data": {"tasks.mmlu": {"task": "arc_easy"}},
     "tasks.mmlu.include": {"tasks.mmlu": {"task": "arc_easy", "revision": "main"}},
+    "train.nodes": {"train.ranks": 2},
+    "methods.d2o.train.nodes": {"methods.d2o.train.ranks": 2},
     "tuning": TUNED,
 } | {f"methods.d2o.{key}": {"methods.d2o.loss": loss} for key, loss in LOSS_OF.items()}
 
@@ -645,6 +651,7 @@ def changed(before: dict[str, str], after: dict[str, str]) -> set[str]:
         ("settings/__init__.py", "class Settings(", "EDITED = 1\n\n\nclass Settings(", set()),
         ("cli.py", "import", "import ast\nimport", set()),
         ("devices.py", "_PATIENCE = 1.0", "_PATIENCE = 2.0", set()),
+        ("train/launch.py", "% 20_000", "% 10_000", set()),
         ("losses.py", "The losses: each", "All losses: each", set()),
     ],
 )

@@ -59,6 +59,8 @@ def changed(path: str, value) -> dict:
         ("methods.dpo.positives", "self", "methods.dpo: the loss dpo takes one positive a group: set `k: 1`"),
         ("methods.d2o.k", 5, "methods.d2o.k: 5 positives are asked of a pool of 3; raise positives.k"),
         ("methods.d2o.train", {"lr": 1}, "methods.d2o.train.lr: unknown key"),
+        ("train", {"ranks": 8, "nodes": 3}, "train: nodes: 3 cannot share 8 ranks evenly; make `ranks` a multiple"),
+        ("methods.d2o.train", {"nodes": 2}, "methods.d2o.train: nodes: 2 cannot share 1 ranks evenly; make"),
         ("methods.self-align-sft.gamma", 1, "methods.self-align-sft: the loss sft reads no `gamma`; it reads: none"),
         ("methods.dpo.alpha", 0.1, "methods.dpo: the loss dpo reads no `alpha`; it reads: beta"),
         ("methods.dpo.beta", 0, "methods.dpo: the loss dpo learns nothing with `beta: 0`"),

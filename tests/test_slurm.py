@@ -1,4 +1,4 @@
-"""What `--profile profiles/slurm` asks of Slurm, and the small pipeline on a real one of one node."""
+"""What `--profile profiles/slurm` asks of Slurm, and the small pipeline on a real one of two nodes."""
 
 import os
 import re
@@ -9,14 +9,17 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
+import snakemake_executor_plugin_slurm_jobstep
 import yaml
 from snakemake_executor_plugin_slurm.submit_string import get_submit_command
 from snakemake_executor_plugin_slurm.utils import set_gres_string
 
 from conftest import ROOT
 from d2o import records
+from d2o.plan import Plan
 from test_pipeline import CONFIG, Project
 
 CONF = """\
@@ -30,20 +33,20 @@ ReturnToService=2
 SlurmUser=root
 SlurmdUser=root
 StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool
+SlurmdSpoolDir={folder}/spool.%n
 SlurmctldPidFile={folder}/slurmctld.pid
-SlurmdPidFile={folder}/slurmd.pid
+SlurmdPidFile={folder}/slurmd.%n.pid
 SlurmctldLogFile={folder}/slurmctld.log
-SlurmdLogFile={folder}/slurmd.log
+SlurmdLogFile={folder}/slurmd.%n.log
 SlurmctldPort=16817
-SlurmdPort=16818
 SwitchType=switch/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU_Memory
 AccountingStorageType=accounting_storage/none
 JobAcctGatherType=jobacct_gather/none
-NodeName={host} NodeHostname={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory=16000 State=UNKNOWN
-PartitionName=main Nodes={host} Default=YES MaxTime=INFINITE State=UP
+NodeName={host} NodeHostname={host} NodeAddr=127.0.0.1 Port=16818 CPUs={cpus} RealMemory=16000 State=UNKNOWN
+NodeName={host}2 NodeHostname={host} NodeAddr=127.0.0.1 Port=16819 CPUs={cpus} RealMemory=16000 State=UNKNOWN
+PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
 
 
@@ -53,7 +56,7 @@ def run(*command: str, **kwargs) -> subprocess.CompletedProcess:
 
 @pytest.fixture(scope="module")
 def slurm():
-    """A Slurm controller and node on this machine, from Debian's packages, stopped afterwards."""
+    """A Slurm controller and two nodes, all on this machine, from Debian's packages, stopped afterwards."""
     if os.environ.get("D2O_TEST_SLURM") != "1":
         pytest.skip("D2O_TEST_SLURM is not 1: this test installs slurm-wlm and munge, and starts Slurm, as root")
     if os.geteuid() != 0:
@@ -64,7 +67,8 @@ def slurm():
     if Path("/etc/slurm/slurm.conf").exists() and "ClusterName=test" not in Path("/etc/slurm/slurm.conf").read_text():
         pytest.skip("this machine has a Slurm of its own")
     folder, host = Path("/tmp/d2o-slurm"), socket.gethostname().split(".")[0]
-    for name in ("state", "spool"):
+    nodes = (host, f"{host}2")
+    for name in ("state", *(f"spool.{node}" for node in nodes)):
         (folder / name).mkdir(parents=True, exist_ok=True)
     if subprocess.run(["getent", "hosts", host], capture_output=True).returncode:
         with Path("/etc/hosts").open("a") as hosts:
@@ -77,15 +81,16 @@ def slurm():
     Path("/etc/slurm").mkdir(exist_ok=True)
     Path("/etc/slurm/slurm.conf").write_text(CONF.format(host=host, folder=folder, cpus=os.cpu_count()))
     run("slurmctld", "-c")
-    run("slurmd", "-N", host)
+    for node in nodes:
+        run("slurmd", "-N", node)
     for _ in range(300):
-        if "idle" in run("sinfo", "-h", "-o", "%t").stdout:
+        if run("sinfo", "-h", "-N", "-o", "%t").stdout.split() == ["idle", "idle"]:
             break
         time.sleep(1)
     else:
-        pytest.fail(f"the node never became idle: {run('sinfo').stdout}")
+        pytest.fail(f"the nodes never became idle: {run('sinfo').stdout}")
     yield
-    for name in ("slurmd", "slurmctld"):
+    for name in (*(f"slurmd.{node}" for node in nodes), "slurmctld"):
         pid = folder / f"{name}.pid"
         if pid.exists():
             os.kill(int(pid.read_text()), 15)
@@ -97,18 +102,67 @@ class Resources(dict):
     __getattr__ = dict.__getitem__
 
 
-@pytest.mark.parametrize("gpus", [0, 1, 8])
-def test_a_job_is_one_task_whatever_its_gpus(gpus):
-    """By the line that the plugin itself hands to Slurm, which starts a task a node where the line names none."""
+def job(**resources) -> MagicMock:
+    """As the plugins see a job: with the profile's default resources, and without those that are None."""
     profile = yaml.safe_load((ROOT / "profiles" / "slurm" / "config.yaml").read_text())
-    resources = Resources(profile["default-resources"] | {"gpu": gpus, "mem_mb": 8000, "runtime": 60})
-    job = SimpleNamespace(resources=resources, threads=16)
+    given = profile["default-resources"] | {"mem_mb": 8000, "runtime": 60} | resources
+    return MagicMock(
+        resources=Resources({name: value for name, value in given.items() if value is not None}), threads=16
+    )
+
+
+def training(ranks: int, nodes: int, gpus: int) -> MagicMock:
+    """The job of a training, with what the rule itself asks of the plan."""
+    config = yaml.safe_load((ROOT / "tests" / "data" / "config.yaml").read_text())
+    config["train"] |= {"ranks": ranks, "nodes": nodes}
+    plan = Plan(config | {"compute": config["compute"] | {"gpus": gpus}}, "c")
+    rule = (ROOT / "workflow" / "rules" / "train.smk").read_text()
+    asked = re.findall(r'(\w+)=plan\.training\("(\w+)"\)', rule)
+    return job(**{name: plan.training(need)(SimpleNamespace(method="dpo")) for name, need in asked})
+
+
+def submitted(job: MagicMock) -> dict[str, str]:
+    """What the line that the plugin itself hands to Slurm says of nodes, tasks, cores and GPUs."""
     names = ("run_uuid", "slurm_logfile", "comment_str", "account", "partition", "workdir")
     line = get_submit_command(job, dict.fromkeys(names, "x")) + set_gres_string(job)
     assert "--signal=TERM@300" in line
-    asked = dict(re.findall(r"--([a-z-]*tasks?[a-z-]*|gpus|nodes)=(\d+)", line))
-    assert asked.pop("gpus", "0") == str(gpus)
-    assert asked in ({"nodes": "1", "cpus-per-task": "16"}, {"nodes": "1", "ntasks": "1", "cpus-per-task": "16"})
+    return dict(re.findall(r"--([a-z-]*tasks?[a-z-]*|gpus|gres|nodes)=(\S+)", line))
+
+
+def started(job: MagicMock, monkeypatch) -> str:
+    """What the plugin starts inside of the job, on its first node."""
+    lines = []
+    monkeypatch.setattr(
+        snakemake_executor_plugin_slurm_jobstep.subprocess,
+        "Popen",
+        lambda line, **_: lines.append(line) or SimpleNamespace(wait=lambda: 0),
+    )
+    executor = MagicMock(
+        format_job_exec=lambda job: "COMMAND", gpu_job=job.resources.get("gpu"), job_array_task=False
+    )
+    executor.workflow.executor_settings.pass_command_as_script = False
+    snakemake_executor_plugin_slurm_jobstep.Executor.run_job(executor, job)
+    return " ".join(lines[0].split())
+
+
+@pytest.mark.parametrize("gpus", [0, 1, 8])
+def test_a_job_is_one_task_whatever_its_gpus(gpus, monkeypatch):
+    """Slurm starts a task a node where the line names none."""
+    asked = {"nodes": "1", "cpus-per-task": "16"} | ({"gpus": str(gpus)} if gpus else {"ntasks": "1"})
+    for one in (job(gpu=gpus), training(max(gpus, 1), 1, gpus)):
+        assert submitted(one) == asked
+        step = f"srun -n1 --cpu-bind=q --cpus-per-task=16 {f'--gpus={gpus} ' if gpus else ''}--nodes=1 COMMAND"
+        assert started(one, monkeypatch) == step
+
+
+@pytest.mark.parametrize(("nodes", "gpus"), [(2, 8), (4, 8), (2, 0)])
+def test_a_training_over_nodes_is_a_task_a_node_with_as_many_gpus_each(nodes, gpus, monkeypatch):
+    """In no step: of a step with one task Slurm makes one of one node, and the GPUs of all are not there."""
+    one = training(8 * nodes, nodes, gpus)
+    asked = {"nodes": str(nodes), "ntasks": str(nodes), "cpus-per-task": "16"}
+    assert submitted(one) == asked | ({"gpus": str(8 * nodes), "gres": "gpu:8"} if gpus else {})
+    assert one.resources.leased == gpus
+    assert started(one, monkeypatch) == "COMMAND"
 
 
 ON_SLURM = (
@@ -120,23 +174,36 @@ ON_SLURM = (
 
 @pytest.mark.slow
 def test_the_small_pipeline_on_slurm(slurm, tiny_model, tmp_path):
-    """Where the scheduler ends the training by SIGTERM, as before its time is up, it goes on."""
+    """Where the scheduler ends the trainings by SIGTERM, as before their time is up, they go on; one is over both nodes."""
     project = Project(tmp_path, tiny_model)
     tiny = CONFIG["experiments"]["tiny"] | {"methods": ["initial", "dpo"], "rewards": [], "tasks": []}
+    methods = CONFIG["methods"] | {"over-two": {"extends": "dpo", "train": {"nodes": 2}}}
     train = CONFIG["train"] | {"steps": 300, "ranks": 2}
-    project.configure(project.config | {"experiments": {"tiny": tiny}, "train": train})
-    run_folder = project.folder / "results" / "demo" / "tiny" / "dpo" / "seed0"
+    project.configure(project.config | {"experiments": {"tiny": tiny}, "methods": methods, "train": train})
+    runs = {name: project.folder / "results" / "demo" / "tiny" / name / "seed0" for name in ("dpo", "over-two")}
+    over_two = str((runs["over-two"] / "model" / "manifest.json").relative_to(project.folder))
     with ThreadPoolExecutor() as beside:
-        printed = beside.submit(project.snakemake, "all", *ON_SLURM)
-        log = run_folder / "checkpoints" / "train.jsonl"
-        while not (log.exists() and log.read_text()) and not printed.done():
+        printed = beside.submit(project.snakemake, "all", over_two, *ON_SLURM)
+        under_way = dict(runs)
+        while under_way and not printed.done():
+            for name, folder in list(under_way.items()):
+                log = folder / "checkpoints" / "train.jsonl"
+                if log.exists() and log.read_text():
+                    run("scancel", "--signal=TERM", training_of(name))
+                    del under_way[name]
             time.sleep(0.2)
-        for job in run("squeue", "-h", "-o", "%i", "-t", "running").stdout.split():
-            run("scancel", "--signal=TERM", job)
         assert "has been submitted with SLURM jobid" in printed.result()
-    assert "Trying to restart job" in printed.result()
-    facts = records.read_manifest(run_folder / "model")
-    assert (facts["steps"], facts["ranks"]) == (300, 2)
-    assert facts["resumed_at"] > 0
+    assert printed.result().count("Trying to restart job") == 2
+    for folder in runs.values():
+        facts = records.read_manifest(folder / "model")
+        assert (facts["steps"], facts["ranks"]) == (300, 2)
+        assert facts["resumed_at"] > 0
     assert (project.folder / "results" / "reports" / "tiny" / "report.html").exists()
     assert "Nothing to be done" in project.snakemake("all")
+
+
+def training_of(method: str) -> str:
+    """The number of the running Slurm job that trains with a method; the plugin comments rule and wildcards."""
+    jobs = run("squeue", "-h", "-t", "running", "-o", "%i %k").stdout.splitlines()
+    (number,) = {job.split()[0] for job in jobs if "train_method" in job and method in job}
+    return number

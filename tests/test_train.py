@@ -7,10 +7,12 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -314,6 +316,32 @@ def test_ranks_accumulation_and_zero_stages_give_the_same_weights(tables, tiny_m
         for key, value in alone.items():
             # Adam turns rounding of a tiny gradient into a step of up to the learning rate.
             assert (value - weights[key].float()).norm() / value.norm() < 2e-3, (name, key)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("zero_stage", [2, 3])
+def test_two_launchers_give_the_weights_of_one(tables, tiny_model, tmp_path, zero_stage):
+    """As srun would start them on two nodes, here both on this machine."""
+    settings = {"steps": 2, "ranks": 2, "zero_stage": zero_stage}
+    weights, _ = train(tables, tiny_model, tmp_path / "one", DPO, **settings)
+    line = command(tables, tiny_model, tmp_path / "two", DPO, **settings, nodes=2)
+    step = {"SLURM_JOB_ID": "0", "SLURM_STEP_ID": str(free_port() - 10_000)}
+    step |= {"SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_NODELIST": "localhost,another"}
+    launchers = [subprocess.Popen(line, env=environment() | step | {"SLURM_NODEID": node}) for node in "01"]
+    assert [launcher.wait(timeout=300) for launcher in launchers] == [0, 0]
+    assert records.read_manifest(tmp_path / "two" / "model")["ranks"] == 2
+    others, _ = result(tmp_path / "two")
+    assert weights.keys() == others.keys()
+    assert all(torch.equal(weight, others[name]) for name, weight in weights.items())
+
+
+def free_port() -> int:
+    """One of those at which launchers meet."""
+    for port in random.sample(range(10_000, 30_000), 100):
+        with socket.socket() as free, suppress(OSError):
+            free.bind(("", port))
+            return port
+    raise AssertionError("no free port")
 
 
 @pytest.mark.slow

@@ -19,7 +19,8 @@ from d2o.errors import D2OError
 
 # Seconds between two attempts to lease devices that other jobs hold.
 _PATIENCE = 1.0
-# How many GPUs this process asked for. Its child processes, such as the ranks of a training, use its devices.
+# How many GPUs this process asked for, and on which machine, as `8@HOST`. Its child processes there, such as the
+# ranks of a training, use its devices; one that srun starts on another node has to ask for some there.
 _ASKED = "D2O_ASKED_GPUS"
 
 
@@ -28,7 +29,7 @@ def lease(gpus: int, share: bool = False) -> None:
 
     Call this before any library looks for devices. If a scheduler or the user has set CUDA_VISIBLE_DEVICES, only
     those devices are leased. A process that leases no GPU sees none. Without an NVIDIA device, and in a child of a
-    process that has leased, this does nothing.
+    process that has leased on this machine, this does nothing.
 
     Args:
         gpus: how many.
@@ -36,9 +37,9 @@ def lease(gpus: int, share: bool = False) -> None:
     Raises:
         D2OError: if the machine has fewer than `gpus`.
     """
-    if _ASKED in os.environ:
+    if _asked() is not None:
         return
-    os.environ[_ASKED] = str(gpus)
+    os.environ[_ASKED] = f"{gpus}@{socket.gethostname()}"
     there = visible()
     if not there or (share and gpus):
         return
@@ -76,13 +77,19 @@ def device() -> str:
     """
     import torch
 
-    asked, seen = int(os.environ.get(_ASKED, 0)), torch.cuda.device_count() if torch.cuda.is_available() else 0
+    asked, seen = _asked() or 0, torch.cuda.device_count() if torch.cuda.is_available() else 0
     if seen < asked:
         raise D2OError(
             f"devices: the job asks for {asked} GPUs, and torch {torch.__version__} sees {seen}; look at nvidia-smi, "
             f"install with `make env LOCK=gpu`, or set compute.gpus: 0"
         )
     return "cuda" if seen else "cpu"
+
+
+def _asked() -> int | None:
+    """How many GPUs this process, or one on this machine that has started it, asked for; None: none has asked."""
+    gpus, _, host = os.environ.get(_ASKED, "").partition("@")
+    return int(gpus) if host == socket.gethostname() else None
 
 
 def _present(folder: Path = Path("/dev")) -> list[str]:

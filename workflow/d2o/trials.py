@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 # Keys on which the inputs of a training depend: the plan must know them before any trial has run.
 FIXED = {"extends", "loss", "positives", "negatives", "pairs", "k", "self_correction", "filter", "online", "tune",
-         "train", "ema", "train.steps", "train.snapshots", "train.ranks"}  # fmt: skip
+         "train", "ema", "train.steps", "train.snapshots", "train.ranks", "train.nodes"}  # fmt: skip
 
 
 def combinations(tune: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:

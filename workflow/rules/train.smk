@@ -33,13 +33,18 @@ rule train_method:
     resources:
         mem_mb=plan.needs("train", "mem_mb"),
         runtime=plan.needs("train", "runtime"),
-        gpu=plan.training_gpus,
+        gpu=plan.training("gpu"),
+        leased=plan.training("leased"),
+        nodes=plan.training("nodes"),
+        tasks=plan.training("tasks"),
+        mpi=plan.training("mpi"),
+        gres=plan.training("gres"),
         execution=plan.execution("train"),
     conda:
         plan.environment("train")
     # A scheduler sends SIGTERM to all processes of a job. The training writes a checkpoint first: shell and tee wait for it.
     shell:
-        "trap : TERM; python -m d2o --gpus {resources.gpu} train --settings {params.settings:q} --model {input.model} "
+        "trap : TERM; python -m d2o --gpus {resources.leased} train --settings {params.settings:q} --model {input.model} "
         "--negatives {input.negatives} {params.samples} {params.scores} {params.reference_logprobs} "
         "{params.fresh} {params.fresh_logprobs} {params.tuned} "
         "--checkpoints {params.checkpoints} --execution {resources.execution:q} --output {output.model} 2>&1 | (trap '' TERM; exec tee {log})"

@@ -377,10 +377,27 @@ class Plan:
 
         return flags
 
-    def training_gpus(self, wildcards) -> int:
-        """GPUs of one training: one a rank, none on a CPU."""
-        ranks = self.settings.train_of(self.settings.methods[wildcards.method]).ranks
-        return ranks if self.settings.compute.gpus else 0
+    def training(self, need: str) -> Callable:
+        """A training's resources: one GPU a rank, none on a CPU; `leased` are those of one node.
+
+        Over several nodes a task on each, and `gres`, the GPUs of one: without it Slurm may put 7 of 8 on one node.
+        Slurm's plugin starts a job with `mpi` outside of a step, on the first node; `d2o train` starts the others.
+        """
+
+        def needed(wildcards) -> int | str | None:  # None: the job has no such resource
+            train = self.settings.train_of(self.settings.methods[wildcards.method])
+            gpus = train.ranks if self.settings.compute.gpus else 0
+            leased, several = gpus // train.nodes, train.nodes > 1
+            return {
+                "gpu": gpus,
+                "leased": leased,
+                "nodes": train.nodes,
+                "tasks": train.nodes,
+                "mpi": "srun" if several else None,
+                "gres": f"gpu:{leased}" if several and gpus else None,
+            }[need]
+
+        return needed
 
     def needs(self, jobs: str, resource: str) -> Callable[[Any, int], int]:
         """A rule's `threads`, or one of its resources `mem_mb`, `runtime` and `gpu`, for a kind of jobs.

@@ -319,7 +319,7 @@ class Train(Section):
     offload: bool = Field(False, description="optimizer in CPU memory; with ZeRO 3 the weights too")
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, slower")
     lora: Lora | None = Field(None, description="train low-rank adapters; null: all weights")
-    ranks: Positive = Field(1, description="processes on this machine: one a GPU, or gloo ranks on a CPU")
+    ranks: Positive = Field(1, description="processes over all nodes: one a GPU, or gloo ranks on a CPU")
     snapshots: list[Positive] = Field(
         [], description="steps after which the weights are kept, and answer and are scored (Figures 3b, 4)"
     )
@@ -329,6 +329,15 @@ class Train(Section):
     trackers: list[Literal["wandb", "mlflow"]] = execution(
         [], "services that get the step log too; each configured by its own environment variables"
     )
+    nodes: Positive = execution(
+        1, "machines of one Slurm job that share the ranks, as many on each; they need a common file system"
+    )
+
+    @model_validator(mode="after")
+    def _as_many_on_each_node(self):
+        if self.ranks % self.nodes:
+            raise ValueError(f"nodes: {self.nodes} cannot share {self.ranks} ranks evenly; make `ranks` a multiple")
+        return self
 
 
 class MovingAverage(Section):

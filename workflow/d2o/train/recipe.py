@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
-import sys
 from pathlib import Path
 
 from d2o import chat, devices, dtypes, model_folders, records, trials
 from d2o.contracts import CONTRACTS
 from d2o.settings import TrainStage
 from d2o.train.data import Inputs, read, write_prompts
+from d2o.train.launch import launch
 
 
 def run(stage: TrainStage, inputs: Inputs, checkpoints: Path, output: Path) -> None:
@@ -36,7 +35,7 @@ def run(stage: TrainStage, inputs: Inputs, checkpoints: Path, output: Path) -> N
     for folder in (checkpoints, output, board, *snapshots.values()):
         records.check_ours(folder)
     if "RANK" not in os.environ:
-        _launch(stage.train.ranks)
+        launch(stage.train.ranks, stage.train.nodes)
     data, counts = read(stage, inputs)
 
     import torch
@@ -126,18 +125,6 @@ def run(stage: TrainStage, inputs: Inputs, checkpoints: Path, output: Path) -> N
     _export(engine, stage, inputs, output, facts)
     kept.close(over=not data.next)
     dist.destroy_process_group()
-
-
-def _launch(ranks: int) -> None:
-    """Become rank 0 of 1, or hand over to torchrun, which starts all ranks with the same command line."""
-    if ranks > 1:
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        os.execv(sys.executable, [*launcher, f"--nproc-per-node={ranks}", "-m", "d2o", *sys.argv[1:]])
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
 
 
 def _export(engine, stage: TrainStage, inputs: Inputs, folder: Path, facts: dict) -> None:

@@ -1,0 +1,74 @@
+"""The command lines that start the ranks of a training, on one node and on several."""
+
+import re
+import sys
+
+import pytest
+
+from d2o.errors import D2OError
+from d2o.train.launch import _first, launcher
+
+PLAIN = {"PATH": "/bin"}
+# What Snakemake's plugin leaves of a job's variables, what Slurm sets for a batch script, what srun sets for a task.
+LEFT = {"SLURM_JOB_ID": "7040"}
+BATCH = LEFT | {"SLURM_JOB_NUM_NODES": "4", "SLURM_NNODES": "4", "SLURM_JOB_NODELIST": "gpu[03-06]"}
+STEP = {"SLURM_STEP_NUM_NODES": "4", "SLURM_STEP_NODELIST": "gpu[03-06]", "SLURM_STEP_ID": "1", "SLURM_NODEID": "2"}
+# The step that a command of a job runs in, alone on the first node.
+ALONE = {"SLURM_STEP_NUM_NODES": "1", "SLURM_STEP_NODELIST": "gpu03", "SLURM_STEP_ID": "0", "SLURM_NODEID": "0"}
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
+SRUN = [
+    "srun", "--nodes=4", "--ntasks=4", "--ntasks-per-node=1", "--overlap", "--cpu-bind=none", "--kill-on-bad-exit=1",
+    sys.executable,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("ranks", "nodes", "variables", "line"),
+    [
+        (1, 1, PLAIN, [*TORCHRUN, "--nproc-per-node=1", "--standalone"]),
+        (8, 1, PLAIN, [*TORCHRUN, "--nproc-per-node=8", "--standalone"]),
+        (8, 1, BATCH | ALONE, [*TORCHRUN, "--nproc-per-node=8", "--standalone"]),
+        (32, 4, LEFT, SRUN),
+        (32, 4, BATCH, SRUN),
+        (32, 4, BATCH | ALONE, SRUN),
+        (
+            32,
+            4,
+            LEFT | STEP,
+            [
+                *TORCHRUN, "--nproc-per-node=8", "--nnodes=4", "--node-rank=2", "--master-addr=gpu03",
+                "--master-port=21041",
+            ],
+        ),
+    ],
+)  # fmt: skip
+def test_ranks_are_started_on_every_node(ranks, nodes, variables, line):
+    assert launcher(ranks, nodes, variables) == line
+
+
+@pytest.mark.parametrize(
+    ("variables", "there"),
+    [(PLAIN, "no Slurm job"), (PLAIN | STEP | ALONE, "no Slurm job"), (BATCH, "a Slurm job of 4")],
+)
+def test_nodes_that_are_not_there_are_refused(variables, there):
+    with pytest.raises(
+        D2OError, match=rf"train\.nodes: 8 nodes are asked for, and this is {there}; .* train\.nodes: 1$"
+    ):
+        launcher(64, 8, variables)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [("gpu03", "gpu03"), ("gpu[03-06]", "gpu03"), ("gpu[07,11-12],big1", "gpu07"), ("a-1.b,a-2.b", "a-1.b"),
+     ("r[1-2]n[05-08]x", "r1n05x")],
+)  # fmt: skip
+def test_the_first_of_slurms_nodes(nodes, first):
+    assert _first(nodes) == first
+
+
+def test_two_trainings_in_one_job_meet_at_ports_of_their_own():
+    def port(**variables: str) -> str:
+        return re.search(r"--master-port=(\d+)", " ".join(launcher(4, 4, LEFT | STEP | variables)))[1]
+
+    ports = {port(SLURM_JOB_ID=job, SLURM_STEP_ID=step) for job in ("1", "2", "999999") for step in ("0", "1")}
+    assert len(ports) == 6 and all(1024 < int(number) < 32768 for number in ports)

@@ -1,0 +1,70 @@
+"""How the ranks of a training are started: by torchrun on a machine, by srun and torchrun on nodes of a Slurm job."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import sys
+from collections.abc import Mapping
+
+from d2o.errors import D2OError
+
+
+def launch(ranks: int, nodes: int) -> None:
+    """Become rank 0 of 1, or hand over to what starts all ranks with the same command line; errors as `launcher`."""
+    if ranks > 1:
+        line = [*launcher(ranks, nodes, os.environ), "-m", "d2o", *sys.argv[1:]]
+        os.execvp(line[0], line)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+
+
+def launcher(ranks: int, nodes: int, variables: Mapping[str, str]) -> list[str]:
+    """The command line that starts the ranks, up to the module that they run.
+
+    Of one node that is torchrun. Of several it is srun first, which starts the same command once a node; there it is
+    torchrun, with the node's share of the ranks. The rendezvous is static: Slurm has numbered the nodes, so a rank is
+    on the same node each time, and one port of the first node is all that the others must reach.
+
+    Args:
+        ranks: of all nodes together.
+        variables: the environment, with what Slurm says there.
+    Raises:
+        D2OError: where several nodes are asked for outside of a Slurm job of so many.
+    """
+    torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={ranks // nodes}"]
+    if nodes == 1:
+        return [*torchrun, "--standalone"]
+    if variables.get("SLURM_STEP_NUM_NODES") == str(nodes):
+        return [
+            *torchrun,
+            f"--nnodes={nodes}",
+            f"--node-rank={variables['SLURM_NODEID']}",
+            f"--master-addr={_first(variables['SLURM_STEP_NODELIST'])}",
+            f"--master-port={_port(int(variables['SLURM_JOB_ID']), int(variables['SLURM_STEP_ID']))}",
+        ]
+    # Snakemake's plugin leaves of Slurm's variables little but the job's number: then srun says if nodes are missing.
+    there = int(variables.get("SLURM_JOB_NUM_NODES", nodes)) if "SLURM_JOB_ID" in variables else 0
+    if there < nodes:
+        job = f"a Slurm job of {there}" if there else "no Slurm job"
+        raise D2OError(
+            f"train.nodes: {nodes} nodes are asked for, and this is {job}; "
+            f"run with --profile profiles/slurm, start torchrun on each node yourself, or set train.nodes: 1"
+        )
+    # Beside the step that this command may run in, with all cores and GPUs that the job has on each node.
+    step = ["--ntasks-per-node=1", "--overlap", "--cpu-bind=none", "--kill-on-bad-exit=1"]
+    return ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", *step, sys.executable]
+
+
+def _first(nodes: str) -> str:
+    """The first of the nodes that Slurm writes as `gpu[03-04,7],big1`."""
+    return re.sub(r"\[(\w+)[^]]*\]", r"\1", nodes).partition(",")[0]
+
+
+def _port(job: int, step: int) -> int:
+    """Where the ranks of a step meet: below the ports that Linux gives out itself, another one for each step."""
+    return 10_000 + (101 * job + step) % 20_000
