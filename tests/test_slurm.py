@@ -66,6 +66,8 @@ def slurm():
         run("apt-get", "install", "-y", "-qq", "slurm-wlm", "munge")
     if Path("/etc/slurm/slurm.conf").exists() and "ClusterName=test" not in Path("/etc/slurm/slurm.conf").read_text():
         pytest.skip("this machine has a Slurm of its own")
+    if subprocess.run(["pgrep", "-x", "slurmctld"], capture_output=True).returncode == 0:
+        pytest.fail("a slurmctld runs here, perhaps of another run of this test, which this one would end")
     folder, host = Path("/tmp/d2o-slurm"), socket.gethostname().split(".")[0]
     nodes = (host, f"{host}2")
     for name in ("state", *(f"spool.{node}" for node in nodes)):
