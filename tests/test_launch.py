@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from d2o import preflight
 from d2o.errors import D2OError
 from d2o.train.launch import _first, launcher
 
@@ -55,6 +56,15 @@ def test_nodes_that_are_not_there_are_refused(variables, there):
         D2OError, match=rf"train\.nodes: 8 nodes are asked for, and this is {there}; .* train\.nodes: 1$"
     ):
         launcher(64, 8, variables)
+
+
+def test_nodes_are_missed_before_the_first_job(monkeypatch):
+    monkeypatch.setattr(preflight.devices, "visible", lambda: ["0"] * 8)
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    asked = {"nodes": 2, "gpu": 16, "leased": 8}
+    assert [line[:28] for line in preflight._machine(asked)] == ["a training asks for 2 nodes:"]
+    monkeypatch.setenv("SLURM_JOB_ID", "1")
+    assert [*preflight._machine(asked)] == []
 
 
 @pytest.mark.parametrize(

@@ -176,7 +176,7 @@ ON_SLURM = (
 
 @pytest.mark.slow
 def test_the_small_pipeline_on_slurm(slurm, tiny_model, tmp_path):
-    """Where the scheduler ends the trainings by SIGTERM, as before their time is up, they go on; one is over both nodes."""
+    """Trainings, one of them over both nodes, go on where Slurm has sent a SIGTERM, as before their time is up."""
     project = Project(tmp_path, tiny_model)
     tiny = CONFIG["experiments"]["tiny"] | {"methods": ["initial", "dpo"], "rewards": [], "tasks": []}
     methods = CONFIG["methods"] | {"over-two": {"extends": "dpo", "train": {"nodes": 2}}}

@@ -54,7 +54,10 @@ def _disk(jobs: Sequence[Any], plan: Plan) -> Iterator[str]:
 
 
 def _machine(resources: Any) -> Iterator[str]:
-    gpus, there = resources.get("gpu", 0), len(devices.visible())
+    nodes = resources.get("nodes", 1)
+    if nodes > 1 and "SLURM_JOB_ID" not in os.environ:
+        yield f"a training asks for {nodes} nodes: run with --profile profiles/slurm, or set train.nodes: 1"
+    gpus, there = resources.get("leased", resources.get("gpu", 0)), len(devices.visible())
     if gpus > there:
         yield f"a job asks for {gpus} GPUs, and there are {there}: lower compute.gpus or train.ranks"
     asked, memory = resources.get("mem_mb", 0) / 1000, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
