@@ -200,6 +200,8 @@ def test_the_small_pipeline_on_slurm(slurm, tiny_model, tmp_path):
         facts = records.read_manifest(folder / "model")
         assert (facts["steps"], facts["ranks"]) == (300, 2)
         assert facts["resumed_at"] > 0
+    weights = {records.file_digest(folder / "model" / "model.safetensors") for folder in runs.values()}
+    assert len(weights) == 1, "over two nodes the weights are others"
     assert (project.folder / "results" / "reports" / "tiny" / "report.html").exists()
     assert "Nothing to be done" in project.snakemake("all")
 
