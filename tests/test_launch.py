@@ -7,6 +7,7 @@ import pytest
 
 from d2o import preflight
 from d2o.errors import D2OError
+from d2o.train import launch
 from d2o.train.launch import _first, launcher
 
 PLAIN = {"PATH": "/bin"}
@@ -56,6 +57,17 @@ def test_nodes_that_are_not_there_are_refused(variables, there):
         D2OError, match=rf"train\.nodes: 8 nodes are asked for, and this is {there}; .* train\.nodes: 1$"
     ):
         launcher(64, 8, variables)
+
+
+def test_ranks_have_minutes_for_a_checkpoint_after_a_sigterm(monkeypatch):
+    """torchrun kills them after 30 seconds where nothing is said."""
+    lines = []
+    monkeypatch.setattr("os.execvp", lambda program, line: lines.append(line))
+    monkeypatch.setattr("os.environ", dict(PLAIN))
+    launch.launch(8, 1)
+    (line,) = lines
+    assert line[: len(TORCHRUN)] == TORCHRUN
+    assert 30 < int(launch.os.environ["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"]) < 300
 
 
 def test_nodes_are_missed_before_the_first_job(monkeypatch):

@@ -10,11 +10,16 @@ from collections.abc import Mapping
 
 from d2o.errors import D2OError
 
+# Seconds until torchrun kills ranks after a SIGTERM, by itself 30: they keep a checkpoint first. The Slurm profile
+# sends the signal 300 seconds before a job's time is up.
+_GRACE = ("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "280")
+
 
 def launch(ranks: int, nodes: int) -> None:
     """Become rank 0 of 1, or hand over to what starts all ranks with the same command line; errors as `launcher`."""
     if ranks > 1:
         line = [*launcher(ranks, nodes, os.environ), "-m", "d2o", *sys.argv[1:]]
+        os.environ.setdefault(*_GRACE)
         os.execvp(line[0], line)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
