@@ -224,6 +224,16 @@ def test_the_bill_of_a_small_config(tmp_path, monkeypatch):
     assert any("0.134B weights" in line and "smollm2-135m" in line for line in page)
 
 
+def test_the_memory_of_a_training_over_nodes_is_that_of_one(tmp_path, monkeypatch):
+    def host(nodes: int) -> float:
+        train = yaml.safe_load(CONFIG.read_text())["train"] | {"ranks": 4, "nodes": nodes}
+        plan = Plan(yaml.safe_load(small(tmp_path, monkeypatch, train=train).read_text()), "c")
+        job = next(job for job in jobs.planned() if job.rule == "train_method")
+        return Estimate(plan, hardware.DEVICES["H100"]).of(job).host
+
+    assert host(nodes=4) == pytest.approx(host(nodes=1) / 4)
+
+
 def test_what_is_unknown_ends_in_one_line(tmp_path, monkeypatch):
     config = small(tmp_path, monkeypatch)
     with pytest.raises(D2OError, match="no experiment 'dmo'; there are: demo"):

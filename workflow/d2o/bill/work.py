@@ -48,7 +48,7 @@ class Work:
         starting, writing: of these, until the first unit of work, and for checkpoints and models.
         devices: that it holds meanwhile; 0: it runs on a core beside.
         device: bytes on each device at most; 0 on a CPU, whose memory is the machine's.
-        host: bytes of the machine's memory at most.
+        host: bytes of the machine's memory at most, of a training over several nodes each one's.
         written, left: bytes on disk, during the job and after it.
         requests, usd: to a judge, and what it charges.
     """
@@ -338,7 +338,8 @@ class Estimate:
         return shape.layers * train.lora.rank * (ends + 3 * (shape.hidden + shape.inner))
 
     def _training_memory(self, shape: Shape, train: Train, training: Training, trained: float) -> tuple[float, float]:
-        """Bytes on each device and of the machine."""
+        """Bytes on each device and of each node."""
+        here = train.ranks // train.nodes
         half = self._s.forward.precision != "fp32"
         stage = max(train.zero_stage, 1) if half else train.zero_stage
         held = arithmetic.states(shape.parameters, trained, stage, train.ranks, half)
@@ -350,9 +351,9 @@ class Estimate:
         responses = training.positives + training.negatives
         data = training.groups * (training.tokens * _TOKEN + responses * _RESPONSE)
         if self._on_cpu:
-            return 0.0, train.ranks * (_PROCESS["train"] + held.total + _KEPT * kept + head + data)
+            return 0.0, here * (_PROCESS["train"] + held.total + _KEPT * kept + head + data)
         offloaded = held.optimizer if train.offload else 0.0
-        return _CONTEXT + held.total - offloaded + kept + head, train.ranks * (_HOST + data + offloaded)
+        return _CONTEXT + held.total - offloaded + kept + head, here * (_HOST + data + offloaded)
 
     def _training(self, names: Mapping[str, str]) -> Training:
         data, method = self.data(names["dataset"], names["model"]), self._s.methods[names["method"]]
