@@ -178,7 +178,7 @@ class Checkpoints:
         if dist.get_rank() == 0:
             if over:
                 records.remove_folder(self.folder)
-            Path(self._lock.name).unlink()
+            Path(self._lock.name).unlink(missing_ok=True)
             self._lock.close()
 
     def _ask(self, *_) -> None:
