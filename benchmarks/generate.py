@@ -5,7 +5,8 @@ ways sample as many tokens; the demo's prompts, K answers each, without instruct
 answers the same prompts in random order, in one process; a figure is the median over the rounds of a ratio within a
 round, and its spread is the lowest and the highest. Times are wall seconds on all cores, since vLLM and PyTorch use
 them differently; vLLM's prefix cache is emptied before each run. Starting an engine is timed apart. The stage's
-overhead is what it takes beyond `LLM.generate` for the same requests: its plan, its files on disk, its table.
+overhead is what it takes beyond `LLM.generate` for the same requests: its plan, its files on disk, its table. A seed
+for each request costs what bare vLLM takes beyond one run without seeds.
 
 transformers gets its prompts sorted by length, in batches of as many answers as it is quickest with of those tried
 before the rounds.
@@ -105,6 +106,7 @@ def _cell(plan: Plan, k: int, folder: Path, model: Path, vllm, loop: Loop) -> di
         ways: dict[str, Callable[[], int]] = {
             "stage": lambda turn=turn: _stage(stage, model, prompts, folder / f"k{k}-{turn}", vllm),
             "vllm": lambda: _bare(stage.sampling, model, prompts, vllm),
+            "unseeded": lambda: _bare(stage.sampling, model, prompts, vllm, seeded=False),
             "transformers": lambda: loop.run(stage.sampling, prompts),
         }
         names = list(ways)
@@ -122,6 +124,7 @@ def _cell(plan: Plan, k: int, folder: Path, model: Path, vllm, loop: Loop) -> di
         "tokens_per_second": {name: _spread([speeds[name] for speeds in rounds]) for name in rounds[0]},
         "speedup_vs_transformers": _spread([speeds["stage"] / speeds["transformers"] for speeds in rounds]),
         "overhead_over_vllm": _spread([speeds["vllm"] / speeds["stage"] - 1 for speeds in rounds]),
+        "cost_of_seeds": _spread([speeds["unseeded"] / speeds["vllm"] - 1 for speeds in rounds]),
         "transformers_batch": loop.batch,
     }
 
@@ -157,13 +160,15 @@ def _stage(stage: PositivesStage, model: Path, prompts: Path, folder: Path, vllm
     return sum(row["tokens"] for row in records.read_table(folder / "1-of-1.parquet", schemas.POOL))
 
 
-def _bare(sampling: Positives, model: Path, prompts: Path, vllm) -> int:
-    """`LLM.generate` on the same requests, tokenising included, as in the stage."""
+def _bare(sampling: Positives, model: Path, prompts: Path, vllm, seeded: bool = True) -> int:
+    """`LLM.generate` on the same requests, tokenising included, as in the stage; with a seed each or none."""
     from vllm import SamplingParams, TokensPrompt
 
     asked = [TokensPrompt(prompt_token_ids=ids) for ids in _encoded(model, prompts) for _ in range(sampling.k)]
     params = [
-        SamplingParams(temperature=1.0, top_p=sampling.top_p, max_tokens=sampling.max_tokens, seed=seed)
+        SamplingParams(
+            temperature=1.0, top_p=sampling.top_p, max_tokens=sampling.max_tokens, seed=seed if seeded else None
+        )
         for seed in range(len(asked))
     ]
     return sum(len(output.outputs[0].token_ids) for output in vllm.llm.generate(asked, params, use_tqdm=False))
