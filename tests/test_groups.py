@@ -125,9 +125,8 @@ def tokenizer(tiny_model):
 
 
 def test_the_tokens_are_the_templates_own_text(tokenizer):
-    prompt, (response, cut) = chat.encode(
-        tokenizer, MESSAGES, [("Ask for help.", True), ("Ask for help.", False)], chat.end_of_turn(tokenizer)
-    )
+    answers = [("Ask for help.", True), ("Ask for help.", False)]
+    ((prompt, (response, cut)),) = chat.encode(tokenizer, [(MESSAGES, answers)], chat.end_of_turn(tokenizer))
     whole = [*MESSAGES, {"role": "assistant", "content": "Ask for help."}]
     text = tokenizer.apply_chat_template(whole, tokenize=False).removesuffix("\n")
     assert prompt + response == tokenizer(text, add_special_tokens=False).input_ids
@@ -169,32 +168,66 @@ def test_where_a_token_grows_over_the_seam_the_prompt_keeps_its_ids(tokenizer):
         if tokenizer("some answer"[:n]).input_ids != joint[: len(tokenizer("some answer"[:n]).input_ids)]
     )
     messages = [{"role": "user", "content": "some answer"[:cut]}]
-    prompt, (response,) = chat.encode(tokenizer, messages, [("some answer"[cut:], True)], chat.end_of_turn(tokenizer))
+    asked = [(messages, [("some answer"[cut:], True)])]
+    ((prompt, (response,)),) = chat.encode(tokenizer, asked, chat.end_of_turn(tokenizer))
     assert prompt == chat.encode_prompt(tokenizer, messages)
     assert tokenizer.decode(prompt + response[:-1]) == "some answer"
 
 
+def tokenised(texts, tokenizer) -> list[groups.Group]:
+    return [group for _, group in groups.Tokeniser(tokenizer, Forward()).groups(texts)]
+
+
+def test_an_answer_is_tokenised_once_for_all_negatives_of_its_prompt(tokenizer):
+    """And comes out as it does by itself, whatever is tokenised with it."""
+    asked = {P: MESSAGES, Q: [{"role": "user", "content": "Why?"}]}
+    positives = tuple(groups.Answer(f"Yes, {i}.", finished=i > 0) for i in range(3))
+    texts = [
+        groups.Texts(prompt, messages, positives, (groups.Answer("No" + "!" * i),))
+        for prompt, messages in asked.items()
+        for i in range(4)
+    ]
+    seen = []
+
+    def counting(text, **options):
+        seen.extend(text)
+        return tokenizer(text, **options)
+
+    counting.__dict__ |= {name: getattr(tokenizer, name) for name in ("apply_chat_template", "eos_token_id")}
+    counting.added_tokens_decoder = tokenizer.added_tokens_decoder
+    made = tokenised(texts, counting)
+    assert len(seen) == 1 + 2 + 2 * (3 + 4)  # the end of a turn, prompts, positives and negatives
+    for text, group in zip(texts, made, strict=True):
+        prompt = tokenizer.apply_chat_template(text.messages, add_generation_prompt=True, tokenize=False)
+        assert tokenizer(prompt).input_ids == group.prompt.tolist()
+        for answer, response in zip(text.answers, group.responses, strict=True):
+            end = [tokenizer.eos_token_id] * answer.finished
+            assert [*group.prompt, *response.ids] == tokenizer(prompt + answer.text).input_ids + end
+            assert response.ids.dtype == "int32"
+
+
 def test_an_answer_that_was_cut_is_another_than_the_same_words_finished(tokenizer):
     both = (groups.Answer("yes"), groups.Answer("yes", finished=False))
-    tokenised, _ = groups.tokenise([groups.Texts(P, MESSAGES, both)], tokenizer, Forward())
-    rows = [
-        {"response_id": r.response_id, "logprob": -len(r.ids), "tokens": len(r.ids)} for r in tokenised[0].responses
-    ]
-    groups.attach_references(tokenised, rows)
-    assert [r.reference for r in tokenised[0].responses] == [-len(r.ids) for r in tokenised[0].responses]
-    groups.attach_references(tokenised, rows + [row | {"logprob": -99.0} for row in rows])  # the first row counts
-    assert tokenised[0].positives[0].reference == rows[0]["logprob"]
+    (group,) = tokenised([groups.Texts(P, MESSAGES, both)], tokenizer)
+    rows = [{"response_id": r.response_id, "logprob": -len(r.ids), "tokens": len(r.ids)} for r in group.responses]
+    groups.attach_references(group, groups.references(rows))
+    assert [r.reference for r in group.responses] == [-len(r.ids) for r in group.responses]
+    more = rows + [row | {"logprob": -99.0} for row in rows]
+    groups.attach_references(group, groups.references(more))  # the first row counts
+    assert group.positives[0].reference == rows[0]["logprob"]
 
 
 def test_limits_are_counted(tokenizer):
     view = [
-        groups.Texts(P, MESSAGES, (groups.Answer("yes " * 50),), (groups.Answer("no"),)),
         groups.Texts(Q, [{"role": "user", "content": "long " * 200}], (groups.Answer("yes"),)),
+        groups.Texts(P, MESSAGES, (groups.Answer("yes " * 50),), (groups.Answer("no"),)),
     ]
-    tokenised, counts = groups.tokenise(view, tokenizer, Forward(max_prompt_tokens=100, max_response_tokens=20))
-    assert counts == {"groups": 1, "responses": 2, "long_prompts": 1, "cut_responses": 1}
-    assert len(tokenised[0].positives[0].ids) == 20
-    assert tokenizer.eos_token_id not in tokenised[0].positives[0].ids
+    tokeniser = groups.Tokeniser(tokenizer, Forward(max_prompt_tokens=100, max_response_tokens=20))
+    ((place, group),) = tokeniser.groups(view)
+    assert place == 1
+    assert tokeniser.counts == {"groups": 1, "responses": 2, "long_prompts": 1, "cut_responses": 1}
+    assert len(group.positives[0].ids) == 20
+    assert tokenizer.eos_token_id not in group.positives[0].ids
 
 
 def test_without_responses_the_table_of_log_probs_is_empty(tiny_model, tmp_path):
@@ -211,10 +244,10 @@ def test_without_responses_the_table_of_log_probs_is_empty(tiny_model, tmp_path)
 
 
 def test_references_belong_to_their_responses(tokenizer):
-    tokenised, _ = groups.tokenise([groups.Texts(P, MESSAGES, (groups.Answer("yes"),))], tokenizer, Forward())
-    (response,) = tokenised[0].responses
+    (group,) = tokenised([groups.Texts(P, MESSAGES, (groups.Answer("yes"),))], tokenizer)
+    (response,) = group.responses
     row = {"response_id": identities.response_id(P, "yes"), "logprob": -3.0, "tokens": len(response.ids)}
-    groups.attach_references(tokenised, [row])
+    groups.attach_references(group, groups.references([row]))
     assert response.reference == -3.0
     for broken, problem in [
         ([], "is missing"),
@@ -222,7 +255,7 @@ def test_references_belong_to_their_responses(tokenizer):
         ([row | {"logprob": math.nan}], "has the log-prob nan"),
     ]:
         with pytest.raises(D2OError, match=problem):
-            groups.attach_references(tokenised, broken)
+            groups.attach_references(group, groups.references(broken))
 
 
 @pytest.mark.parametrize(
@@ -289,13 +322,15 @@ def test_an_answer_ends_as_the_template_ends_it(templated):
     end_of_turn = tokenizer.eos_token_id
     tokenizer.eos_token = "<|im_start|>"
     assert tokenizer.eos_token_id != end_of_turn
-    assert chat.encode(tokenizer, MESSAGES, [("Yes.", True)], chat.end_of_turn(tokenizer))[1][0][-1] == end_of_turn
+
+    def last() -> int:
+        ((_, (ids,)),) = chat.encode(tokenizer, [(MESSAGES, [("Yes.", True)])], chat.end_of_turn(tokenizer))
+        return ids[-1]
+
+    assert last() == end_of_turn
     for text in (TEMPLATES["Mistral"], TEMPLATES["Alpaca"], "{{ messages[0]['content'] }}"):
         tokenizer.chat_template = text
-        assert (
-            chat.encode(tokenizer, MESSAGES, [("Yes.", True)], chat.end_of_turn(tokenizer))[1][0][-1]
-            == tokenizer.eos_token_id
-        )
+        assert last() == tokenizer.eos_token_id
 
 
 def test_alpacas_template_begins_with_the_first_token_where_there_is_one(tiny_model):

@@ -13,6 +13,7 @@ import sys
 import time
 from collections import Counter
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,7 +21,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from d2o import records, rounds, schemas
+from d2o import chat, groups, records, rounds, schemas
 from d2o.contracts import CONTRACTS
 from d2o.errors import D2OError
 from d2o.groups import Group, Response
@@ -169,8 +170,64 @@ def test_groups_with_fewer_positives_than_k_are_counted(tables, tiny_model, tmp_
         records.write_table(draft.path, schemas.POOL, rows)
     inputs = Inputs(tiny_model, tables / "human.parquet", [tmp_path / "pool.parquet"])
     for k, short in ((3, 1), (2, 0)):
-        _, counts = data.read(stage(D2O.model_copy(update={"k": k})), inputs)
+        data.prepare(stage(D2O.model_copy(update={"k": k})), inputs, tmp_path / "groups.arrow")
+        counts = records.read_manifest(tmp_path / "groups.arrow")["counts"]
         assert (counts["groups"], counts["short_groups"]) == (12, short)
+
+
+def test_groups_out_of_the_file_are_those_of_the_tables_in_their_order(tiny_model, tmp_path):
+    """Also where a prompt's negatives lie apart; with references; as rounds renew them; mapped, not copied."""
+    human = []
+    for i in (0, 1, 2, 1, 0, 3, 1):
+        question = "Too long? " * 99 if i == 3 else f"Question number {i}?"
+        human.append(human_row(asked(question), f"No, {len(human)}."))
+    prompts = list(dict.fromkeys(row["prompt_id"] for row in human))
+    pool = [pooled(prompt, k, f"Answer {k}.") for prompt in prompts for k in range(3)]
+    with_references(tmp_path, tiny_model, human, pool)
+    renewed = {1: prompts[1], 2: prompts[0]}  # the third round has no usable answer
+    fresh = [tmp_path / f"round{number}.parquet" for number in (1, 2, 3)]
+    for number, path in enumerate(fresh, start=1):
+        new = [pooled(renewed[number], 0, f"Fresh {number}.")] if number in renewed else []
+        records.write_table(path, schemas.POOL, new)
+    online = stage(D2O.model_copy(update={"online": ONLINE, "k": 3}), steps=8, groups_per_step=6)
+    read = inputs(tmp_path, online)
+    made = []
+    for rounds_by_now in (0, 3):
+        some = Inputs(tiny_model, tmp_path / "human.parquet", **read, fresh=fresh[:rounds_by_now])
+        if rounds_by_now:
+            with pytest.raises(D2OError, match="is missing"):  # the fresh answers have no references
+                data.prepare(online, some, tmp_path / "groups.arrow")
+            assert not list(tmp_path.glob("*groups.arrow*"))
+            some = replace(some, reference_logprobs=[])
+        data.prepare(online, some, tmp_path / "groups.arrow")
+        made.append(data.Data(online, tmp_path / "groups.arrow"))
+        records.discard(tmp_path / "groups.arrow")  # what is mapped stays
+    before, after = made
+
+    tokenizer = chat.load_tokenizer(tiny_model)
+    texts = [text for text in groups.view(online.method, human, pool) if text.prompt_id != prompts[3]]
+    known = groups.references(
+        row for path in read["reference_logprobs"] for row in records.read_table(path, schemas.LOGPROBS)
+    )
+    assert len(before.groups) == len(texts) == 6
+    for group, text in zip(before.groups, texts, strict=True):
+        assert group.prompt.tolist() == chat.encode_prompt(tokenizer, text.messages)
+        assert said(tokenizer, group.responses) == [answer.text for answer in text.answers]
+        assert [response.reference for response in group.responses] == [
+            known[response.response_id][0] for response in group.responses
+        ]
+        assert not group.positives[0].ids.flags.owndata
+    assert {group.prompt_id for group in before.probe} == set(prompts[:3])
+    assert (before.until, after.until) == (3, 8)
+    for step, number in enumerate([0, 0, 0, 1, 1, 2, 2, 3]):
+        assert len({group.row for group in after.batch(step)}) == 6
+        for group in after.batch(step):
+            last = f"Fresh {number}." if group.prompt_id == renewed.get(number) else "Answer 2."
+            assert said(tokenizer, group.positives) == ["Answer 0.", "Answer 1.", last]
+
+
+def said(tokenizer, responses: list[Response]) -> list[str]:
+    return [tokenizer.decode(response.ids, skip_special_tokens=True) for response in responses]
 
 
 # Real runs ---------------------------------------------------------------------------------------
@@ -230,7 +287,7 @@ def test_references_of_two_routes_are_refused(tables, tiny_model, tmp_path):
     with pytest.raises(
         D2OError, match=r"different routes \(\w+ and \w+\), .*; delete the older one and run again, or"
     ):
-        data.read(stage(D2O), Inputs(tiny_model, tables / "human.parquet", **read))
+        data.prepare(stage(D2O), Inputs(tiny_model, tables / "human.parquet", **read), tmp_path / "groups.arrow")
 
 
 def command(tables, model, folder, method, precision="fp32", **train) -> list[str]:

@@ -7,7 +7,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from heapq import nsmallest
+from itertools import groupby, islice
 from typing import Any
+
+import numpy as np
 
 from d2o import chat, identities, rounds
 from d2o.errors import D2OError
@@ -15,9 +18,13 @@ from d2o.settings import Forward, Method, Online
 
 # Groups by which a training is watched.
 _PROBED = 8
+# Prompts that are tokenised at once, with all their answers.
+_TOGETHER = 64
+# By response, its log-prob (nats) and number of tokens.
+References = dict[str, tuple[float, int]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Answer:
     """The text of a response, and whether it ended by itself (a sample may have been cut)."""
 
@@ -25,7 +32,7 @@ class Answer:
     finished: bool = True
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Texts:
     """A group before tokenisation."""
 
@@ -34,24 +41,30 @@ class Texts:
     positives: tuple[Answer, ...] = ()
     negatives: tuple[Answer, ...] = ()
 
+    @property
+    def answers(self) -> tuple[Answer, ...]:
+        """All of them, the positives first."""
+        return self.positives + self.negatives
 
-@dataclass
+
+@dataclass(slots=True)
 class Response:
     """A branch: its identity, its token ids, and its log-prob (nats, sum) under the reference, if needed."""
 
     response_id: str
-    ids: list[int]
+    ids: Sequence[int]
     reference: float = math.nan
 
 
-@dataclass
+@dataclass(slots=True)
 class Group:
-    """A trunk of P token ids, K positive and N negative branches."""
+    """A trunk of P token ids, K positive and N negative branches; `row` is its own in the file of a training."""
 
     prompt_id: str
-    prompt: list[int]
+    prompt: Sequence[int]
     positives: list[Response] = field(default_factory=list)
     negatives: list[Response] = field(default_factory=list)
+    row: int | None = None
 
     @property
     def responses(self) -> list[Response]:
@@ -218,64 +231,97 @@ def every_response(
         yield Texts(prompt, messages[prompt], tuple(distinct))
 
 
-def tokenise(texts: Iterable[Texts], tokenizer, forward: Forward) -> tuple[list[Group], dict[str, int]]:
-    """Groups as token ids, and counts of what did not fit.
+class Tokeniser:
+    """Makes groups of token ids (int32), and counts them.
 
-    A group whose prompt is longer than `max_prompt_tokens` is left out (`long_prompts`). A response longer than
-    `max_response_tokens` is cut to this length, so it has no end-of-turn token (`cut_responses`).
+    Attributes:
+        counts: of `groups` and their `responses`; of `long_prompts`, groups left out since their prompt is longer
+            than `max_prompt_tokens`; of `cut_responses`, which are longer than `max_response_tokens` and are cut to
+            this length, so they have no end-of-turn token.
     """
-    groups, counts = [], {"groups": 0, "responses": 0, "long_prompts": 0, "cut_responses": 0}
-    end = chat.end_of_turn(tokenizer)
-    for text in texts:
-        answers = text.positives + text.negatives
-        responses = [(answer.text, answer.finished) for answer in answers]
-        prompt, encoded = chat.encode(tokenizer, text.messages, responses, end)
-        if len(prompt) > forward.max_prompt_tokens:
-            counts["long_prompts"] += 1
-            continue
-        branches = [
-            Response(
-                identities.response_id(text.prompt_id, answer.text, answer.finished),
-                ids[: forward.max_response_tokens],
+
+    def __init__(self, tokenizer, forward: Forward):
+        """
+        Args:
+            tokenizer: of the model.
+            forward: says the limits.
+        """
+        self._tokenizer, self._forward, self._end = tokenizer, forward, chat.end_of_turn(tokenizer)
+        self.counts = {"groups": 0, "responses": 0, "long_prompts": 0, "cut_responses": 0}
+
+    def groups(self, texts: Iterable[Texts]) -> Iterator[tuple[int, Group]]:
+        """The groups that fit, in order, each with the place of its text.
+
+        Of texts of one prompt that stand together, an answer that several have is tokenised once, and they share its
+        response.
+        """
+        families = (list(same) for _, same in groupby(enumerate(texts), lambda text: text[1].messages))
+        while together := list(islice(families, _TOGETHER)):
+            answers = [list(dict.fromkeys(a for _, text in family for a in text.answers)) for family in together]
+            dialogues = [
+                (family[0][1].messages, [(answer.text, answer.finished) for answer in distinct])
+                for family, distinct in zip(together, answers, strict=True)
+            ]
+            encoded = chat.encode(self._tokenizer, dialogues, self._end)
+            for family, distinct, (prompt, ids) in zip(together, answers, encoded, strict=True):
+                yield from self._fitting(family, prompt, dict(zip(distinct, ids, strict=True)))
+
+    def _fitting(
+        self, family: Sequence[tuple[int, Texts]], prompt: Sequence[int], ids: Mapping[Answer, Sequence[int]]
+    ) -> Iterator[tuple[int, Group]]:
+        """The groups of one prompt; none where it is too long."""
+        if len(prompt) > self._forward.max_prompt_tokens:
+            self.counts["long_prompts"] += len(family)
+            return
+        limit = self._forward.max_response_tokens
+        prompt_id, trunk = family[0][1].prompt_id, np.array(prompt, np.int32)
+        branches = {
+            answer: Response(
+                identities.response_id(prompt_id, answer.text, answer.finished), np.array(whole[:limit], np.int32)
             )
-            for answer, ids in zip(answers, encoded, strict=True)
-        ]
-        positives = len(text.positives)
-        groups.append(Group(text.prompt_id, prompt, branches[:positives], branches[positives:]))
-        counts["cut_responses"] += sum(len(ids) > forward.max_response_tokens for ids in encoded)
-        counts["responses"] += len(branches)
-    counts["groups"] = len(groups)
-    return groups, counts
+            for answer, whole in ids.items()
+        }
+        cut = {answer for answer, whole in ids.items() if len(whole) > limit}
+        for place, text in family:
+            self.counts["groups"] += 1
+            self.counts["responses"] += len(text.answers)
+            self.counts["cut_responses"] += sum(answer in cut for answer in text.answers) if cut else 0
+            sides = ([branches[answer] for answer in side] for side in (text.positives, text.negatives))
+            yield place, Group(prompt_id, trunk, *sides)
 
 
-def attach_references(groups: Iterable[Group], table: Iterable[Mapping[str, Any]]) -> None:
-    """Fill in every response's log-prob under the reference, from rows of `schemas.LOGPROBS`.
+def references(table: Iterable[Mapping[str, Any]]) -> References:
+    """The references in rows of `schemas.LOGPROBS`; of several rows of one response the first one counts."""
+    known: References = {}
+    for row in table:
+        known.setdefault(row["response_id"], (row["logprob"], row["tokens"]))
+    return known
 
-    Of several rows of one response the first one counts.
 
+def attach_references(group: Group, known: References) -> None:
+    """Fill in the log-prob of a group's responses under the reference.
+
+    Args:
+        known: made by `references`.
     Raises:
         D2OError: where a response is missing, its log-prob is not a number, or it has another number of tokens
             there: the table then belongs to another tokenizer, template or limit.
     """
-    known: dict[str, Mapping[str, Any]] = {}
-    for row in table:
-        known.setdefault(row["response_id"], row)
-    for group in groups:
-        for response in group.responses:
-            row = known.get(response.response_id)
-            if row is None:
-                problem = "is missing"
-            elif row["tokens"] != len(response.ids):
-                problem = f"has {row['tokens']} tokens and not {len(response.ids)}"
-            elif not math.isfinite(row["logprob"]):
-                problem = f"has the log-prob {row['logprob']}"
-            else:
-                response.reference = row["logprob"]
-                continue
-            raise D2OError(
-                f"reference log-probs: response {response.response_id} of prompt {group.prompt_id} {problem}; "
-                f"the table was made from other responses, another tokenizer or template: delete it and run again"
-            )
+    for response in group.responses:
+        logprob, tokens = known.get(response.response_id, (math.nan, None))
+        if tokens is None:
+            problem = "is missing"
+        elif tokens != len(response.ids):
+            problem = f"has {tokens} tokens and not {len(response.ids)}"
+        elif not math.isfinite(logprob):
+            problem = f"has the log-prob {logprob}"
+        else:
+            response.reference = logprob
+            continue
+        raise D2OError(
+            f"reference log-probs: response {response.response_id} of prompt {group.prompt_id} {problem}; "
+            f"the table was made from other responses, another tokenizer or template: delete it and run again"
+        )
 
 
 def packs(groups: Sequence[Group], tokens: int) -> list[list[Group]]:

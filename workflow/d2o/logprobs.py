@@ -30,14 +30,15 @@ def compute(settings: Forward, model: Path, negatives: Path, samples: Path | Non
     tokenizer = chat.load_tokenizer(model)
     pool = None if samples is None else records.read_table(samples, schemas.POOL)
     texts = groups.every_response(records.read_table(negatives, schemas.NEGATIVES), pool, split)
-    tokenised, counts = groups.tokenise(texts, tokenizer, settings)
+    tokeniser = groups.Tokeniser(tokenizer, settings)
+    tokenised = [group for _, group in tokeniser.groups(texts)]
     inputs = [model / "manifest.json", negatives, *([samples] if samples else [])]
     policy = _loaded(settings, model, tokenised) if tokenised else None  # no held-out prompt, or no usable sample
     made = {"sources": source_digest(__name__), "precision": dtypes.precision(settings.precision)}
     made |= {"route": policy and policy.route}
     known = dict(_known(settings, model, negatives, made, output)) if samples else {}
     with records.artifact(output, settings, inputs) as draft:
-        draft.facts |= counts | made
+        draft.facts |= tokeniser.counts | made
         here = [known[r.response_id] for group in tokenised for r in group.responses if r.response_id in known]
         for group in tokenised:
             group.positives = [response for response in group.positives if response.response_id not in known]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -70,7 +70,7 @@ def conversation(tokenizer, messages: Messages, **options) -> str:
 
 def encode_prompt(tokenizer, messages: Messages) -> list[int]:
     """Ids of the prompt; the template brings its own special tokens."""
-    return _ids(tokenizer, prompt_text(tokenizer, messages))
+    return _ids(tokenizer, [prompt_text(tokenizer, messages)])[0]
 
 
 def end_of_turn(tokenizer) -> int:
@@ -82,33 +82,43 @@ def end_of_turn(tokenizer) -> int:
     turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
     text = tokenizer.apply_chat_template(turns, add_generation_prompt=False, tokenize=False)
     special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
-    behind = _ids(tokenizer, text.rpartition("!")[2])
+    (behind,) = _ids(tokenizer, [text.rpartition("!")[2]])
     return next((token for token in behind if token in special), tokenizer.eos_token_id)
 
 
 def encode(
-    tokenizer, messages: Messages, responses: Iterable[tuple[str, bool]], end: int
-) -> tuple[list[int], list[list[int]]]:
-    """Ids of a prompt and of each response to it.
+    tokenizer, dialogues: Sequence[tuple[Messages, Sequence[tuple[str, bool]]]], end: int
+) -> list[tuple[list[int], list[list[int]]]]:
+    """Ids of each prompt and of each response to it; a fast tokenizer does them all at once, on every core.
 
     Prompt and response are tokenised as one text wherever that leaves the prompt's own ids as they are, so that
     no seam token differs from what training on the whole text would give; where a token would grow over the
     seam, the response is tokenised on its own, as a generating model has to continue.
 
     Args:
-        responses: texts, each with whether it ended by itself; only then `end` follows it.
+        dialogues: prompts with their responses: texts, each with whether it ended by itself; only then `end`
+            follows it.
         end: the tokenizer's `end_of_turn`.
     """
-    text = prompt_text(tokenizer, messages)
-    prompt = _ids(tokenizer, text)
-    encoded = []
-    for response, finished in responses:
-        response = as_data(tokenizer, response)
-        whole = _ids(tokenizer, text + response)
-        ids = whole[len(prompt) :] if whole[: len(prompt)] == prompt else _ids(tokenizer, response)
-        encoded.append(ids + [end] * finished)
-    return prompt, encoded
+    texts = [prompt_text(tokenizer, messages) for messages, _ in dialogues]
+    prompts = _ids(tokenizer, texts)
+    asked = [
+        (text, prompt, as_data(tokenizer, response))
+        for text, prompt, (_, responses) in zip(texts, prompts, dialogues, strict=True)
+        for response, _ in responses
+    ]
+    wholes = _ids(tokenizer, [text + response for text, _, response in asked])
+    joint = [whole[: len(prompt)] == prompt for whole, (_, prompt, _) in zip(wholes, asked, strict=True)]
+    alone = iter(_ids(tokenizer, [response for (*_, response), one in zip(asked, joint, strict=True) if not one]))
+    ids = (
+        whole[len(prompt) :] if one else next(alone)
+        for whole, (_, prompt, _), one in zip(wholes, asked, joint, strict=True)
+    )
+    return [
+        (prompt, [next(ids) + [end] * finished for _, finished in responses])
+        for prompt, (_, responses) in zip(prompts, dialogues, strict=True)
+    ]
 
 
-def _ids(tokenizer, text: str) -> list[int]:
-    return tokenizer(text, add_special_tokens=False).input_ids
+def _ids(tokenizer, texts: list[str]) -> list[list[int]]:
+    return tokenizer(texts, add_special_tokens=False, return_attention_mask=False).input_ids if texts else []

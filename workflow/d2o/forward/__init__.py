@@ -1,6 +1,6 @@
 """Log-probs of the responses of groups: the forward pass that log-probs and training share."""
 
-from d2o.forward.policy import Policy, load
+from d2o.forward.policy import COMPARED, Policy, load
 from d2o.forward.rows import Row
 
-__all__ = ["Policy", "Row", "load"]
+__all__ = ["COMPARED", "Policy", "Row", "load"]

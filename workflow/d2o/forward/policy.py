@@ -28,7 +28,7 @@ _SHARING = ("llama", "qwen2", "qwen3", "phi3", "gpt_neox")
 # Keys of a model's configuration that change logits after the head, or those inside attention.
 _ON_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 # Tokens that two routes are compared on, a prompt counted once.
-_COMPARED = 512
+COMPARED = 512
 # Mean difference of a token's log-prob between two routes, in nats, above which it is not rounding. With SmolLM2-135M
 # in bf16, on 80 to 161 response tokens, rounding makes 0.037 to 0.057 (on 12 to 36 of them up to 0.065), positions
 # off by one 0.11 to 0.15, other wrong ones 0.19 to 0.9, a response that sees another 0.46 to 0.82.
@@ -120,10 +120,10 @@ class Policy(nn.Module):
         train on wrong numbers without a word.
 
         Args:
-            groups: those are compared in which a token looks back farthest, `_COMPARED` tokens of them.
+            groups: those are compared in which a token looks back farthest, `COMPARED` tokens of them.
         """
         longest = sorted(groups, key=lambda g: len(g.prompt) + max(len(r.ids) for r in g.responses), reverse=True)
-        row = Row.of(packs(longest, _COMPARED)[0]).to(device)
+        row = Row.of(packs(longest, COMPARED)[0]).to(device)
         with torch.no_grad():
             ours, route = self(row), self.route
             self.route = "padded"

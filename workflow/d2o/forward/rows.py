@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -47,23 +48,26 @@ class Row:
         Args:
             groups: each with a prompt of at least one token, and responses likewise.
         """
-        ids: list[int] = []
+        ids: list[Sequence[int]] = []
         positions, sources, lengths, spans = [], [], [], []
+        end = 0
         for group in groups:
-            prompt = (len(ids), len(group.prompt))
-            ids += group.prompt
+            prompt = (end, len(group.prompt))
+            ids.append(group.prompt)
+            end += len(group.prompt)
             positions.append(torch.arange(len(group.prompt)))
             responses = []
             for response in group.responses:
-                start, length = len(ids), len(response.ids)
-                ids += response.ids
+                start, length = end, len(response.ids)
+                ids.append(response.ids)
+                end += length
                 positions.append(torch.arange(prompt[1], prompt[1] + length))
                 sources.append(torch.arange(start - 1, start + length - 1))
                 sources[-1][0] = prompt[0] + prompt[1] - 1
                 responses.append((start, length))
                 lengths.append(length)
             spans.append(Span(prompt, tuple(responses)))
-        row = torch.tensor([ids])
+        row = torch.from_numpy(np.concatenate(ids, dtype=np.int64))[None]
         starts = [torch.arange(start, start + n) for span in spans for start, n in span.responses]
         return cls(
             row,

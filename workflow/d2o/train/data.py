@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
 
 from d2o import chat, dtypes, groups, records, rounds, schemas
 from d2o.errors import D2OError
-from d2o.groups import Group
+from d2o.groups import Group, Texts
 from d2o.settings import Online, TrainStage
-from d2o.train import schedule
+from d2o.train import schedule, stored
+
+# Columns of a pool that groups are made of.
+_SEEN = ["prompt_id", "sample", "text", "finish", "usable"]
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,7 @@ class Data:
     """The groups of every step, as online rounds renew them.
 
     Attributes:
+        counts: those of `groups.Tokeniser`, and others, of the groups of the pool.
         groups: those of the pool, in the order that `schedule` permutes.
         probe: the few that the training is watched by.
         total: steps of the whole training.
@@ -65,26 +73,21 @@ class Data:
             one route agree, however rows are filled, and those of two do not.
     """
 
-    def __init__(self, by_round: Sequence[Sequence[Group]], probe: Sequence[Group], stage: TrainStage, route: str):
+    def __init__(self, stage: TrainStage, path: Path):
         """
         Args:
-            by_round: the groups of the pool, and for each round sampled by now the same ones, some with fresh
-                positives.
-            probe, route: as the attributes.
-        Raises:
-            D2OError: where a snapshot lies beyond the last step.
+            path: made by `prepare`.
         """
-        self.groups, self._rounds, self._train, self._seed = by_round[0], by_round, stage.train, stage.seed
-        self.probe, self.route = probe, route
+        made = records.read_manifest(path)
+        self.counts, self.route = made["counts"], made["route"]
+        self._rounds, self.probe = stored.read(path, made["rounds"])
+        self.groups, self._train, self._seed = self._rounds[0], stage.train, stage.seed
         self.total = schedule.total_steps(stage.train, len(self.groups))
-        if max(stage.train.snapshots, default=0) > self.total:
-            last = max(stage.train.snapshots)
-            raise D2OError(f"train.snapshots: step {last} is beyond the last one, {self.total}; leave it out")
         boundaries = rounds.boundaries(stage.method.online, self.total) if stage.method.online else ()
         self._starts = [0, *boundaries]
         ends = [*boundaries, self.total, self.total]
-        self.until = ends[len(by_round) - 1]
-        self.next = range(self.until, ends[len(by_round)])
+        self.until = ends[len(self._rounds) - 1]
+        self.next = range(self.until, ends[len(self._rounds)])
 
     def batch(self, step: int) -> list[Group]:
         """The groups of a step; beyond the rounds sampled by now those of the last one."""
@@ -109,22 +112,40 @@ class Data:
         return min(begun, len(self._rounds) - 1)
 
 
-def read(stage: TrainStage, inputs: Inputs) -> tuple[Data, dict[str, int | str]]:
-    """The groups with their references, and counts of those of the pool.
-
-    The counts are those of `groups.tokenise`, and how many groups have fewer than K positives (`short_groups`).
+def prepare(stage: TrainStage, inputs: Inputs, output: Path) -> None:
+    """Write the groups with their references into one file, for `Data`.
 
     Raises:
         D2OError: where there is no group to train on, a response lacks its reference, a table was made by another
             model or in another precision, or a snapshot lies beyond the last step.
     """
-    tokenizer = chat.load_tokenizer(inputs.model)
+    route = _route(stage, inputs)
     human = records.read_table(inputs.negatives, schemas.NEGATIVES)
-    pool = [row for path in inputs.samples for row in records.read_table(path, schemas.POOL)]
-    for path in inputs.scores:
-        scores = records.read_table(path, schemas.SCORES)
-        pool = list(groups.best(pool, scores, stage.method.filter.best, stage.better))
-    texts = list(groups.view(stage.method, human, pool))
+    texts = _texts(stage, inputs, human)
+    tables, columns = [*inputs.reference_logprobs, *inputs.fresh_logprobs], ["response_id", "logprob", "tokens"]
+    references = groups.references(_rows(tables, schemas.LOGPROBS, columns)) if tables else None
+    tokenizer = chat.load_tokenizer(inputs.model)
+    ours, others = (groups.Tokeniser(tokenizer, stage.forward) for _ in range(2))
+    with records.artifact(output, stage) as draft, stored.Writer(draft.path) as file:
+        fitting, short = {}, 0
+        for place, group in _tokenised(ours, dict(enumerate(texts)), references):
+            file.add(0, place, group)
+            fitting[place] = texts[place]
+            short += len(group.positives) < (stage.method.k or 0)
+        counts = _counts(stage, inputs, human, texts, ours.counts, short)
+        for number, path in enumerate(inputs.fresh, start=1):
+            for place, group in _tokenised(others, _renewed(stage.method.online, fitting, path), references):
+                file.add(number, place, group)
+        prompts = {text.prompt_id for text in fitting.values()}
+        probe = groups.probed(stage.method, human, _pool(stage, inputs), prompts)
+        for place, group in _tokenised(others, dict(enumerate(probe)), None):
+            file.add(stored.PROBE, place, group)
+        draft.facts |= {"counts": counts, "route": route, "rounds": len(inputs.fresh)}
+
+
+def _texts(stage: TrainStage, inputs: Inputs, human: Sequence[Mapping[str, Any]]) -> list[Texts]:
+    """The method's groups before tokenisation, in the order of the data."""
+    texts = list(groups.view(stage.method, human, _pool(stage, inputs)))
     if stage.train.group_by == "prompt":
         texts = groups.merged(texts)
     if not texts and stage.method.positives in ("human", "safe-human"):
@@ -137,31 +158,75 @@ def read(stage: TrainStage, inputs: Inputs) -> tuple[Data, dict[str, int | str]]
             f"{inputs.samples[0]}: no sample of any train prompt is usable; its data sheet says why: "
             f"shorten positives.exclude, or raise positives.max_tokens or positives.resamples"
         )
-    base, counts = groups.tokenise(texts, tokenizer, stage.forward)
-    if not base:
+    return texts
+
+
+def _pool(stage: TrainStage, inputs: Inputs) -> Iterator[Mapping[str, Any]]:
+    """The samples of the pool that the method sees."""
+    pool = _rows(inputs.samples, schemas.POOL, _SEEN)
+    for path in inputs.scores:
+        pool = groups.best(pool, records.read_table(path, schemas.SCORES), stage.method.filter.best, stage.better)
+    return pool
+
+
+def _rows(paths: Iterable[Path], schema: pa.Schema, columns: list[str]) -> Iterator[dict[str, Any]]:
+    return chain.from_iterable(
+        batch.to_pylist() for path in paths for batch in records.read_columns(path, schema, columns)
+    )
+
+
+def _tokenised(
+    tokeniser: groups.Tokeniser, texts: Mapping[int, Texts], references: groups.References | None
+) -> Iterator[tuple[int, Group]]:
+    """The groups that fit, by their places; those of a prompt one after the other, to share its answers."""
+    places = sorted(texts, key=lambda place: texts[place].prompt_id)
+    for index, group in tokeniser.groups(texts[place] for place in places):
+        if references is not None:
+            groups.attach_references(group, references)
+        yield places[index], group
+
+
+def _counts(
+    stage: TrainStage,
+    inputs: Inputs,
+    human: Sequence[Mapping[str, Any]],
+    texts: Sequence[Texts],
+    counts: Mapping[str, int],
+    short: int,
+) -> dict[str, int | str]:
+    """What there is to train on: `counts` of the groups, and how many prompts lack positives.
+
+    Raises:
+        D2OError: where there is no group, or a snapshot lies beyond the last step.
+    """
+    if not counts["groups"]:
         raise D2OError(
             f"{inputs.negatives}: nothing to train on: {counts['long_prompts']} of {len(texts)} groups have "
             f"prompts longer than forward.max_prompt_tokens ({stage.forward.max_prompt_tokens})"
         )
+    total = schedule.total_steps(stage.train, counts["groups"])
+    if max(stage.train.snapshots, default=0) > total:
+        last = max(stage.train.snapshots)
+        raise D2OError(f"train.snapshots: step {last} is beyond the last one, {total}; leave it out")
+    more: dict[str, int | str] = {}
     if stage.method.positives != "none":
         asked = {row["prompt_id"] for row in human if row["split"] == "train"}
-        counts["prompts_without_positive"] = len(asked - {text.prompt_id for text in texts})
+        more["prompts_without_positive"] = len(asked - {text.prompt_id for text in texts})
     if stage.method.positives == "self":
-        counts["pool"] = inputs.samples[0].stem
-        counts["short_groups"] = sum(len(group.positives) < (stage.method.k or 0) for group in base)
-    fitting = {group.prompt_id for group in base}
-    texts = [text for text in texts if text.prompt_id in fitting]
-    probe, _ = groups.tokenise(groups.probed(stage.method, human, pool, fitting), tokenizer, stage.forward)
-    by_round = [base]
-    for path in inputs.fresh:
-        renewed = _renewed(stage.method.online, texts, path)
-        tokenised, _ = groups.tokenise(renewed.values(), tokenizer, stage.forward)
-        in_place = dict(zip(renewed, tokenised, strict=True))
-        by_round.append([in_place.get(place, group) for place, group in enumerate(base)])
+        more |= {"pool": inputs.samples[0].stem, "short_groups": short}
+    return {**counts, **more}
 
-    tables = (*inputs.reference_logprobs, *inputs.fresh_logprobs)
+
+def _route(stage: TrainStage, inputs: Inputs) -> str:
+    """The route that the tables of references were computed on; `shared` where there is none.
+
+    Raises:
+        D2OError: where a table was made by another model or in another precision, or two on different routes.
+    """
+    tables = [*inputs.reference_logprobs, *inputs.fresh_logprobs]
+    model = records.file_digest(inputs.model / "manifest.json")
     for path in (*inputs.samples, *tables):
-        if records.file_digest(inputs.model / "manifest.json") not in records.read_manifest(path)["inputs"].values():
+        if model not in records.read_manifest(path)["inputs"].values():
             raise D2OError(f"{path}: made by another model than {inputs.model}; delete it and run again")
     made = [records.read_manifest(path) for path in tables]
     precision = dtypes.precision(stage.forward.precision)
@@ -171,24 +236,21 @@ def read(stage: TrainStage, inputs: Inputs) -> tuple[Data, dict[str, int | str]]
                 f"{path}: computed in {manifest.get('precision')}, and this training would run in {precision}: their "
                 f"rounding differs; set forward.precision, or delete it and run again on this kind of machine"
             )
-    if tables:
-        rows = [row for path in tables for row in records.read_table(path, schemas.LOGPROBS)]
-        groups.attach_references((group for part in by_round for group in part), rows)
     routes = {manifest.get("route") for manifest in made} - {None}
     if len(routes) > 1:
         raise D2OError(
             f"{' and '.join(map(str, tables))}: computed on different routes ({' and '.join(sorted(routes))}), whose "
             f"rounding differs in bf16; delete the older one and run again, or set forward.precision: fp32"
         )
-    return Data(by_round, probe, stage, routes.pop() if routes else "shared"), counts
+    return routes.pop() if routes else "shared"
 
 
-def _renewed(online: Online, texts: Sequence[groups.Texts], pool: Path) -> dict[int, groups.Texts]:
+def _renewed(online: Online, texts: Mapping[int, Texts], pool: Path) -> dict[int, Texts]:
     """The groups that a round changes, by their places."""
-    answers = groups.usable_answers(records.read_table(pool, schemas.POOL))
+    answers = groups.usable_answers(_rows([pool], schemas.POOL, _SEEN))
     return {
         place: groups.refreshed(text, answers[text.prompt_id], online)
-        for place, text in enumerate(texts)
+        for place, text in texts.items()
         if text.prompt_id in answers
     }
 

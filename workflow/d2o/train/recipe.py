@@ -9,7 +9,7 @@ from pathlib import Path
 from d2o import chat, devices, dtypes, model_folders, records, trials
 from d2o.contracts import CONTRACTS
 from d2o.settings import TrainStage
-from d2o.train.data import Inputs, read, write_prompts
+from d2o.train.data import Data, Inputs, prepare, write_prompts
 from d2o.train.launch import launch
 
 
@@ -21,12 +21,12 @@ def run(stage: TrainStage, inputs: Inputs, checkpoints: Path, output: Path) -> N
 
     Args:
         stage: method, optimisation, forward pass and seed; the values of `inputs.tuned` take the place of its own.
-        checkpoints: folder for checkpoints and the growing log; removed after the last step. Of a snapshot,
-            `step<n>/model/` goes beside it.
+        checkpoints: folder for checkpoints, the growing log and the groups that ranks map; removed after the last
+            step. Of a snapshot, `step<n>/model/` goes beside it.
         output: folder of the aligned model; `train.jsonl` and `tensorboard/` go beside it.
     Raises:
-        D2OError: before the model loads, as `data.read`, and where a folder to be replaced is not ours; later, where
-            an alarm stops the training.
+        D2OError: before the model loads, as `data.prepare`, and where a folder to be replaced is not ours; later,
+            where an alarm stops the training.
     """
     if inputs.tuned:
         stage = trials.tuned(stage, inputs.tuned)
@@ -36,7 +36,6 @@ def run(stage: TrainStage, inputs: Inputs, checkpoints: Path, output: Path) -> N
         records.check_ours(folder)
     if "RANK" not in os.environ:
         launch(stage.train.ranks, stage.train.nodes)
-    data, counts = read(stage, inputs)
 
     import torch
     import torch.distributed as dist
@@ -48,10 +47,14 @@ def run(stage: TrainStage, inputs: Inputs, checkpoints: Path, output: Path) -> N
     from d2o.train.probe import EVERY, Probe
     from d2o.train.references import MismatchedPairs, MovingReferences
 
-    train, method, total = stage.train, stage.method, data.total
     rank, ranks = start()
     torch.manual_seed(stage.seed)
     kept = Checkpoints(checkpoints, stage, inputs)
+    if rank == 0:  # anew at each start: a round may have come
+        prepare(stage, inputs, checkpoints / "groups.arrow")
+    dist.barrier()
+    data = Data(stage, checkpoints / "groups.arrow")
+    train, method, total = stage.train, stage.method, data.total
 
     policy = forward.load(inputs.model, stage.forward.precision, data.route)
     if train.lora:
@@ -64,7 +67,7 @@ def run(stage: TrainStage, inputs: Inputs, checkpoints: Path, output: Path) -> N
         kept.check_room(policy)
     policy.train()  # or gradient checkpointing does nothing; there is no dropout
     engine = Engine(policy, stage, total)
-    policy.check(data.groups, engine.device)
+    policy.check(data.groups.longest(forward.COMPARED), engine.device)  # a group has a token at least
 
     probe = Probe(engine, data.probe, checkpoints, stage.forward.tokens)
     mismatched = moving = None
@@ -81,7 +84,7 @@ def run(stage: TrainStage, inputs: Inputs, checkpoints: Path, output: Path) -> N
     for step in range(first, data.until):
         members = data.batch(step)
         if moving:
-            moving.refresh(step)
+            moving.refresh(step, members)
         terms = sum(group.terms for group in members)
         zero = {"z0": mismatched.zero_point(members)} if mismatched else {}
         means = watch.Means(engine.device)
@@ -113,7 +116,7 @@ def run(stage: TrainStage, inputs: Inputs, checkpoints: Path, output: Path) -> N
     log.close()
 
     memory = round(watch.peak_memory() / 1e9, 3)
-    facts = counts | {"steps": data.until, "ranks": ranks, "resumed_at": first, "peak_memory_gb": memory}
+    facts = data.counts | {"steps": data.until, "ranks": ranks, "resumed_at": first, "peak_memory_gb": memory}
     facts |= {"precision": dtypes.precision(stage.forward.precision), "route": policy.route}
     facts["reference_noise"] = log.noise
     if rank == 0 and data.next:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -45,6 +46,7 @@ class MovingReferences:
         self._averages = {"positives": settings.positives, "negatives": settings.negatives}
         self._shards = {side: [shard.detach().clone() for shard in engine.shards()] for side in self._averages}
         self._computed: dict[str, int] = {}
+        self._logprobs: dict[str, dict[int, list[float]]] = {}
 
     def state(self) -> dict[str, list[Tensor]]:
         """Both references' shards, for a checkpoint."""
@@ -54,13 +56,14 @@ class MovingReferences:
         """Take the shards out of a checkpoint."""
         self._shards = state
 
-    def refresh(self, step: int) -> None:
-        """Before a step: update the references whose window begins here, and their log-probs of its responses.
+    def refresh(self, step: int, members: Sequence[Group]) -> None:
+        """Before a step: update the references whose window begins here, and fill in their log-probs.
 
         After a resume in the middle of a window, the whole window is computed again, to the same numbers.
 
         Args:
             step: steps done.
+            members: the groups of the step.
         """
         for side, average in self._averages.items():
             start = step - step % average.every
@@ -69,16 +72,18 @@ class MovingReferences:
                     mine.lerp_(theirs.detach(), 1 - average.decay)
             if self._computed.get(side) != start:
                 self._computed[side] = start
-                self._compute(side, range(start, min(start + average.every, self._total)))
+                self._logprobs[side] = self._compute(side, range(start, min(start + average.every, self._total)))
+            for group in members:
+                for response, logprob in zip(getattr(group, side), self._logprobs[side][group.row], strict=True):
+                    response.reference = logprob
 
-    def _compute(self, side: str, steps: range) -> None:
-        groups = {id(group): group for step in steps for group in self._batch(step)}.values()
+    def _compute(self, side: str, steps: range) -> dict[int, list[float]]:
+        """The log-probs of one side of each group of these steps, by the group's row."""
+        groups = {group.row: group for step in steps for group in self._batch(step)}.values()
         halves = [Group(g.prompt_id, g.prompt, getattr(g, side)) for g in groups if getattr(g, side)]
         with self._engine.weights(self._shards[side]):
-            logprobs = response_logprobs(self._engine, halves, self._tokens)
-        responses = [response for group in halves for response in group.responses]
-        for response, logprob in zip(responses, logprobs, strict=True):
-            response.reference = logprob
+            logprobs = iter(response_logprobs(self._engine, halves, self._tokens))
+        return {group.row: list(islice(logprobs, len(getattr(group, side)))) for group in groups}
 
 
 class MismatchedPairs:
@@ -98,22 +103,26 @@ class MismatchedPairs:
             D2OError: where all groups have the same prompt.
         """
         self._engine, self._tokens = engine, tokens
-        pairs = [Group(group.prompt_id, group.prompt, [_stranger(groups, i)]) for i, group in enumerate(groups)]
+        pairs = [
+            Group(group.prompt_id, group.prompt, [_stranger(groups, place)], row=group.row)
+            for place, group in enumerate(groups)
+        ]
         logprobs = initial_logprobs(engine, pairs, folder / "mismatched.json", tokens)
-        self._pairs = {id(group): pair for group, pair in zip(groups, pairs, strict=True)}
-        self._references = {id(group): logprob for group, logprob in zip(groups, logprobs, strict=True)}
+        self._pairs = {pair.row: (pair, logprob) for pair, logprob in zip(pairs, logprobs, strict=True)}
 
     def zero_point(self, members: Sequence[Group]) -> Tensor:
         """z0 = max(0, mean log-ratio of the mismatched pairs of a step's groups), nats, a scalar without gradient."""
-        pairs = [self._pairs[id(group)] for group in members]
+        pairs, references = zip(*(self._pairs[group.row] for group in members), strict=True)
         logprobs = response_logprobs(self._engine, pairs, self._tokens)
-        ratios = [logprob - self._references[id(group)] for group, logprob in zip(members, logprobs, strict=True)]
+        ratios = [logprob - reference for logprob, reference in zip(logprobs, references, strict=True)]
         return torch.tensor(ratios, device=self._engine.device).mean().clamp(min=0)
 
 
-def _stranger(groups: Sequence[Group], index: int) -> Response:
-    for other in (*groups[index + 1 :], *groups[:index]):
-        if other.prompt_id != groups[index].prompt_id:
+def _stranger(groups: Sequence[Group], place: int) -> Response:
+    prompt = groups[place].prompt_id
+    for further in range(1, len(groups)):
+        other = groups[(place + further) % len(groups)]
+        if other.prompt_id != prompt:
             answer = other.responses[0]
             return Response(answer.response_id, answer.ids)
     raise D2OError("kto: all groups have the same prompt; it compares answers of different prompts, so give it more")
