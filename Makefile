@@ -40,6 +40,7 @@ bench: env
 	python benchmarks/generate.py results/benchmarks
 	python benchmarks/startup.py results/benchmarks
 	python benchmarks/negatives.py results/benchmarks
+	python benchmarks/groups.py results/benchmarks
 
 lint: env
 	ruff check .

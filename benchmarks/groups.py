@@ -4,8 +4,8 @@ The groups have one negative and K positives, of stretches of this repository's 
 response has about the asked number of tokens. Either several negatives of a prompt share its K positives, or each
 prompt has one negative. They are written as the pipeline's tables, with references, and then
 
-- `prepare`: the process that makes the file of groups, as before the ranks of a training start. Beside wall and CPU
-  seconds stand those of the main thread: the rest of the CPU time is the tokenizer's, on all cores.
+- `prepare`: the process that makes the file of groups, as rank 0 of a training does. Of its CPU seconds
+  those of Python run on one core, and beside them those of the tokenizer on as many as there are.
 - `ranks`: so many processes that read one epoch, each building all groups of a step and touching the tokens of its
   share. Their memory is the sum of their proportional sets (Pss, in which a page of several counts once) while all
   are there, less that sum before they open the file.
@@ -86,7 +86,11 @@ def measure(folder: Path, model: Path, groups: int, tokens: int, negatives: int)
     made = json.loads(_run("prepare", job).communicate()[0])
     ranks = [_run(str(rank), job) for rank in range(RANKS)]
     opened = [json.loads(rank.stdout.readline()) for rank in ranks]  # all have read their epoch
-    after = [json.loads(rank.communicate("now\n")[0]) for rank in ranks]
+    for rank in ranks:
+        print("now", file=rank.stdin, flush=True)
+    after = [json.loads(rank.stdout.readline()) for rank in ranks]
+    for rank in ranks:
+        rank.communicate()
     read = {
         "gigabytes": round(sum(after) - sum(one["before"] for one in opened), 3),
         "seconds_to_open": max(one["seconds_to_open"] for one in opened),
@@ -111,12 +115,11 @@ def _prepare(folder: str, model: str) -> None:
     """Make the file of groups and print what it took."""
     path = Path(folder)
     inputs = Inputs(Path(model), path / "human.parquet", [path / "pool.parquet"], (), [path / "references.parquet"])
-    load, start = os.getloadavg()[0], (time.perf_counter(), time.process_time(), time.thread_time())
+    load, wall, processor = os.getloadavg()[0], time.perf_counter(), time.process_time()
     prepare(_stage(), inputs, path / "groups.arrow")
-    end = time.perf_counter(), time.process_time(), time.thread_time()
-    names = ("seconds", "cpu_seconds", "main_thread_seconds")
-    taken = {name: round(b - a, 2) for name, a, b in zip(names, start, end, strict=True)}
-    taken |= {"load_before": round(load, 2)}
+    wall, processor, tokenizer = time.perf_counter() - wall, time.process_time() - processor, _other_threads()
+    taken = {"seconds": round(wall, 2), "python_cpu_seconds": round(processor - tokenizer, 2)}
+    taken |= {"tokenizer_cpu_seconds": round(tokenizer, 2), "load_before": round(load, 2)}
     taken |= {"peak_gigabytes": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 3)}
     taken |= {"file_gigabytes": round((path / "groups.arrow").stat().st_size / 1e9, 3)}
     data = Data(_stage(), path / "groups.arrow")
@@ -124,8 +127,15 @@ def _prepare(folder: str, model: str) -> None:
     print(json.dumps(taken))
 
 
+def _other_threads() -> float:
+    """CPU seconds of the threads that are there beside the main one: those of the tokenizer."""
+    threads = (path / "stat" for path in Path("/proc/self/task").iterdir() if int(path.name) != os.getpid())
+    ticks = (thread.read_text().rpartition(")")[2].split()[11:13] for thread in threads)
+    return sum(int(user) + int(system) for user, system in ticks) / os.sysconf("SC_CLK_TCK")
+
+
 def _rank(rank: int, folder: str) -> None:
-    """Read an epoch as one of the ranks; print the memory before, and when asked the memory now."""
+    """Read an epoch as one of the ranks; print the memory before and, when asked, now; stay until the end."""
     before, start = _resident(), time.perf_counter()
     data = Data(_stage(), Path(folder) / "groups.arrow")
     data.groups.longest(512)
@@ -135,7 +145,8 @@ def _rank(rank: int, folder: str) -> None:
             assert all(response.ids.min() >= 0 for response in group.responses)
     print(json.dumps({"before": before, "seconds_to_open": round(opened, 2)}), flush=True)
     sys.stdin.readline()
-    print(_resident())
+    print(_resident(), flush=True)
+    sys.stdin.read()  # the others count as well
 
 
 def _resident() -> float:

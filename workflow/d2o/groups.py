@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from heapq import nsmallest
-from itertools import groupby, islice
+from itertools import chain, groupby, islice
 from typing import Any
 
 import numpy as np
@@ -253,18 +254,31 @@ class Tokeniser:
         """The groups that fit, in order, each with the place of its text.
 
         Of texts of one prompt that stand together, an answer that several have is tokenised once, and they share its
-        response.
+        response. While groups are used, the tokenizer works on the next prompts.
         """
         families = (list(same) for _, same in groupby(enumerate(texts), lambda text: text[1].messages))
-        while together := list(islice(families, _TOGETHER)):
-            answers = [list(dict.fromkeys(a for _, text in family for a in text.answers)) for family in together]
-            dialogues = [
-                (family[0][1].messages, [(answer.text, answer.finished) for answer in distinct])
-                for family, distinct in zip(together, answers, strict=True)
-            ]
-            encoded = chat.encode(self._tokenizer, dialogues, self._end)
-            for family, distinct, (prompt, ids) in zip(together, answers, encoded, strict=True):
-                yield from self._fitting(family, prompt, dict(zip(distinct, ids, strict=True)))
+        batches = iter(lambda: list(islice(families, _TOGETHER)), [])
+        with ThreadPoolExecutor(1) as beside:
+            pending = None
+            for batch in chain(batches, [None]):
+                following = batch and beside.submit(self._encoded, batch)
+                if pending:
+                    for family in pending.result():
+                        yield from self._fitting(*family)
+                pending = following
+
+    def _encoded(self, together: Sequence[Sequence[tuple[int, Texts]]]) -> list[tuple]:
+        """Prompts, each as the texts that it is given with, its ids, and those of each of their distinct answers."""
+        answers = [list(dict.fromkeys(one for _, text in family for one in text.answers)) for family in together]
+        dialogues = [
+            (family[0][1].messages, [(answer.text, answer.finished) for answer in distinct])
+            for family, distinct in zip(together, answers, strict=True)
+        ]
+        encoded = chat.encode(self._tokenizer, dialogues, self._end)
+        return [
+            (family, prompt, dict(zip(distinct, ids, strict=True)))
+            for family, distinct, (prompt, ids) in zip(together, answers, encoded, strict=True)
+        ]
 
     def _fitting(
         self, family: Sequence[tuple[int, Texts]], prompt: Sequence[int], ids: Mapping[Answer, Sequence[int]]
