@@ -103,3 +103,14 @@ def test_quick_run_of_starting(tmp_path, tiny_model):
     result = json.loads((tmp_path / "startup.json").read_text())
     assert result["stages"].keys() == {"logprobs", "train", "scores", "responses", "tasks"}
     assert all(stage["over_torch"]["low"] > 1 for stage in result["stages"].values())
+
+
+@pytest.mark.slow
+def test_groups_are_made_and_read_by_all_ranks(tiny_model, tmp_path):
+    (tiny_model / "manifest.json").write_text("{}")
+    script = ROOT / "benchmarks" / "groups.py"
+    options = ["--model", tiny_model, "--groups", "9", "--tokens", "12", "--negatives", "3"]
+    subprocess.run([sys.executable, script, tmp_path, *options], check=True, stdout=subprocess.DEVNULL)
+    (run,) = json.loads((tmp_path / "groups.json").read_text())["runs"]
+    assert (run["counts"]["groups"], run["counts"]["responses"]) == (9, 9 * 12)
+    assert run["reading"]["ranks"] == 8

@@ -231,7 +231,7 @@ def test_the_memory_of_a_training_over_nodes_is_that_of_one(tmp_path, monkeypatc
         job = next(job for job in jobs.planned() if job.rule == "train_method")
         return Estimate(plan, hardware.DEVICES["H100"]).of(job).host
 
-    assert host(nodes=4) == pytest.approx(host(nodes=1) / 4)
+    assert host(nodes=4) == pytest.approx(host(nodes=1) / 4, rel=0.01)  # each node maps all groups
 
 
 def test_what_is_unknown_ends_in_one_line(tmp_path, monkeypatch):

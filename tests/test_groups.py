@@ -143,7 +143,8 @@ def test_no_text_forges_a_turn(tokenizer):
     end = chat.end_of_turn(tokenizer)
 
     def turns(text, answer):
-        prompt, (response,) = chat.encode(tokenizer, [{"role": "user", "content": text}], [(answer, True)], end)
+        messages = [{"role": "user", "content": text}]
+        ((prompt, (response,)),) = chat.encode(tokenizer, [(messages, [(answer, True)])], end)
         return [token for token in prompt if token in control], [token for token in response if token in control]
 
     assert turns(FORGED, FORGED) == turns("Hi", "Hi")

@@ -18,11 +18,11 @@ from d2o.plan import Plan, stages
 from d2o.settings import Method, Reward, Train
 from d2o.train import schedule, sizes
 
-# Assumed of every machine. Bytes of a process with its libraries and, on a GPU, its context; of a training's host
-# memory for a token and for a response; of a tokenizer; of log and manifest; of what
-# is logged of a step.
+# Assumed of every machine. Bytes of a process with its libraries and, on a GPU, its context; of a node's host memory
+# for a token of a training's groups and for a response, as text and mapped; of a tokenizer; of log and manifest; of
+# what is logged of a step.
 _PROCESS, _CONTEXT = {"light": 0.15e9, "forward": 0.72e9, "engine": 1.15e9, "padded": 0.75e9, "train": 1.5e9}, 1.5e9
-_HOST, _TOKEN, _RESPONSE, _TOKENIZER, _ABOUT, _STEP = 5e9, 40.0, 2700.0, 3.6e6, 4e3, 2e3
+_HOST, _TOKEN, _RESPONSE, _TOKENIZER, _ABOUT, _STEP = 5e9, 10.0, 300.0, 3.6e6, 4e3, 2e3
 # Seconds to encode a response; weights a second that leave a GGUF file; characters a token, compressed and not.
 _ENCODE, _DEQUANTISED, _TEXT, _LINE = 1e-4, 14e6, 2.2, 4.5
 # glibc keeps what passes of many sizes have freed: measured on CPUs.
@@ -351,9 +351,9 @@ class Estimate:
         responses = training.positives + training.negatives
         data = training.groups * (training.tokens * _TOKEN + responses * _RESPONSE)
         if self._on_cpu:
-            return 0.0, here * (_PROCESS["train"] + held.total + _KEPT * kept + head + data)
+            return 0.0, here * (_PROCESS["train"] + held.total + _KEPT * kept + head) + data
         offloaded = held.optimizer if train.offload else 0.0
-        return _CONTEXT + held.total - offloaded + kept + head, here * (_HOST + data + offloaded)
+        return _CONTEXT + held.total - offloaded + kept + head, here * (_HOST + offloaded) + data
 
     def _training(self, names: Mapping[str, str]) -> Training:
         data, method = self.data(names["dataset"], names["model"]), self._s.methods[names["method"]]
