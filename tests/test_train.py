@@ -700,6 +700,14 @@ def test_a_folder_that_is_not_ours_is_refused_before_anything_is_read(tiny_model
 
 
 @pytest.mark.slow
+def test_what_rank_0_refuses_is_told_once(tables, tiny_model, tmp_path):
+    line = command(tables, tiny_model, tmp_path, DPO, ranks=2, steps=3, snapshots=[9])
+    told = subprocess.run(line, env=environment(), capture_output=True, text=True).stderr
+    assert told.count("error: train.snapshots: step 9 is beyond the last one, 3; leave it out") == 1
+    assert "[rank1]" not in told
+
+
+@pytest.mark.slow
 def test_a_reference_table_of_another_model_is_refused(tables, tiny_model, tmp_path):
     other = shutil.copytree(tiny_model, tmp_path / "other")
     (other / "manifest.json").write_text('{"another": true}')

@@ -28,7 +28,7 @@ def compute(settings: Forward, model: Path, negatives: Path, samples: Path | Non
         split: `train` or `held-out`.
     """
     tokenizer = chat.load_tokenizer(model)
-    pool = None if samples is None else records.read_table(samples, schemas.POOL)
+    pool = None if samples is None else chain.from_iterable(records.read_batches(samples, schemas.POOL))
     texts = groups.every_response(records.read_table(negatives, schemas.NEGATIVES), pool, split)
     tokeniser = groups.Tokeniser(tokenizer, settings)
     tokenised = [group for _, group in tokeniser.groups(texts)]

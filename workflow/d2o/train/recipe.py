@@ -8,6 +8,7 @@ from pathlib import Path
 
 from d2o import chat, devices, dtypes, model_folders, records, trials
 from d2o.contracts import CONTRACTS
+from d2o.errors import D2OError
 from d2o.settings import TrainStage
 from d2o.train.data import Data, Inputs, prepare, write_prompts
 from d2o.train.launch import launch
@@ -50,10 +51,7 @@ def run(stage: TrainStage, inputs: Inputs, checkpoints: Path, output: Path) -> N
     rank, ranks = start()
     torch.manual_seed(stage.seed)
     kept = Checkpoints(checkpoints, stage, inputs)
-    if rank == 0:  # anew at each start: a round may have come
-        prepare(stage, inputs, checkpoints / "groups.arrow")
-    dist.barrier()
-    data = Data(stage, checkpoints / "groups.arrow")
+    data = _shared(stage, inputs, checkpoints / "groups.arrow")
     train, method, total = stage.train, stage.method, data.total
 
     policy = forward.load(inputs.model, stage.forward.precision, data.route)
@@ -128,6 +126,26 @@ def run(stage: TrainStage, inputs: Inputs, checkpoints: Path, output: Path) -> N
     _export(engine, stage, inputs, output, facts)
     kept.close(over=not data.next)
     dist.destroy_process_group()
+
+
+def _shared(stage: TrainStage, inputs: Inputs, groups: Path) -> Data:
+    """The data, in a file that rank 0 makes and all map; anew at each start, a round may have come.
+
+    Raises:
+        D2OError: on rank 0, as `prepare`; the others exit without a word.
+    """
+    import torch.distributed as dist
+
+    problem: list[D2OError | None] = [None]
+    if dist.get_rank() == 0:
+        try:
+            prepare(stage, inputs, groups)
+        except D2OError as error:
+            problem = [error]
+    dist.broadcast_object_list(problem)
+    if problem[0]:
+        raise problem[0] if dist.get_rank() == 0 else SystemExit(1)
+    return Data(stage, groups)
 
 
 def _export(engine, stage: TrainStage, inputs: Inputs, folder: Path, facts: dict) -> None:
