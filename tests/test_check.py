@@ -66,10 +66,10 @@ def test_a_step_that_differs_fails(model, tmp_path, monkeypatch, fault):
     other = truth._replace(norm=1.1) if fault == "norm" else truth._replace(weights=truth.weights * 1.5)
 
     def step(inputs, stage, output):
-        check.read(stage, inputs)  # refuses references of another precision
+        check.prepare(stage, inputs, output.with_suffix(".arrow"))  # refuses references of another precision
         return other
 
-    monkeypatch.setattr(check, "_plain_step", lambda inputs: truth)
+    monkeypatch.setattr(check, "_plain_step", lambda *_: truth)
     monkeypatch.setattr(check, "_stage_step", step)
     assert [right for right, _ in check._step(model, tmp_path)] == [False] * 3
 

@@ -34,7 +34,7 @@ from d2o.forward.policy import Route
 from d2o.groups import Group, Response
 from d2o.losses import Side
 from d2o.settings import Engine, Forward, Method, Train, TrainStage, execution_keys
-from d2o.train.data import Inputs, read
+from d2o.train.data import Data, Inputs, prepare
 
 # How long the prompt and the responses of some groups are, tokens: short ones, a pool of eleven, a long prompt.
 _SHAPES = {
@@ -267,7 +267,7 @@ def _step(model: Path, folder: Path) -> Iterator[Finding]:
         raise Skip("deepspeed is not installed")
     tables = _write_tables(model, folder)
     inputs = {precision: _with_references(tables, precision, folder) for precision in _STEP}
-    truth = _plain_step(inputs["fp32"])
+    truth = _plain_step(inputs["fp32"], folder / "groups.arrow")
     gpus = torch.cuda.device_count() if devices.device() == "cuda" else 0
     together = [] if gpus == 1 else [("bf16", gpus or 2)]
     for precision, ranks in [("fp32", 1), ("bf16", 1), *together]:
@@ -290,11 +290,11 @@ def _stage(precision: str, ranks: int) -> TrainStage:
     return TrainStage(method=method, train=train, forward=Forward(precision=precision))
 
 
-def _plain_step(inputs: Inputs) -> _Change:
-    """The step in float32 with padded rows, without DeepSpeed."""
+def _plain_step(inputs: Inputs, groups: Path) -> _Change:
+    """The step in float32 with padded rows, without DeepSpeed; its groups go into a file."""
     stage = _stage("fp32", 1)
-    data, _ = read(stage, inputs)
-    batch = data.batch(0)
+    prepare(stage, inputs, groups)
+    batch = Data(stage, groups).batch(0)
     policy = forward.load(inputs.model, "fp32", "padded")
     names, weights = zip(*policy.lm.named_parameters(), strict=True)
     before = [weight.detach().clone() for weight in weights]
