@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -170,11 +171,27 @@ def test_a_part_is_kept_once_its_report_is_there(tmp_path, monkeypatch):
     (figures.parent / "report.html").touch()
     (figures / "course.csv").write_text("of the figure\n")
     (figures.parent / "course.csv").write_text("step\n")
+    (name, *_), (model, *_) = s.experiments["demo"].datasets, s.experiments["demo"].models
+    base = tmp_path / "results" / name / model
+    jobs = {"logs/positives-k4-1-of-1": 60, "dpo/seed0/logs/train": 90, "dpo/seed1/logs/train": 30}
+    jobs |= {"dpo.trial-1/seed0/logs/train": 30, "other/seed0/logs/train": 600}
+    for place, seconds in jobs.items():
+        file = base / f"{place}.benchmark.tsv"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"s\tcpu_time\n1\t1\n9\t{seconds}\n")
+    trials = [
+        {"trial": f"dpo.trial-{n}", "values": {"train.learning_rate": n}, "mean": n / 4, "n": 48} for n in (1, 2)
+    ]
+    choice = {"trial": "dpo.trial-2", "metric": GOOD, "trials": trials}
+    (base / "dpo" / "tuned.json").write_text(json.dumps(choice))
     study.keep(s, tmp_path / "docs")
     table = study.read(tmp_path / "docs")["demo"]
     assert {"initial/seed0", "d2o/seed0", "d2o/seed1", "dpo/seed1"} <= {*table}
     assert {HARM, "human/margin", "answers/tokens", "task/mmlu/acc"} <= {*table.index.get_level_values("metric")}
     assert (tmp_path / "docs/demo/course.csv").read_text() == "step\n"
+    assert (tmp_path / "docs/demo/time.csv").read_text() == "job,jobs,cpu_minutes\npositives,1,1\ntrain,3,2.5\n"
+    shown = study._trials(pd.read_csv(tmp_path / "docs/demo/tuned.csv"))
+    assert shown.splitlines()[2:] == ["| dpo | 25.0% | **50.0%** |"]
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ and machines: `values.csv` has a row a metric and prompt, a column a training. T
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ import pandas as pd
 from d2o import metrics, runs, statistics
 from d2o.errors import D2OError
 from d2o.layout import Layout
-from d2o.settings import Settings
+from d2o.settings import Experiment, Settings
 from d2o.statistics import NOTHING, Estimate, Sample
 
 HARM, USE, GOOD = "reward/harm", "reward/use", "reward/good"
@@ -165,9 +166,18 @@ def keep(s: Settings, docs: Path) -> None:
             continue
         only, archive = s.only(part), metrics.Archive(Path(s.results))
         ((_, experiment),) = only.experiments.items()
-        pairs = product(experiment.datasets, experiment.models)
+        pairs = _pairs(experiment)
         values = metrics.together(metrics.observe(archive, only, dataset, model) for dataset, model in pairs)
-        files = {"values.csv": wide(values).to_csv(float_format="%.4g", lineterminator="\n").encode()}
+        tables = {
+            "values.csv": wide(values).reset_index(),
+            "tuned.csv": trials_of(s, part),
+            "time.csv": taken(s, part),
+        }
+        files = {
+            name: table.to_csv(index=False, float_format="%.4g", lineterminator="\n").encode()
+            for name, table in tables.items()
+            if len(table)
+        }
         figures = [report.parent / "figures" / f"{figure}.{kind}" for figure in FIGURES for kind in ("csv", "svg")]
         # The last: the course with its validation prompts, in place of the figure's.
         for file in (*figures, report.parent / "course.csv"):
@@ -187,6 +197,42 @@ def wide(values: pd.DataFrame) -> pd.DataFrame:
     )
     columns = list(dict.fromkeys(rows["training"]))
     return rows.pivot_table("value", ["metric", "cluster"], "training", aggfunc="mean", observed=True)[columns]
+
+
+def _pairs(experiment: Experiment) -> list[tuple[str, str]]:
+    return list(product(experiment.datasets, experiment.models))
+
+
+def trials_of(s: Settings, part: str) -> pd.DataFrame:
+    """What each trial of a part's methods reached on validation prompts, and whether it was chosen."""
+    layout, experiment = Layout(s.results), s.experiments[part]
+    rows = []
+    for (dataset, model), method in product(_pairs(experiment), experiment.methods):
+        tuned = Path(layout.path("tuned", dataset=dataset, model=model, method=method))
+        if tuned.exists():
+            choice = json.loads(tuned.read_text())
+            rows += [
+                {"method": method, **trial["values"], choice["metric"]: trial["mean"], "prompts": trial["n"]}
+                | {"chosen": trial["trial"] == choice["trial"]}
+                for trial in choice["trials"]
+            ]
+    return pd.DataFrame(rows)
+
+
+def taken(s: Settings, part: str) -> pd.DataFrame:
+    """The CPU time of a part's jobs, minutes by kind; what it shares with other parts is in each of them."""
+    layout, experiment = Layout(s.results), s.experiments[part]
+    rows = []
+    for dataset, model in _pairs(experiment):
+        base = Path(layout.path("base", dataset=dataset, model=model))
+        folders = [base / "logs"]
+        for method in experiment.methods:
+            folders += [base / method, *base.glob(f"{method}.trial-*")]
+        for file in (file for folder in folders for file in folder.rglob("*.benchmark.tsv")):
+            last = pd.read_csv(file, sep="\t", na_values="-").iloc[-1]
+            rows.append({"job": re.split(r"[-.]", file.name)[0], "minutes": last["cpu_time"] / 60})
+    times = pd.DataFrame(rows, columns=["job", "minutes"]).groupby("job", sort=True)["minutes"]
+    return times.agg(jobs="size", cpu_minutes="sum").reset_index()
 
 
 def read(docs: Path) -> dict[str, pd.DataFrame]:
@@ -360,13 +406,20 @@ def results(
     shown = [_row(h, row, tables) for h, row in zip(HYPOTHESES, tested.itertuples(), strict=True)]
     blocks = [
         _markdown(["", "claim", "measure", "estimate", "p, adjusted", "finding"], shown),
-        _markdown(["part", "state"], list(states.items())),
+        _markdown(
+            ["part", "state", "CPU, minutes"], [[part, told, _minutes(docs / part)] for part, told in states.items()]
+        ),
     ]
     if len(noise := against_noise(tables)):
         blocks += _noise(noise, docs)
     for part in tables:
         blocks += _part(part, tables, docs)
     return "\n\n".join(blocks)
+
+
+def _minutes(folder: Path) -> str:
+    times = folder / "time.csv"
+    return f"{pd.read_csv(times)['cpu_minutes'].sum():.0f}" if times.exists() else "–"
 
 
 def _noise(noise: pd.DataFrame, docs: Path) -> list[str]:
@@ -415,6 +468,8 @@ def _part(part: str, tables: Mapping[str, pd.DataFrame], docs: Path) -> list[str
     methods = dict.fromkeys(column.rpartition("/")[0] for column in table)
     rows = [[method, *(_mean(tables, f"{part}/{method}", key) for key in known)] for method in methods]
     blocks = [f"### {part}", _markdown(["", *(SHOWN[key][0] for key in known)], rows)]
+    if (tuned := docs / part / "tuned.csv").exists():
+        blocks += ["The trials of each method, and good answers to validation prompts:", _trials(pd.read_csv(tuned))]
     if (course := docs / part / "course.csv").exists():
         best = best_points(pd.read_csv(course))
         texts = [_interval(e, SHOWN[e.metric][1], "%" in SHOWN[e.metric][0]) for e in best.itertuples()]
@@ -426,6 +481,20 @@ def _part(part: str, tables: Mapping[str, pd.DataFrame], docs: Path) -> list[str
     blocks += [f"![{part}: {figure}]({place}/{figure}.svg)" for figure in FIGURES
                if (docs / part / f"{figure}.svg").exists()]  # fmt: skip
     return [*blocks, f"Values: [{place}/values.csv]({place}/values.csv)."]
+
+
+def _trials(tuned: pd.DataFrame) -> str:
+    """A row a method, a column a value that was tried; the chosen one is bold."""
+    value, metric = tuned.columns[1], GOOD
+    texts = [
+        f"**{mean:.1%}**" if chosen else f"{mean:.1%}"
+        for mean, chosen in tuned[[metric, "chosen"]].itertuples(index=False)
+    ]
+    shown = (
+        tuned.assign(text=texts).pivot(index="method", columns=value, values="text").reindex(tuned["method"].unique())
+    )
+    rows = [[method, *cells] for method, *cells in shown.fillna("–").itertuples()]
+    return _markdown([value, *(f"{x:g}" for x in shown)], rows)
 
 
 def _mean(tables: Mapping[str, pd.DataFrame], cell: str, metric: str) -> str:
