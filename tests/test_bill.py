@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from conftest import ROOT
-from d2o import bill, groups, layout
+from d2o import bill, chat, groups, layout
 from d2o.bill import arithmetic, hardware, jobs, rows, shapes
 from d2o.bill.rows import Human
 from d2o.bill.shapes import Shape
@@ -20,6 +20,7 @@ from d2o.layout import PLACES
 from d2o.plan import Plan
 from d2o.settings import Method
 from d2o.train import sizes
+from rows import asked, human_row
 
 LLAMA, _ = shapes.of_name("alpaca-7b-reproduced")
 SMALL = Shape(layers=2, hidden=4, inner=8, queries=4, keys=2, vocabulary=10)
@@ -272,3 +273,14 @@ def test_the_paper_is_counted_as_snakemake_plans_it(monkeypatch):
     hours, left = float(total[3].replace(",", "")), float(total[-1].replace(",", ""))
     assert f"{hours:,.0f} H100-hours" in readme
     assert f"{left / 1000:.1f} TB" in readme
+
+
+def test_lengths_are_the_models_own_where_it_is_here(tiny_model, tmp_path):
+    s = Plan(yaml.safe_load((ROOT / "config" / "config.yaml").read_text()), "config.yaml").settings
+    texts = [("Why?", "So."), ("Why not?", None)]
+    table = [human_row(asked(question), "Never.", positive=positive) for question, positive in texts]
+    tokenizer = chat.load_tokenizer(tiny_model)
+    prompts = [len(chat.encode_prompt(tokenizer, row["messages"])) for row in table]
+    answers = [len(tokenizer(text, add_special_tokens=False).input_ids) + 1 for text in ("So.", "Never.", "Never.")]
+    assert rows._lengths(table, tiny_model, s) == pytest.approx((sum(prompts) / 2, sum(answers) / 3))
+    assert rows._lengths(table, tmp_path, s) != rows._lengths(table, tiny_model, s)

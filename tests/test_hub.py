@@ -148,7 +148,7 @@ def test_a_disk_that_will_not_hold_the_results_is_told(monkeypatch):
     for free, told in ((20e9, True), (60e9, False)):
         monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _, free=free: SimpleNamespace(free=free))
         lines = preflight.problems(jobs, plan, here=False)
-        assert any("GB in results/study, and 20 are free: make room" in line for line in lines) == told
+        assert any("GB of models in results/study, and 20 are free: make room" in line for line in lines) == told
 
 
 def test_the_reward_model_whose_main_branch_holds_no_safetensors_is_pinned_to_its_conversion():

@@ -40,16 +40,16 @@ def _of_job(job: Any, s: Settings, here: bool) -> Iterator[str]:
 
 
 def _disk(jobs: Sequence[Any], plan: Plan) -> Iterator[str]:
-    """Whether what the jobs leave, as `d2o plan` counts it, has room where the results lie."""
+    """Whether the models that the jobs leave, as `d2o plan` counts them, have room where the results lie."""
     folder = Path(plan.settings.results).absolute()
     there = next(place for place in (folder, *folder.parents) if place.exists())
     estimate, free = Estimate(plan, hardware.named("cpu")), shutil.disk_usage(there).free
     planned = (Job(job.rule.name, tuple(job.wildcards.items())) for job in jobs if job.rule.name in RULES)
-    left = sum(estimate.of(job).left for job in planned)
+    left = sum(map(estimate.models, planned))
     if left > free:
         yield (
-            f"the run leaves about {left / 1e9:,.0f} GB in {plan.settings.results}, and {free / 1e9:,.0f} are free: "
-            f"make room, put `results` elsewhere, or run one experiment at a time"
+            f"the run leaves {left / 1e9:,.0f} GB of models in {plan.settings.results}, and {free / 1e9:,.0f} are "
+            f"free: make room, put `results` elsewhere, or run one experiment at a time"
         )
 
 

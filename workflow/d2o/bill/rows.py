@@ -141,9 +141,10 @@ def _lengths(rows: Sequence[Mapping[str, Any]], model: Path, s: Settings) -> tup
         from d2o import chat
 
         tokenizer = chat.load_tokenizer(model)
-        end = chat.end_of_turn(tokenizer)
-        texts = [(row["messages"], [text for text in (row["positive"], row["negative"]) if text]) for row in rows]
-        encoded = [chat.encode(tokenizer, asked, [(text, True) for text in said], end) for asked, said in texts]
+        dialogues = [
+            (row["messages"], [(text, True) for text in (row["positive"], row["negative"]) if text]) for row in rows
+        ]
+        encoded = chat.encode(tokenizer, dialogues, chat.end_of_turn(tokenizer))
         answers = [min(len(ids), longest) for _, said in encoded for ids in said]
         return sum(len(ids) for ids, _ in encoded) / len(encoded), sum(answers) / len(answers)
     asked = [sum(len(turn["content"]) for turn in row["messages"]) for row in rows]

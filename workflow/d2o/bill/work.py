@@ -163,6 +163,21 @@ class Estimate:
         self.notes[f"{entry}: {shape.parameters / 1e9:.3g}B weights, for the name {source!r} ({taken})"] = None
         return shape
 
+    def models(self, job: Job) -> float:
+        """Bytes of the models that a job leaves: nearly all that stays of a run. Reads no table."""
+        match job.rule:
+            case "fetch_model" | "fetch_reward":
+                return self.of(job).left
+            case "train_method" | "train_to_round":
+                train = self._s.train_of(self._s.methods[job.names["method"]])
+                return self._models(self.shape(job.names["model"]), train, job.rule == "train_method")
+        return 0.0
+
+    @staticmethod
+    def _models(shape: Shape, train: Train, ends: bool) -> float:
+        """Of a training, with its snapshots where it ends."""
+        return (1 + ends * len(train.snapshots)) * (2.0 * shape.parameters + _TOKENIZER)
+
     def _fetch_model(self, names: Mapping[str, str]) -> Work:
         model, shape = self._s.models[names["model"]], self.shape(names["model"])
         copied = 0.0 if model.run or model.path else 2.0 * shape.parameters + _TOKENIZER
@@ -293,7 +308,7 @@ class Estimate:
         stepping = flops / (count * device.flops * device.shares["train"])
         stepping += steps * 28 * trained / train.ranks / device.bandwidth
         checkpoints = math.floor(stepping / 60 / train.checkpoint_minutes) + (not ends)
-        models = (1 + ends * len(train.snapshots)) * (2.0 * shape.parameters + _TOKENIZER)
+        models = self._models(shape, train, ends)
         written = checkpoints * self._checkpoint(shape, method, train) + models
         starting = device.starts["train"] + training.groups * (training.positives + training.negatives) * _ENCODE
         held, host = self._training_memory(shape, train, training, trained)
