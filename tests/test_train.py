@@ -45,7 +45,8 @@ from rows import asked, human_row, pooled
 OFTEN = 1e-9
 KILLED = str(Path(__file__).with_name("killed.py"))
 LOG = "d2o.train.watch:Watch.step"
-WHOLE = "d2o.records:write_json"  # run.json and probe.json, then the last file of each checkpoint
+# Calls: run.json, the manifest of the groups, probe.json, then the last file of each checkpoint.
+WHOLE = "d2o.records:write_json"
 DPO = Method(loss="dpo", positives="human", negatives=True)
 D2O = Method(loss="d2o", positives="self", negatives=True)
 
@@ -826,7 +827,7 @@ def test_a_run_killed_at_ten_points_ends_bit_for_bit_the_same(tables, tiny_model
     for call in random.Random(0).sample(range(1, 8), 3):
         killed(line, LOG, call)  # the step is logged and not kept
         killed(line, "torch:save", call, "before")  # some files of a checkpoint are there
-        killed(line, WHOLE, 3)  # the oldest was to go
+        killed(line, WHOLE, 4)  # the oldest was to go
     assert not (folder / "model" / "manifest.json").exists()
     said = finished(line)
     assert "train: going on after step" in said
@@ -915,7 +916,7 @@ def test_a_broken_checkpoint_is_removed_with_a_line(tables, tiny_model, tmp_path
     folder = tmp_path / "killed"
     line = command(tables, tiny_model, folder, DPO, **settings)
     # The sixth is whole; the third, then one too many, is removed or not.
-    killed(line, *((LOG, 7, "before") if removed else (WHOLE, 8, "after")))
+    killed(line, *((LOG, 7, "before") if removed else (WHOLE, 9, "after")))
     assert checkpoints(folder, "whole.json") == ([4, 5, 6] if removed else [3, 4, 5, 6])
     states = {step: next((folder / "checkpoints" / f"step{step}").glob("mp_rank*")) for step in (5, 6)}
     states[6].write_bytes(states[6].read_bytes()[:-100])
