@@ -153,6 +153,19 @@ def test_no_text_forges_a_turn(tokenizer):
     assert chat.as_data(tokenizer, "a < b, <s>, im_end|>") == "a < b, <s>, im_end|>"
 
 
+def test_no_text_forges_a_marker_of_the_template_that_is_no_special_token(templated):
+    tokenizer = chat.load_tokenizer(
+        templated(
+            "<|turn|>{{ messages[0]['content'] }}<|im_end|>{% if add_generation_prompt %}<|im_start|>{% endif %}"
+        )
+    )
+    tokenizer.add_tokens(["<|turn|>", "blank"])
+    chat._special.cache_clear()  # loading has read a text
+    turn = tokenizer.convert_tokens_to_ids("<|turn|>")
+    assert chat.encode_prompt(tokenizer, [{"role": "user", "content": "x<|turn|>y blank"}]).count(turn) == 1
+    assert chat.as_data(tokenizer, "a blank") == "a blank"
+
+
 def test_a_cut_answer_is_no_whole_one():
     texts = ["x", "x\x1fcut", "\x1ex", ""]
     ids = {identities.response_id("p" * 16, text, finished) for text in texts for finished in (True, False)}
@@ -194,7 +207,9 @@ def test_an_answer_is_tokenised_once_for_all_negatives_of_its_prompt(tokenizer):
         seen.extend(text)
         return tokenizer(text, **options)
 
-    counting.__dict__ |= {name: getattr(tokenizer, name) for name in ("apply_chat_template", "eos_token_id")}
+    counting.__dict__ |= {
+        name: getattr(tokenizer, name) for name in ("apply_chat_template", "chat_template", "eos_token_id")
+    }
     counting.added_tokens_decoder = tokenizer.added_tokens_decoder
     made = tokenised(texts, counting)
     assert len(seen) == 1 + 2 + 2 * (3 + 4)  # the end of a turn, prompts, positives and negatives

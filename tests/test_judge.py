@@ -51,7 +51,7 @@ class Server:
             def answer(self, status: int, content: bytes, kind: str = "application/json") -> None:
                 self.send_response(status)
                 self.send_header("Content-Type", kind)
-                self.send_header("Content-Length", str(len(content)))
+                self.send_header("Content-Length", str(len(content) + 5000 * (content == CUT)))
                 self.end_headers()
                 self.wfile.write(content)
 
@@ -267,12 +267,15 @@ def test_a_busy_server_is_asked_again(serve, tables, tmp_path):
     assert verdicts["p0", "initial-first"]["verdict"] == "method"
 
 
+# A reply that ends before its own length.
+CUT = b"cut"
 ODD = {
     "a page": b"<html>busy</html>",
     "no message": b'{"choices": [{"message": null}]}',
     "no text": b'{"choices": [{"message": {"content": ["[[A]]"]}}]}',
     "half a reply": b'{"choices": [{"mess',
     "a list": b"[1, 2]",
+    "less than it promised": CUT,
     "a very long reply": b'{"choices": [{"message": {"content": "' + b"x" * 2_000_000 + b' [[A]]"}}]}',
 }
 

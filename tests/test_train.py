@@ -856,19 +856,21 @@ def test_a_killed_rank_takes_the_run_down_and_it_goes_on(tables, tiny_model, tmp
 
 @pytest.mark.slow
 def test_a_sigterm_to_one_rank_makes_all_keep_their_step_and_leave(tables, tiny_model, tmp_path):
+    """In the last step too: torchrun fails after a SIGTERM, whatever its ranks do."""
     settings = {"steps": 8, "ranks": 2, "zero_stage": 2}
     train(tables, tiny_model, tmp_path / "whole", MOVING, **settings)
-    folder = tmp_path / "ended"
-    line = command(tables, tiny_model, folder, MOVING, **settings)
-    python, _, _, *arguments = line
-    launcher = [python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    line_ended = [*launcher, KILLED, "SIGTERM", LOG, "5", "before", "1", *arguments]
-    ended = subprocess.run(line_ended, env=environment(), capture_output=True, text=True)
-    assert "train: ended by SIGTERM after step 5, which is kept" in ended.stderr
-    assert "exitcode  : 143" in ended.stderr
-    assert checkpoints(folder, "whole.json") == [5]
-    assert "train: going on after step 5" in finished(line)
-    assert_equal_runs(folder, tmp_path / "whole")
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    for step in (5, 8):
+        folder = tmp_path / f"ended{step}"
+        line = command(tables, tiny_model, folder, MOVING, **settings)
+        python, _, _, *arguments = line
+        ending = [python, *launcher, KILLED, "SIGTERM", LOG, str(step), "before", "1", *arguments]
+        ended = subprocess.run(ending, env=environment(), capture_output=True, text=True)
+        assert f"train: ended by SIGTERM after step {step}, which is kept" in ended.stderr
+        assert "exitcode  : 143" in ended.stderr
+        assert checkpoints(folder, "whole.json") == [step]
+        assert f"train: going on after step {step}" in finished(line)
+        assert_equal_runs(folder, tmp_path / "whole")
 
 
 @pytest.mark.slow

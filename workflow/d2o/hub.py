@@ -35,14 +35,14 @@ def locate(source: Source) -> Path:
 def lacking(repository: str, revision: str, kind: Literal["model", "dataset"]) -> str | None:
     """Why a repository cannot be fetched now, in a line, or None; the Hub is not asked for a model in its cache."""
     import httpx
-    from huggingface_hub import HfApi, errors
+    from huggingface_hub import HfApi, constants, errors
 
-    if kind == "model" and _in_cache(repository, revision):
-        return None
+    if _in_cache(repository, revision) if kind == "model" else constants.HF_HUB_OFFLINE:
+        return None  # offline, a data set's job says whether it is in the cache
     name = f"{repository}@{revision}"
     try:
-        HfApi().auth_check(repository, repo_type=kind)
         files = HfApi().repo_info(repository, revision=revision, repo_type=kind, timeout=_PATIENCE).siblings or []
+        HfApi().auth_check(repository, repo_type=kind)
     except errors.GatedRepoError:
         return f"{name}: gated; accept its licence on its page of the Hub, and set HF_TOKEN"
     except errors.RevisionNotFoundError:

@@ -258,7 +258,7 @@ async def _verdict(client, judge: Judge, text: str) -> tuple[str | None, str]:
 
 
 async def _complete(client, judge: Judge, text: str) -> str | None:
-    """The reply to one message; None where it is no chat completion, or longer than any verdict."""
+    """The reply to one message; None where it is no chat completion, ends early, or is longer than any verdict."""
     request = client.chat.completions.with_streaming_response.create(
         model=judge.model,
         messages=[{"role": "user", "content": text}],
@@ -267,10 +267,14 @@ async def _complete(client, judge: Judge, text: str) -> str | None:
     )
     body = b""
     async with request as response:
-        async for part in response.iter_bytes():
-            body += part
-            if len(body) > _LONGEST:
-                return None
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                async for part in response.iter_bytes():
+                    body += part
+                    if len(body) > _LONGEST:
+                        return None
+        except Exception:  # of the HTTP library, whichever openai uses: half a reply is none
+            return None
     return _content(body)
 
 

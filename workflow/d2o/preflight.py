@@ -17,16 +17,13 @@ from d2o.bill.work import Estimate
 from d2o.plan import Plan
 from d2o.settings import Settings
 
-# Of the memory that a job may ask for, what the machine's own figure leaves out.
-_ROUNDING = 1.1
-
 
 def problems(jobs: Sequence[Any], plan: Plan, here: bool) -> list[str]:
     """All that the jobs of a run lack, a line each, in alphabetical order.
 
     Args:
         jobs: Snakemake's, those that will run: the name of their `rule`, `wildcards` and `resources`.
-        here: whether they run on this machine, so that its devices and memory are theirs.
+        here: whether they run on this machine, so that its devices are theirs.
     """
     lines = {line for job in jobs for line in _of_job(job, plan.settings, here)}
     return sorted({*lines, *_disk(jobs, plan)})
@@ -45,7 +42,8 @@ def _disk(jobs: Sequence[Any], plan: Plan) -> Iterator[str]:
     there = next(place for place in (folder, *folder.parents) if place.exists())
     estimate, free = Estimate(plan, hardware.named("cpu")), shutil.disk_usage(there).free
     planned = (Job(job.rule.name, tuple(job.wildcards.items())) for job in jobs if job.rule.name in RULES)
-    left = sum(map(estimate.models, planned))
+    new = (job for job in planned if not Path(plan.layout.path(RULES[job.rule].place, job.names)).exists())
+    left = sum(map(estimate.models, new))
     if left > free:
         yield (
             f"the run leaves {left / 1e9:,.0f} GB of models in {plan.settings.results}, and {free / 1e9:,.0f} are "
@@ -58,11 +56,8 @@ def _machine(resources: Any) -> Iterator[str]:
     if nodes > 1 and "SLURM_JOB_ID" not in os.environ:
         yield f"a training asks for {nodes} nodes: run with --profile profiles/slurm, or set train.nodes: 1"
     gpus, there = resources.get("leased", resources.get("gpu", 0)), len(devices.visible())
-    if gpus > there:
+    if there and gpus > there:  # where none is known, as on WSL, the first job says whether torch sees one
         yield f"a job asks for {gpus} GPUs, and there are {there}: lower compute.gpus or train.ranks"
-    asked, memory = resources.get("mem_mb", 0) / 1000, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
-    if asked > memory * _ROUNDING:
-        yield f"a job asks for {asked:.0f} GB of memory, and there are {memory:.0f}: lower compute.memory_gb"
 
 
 def _model(s: Settings, wildcards: Any) -> list[str | None]:
@@ -86,14 +81,15 @@ def _questions(s: Settings, wildcards: Any) -> list[str | None]:
 
 
 def _judge(s: Settings, wildcards: Any) -> list[str | None]:
-    url = s.judges[wildcards.judge].base_url
-    if os.environ.get("OPENAI_API_KEY") or urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1"):
+    # A server of one's own, without TLS, seldom wants a key.
+    if os.environ.get("OPENAI_API_KEY") or urlsplit(s.judges[wildcards.judge].base_url).scheme != "https":
         return []
     return [f"judges.{wildcards.judge}: put its key into OPENAI_API_KEY (any text where the server wants none)"]
 
 
 def _trackers(s: Settings, wildcards: Any) -> list[str | None]:
-    missing = [name for name in s.train.trackers if importlib.util.find_spec(name) is None]
+    trackers = s.train_of(s.methods[wildcards.method]).trackers
+    missing = [name for name in trackers if importlib.util.find_spec(name) is None]
     return [f"train.trackers: {name} is not installed; install it, or take it out of the list" for name in missing]
 
 

@@ -208,8 +208,11 @@ def empty_folder(folder: Path) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder where it is there; a link to one stays. A kill leaves no half of it under its name."""
-    _remove(_put_aside(folder.resolve()))
+    """Remove a folder where it is there; a link to one stays. A kill leaves no half of it under its name.
+
+    Nor does NFS, where a file that a process has mapped stays for as long as it lives.
+    """
+    shutil.rmtree(_put_aside(folder.resolve()), ignore_errors=True)
 
 
 def _mark(folder: Path) -> None:

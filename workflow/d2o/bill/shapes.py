@@ -80,7 +80,7 @@ def of_folder(folder: Path) -> Shape | None:
     try:
         config = json.loads((folder / "config.json").read_text())
         return of_config(config)
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
@@ -93,7 +93,7 @@ def of_config(config: Mapping[str, Any]) -> Shape:
         config["hidden_size"],
         config["intermediate_size"],
         heads * width,
-        config.get("num_key_value_heads", heads) * width,
+        (config.get("num_key_value_heads") or heads) * width,
         config["vocab_size"],
         gated=config.get("model_type") not in ("bert", "roberta", "deberta-v2", "gpt_neox"),
         tied=config.get("tie_word_embeddings", False),

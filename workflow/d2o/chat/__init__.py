@@ -45,14 +45,19 @@ def _begins_answer(tokenizer) -> bool:
 
 
 def as_data(tokenizer, text: str) -> str:
-    """A text that the tokenizer reads as text throughout: a word joiner (U+2060) breaks up what it would read as a
-    special token. So no prompt and no answer can end its turn, or begin another role's, by `<|im_end|>`."""
+    """A text that the tokenizer reads as text throughout.
+
+    A word joiner (U+2060) breaks up what it would read as a special token, or as another marker that its template
+    writes. So no prompt and no answer can end its turn, or begin another role's, by `<|im_end|>`.
+    """
     return _special(tokenizer).sub(lambda token: f"{token[0][0]}\u2060{token[0][1:]}", text)
 
 
 @lru_cache(maxsize=8)
 def _special(tokenizer) -> re.Pattern[str]:
-    names = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    written = str(tokenizer.chat_template)
+    added = tokenizer.added_tokens_decoder.values()
+    names = [t.content for t in added if t.special or (t.content.startswith(("<", "[")) and t.content in written)]
     longest_first = sorted((name for name in names if len(name) > 1), key=len, reverse=True)
     return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 

@@ -23,6 +23,7 @@ from d2o.settings import TrainStage, result_keys
 from d2o.train import sizes
 from d2o.train.data import Inputs
 from d2o.train.engine import Engine
+from d2o.train.watch import LOG
 
 # Last file of a checkpoint: the digests of all others. A checkpoint without it, or with other files, is broken.
 _WHOLE = "whole.json"
@@ -87,14 +88,16 @@ class Checkpoints:
         trained = sum(weight.numel() for weight in weights if weight.requires_grad)
         checkpoint = sizes.checkpoint(trained, weights[0].itemsize, self._moving)
         model = sum(weight.nbytes for weight in weights)
-        written = (train.keep_checkpoints + 1) * checkpoint + (len(train.snapshots) + 1) * model
+        snapshots = [self.folder.with_name(f"step{step}") / "model" / "manifest.json" for step in train.snapshots]
+        models = 1 + sum(not snapshot.exists() for snapshot in snapshots)
+        written = (train.keep_checkpoints + 1) * checkpoint + models * model
         there = sum(file.stat().st_size for file in self.folder.glob("step*/*"))
         free = shutil.disk_usage(self.folder).free
         if written - there > free:
             raise D2OError(
                 f"{self.folder}: {free / 1e9:.1f} GB are free, and the training writes up to {written / 1e9:.1f}: "
-                f"{train.keep_checkpoints + 1} checkpoints of {checkpoint / 1e9:.1f} and {len(train.snapshots) + 1} "
-                f"models of {model / 1e9:.1f}; make room, or set train.lora, a lower train.keep_checkpoints or "
+                f"{train.keep_checkpoints + 1} checkpoints of {checkpoint / 1e9:.1f} and {models} models "
+                f"of {model / 1e9:.1f}; make room, or set train.lora, a lower train.keep_checkpoints or "
                 f"fewer train.snapshots"
             )
 
@@ -125,7 +128,9 @@ class Checkpoints:
                 self.folder, tag=folder.name, save_latest=False, exclude_frozen_parameters=True
             )
             torch.save(state, folder / f"rank{dist.get_rank()}.pt")
-        except (OSError, RuntimeError) as error:  # a full disk is the one or the other
+        except (OSError, RuntimeError) as error:  # a full disk is the one, or the other from torch's writer
+            if isinstance(error, RuntimeError) and "write" not in str(error):
+                raise
             raise D2OError(
                 f"{folder}: the checkpoint could not be written ({error}); make room, and the same command goes on "
                 f"after the step of the checkpoint before"
@@ -133,6 +138,7 @@ class Checkpoints:
         dist.barrier()
         digests = _digests(folder)
         if dist.get_rank() == 0:
+            records.sync(self.folder / LOG)
             records.write_json(folder / _WHOLE, digests)
             records.sync(folder / _WHOLE)
             for old in self._newest_first()[self._train.keep_checkpoints :]:
@@ -171,9 +177,13 @@ class Checkpoints:
         dist.destroy_process_group()
         sys.exit(128 + signal.SIGTERM)
 
-    def close(self, over: bool) -> None:
-        """Let go of the folder, and delete it where the run is over. Called on all ranks."""
-        dist.barrier()
+    def close(self, device: torch.device, over: bool) -> None:
+        """Let go of the folder, and delete it where the run is over. Called on all ranks.
+
+        It stays where a SIGTERM came since the last step: torchrun then fails whatever its ranks do.
+        """
+        self.due(device)
+        over = over and not self.ending
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         if dist.get_rank() == 0:
             if over:

@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 
 import deepspeed
 import torch
@@ -26,6 +27,8 @@ from d2o.train import schedule
 
 # PR_SET_PDEATHSIG of Linux's prctl: the signal that a process gets when its parent ends.
 _DEATH_SIGNAL = 1
+# How long ranks wait for each other: the first one tokenises all data.
+_PATIENCE = timedelta(hours=4)
 
 
 class Engine:
@@ -155,7 +158,7 @@ def start() -> tuple[int, int]:
     on_gpu = devices.device() == "cuda"
     if on_gpu:  # before the first collective, or NCCL guesses which one this rank has
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    deepspeed.init_distributed(dist_backend="nccl" if on_gpu else "gloo", verbose=False)
+    deepspeed.init_distributed(dist_backend="nccl" if on_gpu else "gloo", timeout=_PATIENCE, verbose=False)
     return dist.get_rank(), dist.get_world_size()
 
 

@@ -107,9 +107,11 @@ def run(stage: TrainStage, inputs: Inputs, checkpoints: Path, output: Path) -> N
         # The snapshot first: what goes on after a checkpoint does not come back to its step.
         if folder := snapshots.get(step + 1):
             _export(engine, stage, inputs, folder, {"step": step + 1})
-        if step + 1 < total and (step + 1 == data.until or kept.due(engine.device)):
+        due, last = kept.due(engine.device), step + 1 == total
+        if kept.ending or ((due or step + 1 == data.until) and not last):
             kept.save(engine, step + 1, moving.state() if moving else {})
         if kept.ending:
+            log.close()
             kept.leave(step + 1)
     log.close()
 
@@ -124,7 +126,7 @@ def run(stage: TrainStage, inputs: Inputs, checkpoints: Path, output: Path) -> N
         with records.artifact(board, stage) as draft:
             shutil.copytree(checkpoints / "tensorboard", draft.path)
     _export(engine, stage, inputs, output, facts)
-    kept.close(over=not data.next)
+    kept.close(engine.device, over=not data.next)
     dist.destroy_process_group()
 
 

@@ -22,6 +22,8 @@ from d2o.groups import Group
 from d2o.losses import Side
 from d2o.settings import Alarms, TrainStage
 
+# The file of the step log, beside the checkpoints.
+LOG = "train.jsonl"
 # Steps that an alarm looks back over.
 _WINDOW = 10
 # Seconds of matrix products after which the best of them will do.
@@ -190,14 +192,16 @@ class Watch:
 
         self._limits, self._shape, self._peak = stage.train.alarms, shape, peak
         self._active = dist.get_rank() == 0
-        self._path = folder / "train.jsonl"
+        self._path = folder / LOG
         lines = self._path.read_text().splitlines()[:first] if first else []
         self._history = _records(self._path, lines, first)
         self._raised: set[str] = set()
         self._began = time.monotonic()
         dist.barrier()
         if self._active:
-            self._path.write_text("".join(f"{line}\n" for line in lines))
+            draft = self._path.with_name(f".{self._path.name}.tmp")
+            draft.write_text("".join(f"{line}\n" for line in lines))
+            draft.replace(self._path)
             self._trackers = [_TensorBoard(folder / "tensorboard", first)]
             self._trackers += [_TRACKERS[name](stage, folder / f"{name}.run") for name in stage.train.trackers]
         self._bar = tqdm(
