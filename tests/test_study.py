@@ -119,6 +119,8 @@ def test_where_lines_cross():
     }
     tables["noise-0"] = tables["noise-0"].join(part({"d2o": 0.4}, HARM, seed=9))
     noise = study.against_noise(tables)
+    part_of_them = study.against_noise({name: table for name, table in tables.items() if name != "noise-50"})
+    assert study.crossings(part_of_them) == {}, "a share is missing"
     assert study.crossings(noise) == {"DPO": "50%", "SimPO": "never"}
     assert len(noise) == 3 * len(NOISE) and noise[noise["method"] == "D2O"]["mean"].nunique() == 1
     assert study.crossings(study.against_noise({name: tables[name] for name in list(tables)[1:]})) == {}

@@ -354,11 +354,11 @@ def against_noise(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 
 
 def crossings(noise: pd.DataFrame) -> dict[str, str]:
-    """Of each method, the share of harmful positives from which on it does more harm than D2O."""
+    """Of each method known at every share of harmful positives, the one from which on it does more harm than D2O."""
     means = noise.pivot(index="share", columns="method", values="mean")
     if "D2O" not in means:
         return {}
-    above = means.drop(columns="D2O").gt(means["D2O"], axis=0)[::-1].cummin()
+    above = means.drop(columns="D2O").dropna(axis="columns").gt(means["D2O"], axis=0)[::-1].cummin()
     return {name: f"{min(column.index[column]):.0%}" if column.any() else "never" for name, column in above.items()}
 
 
