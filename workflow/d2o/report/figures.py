@@ -263,13 +263,20 @@ def pool(sheet: Mapping[str, Any], scores: Mapping[str, Sequence[float]]) -> Fig
 
 
 def trials(data: pd.DataFrame, measured: Measured) -> Figure:
-    """Loss and margin of the trials against steps: a part a method, a line a trial, the chosen one thick."""
+    """Logs of the trials against steps: a part a method, a line a trial, the chosen one thick.
+
+    There is no panel of what a loss does not have, such as the margin of one without a reference.
+    """
     parts = {(block, method): own for block, rows in by_block(data).items()
              for method, own in rows.groupby("method", sort=False)}  # fmt: skip
     figure, subfigures = _parts([f"{block}: {method}" for block, method in parts], [2.75] * len(parts))
     for part, own in zip(subfigures, parts.values(), strict=True):
         handles = {}
-        for axis, (key, label) in zip(part.subplots(1, len(_PANELS)), _PANELS.items(), strict=True):
+        panels = {key: label for key, label in _PANELS.items() if own[key].notna().any()}
+        axes = part.subplots(1, len(_PANELS))
+        for axis in axes[len(panels) :]:
+            axis.set_axis_off()
+        for axis, (key, label) in zip(axes, panels.items(), strict=False):
             for (values, colour), log in zip(
                 zip(own["values"].unique(), _COLOURS * len(own), strict=False),
                 [log for _, log in own.groupby("trial", sort=False)],
