@@ -108,7 +108,7 @@ def test_a_folder_is_emptied_where_its_link_leads(tmp_path):
 def test_a_kill_while_an_old_folder_is_deleted_leaves_one_that_may_be_replaced(tmp_path, monkeypatch):
     """Deleting may take the mark first."""
 
-    def killed(path):
+    def killed(path, **_):
         (path / ".d2o").unlink()
         raise KeyboardInterrupt
 

@@ -42,8 +42,11 @@ def _disk(jobs: Sequence[Any], plan: Plan) -> Iterator[str]:
     there = next(place for place in (folder, *folder.parents) if place.exists())
     estimate, free = Estimate(plan, hardware.named("cpu")), shutil.disk_usage(there).free
     planned = (Job(job.rule.name, tuple(job.wildcards.items())) for job in jobs if job.rule.name in RULES)
-    new = (job for job in planned if not Path(plan.layout.path(RULES[job.rule].place, job.names)).exists())
-    left = sum(map(estimate.models, new))
+    left = sum(
+        size
+        for job in planned
+        if (size := estimate.models(job)) and not Path(plan.layout.path(RULES[job.rule].place, job.names)).exists()
+    )
     if left > free:
         yield (
             f"the run leaves {left / 1e9:,.0f} GB of models in {plan.settings.results}, and {free / 1e9:,.0f} are "
