@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from d2o import devices, hub
@@ -15,7 +15,7 @@ from d2o.bill import hardware
 from d2o.bill.jobs import RULES, Job
 from d2o.bill.work import Estimate
 from d2o.plan import Plan
-from d2o.settings import Settings
+from d2o.settings import Hub, Settings
 
 
 def problems(jobs: Sequence[Any], plan: Plan, here: bool) -> list[str]:
@@ -63,24 +63,8 @@ def _machine(resources: Any) -> Iterator[str]:
         yield f"a job asks for {gpus} GPUs, and there are {there}: lower compute.gpus or train.ranks"
 
 
-def _model(s: Settings, wildcards: Any) -> list[str | None]:
-    source = s.models[wildcards.model]
-    return [hub.lacking(source.hub, source.revision, "model")] if source.hub else []
-
-
-def _reward(s: Settings, wildcards: Any) -> list[str | None]:
-    source = s.rewards[wildcards.reward].source
-    return [hub.lacking(source.hub, source.revision, "model")] if source.hub else []
-
-
-def _dataset(s: Settings, wildcards: Any) -> list[str | None]:
-    source = s.datasets[wildcards.dataset]
-    return [hub.lacking(source.hub, source.revision, "dataset")] if source.hub else []
-
-
-def _questions(s: Settings, wildcards: Any) -> list[str | None]:
-    source = s.tasks[wildcards.task]
-    return [hub.lacking(source.hub, source.revision, "dataset")] if source.hub else []
+def _fetched(source: Hub, kind: Literal["model", "dataset"]) -> list[str | None]:
+    return [hub.lacking(source.hub, source.revision, kind)] if source.hub else []
 
 
 def _judge(s: Settings, wildcards: Any) -> list[str | None]:
@@ -98,10 +82,10 @@ def _trackers(s: Settings, wildcards: Any) -> list[str | None]:
 
 # By the rule of a job.
 _LOOKED_AT: dict[str, Callable[[Settings, Any], list[str | None]]] = {
-    "fetch_model": _model,
-    "fetch_reward": _reward,
-    "read_dataset": _dataset,
-    "fetch_questions": _questions,
+    "fetch_model": lambda s, wildcards: _fetched(s.models[wildcards.model], "model"),
+    "fetch_reward": lambda s, wildcards: _fetched(s.rewards[wildcards.reward].source, "model"),
+    "read_dataset": lambda s, wildcards: _fetched(s.datasets[wildcards.dataset], "dataset"),
+    "fetch_questions": lambda s, wildcards: _fetched(s.tasks[wildcards.task], "dataset"),
     "judge_responses": _judge,
     "judge_pairs": _judge,
     "train_method": _trackers,
