@@ -215,7 +215,7 @@ def test_a_subject_of_an_odd_name_is_refused_where_it_is_asked_for(tmp_path, sub
 
 
 def test_a_file_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(questions, "_LARGEST", 1 << 20)
+    monkeypatch.setattr(records, "LARGEST", 1 << 20)
     with zipfile.ZipFile(tmp_path / "m.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         for split in questions.SPLITS:
             archive.writestr(f"{split}/law_{split}.csv", " " * (2 << 20))

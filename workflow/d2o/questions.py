@@ -41,8 +41,6 @@ Readers = dict[str, dict[str, Callable[[], Multiple]]]  # subject → split → 
 # Names of subjects become names of files, of tasks and a part of the prompt.
 _SUBJECT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _CSV = re.compile(r"(?:.*/)?(dev|test)/([^./][^/]*)_\1\.csv")
-# Bytes that one packed file may unpack to.
-_LARGEST = 256 << 20
 _FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 
 
@@ -200,12 +198,7 @@ def _files(source: Path) -> Iterator[tuple[str, bytes]]:
         with zipfile.ZipFile(source) as archive:
             for name in filter(_CSV.fullmatch, archive.namelist()):
                 with archive.open(name) as file:
-                    content = file.read(_LARGEST + 1)
-                if len(content) > _LARGEST:
-                    raise D2OError(
-                        f"{source}: {name} unpacks to more than {_LARGEST >> 20} MiB; are these questions?"
-                    )
-                yield name, content
+                    yield name, records.read_packed(file, f"{source}: {name}")
     else:
         raise D2OError(f"{source}: {'neither a folder nor a .zip' if source.exists() else 'no such file'}")
 

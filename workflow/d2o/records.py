@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 _MARK = ".d2o"
 # What a folder that is made here holds beside its content: of the folder itself, and nothing to copy or link.
 ABOUT = frozenset({_MARK, "manifest.json"})
+
+# Bytes that one packed file may unpack to.
+LARGEST = 256 << 20
 
 
 def read_table(path: str | os.PathLike, schema: pa.Schema) -> list[dict[str, Any]]:
@@ -250,6 +253,18 @@ def read_manifest(target: str | os.PathLike) -> dict[str, Any]:
     if not path.exists():
         raise D2OError(f"{target}: no manifest at {path}; was it made by this pipeline?")
     return json.loads(path.read_text())
+
+
+def read_packed(file: BinaryIO, name: str) -> bytes:
+    """All bytes of a file that is unpacked while it is read.
+
+    Raises:
+        D2OError: where there are more than `LARGEST`, naming it: no memory may hold what a small file unpacks to.
+    """
+    content = file.read(LARGEST + 1)
+    if len(content) > LARGEST:
+        raise D2OError(f"{name} unpacks to more than {LARGEST >> 20} MiB; is it the right file?")
+    return content
 
 
 def file_digest(path: str | os.PathLike) -> str:

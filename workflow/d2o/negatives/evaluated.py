@@ -12,11 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from d2o import identities
+from d2o import identities, records
 from d2o.errors import D2OError
 
-# Bytes that a file may unpack to.
-_LARGEST = 256 << 20
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".csv.gz")
 
 
@@ -51,10 +49,7 @@ def _evaluation_rows(path: Path, suffix: str) -> Iterator[tuple[int, Any]]:
     number = 0
     try:
         with gzip.open(path) if suffix.endswith(".gz") else path.open("rb") as file:
-            content = file.read(_LARGEST + 1)
-        if len(content) > _LARGEST:
-            raise D2OError(f"{path}: unpacks to more than {_LARGEST >> 20} MiB; are these prompts to evaluate?")
-        text = content.decode("utf-8-sig")
+            text = records.read_packed(file, str(path)).decode("utf-8-sig")
         if suffix.startswith(".csv"):
             yield from enumerate(csv.DictReader(io.StringIO(text, newline=""), strict=True), 1)
         elif text.lstrip().startswith("["):
