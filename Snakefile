@@ -69,6 +69,7 @@ include: "workflow/rules/scores.smk"
 include: "workflow/rules/judge.smk"
 include: "workflow/rules/pair_quality.smk"
 include: "workflow/rules/tasks.smk"
+include: "workflow/rules/weights.smk"
 include: "workflow/rules/report.smk"
 
 

@@ -21,7 +21,7 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from conftest import ROOT
-from d2o import cli, settings
+from d2o import cli, layout, settings
 from d2o.plan import Plan
 
 PAGES = sorted(
@@ -193,6 +193,10 @@ def test_targets_and_configs_of_commands_exist(command):
             config = yaml.safe_load((ROOT / command.words[command.words.index("--configfile") + 1]).read_text())
             pages = [f"{config['results']}/reports/{name}/report.html" for name in config["experiments"]]
             assert word in pages, f"{command}: no experiment has this report"
+        elif word.endswith("/restored.json"):
+            demo = yaml.safe_load((ROOT / "config" / "config.yaml").read_text())
+            names = layout.names_in("restored", word.removeprefix("results/"))
+            assert names["seed"] == "0" and all(names[key] in demo[f"{key}s"] for key in names if key != "seed")
         elif not word.startswith("-") and before != "--cores":
             assert word in targets(), f"{command}: no target {word}"
 

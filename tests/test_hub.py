@@ -142,12 +142,16 @@ def test_a_disk_that_will_not_hold_the_results_is_told(monkeypatch):
             rule=SimpleNamespace(name="train_method"),
             wildcards=Names(names, seed=str(n)),
             resources={},
+            output=[],
         )
         for n in range(100)
     ]
     jobs.append(
         SimpleNamespace(
-            rule=SimpleNamespace(name="write_organism"), wildcards=Names(organism="noise-0"), resources={}
+            rule=SimpleNamespace(name="write_organism"),
+            wildcards=Names(organism="noise-0"),
+            resources={},
+            output=[],
         )
     )
     for free, told in ((20e9, True), (60e9, False)):

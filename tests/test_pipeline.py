@@ -210,6 +210,36 @@ def test_the_best_trial_by_validation_is_trained(restored):
     assert "Nothing to be done" in restored.snakemake("report")
 
 
+def test_weights_are_released_and_come_back_for_a_further_task(restored):
+    config = restored.config
+    own = {"datasets": ["demo"], "models": ["tiny"], "methods": ["initial", "dpo"], "rewards": ["safety"]}
+    once = config | {"experiments": {"gone": own | {"keep": "nothing"}}}
+    restored.configure(once)
+    assert restored.would_run() == {"release_weights": 1, "write_report": 1}
+    restored.snakemake()
+    run = restored.folder / "results" / "demo" / "tiny" / "dpo" / "seed0"
+    responses, manifest = run / "responses.parquet", run / "model" / "manifest.json"
+    before = [(path.stat().st_mtime_ns, path.read_bytes()) for path in (responses, manifest)]
+    assert not list((run / "model").glob("*.safetensors")) and restored.would_run() == {}
+    # A task that no one has asked yet: the way out is told before any job, and makes nothing else again.
+    restored.configure(once | {"experiments": {"gone": own | {"keep": "nothing", "tasks": ["plain"]}},
+                               "tasks": {"plain": {**CONFIG["tasks"]["mmlu"], "limit": 1}}})  # fmt: skip
+    printed = restored.snakemake(check=False)
+    assert "nothing was started" in printed and "Execute" not in printed
+    (command,) = set(re.findall(r"train it again: snakemake --cores all (\S+)", printed))
+    assert restored.would_run(command) == {"train_again": 1, "restore_weights": 1}
+    restored.snakemake(command)
+    assert restored.would_run() == {
+        "fetch_questions": 1, "find_leaks": 1, "answer_questions": 2, "release_weights": 1, "write_report": 1,
+    }  # fmt: skip
+    restored.snakemake()
+    assert not list((run / "model").glob("*.safetensors")) and not (run / "again").exists()
+    assert before == [(path.stat().st_mtime_ns, path.read_bytes()) for path in (responses, manifest)]
+    restored.snakemake(command)  # for the other tests
+    restored.configure(config)
+    assert restored.would_run() == {}
+
+
 def test_more_shards_sample_nothing_again(restored):
     config = restored.config
     pool = restored.folder / "results" / "demo" / "tiny" / "positives"

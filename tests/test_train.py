@@ -39,6 +39,7 @@ from d2o.settings import (
     execution_keys,
 )
 from d2o.train import Inputs, data, run, schedule, watch
+from d2o.weights import ADAPTER
 from rows import asked, human_row, pooled
 
 # Minutes between checkpoints: one after every step.
@@ -641,7 +642,16 @@ def test_adapters_are_trained_alone_and_merged(tables, tiny_model, tmp_path):
         assert weights.keys() == before.keys()
         changed = {key for key in before if not torch.equal(before[key].float(), weights[key].float())}
         assert changed == {key for key in before if "_proj" in key}, name
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    adapted = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32), tmp_path / "ZeRO 0" / "model" / ADAPTER
+    )
+    alone = adapted.merge_and_unload().state_dict()
     twins = [result(tmp_path / name)[0] for name in stages]
+    for key, value in twins[0].items():
+        torch.testing.assert_close(alone[key].float(), value.float(), msg=key)
     for twin in twins[1:]:
         for key, value in twins[0].items():
             assert (value - twin[key]).norm() / value.norm() < 2e-3, key

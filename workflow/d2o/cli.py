@@ -47,6 +47,15 @@ def _folder(model: Path) -> Path:
     return model.parent if model.name == "manifest.json" else model
 
 
+def _whole(model: Path) -> Path:
+    """The folder of a model that is loaded."""
+    from d2o import weights
+
+    if lacking := weights.lacking(_folder(model)):
+        raise D2OError(lacking)
+    return _folder(model)
+
+
 @app.callback()
 def _devices(
     gpus: Annotated[
@@ -73,7 +82,7 @@ def models(
     from d2o import models
 
     models.fetch(
-        settings.parse(settings.Model, settings_json, execution), _folder(run) if run else None, output.parent
+        settings.parse(settings.Model, settings_json, execution), _whole(run) if run else None, output.parent
     )
 
 
@@ -137,7 +146,7 @@ def positives(
     from d2o import positives
 
     stage = settings.parse(settings.PositivesStage, settings_json, execution)
-    positives.sample(stage, _folder(model), negatives, shard, sampled, output)
+    positives.sample(stage, _whole(model), negatives, shard, sampled, output)
 
 
 @_command(settings.PositivesStage)
@@ -168,7 +177,7 @@ def logprobs(
     from d2o import logprobs
 
     logprobs.compute(
-        settings.parse(settings.Forward, settings_json), _folder(model), negatives, samples, split, output
+        settings.parse(settings.Forward, settings_json), _whole(model), negatives, samples, split, output
     )
 
 
@@ -192,7 +201,7 @@ def train(
 
     train.run(
         settings.parse(settings.TrainStage, settings_json, execution),
-        train.Inputs(_folder(model), negatives, samples, scores, reference_logprobs, fresh, fresh_logprobs, tuned),
+        train.Inputs(_whole(model), negatives, samples, scores, reference_logprobs, fresh, fresh_logprobs, tuned),
         checkpoints,
         output.parent,
     )
@@ -218,7 +227,7 @@ def responses(model: Model, prompts: Input, output: Output, settings_json: Json,
     from d2o import responses
 
     stage = settings.parse(settings.ResponsesStage, settings_json, execution)
-    responses.answer(stage, _folder(model), prompts, output)
+    responses.answer(stage, _whole(model), prompts, output)
 
 
 @_command(settings.Reward)
@@ -235,7 +244,7 @@ def rewards(
 
     rewards.make(
         settings.parse(settings.Reward, settings_json, execution),
-        _folder(backbone) if backbone else None,
+        _whole(backbone) if backbone else None,
         rows,
         negatives,
         output.parent,
@@ -303,7 +312,33 @@ def tasks(model: Model, questions: Input, output: Output, settings_json: Json) -
     """Answer the questions of a task with lm-evaluation-harness."""
     from d2o import tasks
 
-    tasks.answer(settings.parse(settings.Task, settings_json), _folder(model), questions.parent, output)
+    tasks.answer(settings.parse(settings.Task, settings_json), _whole(model), questions.parent, output)
+
+
+@app.command()
+def release(
+    run: Annotated[Path, typer.Option(help="folder of a training", exists=True, file_okay=False)],
+    keep: Annotated[str, typer.Option(help="what of its weights stays: adapter, or nothing")],
+    output: Output,
+    waiting: Annotated[
+        list[Path], typer.Option(help="what is still made from them: they stay until it is there")
+    ] = [],  # noqa: B006
+) -> None:
+    """Delete the weights of a training, of its snapshots and of its rounds; all that was made from them stays."""
+    from d2o import weights
+
+    weights.release(keep, run, waiting, output)
+
+
+@app.command()
+def restore(
+    run: Annotated[Path, typer.Option(help="folder of the first training", exists=True, file_okay=False)],
+    again: Annotated[Path, typer.Option(help="that of the second, which is removed", exists=True, file_okay=False)],
+) -> None:
+    """Bring back weights that were released, where a second training has given the same ones."""
+    from d2o import weights
+
+    weights.restore(run, again)
 
 
 @_command(settings.Settings)

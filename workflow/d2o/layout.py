@@ -55,6 +55,12 @@ PLACES = {
     "scores": "<point>/scores/{reward}.parquet",
     "verdicts": "<run>/judge/{judge}.parquet",
     "answers": "<run>/tasks/{task}.parquet",
+    "released": "<run>/released/{experiment}.json",
+    "again": "<run>/again",
+    "again_checkpoints": "<again>/checkpoints",
+    "trained_again": "<again>/model/manifest.json",
+    "again_log": "<again>/train.jsonl",
+    "restored": "<run>/restored.json",
     # By online round of a run.
     "round_policy": "<round>/policy/manifest.json",
     "round_negatives": "<round>/negatives.parquet",

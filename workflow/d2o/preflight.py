@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from d2o import devices, hub
+from d2o import devices, hub, weights
 from d2o.bill import hardware
 from d2o.bill.jobs import RULES, Job
 from d2o.bill.work import Estimate
@@ -26,7 +26,7 @@ def problems(jobs: Sequence[Any], plan: Plan, here: bool) -> list[str]:
         here: whether they run on this machine, so that its devices are theirs.
     """
     lines = {line for job in jobs for line in _of_job(job, plan.settings, here)}
-    return sorted({*lines, *_disk(jobs, plan)})
+    return sorted({*lines, *_disk(jobs, plan), *_released(jobs, plan)})
 
 
 def _of_job(job: Any, s: Settings, here: bool) -> Iterator[str]:
@@ -52,6 +52,27 @@ def _disk(jobs: Sequence[Any], plan: Plan) -> Iterator[str]:
             f"the run leaves {left / 1e9:,.0f} GB of models in {plan.settings.results}, and {free / 1e9:,.0f} are "
             f"free: make room, put `results` elsewhere, or run one experiment at a time"
         )
+
+
+# What the jobs of a rule load, by its place.
+_LOADED = {
+    "answer_prompts": "weights",
+    "compute_heldout_logprobs": "weights",
+    "answer_questions": "trained",
+    "sample_round": "round_policy",
+}
+
+
+def _released(jobs: Sequence[Any], plan: Plan) -> Iterator[str]:
+    """A line for each model that is to be loaded and whose weights were released; not where it is made again."""
+    trained = {str(path) for job in jobs for path in job.output}
+    for job in jobs:
+        if place := _LOADED.get(job.rule.name):
+            names = {"snapshot": "", **dict(job.wildcards.items())}
+            ends = plan.layout.path(place, {**names, "snapshot": ""})
+            lacking = weights.lacking(Path(plan.layout.path(place, names)).parent)
+            if lacking and ends not in trained:
+                yield lacking
 
 
 def _machine(resources: Any) -> Iterator[str]:

@@ -42,6 +42,7 @@ RULES = {
     "compute_round_logprobs": Rule("reference_logprobs", "round_logprobs", "<run>/logs/round{round}-logprobs"),
     "train_method": Rule("train", "trained", "<run>/logs/train"),
     "train_to_round": Rule("train", "round_policy", "<run>/logs/round{round}-train"),
+    "train_again": Rule("train", "trained_again", "<run>/logs/train-again"),
     "answer_prompts": Rule("responses", "responses", "<point>/logs/responses"),
     "compute_heldout_logprobs": Rule("heldout_logprobs", "heldout_logprobs", "<point>/logs/heldout_logprobs"),
     "score_responses": Rule("scores", "scores", "<point>/logs/scores-{reward}"),
@@ -60,6 +61,8 @@ RULES = {
     "fetch_questions": Rule(OTHERS, "questions", "<results>/tasks/logs/{task}"),
     "find_leaks": Rule(OTHERS, "leaks", "<data>/logs/leaks-{task}"),
     "plot_pair_quality": Rule(OTHERS, "pair_quality_figure", "<reports>/logs/{experiment}-pair-quality"),
+    "release_weights": Rule(OTHERS, "released", "<run>/logs/released-{experiment}"),
+    "restore_weights": Rule(OTHERS, "restored", "<run>/logs/restored"),
     "write_report": Rule(OTHERS, "page", "<reports>/logs/{experiment}"),
 }
 

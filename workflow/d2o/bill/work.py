@@ -165,6 +165,8 @@ class Estimate:
 
     def models(self, job: Job) -> float:
         """Bytes of the models that a job leaves: nearly all that stays of a run. Reads no table."""
+        if job.kind == "train" and self._plan.released(job.names):
+            return 0.0
         match job.rule:
             case "fetch_model" | "fetch_reward":
                 return self.of(job).left
@@ -294,6 +296,8 @@ class Estimate:
         start = boundaries[-1] if boundaries else 0
         return self._steps(names, training, training.steps - start, ends=True)
 
+    _train_again = _train_method
+
     def _train_to_round(self, names: Mapping[str, str]) -> Work:
         boundaries, number = [0, *self._boundaries(names)], int(names["round"])
         return self._steps(names, self._training(names), boundaries[number] - boundaries[number - 1], ends=False)
@@ -309,6 +313,7 @@ class Estimate:
         stepping += steps * 28 * trained / train.ranks / device.bandwidth
         checkpoints = math.floor(stepping / 60 / train.checkpoint_minutes) + (not ends)
         models = self._models(shape, train, ends)
+        kept = 0.0 if self._plan.released(names) else models
         written = checkpoints * self._checkpoint(shape, method, train) + models
         starting = device.starts["train"] + training.groups * (training.positives + training.negatives) * _ENCODE
         held, host = self._training_memory(shape, train, training, trained)
@@ -323,7 +328,7 @@ class Estimate:
             device=held,
             host=host,
             written=written + steps * _STEP,
-            left=models + steps * _STEP,
+            left=kept + steps * _STEP,
         )
 
     def checkpoint(self, names: Mapping[str, str]) -> float:

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn
 
-from d2o import layout, rounds, runs, settings
+from d2o import layout, rounds, runs, settings, trials
 from d2o.contracts import CONTRACTS
 from d2o.layout import Layout
 from d2o.plan import checks, stages
@@ -23,8 +23,10 @@ _OF_INITIAL = {"responses", "heldout_logprobs", "scores", "answers"}
 # What a report is made from.
 _REPORTED = [
     "negatives", "pair_quality_figure", "trained", "responses", "heldout_logprobs", "scores", "verdicts", "answers",
-    "leaks", "pool_sheet", "pool_scores", "round_sheet", "tuned",
+    "leaks", "pool_sheet", "pool_scores", "round_sheet", "tuned", "released",
 ]  # fmt: skip
+# What a training's weights are loaded for.
+_OF_WEIGHTS = ["responses", "heldout_logprobs", "answers"]
 _PAIRS = ["pair_prompts", "pair_scores", "pair_verdicts"]
 # What asks for the artifacts that not every experiment needs.
 _ASKED_BY = {
@@ -131,11 +133,13 @@ class Plan:
         methods = [method for method in e.methods if method != "initial" or place in _OF_INITIAL]
         if place == "tuned":
             methods = [m for m in methods if self.settings.methods[m].tune and runs.seeds(e, m)]
+        if place == "released":
+            methods += [trial for method in methods for trial in stages.finished_trials(self.settings, method)]
         return {
             "dataset": lambda row: e.datasets,
             "model": lambda row: e.models,
             "method": lambda row: methods,
-            "seed": lambda row: runs.seeds(e, row["method"]),
+            "seed": lambda row: self._seeds(e, row, place),
             "organism": lambda row: [o] if (o := self.settings.datasets[row["dataset"]].organism) else [],
             "split": lambda row: ["train"],
             "snapshot": lambda row: ["", *(f"/step{step}" for step in self._snapshots(row["method"]))],
@@ -147,6 +151,51 @@ class Plan:
             "task": lambda row: e.tasks,
             "side": lambda row: ["chosen", "rejected"],
         }
+
+    def _seeds(self, e: settings.Experiment, row: Mapping[str, Any], place: str) -> list[int]:
+        method = row["method"]
+        seeds = runs.seeds(e, method) if method in e.methods else [self.settings.tuning.seed]
+        return [seed for seed in seeds if place != "released" or self.released({**row, "seed": seed})]
+
+    # Weights that go -----------------------------------------------------------------------------
+
+    def released(self, run: Mapping[str, Any]) -> bool:
+        """Whether a training's weights go: no experiment that has it keeps them, and no model is made of them."""
+        sources = [_training(model.run.model_dump()) for model in self.settings.models.values() if model.run]
+        keeps = {e.keep for e in self._having(run).values()}
+        return bool(keeps) and "model" not in keeps and _training(run) not in sources
+
+    def _having(self, run: Mapping[str, Any]) -> dict[str, settings.Experiment]:
+        """The experiments with a training, by name; with a trial, those with its method."""
+        trial_of = self._trial_of(run["method"])
+        return {
+            name: e
+            for name, e in self.settings.experiments.items()
+            if run["dataset"] in e.datasets and run["model"] in e.models
+            and (trial_of in e.methods or (run["method"] in e.methods and int(run["seed"]) in e.seeds))
+        }  # fmt: skip
+
+    def _trial_of(self, name: str) -> str | None:
+        """The method that a trial is of; None for another name."""
+        methods = self.settings.methods.items()
+        return next((method for method, entry in methods if name in trials.names(method, entry.tune)), None)
+
+    def made_from_weights(self, wildcards) -> list[str]:
+        """What an experiment makes from a training's weights; from a trial's, the choice of the best."""
+        return self._made_from_weights(wildcards.experiment, _names(wildcards))
+
+    def waiting(self, wildcards) -> str:
+        """`--waiting FILE` for each file that other experiments make from a training's weights."""
+        run = _names(wildcards)
+        others = [name for name in self._having(run) if name != wildcards.experiment]
+        paths = dict.fromkeys(path for name in others for path in self._made_from_weights(name, run))
+        return " ".join(f"--waiting {path}" for path in paths)
+
+    def _made_from_weights(self, experiment: str, run: Mapping[str, Any]) -> list[str]:
+        if trial_of := self._trial_of(run["method"]):
+            return [self._path("tuned", run, method=trial_of)]
+        rows = ((place, row) for place in _OF_WEIGHTS for row in self._crossed(place, experiment))
+        return [self.layout.path(place, row) for place, row in rows if _training(row) == _training(run)]
 
     # What a method takes -------------------------------------------------------------------------
 
@@ -432,6 +481,11 @@ def _names(wildcards) -> dict[str, Any]:
     """The names that wildcards stand for; with a pool its kind, whose answers all sizes share."""
     names = dict(wildcards.items())
     return names | {"kind": names["pool"].rpartition("-k")[0]} if "pool" in names else names
+
+
+def _training(names: Mapping[str, Any]) -> dict[str, str]:
+    """What names a training among what names an artifact of it."""
+    return {key: str(names[key]) for key in ("dataset", "model", "method", "seed")}
 
 
 def _folder_files(folder: str | None) -> list[str]:

@@ -75,6 +75,8 @@ def of(s: Settings, stage: str, w: Any) -> settings.Section:
 def finished_trials(s: Settings, method: str) -> dict[str, dict[str, Any]]:
     """The trials of a method, each with its values, without those that an experiment says have failed."""
     tune = s.methods[method].tune
+    if not tune:
+        return {}
     failed = {name for experiment in s.experiments.values() for name in experiment.failed}
     named = zip(trials.names(method, tune), trials.combinations(tune), strict=True)
     return {name: values for name, values in named if name not in failed}

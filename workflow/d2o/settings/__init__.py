@@ -711,6 +711,11 @@ class Experiment(Section):
         description="by method, such as `npo`, by training, such as `npo/seed1`, or by trial: why there is no such "
         "result; the report says so in its place, and the others stand",
     )
+    keep: Literal["model", "adapter", "nothing"] = execution(
+        "model",
+        "what stays of a trained model's weights once all experiments have what they make from them; `adapter`: that "
+        "of a method with `train.lora`",
+    )
     pair_quality: bool = Field(
         False, description="whether `rewards` and `judges` are asked about the data sets' human pairs too (Figure 1)"
     )

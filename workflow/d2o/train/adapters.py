@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from d2o.forward import Policy, load
 from d2o.settings import Lora
+from d2o.weights import ADAPTER
 
 
 def attach(policy: Policy, lora: Lora) -> None:
@@ -22,14 +22,16 @@ def attach(policy: Policy, lora: Lora) -> None:
     policy.lm = get_peft_model(policy.lm, settings)
 
 
-def merged(model: Path, precision: str, lora: Lora, weights: dict[str, Tensor]) -> PreTrainedModel:
-    """The initial model with trained adapters merged into its weights.
+def export(model: Path, precision: str, lora: Lora, weights: dict[str, Tensor], folder: Path) -> None:
+    """Write the initial model with trained adapters merged into its weights, and in `adapter/` them alone.
 
     Args:
         model: folder of the initial model.
         weights: the adapters', by their names in the policy's model.
+        folder: of the merged model.
     """
     policy = load(model, precision)
     attach(policy, lora)
     policy.lm.load_state_dict(weights, strict=False)
-    return policy.lm.merge_and_unload()
+    policy.lm.save_pretrained(folder / ADAPTER)
+    policy.lm.merge_and_unload().save_pretrained(folder)

@@ -160,8 +160,7 @@ def _export(engine, stage: TrainStage, inputs: Inputs, folder: Path, facts: dict
     if dist.get_rank() == 0:
         with records.artifact(folder, stage, [*inputs.lasting, *inputs.rounds]) as draft:
             if stage.train.lora:
-                lm = adapters.merged(inputs.model, stage.forward.precision, stage.train.lora, weights)
-                lm.save_pretrained(draft.path)
+                adapters.export(inputs.model, stage.forward.precision, stage.train.lora, weights, draft.path)
             else:
                 engine.deepspeed.module.lm.save_pretrained(draft.path, state_dict=weights)
             chat.load_tokenizer(inputs.model).save_pretrained(draft.path)

@@ -1,0 +1,67 @@
+# Weights go once all is made from them, where an experiment says `keep`; the same training brings them back.
+
+
+rule release_weights:
+    message:
+        "Weights of {wildcards.method} (seed {wildcards.seed}) on {wildcards.model}: released"
+    input:
+        plan.made_from_weights,
+    output:
+        "<released>",
+    params:
+        run=plan.folder("run"),
+    log:
+        "<run>/logs/released-{experiment}.log",
+    benchmark:
+        "<run>/logs/released-{experiment}.benchmark.tsv"
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=10,
+        gpu=0,
+        keep=lambda wildcards: plan.settings.experiments[wildcards.experiment].keep,
+        waiting=plan.waiting,
+    conda:
+        plan.environment("report")
+    localrule: True
+    shell:
+        "python -m d2o release --run {params.run} --keep {resources.keep} {resources.waiting} --output {output} 2>&1 | tee {log}"
+
+
+use rule train_method as train_again with:
+    message:
+        "{wildcards.method} (seed {wildcards.seed}) on {wildcards.model}, again"
+    output:
+        model=temp("<trained_again>"),
+        log=temp("<again_log>"),
+    params:
+        checkpoints=plan.folder("again_checkpoints"),
+    log:
+        "<run>/logs/train-again.log",
+    benchmark:
+        "<run>/logs/train-again.benchmark.tsv"
+
+
+rule restore_weights:
+    message:
+        "Weights of {wildcards.method} (seed {wildcards.seed}) on {wildcards.model}: restored"
+    input:
+        "<trained_again>",
+    output:
+        "<restored>",
+    params:
+        run=plan.folder("run"),
+        again=plan.folder("again"),
+    log:
+        "<run>/logs/restored.log",
+    benchmark:
+        "<run>/logs/restored.benchmark.tsv"
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=60,
+        gpu=0,
+    conda:
+        plan.environment("report")
+    shell:
+        "python -m d2o restore --run {params.run} --again {params.again} 2>&1 | tee {log}"
