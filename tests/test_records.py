@@ -7,13 +7,15 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
+from random import Random
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from d2o import identities, models, records, schemas
+from d2o import identities, model_folders, models, records, schemas, verify, weights
 from d2o.errors import D2OError
 from d2o.settings import Model, Run
 
@@ -147,18 +149,207 @@ def test_a_killed_writer_leaves_no_final_name(tmp_path):
     os.kill(child.pid, signal.SIGKILL)
     child.wait()
     assert not (tmp_path / "t.parquet").exists()
-    assert [path.name for path in tmp_path.iterdir()] == [".t.parquet.tmp"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".t.parquet.lock", ".t.parquet.tmp"]
 
     with records.artifact(tmp_path / "t.parquet") as draft:
         records.write_table(draft.path, schemas.SCORES, [ROW])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["t.parquet", "t.parquet.manifest.json"]
 
 
+def test_two_writers_of_one_artifact(tmp_path):
+    """A fixed draft name let one publish half of the other's file."""
+    target = tmp_path / "t.parquet"
+    with records.artifact(target) as first:
+        records.write_table(first.path, schemas.SCORES, [ROW])
+        with (
+            pytest.raises(D2OError, match=rf"t\.parquet: another process is at work here \(process {os.getpid()} on"),
+            records.artifact(target),
+        ):
+            pytest.fail("the second writer began")
+        assert first.path.exists()
+    assert records.read_table(target, schemas.SCORES) == [ROW]
+    make_folder(tmp_path / "folder")  # another artifact beside it
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "t.parquet", "t.parquet.manifest.json"]
+
+
+COUNTING = """
+import sys, time
+from pathlib import Path
+from d2o import locks
+from d2o.errors import D2OError
+count = Path(sys.argv[1])
+for _ in range(100):
+    while True:
+        try:
+            lock = locks.hold(count)
+            break
+        except D2OError:
+            time.sleep(0.0005)
+    number = int(count.read_text())
+    count.write_text(str(number + 1))
+    locks.release(lock)
+"""
+
+
+def test_a_lock_is_held_by_one_at_a_time(tmp_path):
+    """Its file is removed at the end: whoever has opened it before holds a lock on nothing."""
+    count = tmp_path / "count"
+    count.write_text("0")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", COUNTING, str(count)]
+    processes = [subprocess.Popen(command, env=environment) for _ in range(4)]
+    assert [process.wait() for process in processes] == [0] * 4
+    assert count.read_text() == "400"
+
+
+@pytest.mark.parametrize("what", ["sync", "write_json"])
+def test_a_disk_that_fails_leaves_no_manifest_beside_another_content(what, tmp_path, monkeypatch):
+    target = tmp_path / "t.parquet"
+    for value in (1.0, 2.0):
+        if value == 2.0:
+            monkeypatch.setattr(records, what, failing)
+        with suppress(OSError), records.artifact(target) as draft:
+            records.write_table(draft.path, schemas.SCORES, [ROW | {"score": value}])
+    score, manifest = (
+        records.read_table(target, schemas.SCORES)[0]["score"],
+        target.with_name("t.parquet.manifest.json"),
+    )
+    assert (score, manifest.exists()) == ((1.0, True) if what == "sync" else (2.0, False))
+    assert not list(tmp_path.glob(".*"))
+
+
+def failing(*_):
+    raise OSError(28, "No space left on device")
+
+
+# Damage ------------------------------------------------------------------------------------------
+
+
+def flipped(content: bytes, random: Random) -> bytes:
+    """The content with one bit turned, or with a page of zeros."""
+    changed = bytearray(content)
+    place = random.randrange(len(content))
+    if random.random() < 0.2:
+        changed[place : place + 4096] = bytes(len(changed[place : place + 4096]))
+    else:
+        changed[place] ^= 1 << random.randrange(8)
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("compressible", [True, False])
+def test_a_damaged_table_is_never_read_as_another(compressible, tmp_path):
+    """185 of 300 flipped bits were silently other data, of tables without checksums."""
+    random = Random(5)
+    rows = [
+        {"prompt_id": f"{0 if compressible else random.getrandbits(64):016x}", "sample": n % 4, "score": n / 7}
+        for n in range(500)
+    ]
+    table = tmp_path / "t.parquet"
+    records.write_table(table, schemas.SCORES, rows)
+    content, told = table.read_bytes(), 0
+    for _ in range(300):
+        table.write_bytes(flipped(content, random))
+        try:
+            assert records.read_table(table, schemas.SCORES) == rows, "silently other data"
+        except D2OError as error:
+            told += 1
+            assert str(error).startswith(f"{table}: ") and "\n" not in str(error)
+    assert told > 200
+
+
+def test_a_damaged_line_is_never_read_as_another():
+    random = Random(7)
+    row = {
+        "identity": "0f",
+        "prompt_id": "ab",
+        "text": "Grüße, \u2028 😀 " * 5,
+        "tokens": 12,
+        "finish": "stop",
+    }
+    line = records.sealed(row)
+    assert records.unsealed(line) == row and json.loads(line)["text"] == row["text"]
+    told = 0
+    for _ in range(400):
+        damaged = flipped(line.encode(), random).decode(errors="replace")
+        read = records.unsealed(damaged)
+        assert read in (None, row)
+        told += read is None
+    assert told > 380
+    for part in ("", "{}", "[]", "3", '{"crc": 0}', line[:-1], line.replace('"crc"', '"sum"')):
+        assert records.unsealed(part) is None
+
+
+def test_a_damaged_table_is_told_before_another_reader_sees_it(tmp_path):
+    with records.artifact(tmp_path / "t.parquet") as draft:
+        records.write_table(draft.path, schemas.SCORES, [ROW])
+    records.check_table(tmp_path / "t.parquet", schemas.SCORES)
+    with (tmp_path / "t.parquet").open("ab") as file:
+        file.write(b"PAR1")
+    with pytest.raises(D2OError, match=r"t\.parquet: damaged"):
+        records.check_table(tmp_path / "t.parquet", schemas.SCORES)
+
+
+@pytest.fixture
+def results(tmp_path):
+    """A folder with a table, and a run whose model has weights."""
+    with records.artifact(tmp_path / "results" / "t.parquet") as draft:
+        records.write_table(draft.path, schemas.SCORES, [ROW])
+    with records.artifact(tmp_path / "results" / "seed0" / "model") as draft:
+        (draft.path / "adapter").mkdir(parents=True)
+        for name in ("model.safetensors", "config.json", "adapter/adapter_model.safetensors"):
+            (draft.path / name).write_bytes(os.urandom(5000))
+    return tmp_path / "results"
+
+
+def test_what_is_as_it_was_written_is_verified(results):
+    assert verify.verify(results) == ([], "2 artifacts, 4 files, 0 not whole")
+    with pytest.raises(D2OError, match="holds no artifact"):
+        verify.verify(results / "seed0" / "model" / "adapter")
+
+
+@pytest.mark.parametrize(
+    "name", ["t.parquet", "seed0/model/model.safetensors", "seed0/model/config.json", "t.parquet.manifest.json"]
+)
+@pytest.mark.parametrize("damage", ["flip", "gone"])
+def test_damage_is_found_and_the_way_out_told(results, name, damage):
+    path = results / name
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(b"?" + path.read_bytes()[1:])
+    problems, counted = verify.verify(results)
+    if (name, damage) == ("t.parquet.manifest.json", "gone"):
+        assert problems == []  # nobody knows what it was: Snakemake makes the table again where it is asked for
+        return
+    (line,) = problems
+    assert line.startswith(f"{path}: ") and re.search(r"delete \S+manifest\.json and run again$", line)
+    assert counted.endswith("1 not whole")
+
+
+def test_released_weights_are_no_damage(results):
+    run = results / "seed0"
+    weights.release("adapter", run, [], run / "released" / "one.json")
+    problems, counted = verify.verify(results)
+    assert problems == [] and "1 files of weights were released" in counted
+
+
+def test_damaged_weights_are_not_loaded(results):
+    model = results / "seed0" / "model"
+    model_folders.check_weights(model)
+    file = model / "model.safetensors"
+    file.write_bytes(flipped(file.read_bytes(), Random(1)))
+    command = [sys.executable, "-m", "d2o", "responses", "--settings", "{}", "--model", str(model)]
+    command += ["--prompts", str(results / "t.parquet"), "--output", str(results / "r.parquet")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 1 and done.stderr.startswith(f"error: {file}: damaged since it was written; delete")
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda path: None, "no such file; make it with: snakemake"),
-        (lambda path: path.write_text("nonsense"), "not a Parquet file"),
+        (lambda path: path.write_text("nonsense"), "no Parquet file"),
         (lambda path: pq.write_table(pa.table({"prompt_id": ["a"]}), path), "lacks the columns sample, score"),
         (
             lambda path: pq.write_table(pa.table({"prompt_id": ["a"], "sample": [1.5], "score": [1.0]}), path),

@@ -125,7 +125,7 @@ def test_learns_an_easy_set_and_repeats_itself(backbone, tmp_path):
     for row in rows[-24:]:
         row["responses"] = [{"text": a["text"] + " indeed", "unsafe": not a["unsafe"]} for a in row["responses"]]
     second = train(tmp_path / "b", backbone, rows, test=24)
-    assert second["weights"] == first["weights"]
+    assert second["content"] == first["content"]
     assert second["auc"] < 0.1
 
 
@@ -148,10 +148,10 @@ def test_a_scorer_that_knows_the_prompt_only_reads_neutral():
 
 def test_seed_and_train_rows_decide_the_weights(backbone, tmp_path):
     base = train(tmp_path / "a", backbone, easy_rows(16), epochs=1)
-    assert train(tmp_path / "b", backbone, easy_rows(16), epochs=1, seed=1)["weights"] != base["weights"]
+    assert train(tmp_path / "b", backbone, easy_rows(16), epochs=1, seed=1)["content"] != base["content"]
     rows = easy_rows(16)
     rows[0]["responses"][0]["text"] += " indeed"
-    assert train(tmp_path / "c", backbone, rows, epochs=1)["weights"] != base["weights"]
+    assert train(tmp_path / "c", backbone, rows, epochs=1)["content"] != base["content"]
 
 
 @pytest.mark.parametrize(("layers", "moved"), [(0, set()), (1, {1}), (9, {0, 1})])
@@ -254,7 +254,8 @@ def test_source_is_linked_not_copied(tiny_model, tmp_path):
     assert all(path.is_symlink() and path.exists() for path in files)
     facts = records.read_manifest(tmp_path / "reward")
     assert facts["source"] == str(tmp_path / "given")
-    assert len(facts["weights"]) == len(list((tmp_path / "given").glob("*.safetensors"))) > 1
+    weights = [name for name in facts["content"] if name.endswith(".safetensors")]
+    assert len(weights) == len(list((tmp_path / "given").glob("*.safetensors"))) > 1
     assert all((tmp_path / "given" / name).read_text() == '{"of": "the source"}' for name in records.ABOUT)
 
 

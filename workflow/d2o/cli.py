@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -48,12 +49,15 @@ def _folder(model: Path) -> Path:
 
 
 def _whole(model: Path) -> Path:
-    """The folder of a model that is loaded."""
-    from d2o import weights
+    """The folder of a model that is loaded, once it is known that its weights are there and undamaged."""
+    from d2o import model_folders, weights
 
-    if lacking := weights.lacking(_folder(model)):
+    folder = _folder(model)
+    if lacking := weights.lacking(folder):
         raise D2OError(lacking)
-    return _folder(model)
+    if (folder / "manifest.json").exists() and "RANK" not in os.environ:  # once a job, not once a rank
+        model_folders.check_weights(folder)
+    return folder
 
 
 @app.callback()
@@ -262,7 +266,7 @@ def scores(
     """One reward model's score for each answer, or an exact scorer's."""
     from d2o import scores
 
-    folder = _folder(reward) if reward else None
+    folder = _whole(reward) if reward else None
     scores.score(settings.parse(settings.Reward, settings_json), folder, prompts, responses, output)
 
 
@@ -420,6 +424,17 @@ def show(path: Annotated[Path, typer.Argument(help="an artifact, or its manifest
     from d2o import records
 
     typer.echo(json.dumps(records.read_manifest(path), indent=2, ensure_ascii=False))
+
+
+@app.command()
+def verify(folder: Annotated[Path, typer.Argument(help="folder of results", exists=True, file_okay=False)]) -> None:
+    """Compare every artifact with the SHA-256 that it was written with."""
+    from d2o import verify
+
+    problems, counted = verify.verify(folder)
+    typer.echo("\n".join([*problems, counted]))
+    if problems:
+        sys.exit(1)
 
 
 @app.command()

@@ -158,7 +158,7 @@ def _replies(judge: Judge, questions: list[str], partial: Path) -> dict[str | No
 
             def keep(key: str, letter: str | None, reason: str) -> None:
                 done[key] = {"key": key, "letter": letter, "reason": reason}
-                file.write(json.dumps(done[key]) + "\n")
+                file.write(records.sealed(done[key]))
                 file.flush()
                 bar.update()
 
@@ -200,14 +200,11 @@ def _key(judge: Judge, text: str) -> str:
 
 
 def _read(partial: Path) -> list[dict[str, Any]]:
-    """The verdicts in the side file of a killed job. An unfinished line is skipped."""
-    replies = []
-    for line in partial.read_text().splitlines() if partial.exists() else []:
-        try:
-            replies.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return replies
+    """The verdicts in the side file of a killed job. An unfinished or damaged line is skipped."""
+    if not partial.exists():
+        return []
+    lines = partial.read_text(errors="replace").splitlines(keepends=True)
+    return [reply for line in lines if (reply := records.unsealed(line))]
 
 
 async def _ask_all(judge: Judge, questions: dict[str, str], keep: Callable[[str, str | None, str], None]) -> None:

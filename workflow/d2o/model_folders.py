@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 from d2o.errors import D2OError
-from d2o.records import read_manifest
+from d2o.records import file_digest, read_manifest
 
 
 def check(folder: Path) -> None:
@@ -34,9 +34,32 @@ def trusts_code(model: str | os.PathLike) -> bool:
     return path.exists() and json.loads(path.read_text()).get("trust_remote_code", False)
 
 
+def weights(folder: Path) -> dict[str, str]:
+    """The SHA-256 of each file of weights, by its name, as it was when the folder was made.
+
+    Raises:
+        D2OError: where the folder has no manifest.
+    """
+    content = read_manifest(folder).get("content", {})
+    return {name: digest for name, digest in content.items() if "/" not in name and name.endswith(".safetensors")}
+
+
+def check_weights(folder: Path) -> None:
+    """Check that the weights are those that the folder was made with.
+
+    Raises:
+        D2OError: naming the file that is not as it was written.
+    """
+    for name, digest in weights(folder).items():
+        if file_digest(folder / name) != digest:
+            raise D2OError(
+                f"{folder / name}: damaged since it was written; delete {folder}/manifest.json and run again"
+            )
+
+
 def digest(folder: Path) -> str:
     """Digest of what a model folder answers with: weights, tokenizer and template, whenever it was made."""
-    hasher = hashlib.sha256(json.dumps(read_manifest(folder).get("weights"), sort_keys=True).encode())
+    hasher = hashlib.sha256(json.dumps(weights(folder), sort_keys=True).encode())
     for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "chat_template.jinja"):
         if (folder / name).exists():
             hasher.update((folder / name).read_bytes())

@@ -46,7 +46,6 @@ def fetch(model: Model, run: Path | None, folder: Path) -> None:
         draft.facts["trust_remote_code"] = model_folders.trusts_code(run) if run else model.trust_remote_code
         _settle_tokenizer(draft.path, template, model.context or (None if run else _CONTEXT))
         model_folders.check(draft.path)
-        draft.facts["weights"] = {p.name: records.file_digest(p) for p in sorted(draft.path.glob("*.safetensors"))}
 
 
 def _packaged(model: Model) -> Path:

@@ -1,7 +1,7 @@
 """The artifacts between stages: tables read and written, atomic writing, and the manifest beside each.
 
-A path that exists is whole: everything is written under a temporary name next to it and renamed at the end,
-its manifest first. A folder that is made here carries a mark, and no folder without it is ever replaced.
+A path that exists is whole: everything is written under a temporary name next to it, by one process at a time, and
+renamed at the end. A folder that is made here carries a mark, and no folder without it is ever replaced.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import time
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from d2o import locks
 from d2o.errors import D2OError
 from d2o.layout import manifest_path
 
@@ -59,15 +61,27 @@ def read_columns(
         raise D2OError(f"{path}: no such file; make it with: snakemake {path}")
     try:
         # By default pyarrow buffers the whole file ahead.
-        table = pq.ParquetFile(path, pre_buffer=False)
-    except pa.ArrowInvalid as error:
-        raise D2OError(f"{path}: not a Parquet file ({error}); delete it and run again") from None
-    with table:
-        if not table.schema_arrow.equals(schema):
-            missing = sorted(set(schema.names) - set(table.schema_arrow.names))
-            problem = f"lacks the columns {', '.join(missing)}" if missing else "has columns of other types"
-            raise D2OError(f"{path}: {problem}; it was made by another version: delete it and run again")
-        yield from table.iter_batches(batch_size=size, columns=columns)
+        with pq.ParquetFile(path, pre_buffer=False, page_checksum_verification=True) as table:
+            if not table.schema_arrow.equals(schema):
+                missing = sorted(set(schema.names) - set(table.schema_arrow.names))
+                problem = f"lacks the columns {', '.join(missing)}" if missing else "has columns of other types"
+                raise D2OError(f"{path}: {problem}; it was made by another version: delete it and run again")
+            yield from table.iter_batches(batch_size=size, columns=columns)
+    except (pa.ArrowException, OSError) as error:
+        why = " ".join(str(error).split())
+        raise D2OError(f"{path}: damaged, or no Parquet file ({why}); delete it and run again") from None
+
+
+def check_table(path: str | os.PathLike, schema: pa.Schema) -> None:
+    """Check a table for a reader that looks at no checksum, such as Polars.
+
+    Raises:
+        D2OError: as `read_table`, and where the file is not what its manifest says.
+    """
+    next(read_columns(path, schema, []), None)
+    written = read_manifest(path).get("content") if manifest_path(path).exists() else None
+    if written and written != file_digest(path):
+        raise D2OError(f"{path}: damaged since it was written; delete it and run again")
 
 
 def read_frame(path: str | os.PathLike, schema: pa.Schema, columns: list[str] | None = None) -> pd.DataFrame:
@@ -79,18 +93,23 @@ def read_frame(path: str | os.PathLike, schema: pa.Schema, columns: list[str] | 
 def read_any(path: str | os.PathLike, columns: Sequence[str]) -> pa.Table:
     """Some columns of a table of whatever schema that has them; errors as `read_table`."""
     try:
-        return pq.read_table(path, columns=list(columns)).select(list(columns))
+        table = pq.read_table(path, columns=list(columns), page_checksum_verification=True)
+        return table.select(list(columns))
     except FileNotFoundError:
         raise D2OError(f"{path}: no such file; make it with: snakemake {path}") from None
-    except (pa.ArrowException, KeyError) as error:
+    except (pa.ArrowException, OSError, KeyError) as error:
         raise D2OError(f"{path}: no table with {', '.join(columns)} ({error}); delete it and run again") from None
+
+
+def _writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
+    return pq.ParquetWriter(path, schema, write_page_checksum=True)
 
 
 class TableWriter:
     """Appends rows to a Parquet file in row groups, so that memory stays flat."""
 
     def __init__(self, path: Path, schema: pa.Schema, size: int = 4096):
-        self._writer, self._schema, self._size = pq.ParquetWriter(path, schema), schema, size
+        self._writer, self._schema, self._size = _writer(path, schema), schema, size
         self._rows: list[Mapping[str, Any]] = []
         self.count = 0
 
@@ -146,21 +165,21 @@ def artifact(
 ) -> Iterator[Draft]:
     """Make the file or folder `target` whole or not at all, with a manifest beside it.
 
-    The body writes to `draft.path` (a file, or a folder that it creates). On leaving, the manifest is written
-    and the draft renamed; on an error nothing is left. A folder's manifest lies in it as `manifest.json`, and
-    a file's beside it as `<name>.manifest.json`.
+    The body writes to `draft.path` (a file, or a folder that it creates). On leaving, the draft is brought to the
+    disk and renamed; on an error nothing is left. A folder's manifest lies in it as `manifest.json`, and a file's
+    beside it as `<name>.manifest.json`. It holds the SHA-256 of the file, or of each file of the folder.
 
     Args:
         target: the final path.
         settings: pydantic section, or plain data, that determined the content.
         inputs: files it was made from; their SHA-256 goes into the manifest.
     Raises:
-        D2OError: as `check_ours`, before the body runs.
+        D2OError: as `check_ours`, and where another process makes it, before the body runs.
     """
     if Path(target).is_dir():
         check_ours(Path(target))
     target = Path(target).absolute()  # `.` has no name
-    target.parent.mkdir(parents=True, exist_ok=True)
+    lock = locks.hold(target)
     draft = Draft(target.with_name(f".{target.name}.tmp"))
     _remove(draft.path)  # what a killed writer left
     start, began = time.monotonic(), datetime.now(UTC)
@@ -174,6 +193,7 @@ def artifact(
             "settings": settings.model_dump() if hasattr(settings, "model_dump") else settings,
             "inputs": {str(path): file_digest(path) for path in inputs},
             "versions": versions(),
+            "content": _content(draft.path),
         }
         if draft.path.is_dir():
             _mark(draft.path)
@@ -181,11 +201,24 @@ def artifact(
             sync(draft.path)
             _replace_folder(draft.path, target)
         else:
-            write_json(manifest_path(target), record)
             sync(draft.path)
+            manifest = manifest_path(target)
+            manifest.unlink(missing_ok=True)  # never a manifest beside another content
             draft.path.replace(target)
+            write_json(manifest, record)
+            sync(manifest)
+        sync_names(target.parent)
     finally:
         _remove(draft.path)
+        locks.release(lock)
+
+
+def _content(path: Path) -> str | dict[str, str]:
+    """SHA-256 of a file, or by its path in the folder of each file."""
+    if path.is_file():
+        return file_digest(path)
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    return {str(file.relative_to(path)): file_digest(file) for file in files}
 
 
 def check_ours(folder: Path) -> None:
@@ -267,6 +300,21 @@ def read_packed(file: BinaryIO, name: str) -> bytes:
     return content
 
 
+def sealed(row: Mapping[str, Any]) -> str:
+    """A line of a file that grows: JSON with a checksum as its last key."""
+    return json.dumps({**row, "crc": zlib.crc32(json.dumps(row).encode())}) + "\n"
+
+
+def unsealed(line: str) -> dict[str, Any] | None:
+    """The row of a line that is as `sealed` wrote it; None of any other."""
+    try:
+        row = json.loads(line)
+        crc = row.pop("crc")
+    except (ValueError, AttributeError, TypeError, KeyError):
+        return None
+    return row if line.endswith("\n") and crc == zlib.crc32(json.dumps(row).encode()) else None
+
+
 def file_digest(path: str | os.PathLike) -> str:
     """SHA-256 of a file."""
     with Path(path).open("rb") as file:
@@ -292,6 +340,15 @@ def sync(path: Path) -> None:
     for file in [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]:
         with file.open("rb") as handle:
             os.fsync(handle.fileno())
+
+
+def sync_names(folder: Path) -> None:
+    """Bring the names of a folder to the disk, so that a rename outlives a machine without power."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 @cache

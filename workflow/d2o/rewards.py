@@ -41,7 +41,6 @@ def make(reward: Reward, backbone: Path | None, rows: Path | None, negatives: Pa
     if reward.source:
         with records.artifact(folder, reward) as draft:
             draft.facts["source"] = str(_link(reward, draft.path))
-            _hash_weights(draft)
         return
     if backbone is None or rows is None or negatives is None:
         raise D2OError("rewards: training a reward model needs --backbone, --rows and --negatives")
@@ -49,13 +48,6 @@ def make(reward: Reward, backbone: Path | None, rows: Path | None, negatives: Pa
     with records.artifact(folder, reward, [backbone / "manifest.json", rows, negatives]) as draft:
         draft.facts |= _train(reward, backbone, examples["train"], draft.path)
         draft.facts |= _held_out(reward, draft.path, examples["test"])
-        _hash_weights(draft)
-
-
-def _hash_weights(draft: records.Draft) -> None:
-    # The jobs that score depend on this manifest, so it must change when the weights change.
-    weights = sorted(draft.path.glob("*.safetensors"))
-    draft.facts["weights"] = {path.name: records.file_digest(path) for path in weights}
 
 
 # A reward model that exists ----------------------------------------------------------------------

@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from d2o import records
+from d2o import model_folders, records
 from d2o.errors import D2OError
 
 # The adapter of a training with LoRA, in its model folder.
 ADAPTER = "adapter"
+# How many folders a round's policy lies below its run, less one.
+_DEPTH = {"policy": 2}
 
 
 def release(keep: str, run: Path, waiting: Sequence[Path], output: Path) -> None:
@@ -27,7 +29,7 @@ def release(keep: str, run: Path, waiting: Sequence[Path], output: Path) -> None
     missing = [str(path) for path in waiting if not path.exists()]
     released = []
     for folder in [] if missing else _folders(run):
-        for name in filter(_there(folder), _names(folder)):
+        for name in filter(_there(folder), model_folders.weights(folder)):
             (folder / name).unlink()
             released.append(str((folder / name).relative_to(run)))
         if keep == "nothing":
@@ -51,7 +53,7 @@ def restore(run: Path, again: Path) -> None:
     """
     pairs = [(folder, again / folder.relative_to(run)) for folder in _folders(run) if folder.name != "policy"]
     for first, second in pairs:
-        if _digests(first) != _digests(second):
+        if model_folders.weights(first) != model_folders.weights(second):
             raise D2OError(
                 f"{first}: trained again it has other weights (another device, or one that computes other bits each "
                 f"time); to take them, delete {first / 'manifest.json'}: all that was made from the old ones will be "
@@ -59,7 +61,7 @@ def restore(run: Path, again: Path) -> None:
             )
     restored = []
     for first, second in pairs:
-        for name in filter(_there(second), [*_names(first), ADAPTER]):
+        for name in filter(_there(second), [*model_folders.weights(first), ADAPTER]):
             if not (first / name).exists():
                 (second / name).rename(first / name)
                 restored.append(str((first / name).relative_to(run)))
@@ -69,14 +71,15 @@ def restore(run: Path, again: Path) -> None:
 
 
 def lacking(folder: Path) -> str | None:
-    """What to do where a model's weights were released; None where they are there, or it was never made."""
-    if not (folder / "manifest.json").exists() or all(map(_there(folder), _names(folder))):
+    """What to do where a model's weights are not there; None where they are, or the model was never made."""
+    manifest = folder / "manifest.json"
+    if not manifest.exists() or all(map(_there(folder), model_folders.weights(folder))):
         return None
+    run = folder.parents[_DEPTH.get(folder.name, 0) + folder.parent.name.startswith("step")]
+    if not (run / "released").exists():
+        return f"{folder}: its weights are gone; delete {manifest} and run again"
     if folder.name == "policy":
-        return (
-            f"{folder}: its weights were released; delete {folder / 'manifest.json'}, and the round is trained again"
-        )
-    run = folder.parents[1] if folder.parent.name.startswith("step") else folder.parent
+        return f"{folder}: its weights were released; delete {manifest}, and the round is trained again"
     return f"{folder}: its weights were released; train it again: snakemake --cores all {_restored(run)}"
 
 
@@ -84,14 +87,6 @@ def _folders(run: Path) -> list[Path]:
     """The models of a run: at its end, after steps, and before rounds."""
     models = ("model", "step*/model", "rounds/*/policy")
     return sorted(manifest.parent for at in models for manifest in run.glob(f"{at}/manifest.json"))
-
-
-def _digests(folder: Path) -> dict[str, str]:
-    return records.read_manifest(folder).get("weights", {})
-
-
-def _names(folder: Path) -> list[str]:
-    return list(_digests(folder))
 
 
 def _there(folder: Path) -> Callable[[str], bool]:

@@ -55,7 +55,7 @@ def _questions(path: Path) -> pl.DataFrame:
 def _train_prompts(tables: list[Path]) -> pl.DataFrame:
     """What the user of each train prompt says, as `find_leaks` takes what is asked: a row a turn."""
     for path in tables:
-        next(records.read_columns(path, schemas.NEGATIVES, ["split"]), None)
+        records.check_table(path, schemas.NEGATIVES)
     rows = pl.scan_parquet(tables, glob=False).filter(pl.col("split") == "train").unique("prompt_id")
     read = rows.select("prompt_id", turns=user_turns()).select("prompt_id", *said())
     prompts = read.collect(engine="streaming").sort("prompt_id")

@@ -27,9 +27,9 @@ def scan(rows: Path) -> pl.LazyFrame:
     """The rows of a `schemas.ROWS` table with their `number`, and their `prompt`: the id as a number.
 
     Raises:
-        D2OError: as `records.read_table`.
+        D2OError: as `records.check_table`.
     """
-    next(records.read_columns(rows, schemas.ROWS, ["row"]), None)
+    records.check_table(rows, schemas.ROWS)
     prompt = pl.col("prompt_id").str.to_integer(base=16, dtype=pl.UInt64)
     split = pl.col("split").cast(SPLIT)
     return pl.scan_parquet(rows, glob=False).with_row_index("number").with_columns(prompt=prompt, split=split)

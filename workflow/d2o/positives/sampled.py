@@ -6,13 +6,13 @@ another limit of resamples only sample what is missing.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
 from collections.abc import Container, Iterator
 from pathlib import Path
 
+from d2o import records
 from d2o.generation import Completion
 
 # Seconds between two fsyncs: a killed process loses nothing, a machine without power this much.
@@ -54,8 +54,7 @@ class Sampled:
     def add(self, identity: str, prompt_id: str, completion: Completion) -> None:
         """Keep an answer."""
         self._known[identity] = completion
-        line = json.dumps({"identity": identity, "prompt_id": prompt_id, **vars(completion)})
-        self._file.write(line + "\n")
+        self._file.write(records.sealed({"identity": identity, "prompt_id": prompt_id, **vars(completion)}))
         self._file.flush()
         if time.monotonic() - self._synced > _SYNC:
             self._sync()
@@ -67,13 +66,12 @@ class Sampled:
 
 def _rows(path: Path) -> Iterator[dict]:
     """The whole lines of a file; its last one may be growing under another shard's hands."""
-    with path.open() as lines:
+    with path.open(errors="replace") as lines:
         for number, line in enumerate(lines, 1):
-            if line.endswith("\n"):
-                try:
-                    yield json.loads(line)
-                except json.JSONDecodeError:
-                    print(f"{path}: line {number} is broken; its answer is sampled again", file=sys.stderr)
+            if row := records.unsealed(line):
+                yield row
+            elif line.endswith("\n"):
+                print(f"{path}: line {number} is broken; its answer is sampled again", file=sys.stderr)
 
 
 def _drop_broken_end(path: Path) -> None:

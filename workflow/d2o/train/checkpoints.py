@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import shutil
 import signal
-import socket
 import sys
 import time
 from pathlib import Path
-from typing import IO, NoReturn
+from typing import NoReturn
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from d2o import records
+from d2o import locks, records
 from d2o.errors import D2OError
 from d2o.settings import TrainStage, result_keys
 from d2o.train import sizes
@@ -50,7 +47,7 @@ class Checkpoints:
         self._moving = stage.method.ema is not None
         self.ending = self._asked = False
         if dist.get_rank() == 0:
-            self._lock = _lock(folder)
+            self._lock = locks.hold(folder)
         settings = result_keys(stage)
         del settings["train"]["ranks"]
         run = {
@@ -188,8 +185,7 @@ class Checkpoints:
         if dist.get_rank() == 0:
             if over:
                 records.remove_folder(self.folder)
-            Path(self._lock.name).unlink(missing_ok=True)
-            self._lock.close()
+            locks.release(self._lock)
 
     def _ask(self, *_) -> None:
         self._asked = True
@@ -200,29 +196,6 @@ class Checkpoints:
 
     def _newest_first(self) -> list[Path]:
         return sorted(self.folder.glob("step*"), key=_step, reverse=True)
-
-
-def _lock(folder: Path) -> IO:
-    """A lock on a folder of checkpoints, beside it; held as long as the file is open, so a kill leaves none behind.
-
-    Raises:
-        D2OError: where another process holds it.
-    """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    file = folder.with_name(f".{folder.name}.lock").open("a+")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        raise D2OError(
-            f"{folder}: another training is at work here ({file.read().strip()}); wait for its end, or end it"
-        ) from None
-    except OSError:  # a file system without locks
-        return file
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-    file.flush()
-    return file
 
 
 def _read(mark: Path) -> dict:

@@ -166,7 +166,4 @@ def _export(engine, stage: TrainStage, inputs: Inputs, folder: Path, facts: dict
             chat.load_tokenizer(inputs.model).save_pretrained(draft.path)
             draft.facts |= facts
             draft.facts["trust_remote_code"] = model_folders.trusts_code(inputs.model)
-            draft.facts["weights"] = {
-                file.name: records.file_digest(file) for file in sorted(draft.path.glob("*.safetensors"))
-            }
     dist.barrier()

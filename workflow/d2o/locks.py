@@ -1,0 +1,47 @@
+"""One process at a time at one place: a file lock (flock) that a killed process leaves to nobody."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+from pathlib import Path
+from typing import IO
+
+from d2o.errors import D2OError
+
+
+def hold(path: Path) -> IO:
+    """Lock a file or folder that is written, by a file beside it. `release` ends it, as does the process's end.
+
+    Where the file system knows no locks, none is held.
+
+    Raises:
+        D2OError: where another process holds it.
+    """
+    beside = path.with_name(f".{path.name}.lock")
+    beside.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        file = beside.open("a+")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise D2OError(
+                f"{path}: another process is at work here ({file.read().strip()}); wait for its end, or end it"
+            ) from None
+        except OSError:
+            return file
+        if beside.exists() and os.path.samestat(os.fstat(file.fileno()), beside.stat()):
+            break
+        file.close()  # its holder let go of it, and removed it, since it was opened
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.flush()
+    return file
+
+
+def release(file: IO) -> None:
+    """Let go of a lock."""
+    Path(file.name).unlink(missing_ok=True)
+    file.close()

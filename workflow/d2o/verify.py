@@ -1,0 +1,63 @@
+"""Whether what lies in a folder of results is still what was written there."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from d2o import records
+from d2o.errors import D2OError
+
+
+def verify(folder: Path) -> tuple[list[str], str]:
+    """Read every artifact below a folder, and compare it with the SHA-256 in its manifest.
+
+    Returns:
+        A line for each file that is damaged or gone, with the way out; and a line with what was counted.
+    Raises:
+        D2OError: where there is no artifact.
+    """
+    from tqdm import tqdm
+
+    manifests = sorted({*folder.rglob("manifest.json"), *folder.rglob("*.manifest.json")})
+    if not manifests:
+        raise D2OError(f"{folder}: holds no artifact; name a folder of results")
+    problems, counts = [], Counter()
+    for manifest in tqdm(manifests, desc="verify", unit="artifact", mininterval=1):
+        lines = list(_problems(manifest, counts))
+        counts["artifacts"] += 1
+        counts["not whole"] += bool(lines)
+        problems += lines
+    counted = [f"{counts[what]:,} {what}" for what in ("artifacts", "files", "not whole")]
+    said = ", ".join(counted) + f"; {counts['released']:,} files of weights were released" * bool(counts["released"])
+    return problems, said
+
+
+def _problems(manifest: Path, counts: Counter) -> Iterator[str]:
+    again = f"delete {manifest} and run again"
+    try:
+        content = json.loads(manifest.read_text())["content"]
+    except (ValueError, KeyError, TypeError):
+        yield f"{manifest}: damaged, or of another version; {again}"
+        return
+    for path, digest in _files(manifest, content):
+        counts["files"] += 1
+        if not path.exists():
+            released = path.suffix == ".safetensors" and _released(path.parent)
+            counts["released"] += released
+            if not released:
+                yield f"{path}: is gone; {again}"
+        elif records.file_digest(path) != digest:
+            yield f"{path}: damaged; {again}"
+
+
+def _files(manifest: Path, content: str | dict[str, str]) -> list[tuple[Path, str]]:
+    if isinstance(content, dict):
+        return [(manifest.parent / name, digest) for name, digest in content.items()]
+    return [(manifest.with_name(manifest.name.removesuffix(".manifest.json")), content)]
+
+
+def _released(model: Path) -> bool:
+    return any((folder / "released").is_dir() for folder in model.parents[:3])
