@@ -572,6 +572,21 @@ def test_prompts_of_one_pattern_are_not_compared_all_with_all():
     assert len(pairs) < 5000
 
 
+def test_prompts_of_one_pattern_that_are_not_near_are_not_compared_all_with_all_either(monkeypatch, capsys):
+    """2,000 × 400 took 45 s, and 100,000 × 10,000 would have taken 15 hours. Those that are near are still found."""
+    pattern = "please tell me step by step how i can {} and open a {} without my friends finding out about it"
+    texts = [pattern.format(f"a{i}", f"b{i}") for i in range(2000)]  # two by two 15 of 23 pairs of words in common
+    asked = [pattern.format(f"a{i}", f"c{i}") if i < 200 else pattern.format(f"d{i}", f"e{i}") for i in range(400)]
+    counted = []
+    jaccard = leaks.jaccard
+    monkeypatch.setattr(leaks, "jaccard", lambda *sets: counted.append(1) or jaccard(*sets))
+    pairs = list(leaks.near_pairs([*texts, *asked], origins(2000, 400), 0.7))
+    assert len(counted) < 2000 * 12 * 110
+    found = {i for i, j, _ in pairs if j >= 2000}
+    assert found <= set(range(200)) and len(found) > 190  # compared all with all: 199
+    assert "prompts are of a pattern that more than 100 others have" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("suffix", evaluated.SUFFIXES)
 def test_evaluation_prompts(suffix, tmp_path):
     prompts = ["Is it, or not?", "Two\u2028lines\nhere", "QUESTION  0", "Is it, or not?"]

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from d2o import records
+from d2o import records, weights
 from d2o.errors import D2OError
 
 
@@ -45,7 +45,7 @@ def _problems(manifest: Path, counts: Counter) -> Iterator[str]:
     for path, digest in _files(manifest, content):
         counts["files"] += 1
         if not path.exists():
-            released = path.suffix == ".safetensors" and _released(path.parent)
+            released = path.suffix == ".safetensors" and weights.released_run(path.parent) is not None
             counts["released"] += released
             if not released:
                 yield f"{path}: is gone; {again}"
@@ -57,7 +57,3 @@ def _files(manifest: Path, content: str | dict[str, str]) -> list[tuple[Path, st
     if isinstance(content, dict):
         return [(manifest.parent / name, digest) for name, digest in content.items()]
     return [(manifest.with_name(manifest.name.removesuffix(".manifest.json")), content)]
-
-
-def _released(model: Path) -> bool:
-    return any((folder / "released").is_dir() for folder in model.parents[:3])

@@ -13,8 +13,6 @@ from d2o.errors import D2OError
 
 # The adapter of a training with LoRA, in its model folder.
 ADAPTER = "adapter"
-# How many folders a round's policy lies below its run, less one.
-_DEPTH = {"policy": 2}
 
 
 def release(keep: str, run: Path, waiting: Sequence[Path], output: Path) -> None:
@@ -75,12 +73,17 @@ def lacking(folder: Path) -> str | None:
     manifest = folder / "manifest.json"
     if not manifest.exists() or all(map(_there(folder), model_folders.weights(folder))):
         return None
-    run = folder.parents[_DEPTH.get(folder.name, 0) + folder.parent.name.startswith("step")]
-    if not (run / "released").exists():
+    run = released_run(folder)
+    if run is None:
         return f"{folder}: its weights are gone; delete {manifest} and run again"
     if folder.name == "policy":
         return f"{folder}: its weights were released; delete {manifest}, and the round is trained again"
     return f"{folder}: its weights were released; train it again: snakemake --cores all {_restored(run)}"
+
+
+def released_run(folder: Path) -> Path | None:
+    """The run that a model is of, where its weights were released."""
+    return next((run for run in folder.parents[:3] if (run / "released").is_dir()), None)
 
 
 def _folders(run: Path) -> list[Path]:

@@ -12,8 +12,10 @@ of 11 triples, while single words are common to most questions of one kind.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import chain, groupby, pairwise
 from typing import Any
 
@@ -26,8 +28,9 @@ ORIGINS = ("test", "evaluation")
 # Places of a sketch. The bands are chosen such that few true neighbours are missed; false ones are sorted out after.
 _PLACES = 64
 _WEIGHTS = (0.1, 0.9)  # of false and of missed neighbours
-# Train texts that share a band are compared with so many that follow: a band of thousands is one pattern.
-_WINDOW = 10
+# Texts that share a band with thousands are of one pattern: one of ours is compared with so many of ours that follow,
+# and with so many of each origin, those that share most bands with it.
+_WINDOW, _ALIKE = 10, 100
 # Texts that are sketched at once: their hashes stay in the processor's cache.
 _CHUNK = 4096
 _EXAMPLES = 3
@@ -116,8 +119,8 @@ def near_pairs(
 ) -> Iterator[tuple[int, int, float]]:
     """Pairs of one of our texts and another text that are near, with their similarity.
 
-    Not all of them: for each of ours, one of each origin and a few of ours, so that thousands of prompts of one
-    pattern are not compared all with all.
+    Not all of them: for each of ours, one of each origin and a few of ours. Of thousands of texts of one pattern not
+    all are compared with all, or time would grow with their square; a line says where.
 
     Args:
         origins: where each text is from; ours come first, with None.
@@ -125,31 +128,41 @@ def near_pairs(
     """
     count = origins.count(None)
     known = {origin: bytearray(count) for origin in {None, *origins}}
-
-    def similarity(first: int, second: int) -> float:
-        return jaccard(word_pairs(texts[first]), word_pairs(texts[second]))
-
-    for keys in tqdm(_band_keys(texts, threshold), "comparing prompts", unit=" bands", mininterval=2):
-        for alike in _equal(keys):
-            ours, others = alike[alike < count].tolist(), alike[alike >= count].tolist()
+    bounded: set[int] = set()
+    keys = _band_keys(texts, threshold)
+    for band in tqdm(keys, "comparing prompts", unit=" bands", mininterval=2):
+        for alike in _equal(band):
+            ours, others = alike[alike < count].tolist(), alike[alike >= count]
+            words = cache(lambda text: word_pairs(texts[text]))
             for first, second in chain.from_iterable(
                 zip(ours, ours[i:], strict=False) for i in range(1, _WINDOW + 1)
             ):
                 if known[None][first] and known[None][second]:
                     continue
-                if (value := similarity(first, second)) >= threshold:
+                if (value := jaccard(words(first), words(second))) >= threshold:
                     known[None][first] = known[None][second] = True
                     yield first, second, value
-            for origin, asked in groupby(others, origins.__getitem__):
-                asked = list(asked)
+            for origin, group in groupby(others.tolist(), origins.__getitem__):
+                asked = np.array(list(group))
                 for first in ours:
                     if known[origin][first]:
                         continue
-                    for second in asked:
-                        if (value := similarity(first, second)) >= threshold:
+                    nearest = asked
+                    if len(asked) > _ALIKE:
+                        bounded.add(first)
+                        common = (keys[:, asked] == keys[:, first, None]).sum(axis=0)
+                        nearest = asked[np.argsort(-common, kind="stable")[:_ALIKE]]
+                    for second in nearest.tolist():
+                        if (value := jaccard(words(first), words(second))) >= threshold:
                             known[origin][first] = True
                             yield first, second, value
                             break
+    if unsure := sum(not any(known[origin][text] for origin in known if origin) for text in bounded):
+        print(
+            f"near-duplicates: {unsure:,} prompts are of a pattern that more than {_ALIKE} others have; each was "
+            f"compared with the {_ALIKE} most alike in each of {len(keys)} bands, and none is near",
+            file=sys.stderr,
+        )
 
 
 def _band_keys(texts: Sequence[str], threshold: float) -> np.ndarray:
