@@ -322,6 +322,20 @@ def test_wrong_input_leaves_an_earlier_table_alone(tmp_path):
 # Bad files -------------------------------------------------------------------------------------------
 
 
+def test_a_folder_is_all_its_files_of_rows(tmp_path):
+    """Thousands of files are more than a command line holds."""
+    folder = tmp_path / "log"
+    folder.mkdir()
+    for name in ("b.jsonl", "a.jsonl"):
+        write(folder / name, [{"prompt": f"{name}?", "response": "No."}])
+    (folder / "README.txt").write_text("not rows")
+    (folder / "c.jsonl").mkdir()
+    rows = read("negatives", [folder], tmp_path)
+    assert [row["messages"][-1]["content"] for row in rows] == ["a.jsonl?", "b.jsonl?"]
+    inputs = records.read_manifest(tmp_path / "rows.parquet")["inputs"]
+    assert list(inputs) == [str(folder / "a.jsonl"), str(folder / "b.jsonl")]
+
+
 def test_missing_file_folder_and_unknown_suffix(tmp_path):
     assert "no such file" in problem("negatives", tmp_path / "a.jsonl")
     (tmp_path / "b.json").mkdir()

@@ -7,6 +7,7 @@ import sys
 from collections import defaultdict
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -209,6 +210,22 @@ def test_missing_local_file_is_named_with_its_key(monkeypatch):
         D2OError, match=r"config\.yaml: datasets\.demo\.train: no such file or folder: nowhere\.jsonl"
     ):
         Plan(changed("datasets.demo.train", ["nowhere.jsonl"]), "config.yaml")
+
+
+def test_more_files_than_a_command_line_holds_are_refused_and_their_folder_is_taken(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    folder = tmp_path / "log"
+    folder.mkdir()
+    with pytest.raises(D2OError, match=r"^c\.yaml: datasets\.demo: .*log: a folder without any file of rows"):
+        Plan(changed("datasets.demo.train", [str(folder)]), "c.yaml")
+    paths = [folder / f"part-{number:05}-of-03500.jsonl" for number in range(3500)]
+    for path in paths:
+        path.touch()
+    with pytest.raises(D2OError, match=r"^c\.yaml: datasets\.demo: 3,500 files are more .*; put them in a folder"):
+        Plan(changed("datasets.demo.train", [*map(str, paths)]), "c.yaml")
+    plan, names = Plan(changed("datasets.demo.train", [str(folder)]), "c.yaml"), SimpleNamespace(dataset="demo")
+    assert plan.dataset_files(names) == [*map(str, paths)]
+    assert len(plan.params("datasets")(names)) < 1000
 
 
 def test_extending_merges_train_key_by_key():

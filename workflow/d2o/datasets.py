@@ -49,12 +49,11 @@ def read(reading: Reading, output: Path) -> None:
         D2OError: if a file cannot be read or more than `reading.max_bad_share` of the rows cannot; the message names
             the file and, if known, the row or byte.
     """
-    files = [] if reading.hub else [Path(name) for name in (*reading.train, *reading.test)]
-    for path in files:
-        _check(path)
+    sources = [] if reading.hub else [*reading.train, *reading.test]
+    inputs = [file for source in sources for file in files(source)]
     rejected = output.with_name(f"{output.name}.rejected.jsonl")
     counts, first = Counter(train=0, test=0, rejected=0), ""
-    with records.artifact(output, reading, files) as draft:
+    with records.artifact(output, reading, inputs) as draft:
         with (
             records.artifact(rejected, reading) as leavings,
             leavings.path.open("w", encoding="utf-8") as bad,
@@ -261,11 +260,12 @@ def _kind(value: Any) -> str:
 def _rows(reading: Reading) -> Iterator[tuple[str, str, int, Any]]:
     """Split, source, number and content of every row. The content of a line that is not JSON is a `BadRow`."""
     for split, sources in (("train", reading.train), ("test", reading.test)):
-        for source in sources:
+        parts = sources if reading.hub else [str(file) for source in sources for file in files(source)]
+        for part in parts:
             if reading.hub:
-                name, rows = f"{reading.hub}, split {source}", _hub_rows(reading, source)
+                name, rows = f"{reading.hub}, split {part}", _hub_rows(reading, part)
             else:
-                name, rows = source, _file_rows(Path(source), reading.format)
+                name, rows = part, _file_rows(Path(part), reading.format)
             number = 0
             for number, row in rows:
                 yield split, name, number, row
@@ -290,11 +290,23 @@ def _hub_rows(reading: Reading, split: str) -> Iterator[tuple[int, Any]]:
         ) from None
 
 
-def _check(path: Path) -> None:
+def files(source: str) -> list[Path]:
+    """The files of rows that a source is: one, or all of a folder, sorted by name.
+
+    Raises:
+        D2OError: where there is none.
+    """
+    path, known = Path(source), f"rows are read from {', '.join(_SUFFIXES)}"
+    if path.is_dir():
+        inside = sorted(file for file in path.iterdir() if file.name.lower().endswith(_SUFFIXES) and file.is_file())
+        if not inside:
+            raise D2OError(f"{path}: a folder without any file of rows; {known}")
+        return inside
     if not path.name.lower().endswith(_SUFFIXES):
-        raise D2OError(f"{path}: unknown suffix; rows are read from {', '.join(_SUFFIXES)}")
+        raise D2OError(f"{path}: unknown suffix; {known}")
     if not path.is_file():
-        raise D2OError(f"{path}: {'a folder' if path.is_dir() else 'no such file'}; give a file of rows")
+        raise D2OError(f"{path}: no such file; give a file or a folder of rows")
+    return [path]
 
 
 def _file_rows(path: Path, format: str) -> Iterator[tuple[int, Any]]:

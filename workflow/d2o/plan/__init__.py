@@ -340,9 +340,13 @@ class Plan:
         return [str(path) for path in files(Path(self.settings.organisms[wildcards.organism].texts))]
 
     def dataset_files(self, wildcards) -> list[str]:
-        """The local files of a data set; none for one of the Hub."""
-        reading = stages.of(self.settings, "datasets", wildcards)
-        return [] if reading.hub else [*reading.train, *reading.test]
+        """The local files of a data set; none for one of the Hub, and of an organism those that it will have."""
+        reading, sources = self.settings.datasets[wildcards.dataset], stages.of(self.settings, "datasets", wildcards)
+        if reading.hub or reading.organism:
+            return [] if reading.hub else [*sources.train, *sources.test]
+        from d2o import datasets
+
+        return [str(file) for source in (*sources.train, *sources.test) for file in datasets.files(source)]
 
     def evaluation_files(self, wildcards) -> list[str]:
         """The files with further prompts to answer."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from itertools import product
@@ -47,6 +48,10 @@ def _files(s: Settings) -> Iterator[tuple[str, str]]:
         yield from ((f"datasets.{name}.evaluation_prompts", path) for path in dataset.evaluation_prompts)
 
 
+# Characters of the paths of a data set. Linux takes 131,072 in one argument, and what is beside them is quoted.
+_LONGEST = 100_000
+
+
 def _problems(s: Settings) -> Iterator[str]:
     """What is wrong with models, tasks, organisms and rules."""
     made = {
@@ -60,6 +65,20 @@ def _problems(s: Settings) -> Iterator[str]:
             yield (
                 f"models.{name}.run: no experiment makes {run}; add its data set, model, method and seed to one"
                 + suggestion(run, made)
+            )
+    for name, dataset in s.datasets.items():
+        paths = [] if dataset.hub or dataset.organism else [*dataset.train, *dataset.test]
+        for path in filter(os.path.isdir, paths):
+            from d2o import datasets
+
+            try:
+                datasets.files(path)
+            except D2OError as error:
+                yield f"datasets.{name}: {error}"
+        if sum(map(len, paths)) > _LONGEST:
+            yield (
+                f"datasets.{name}: {len(paths):,} files are more than a command line holds; put them in a folder, "
+                f"and name it in their place"
             )
     for name, task in s.tasks.items():
         if task.task:

@@ -151,7 +151,9 @@ class Reading(Hub):
     hub: str | None = Field(None, description="data set id on the Hub; `train` and `test` then name splits")
     organism: Name | None = Field(None, description="entry of `organisms`; `train` and `test` then name its splits")
     name: str | None = Field(None, description="configuration of the Hub data set")
-    train: list[str] = Field(min_length=1, description="files (.jsonl, .json, .parquet; .gz, .xz) or splits")
+    train: list[str] = Field(
+        min_length=1, description="files (.jsonl, .json, .parquet; .gz, .xz), folders of them, or splits"
+    )
     test: list[str] = Field([], description="as `train`; empty: `test_share` of the prompts is held out")
     max_bad_share: Share = execution(0.01, "share of unreadable rows above which reading stops")
 
