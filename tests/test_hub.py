@@ -143,6 +143,7 @@ def test_a_disk_that_will_not_hold_the_results_is_told(monkeypatch):
             wildcards=Names(names, seed=str(n)),
             resources={},
             output=[],
+            is_local=True,
         )
         for n in range(100)
     ]
@@ -152,6 +153,7 @@ def test_a_disk_that_will_not_hold_the_results_is_told(monkeypatch):
             wildcards=Names(organism="noise-0"),
             resources={},
             output=[],
+            is_local=True,
         )
     )
     for free, told in ((20e9, True), (60e9, False)):

@@ -45,6 +45,9 @@ CONFIG = {
     "compute": {"threads": 1, "memory_gb": 4, "minutes": 30},
 }  # fmt: skip
 
+# In the environment of every run here.
+KEYS = {"OPENAI_API_KEY": "sk-planted-4f1c", "HF_TOKEN": "hf_planted_83ab"}
+
 
 class Project:
     """A checkout in a folder of its own."""
@@ -65,9 +68,10 @@ class Project:
         """Run Snakemake; returns what it printed."""
         done = subprocess.run(
             [sys.executable, "-m", "snakemake", "--cores", "2", *arguments],
-            cwd=self.folder, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
+            cwd=self.folder, capture_output=True, text=True, env=os.environ | KEYS | {"OMP_NUM_THREADS": "1"},
         )  # fmt: skip
         printed = done.stdout + done.stderr
+        assert not any(key in printed for key in KEYS.values())
         assert done.returncode == 0 or not check, printed[-6000:]
         return printed
 
@@ -549,3 +553,11 @@ def test_a_failed_stage_leaves_nothing_under_a_final_name(restored):
     assert not (restored.folder / "results" / "models" / "tiny" / "manifest.json").exists()
     restored.configure(restored.config | {"models": {"tiny": {"path": kept["settings"]["path"], "context": 512}}})
     restored.snakemake("models")
+
+
+def test_no_key_of_the_environment_is_written(project):
+    """Not in results, logs, manifests or Snakemake's own records, nor by jobs that failed: the last test of all."""
+    files = [path for path in project.folder.rglob("*") if path.is_file()]
+    assert any(".snakemake" in path.parts for path in files) and any(path.suffix == ".log" for path in files)
+    told = [path for path in files if any(key.encode() in path.read_bytes() for key in KEYS.values())]
+    assert not told

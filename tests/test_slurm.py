@@ -18,7 +18,7 @@ from snakemake_executor_plugin_slurm.submit_string import get_submit_command
 from snakemake_executor_plugin_slurm.utils import set_gres_string
 
 from conftest import ROOT
-from d2o import records
+from d2o import preflight, records
 from d2o.plan import Plan
 from test_pipeline import CONFIG, Project
 
@@ -167,8 +167,47 @@ def test_a_training_over_nodes_is_a_task_a_node_with_as_many_gpus_each(nodes, gp
     assert started(one, monkeypatch) == "COMMAND"
 
 
+SINFO = """\
+long|infinite|256000|64
+main*|1-00:00:00|64000+|32
+main*|1-00:00:00|128000|16
+short|30:00|64000|32
+"""
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ({}, None),
+        ({"mem_mb": 128000, "runtime": 1440}, None),
+        (
+            {"mem_mb": 128001},
+            r"asks for 128,001 MB of memory, and the partition of Slurm has 128,000: lower `compute`",
+        ),
+        ({"runtime": 1441}, r"asks for 1,441 minutes, and the partition of Slurm has 1,440"),
+        ({"threads": 33, "slurm_partition": "main"}, r"asks for 33 cores, and the partition main has 32"),
+        ({"runtime": 31, "slurm_partition": "short"}, r"asks for 31 minutes, and the partition short has 30"),
+        ({"runtime": 99999, "slurm_partition": "long"}, None),
+        ({"runtime": 99999, "slurm_partition": "of-another-cluster"}, None),
+    ],
+)
+def test_more_than_a_partition_has_is_told_before_the_first_job(asked, told, tmp_path, monkeypatch):
+    """Slurm refuses such a job when it is submitted, after all that comes before it."""
+    sinfo = tmp_path / "sinfo"
+    sinfo.write_text(f"#!/bin/sh\ncat << END\n{SINFO}END\n")
+    sinfo.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    resources = {"mem_mb": 8000, "runtime": 30} | asked
+    rule = SimpleNamespace(name="train_method")
+    large = SimpleNamespace(rule=rule, resources=resources, threads=resources.pop("threads", 4))
+    small = SimpleNamespace(rule=SimpleNamespace(name="small"), resources={"mem_mb": 10, "runtime": 1}, threads=1)
+    lines = list(preflight._slurm([small, large, small]))
+    assert len(lines) == bool(told)
+    assert not told or re.search(f"^train_method: a job {told}", lines[0])
+
+
 ON_SLURM = (
-    "--profile", "profiles/slurm", "--jobs", "2", "--slurm-no-account",
+    "--profile", "profiles/slurm", "--jobs", "4", "--slurm-no-account",
     "--slurm-status-command", "squeue", "--slurm-init-seconds-before-status-checks", "5",
     "--default-resources", "slurm_partition=main", "nodes=1", "tasks=1", "tasks_per_gpu=0",
 )  # fmt: skip
@@ -176,26 +215,38 @@ ON_SLURM = (
 
 @pytest.mark.slow
 def test_the_small_pipeline_on_slurm(slurm, tiny_model, tmp_path):
-    """Trainings, one of them over both nodes, go on where Slurm has sent a SIGTERM, as before their time is up."""
+    """Trainings, one of them over both nodes, go on where Slurm has sent a SIGTERM, as before their time is up.
+
+    The shards of a pool run side by side, and one that is killed at its first try is submitted again.
+    """
     project = Project(tmp_path, tiny_model)
     tiny = CONFIG["experiments"]["tiny"] | {"methods": ["initial", "dpo"], "rewards": [], "tasks": []}
     methods = CONFIG["methods"] | {"over-two": {"extends": "dpo", "train": {"nodes": 2}}}
     train = CONFIG["train"] | {"steps": 300, "ranks": 2}
-    project.configure(project.config | {"experiments": {"tiny": tiny}, "methods": methods, "train": train})
+    positives = CONFIG["positives"] | {"shards": 2}
+    project.configure(
+        project.config | {"experiments": {"tiny": tiny}, "methods": methods, "train": train, "positives": positives}
+    )
     runs = {name: project.folder / "results" / "demo" / "tiny" / name / "seed0" for name in ("dpo", "over-two")}
     over_two = str((runs["over-two"] / "model" / "manifest.json").relative_to(project.folder))
+    pool = "results/demo/tiny/positives/corrected-k2.parquet"
     with ThreadPoolExecutor() as beside:
-        printed = beside.submit(project.snakemake, "all", over_two, *ON_SLURM)
-        under_way = dict(runs)
-        while under_way and not printed.done():
+        printed = beside.submit(project.snakemake, "all", over_two, pool, *ON_SLURM)
+        under_way, shards = dict(runs), []
+        while (under_way or not shards) and not printed.done():
+            if not shards and len(running := jobs_of("sample_positives")) == 2:
+                shards = running
+                run("scancel", "--signal=KILL", shards[0])
             for name, folder in list(under_way.items()):
                 log = folder / "checkpoints" / "train.jsonl"
                 if log.exists() and log.read_text():
-                    run("scancel", "--signal=TERM", training_of(name))
+                    run("scancel", "--signal=TERM", *jobs_of("train_method", name))
                     del under_way[name]
             time.sleep(0.2)
         assert "has been submitted with SLURM jobid" in printed.result()
-    assert printed.result().count("Trying to restart job") == 2
+    assert len(shards) == 2, "never side by side"
+    assert printed.result().count("Trying to restart job") == 3
+    assert (project.folder / pool).exists()
     for folder in runs.values():
         facts = records.read_manifest(folder / "model")
         assert (facts["steps"], facts["ranks"]) == (300, 2)
@@ -206,8 +257,7 @@ def test_the_small_pipeline_on_slurm(slurm, tiny_model, tmp_path):
     assert "Nothing to be done" in project.snakemake("all")
 
 
-def training_of(method: str) -> str:
-    """The number of the running Slurm job that trains with a method; the plugin comments rule and wildcards."""
+def jobs_of(rule: str, name: str = "") -> list[str]:
+    """The numbers of the running Slurm jobs of a rule with a wildcard; the plugin comments rule and wildcards."""
     jobs = run("squeue", "-h", "-t", "running", "-o", "%i %k").stdout.splitlines()
-    (number,) = {job.split()[0] for job in jobs if "train_method" in job and method in job}
-    return number
+    return [job.split()[0] for job in jobs if rule in job and name in job]

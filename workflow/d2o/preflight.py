@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -26,7 +28,8 @@ def problems(jobs: Sequence[Any], plan: Plan, here: bool) -> list[str]:
         here: whether they run on this machine, so that its devices are theirs.
     """
     lines = {line for job in jobs for line in _of_job(job, plan.settings, here)}
-    return sorted({*lines, *_disk(jobs, plan), *_released(jobs, plan)})
+    scheduled = () if here else _slurm([job for job in jobs if not job.is_local])
+    return sorted({*lines, *_disk(jobs, plan), *_released(jobs, plan), *scheduled})
 
 
 def _of_job(job: Any, s: Settings, here: bool) -> Iterator[str]:
@@ -73,6 +76,47 @@ def _released(jobs: Sequence[Any], plan: Plan) -> Iterator[str]:
             lacking = weights.lacking(Path(plan.layout.path(place, names)).parent)
             if lacking and ends not in trained:
                 yield lacking
+
+
+# What a job asks of a node, and the letter of `sinfo` for what a node of a partition has at most.
+_LIMITS = {"runtime": ("%l", "minutes"), "mem_mb": ("%m", "MB of memory"), "cores": ("%c", "cores")}
+
+
+def _slurm(jobs: Sequence[Any]) -> Iterator[str]:
+    """A line for each partition of Slurm and each resource of which it has less than a job asks for."""
+    if not shutil.which("sinfo"):
+        return
+    columns = "|".join(["%P", *(letter for letter, _ in _LIMITS.values())])
+    listed = subprocess.run(["sinfo", "-h", "-e", "-o", columns], capture_output=True, text=True).stdout
+    limits: dict[tuple[str, str], float] = {}
+    for line in listed.splitlines():
+        name, *values = line.split("|")
+        for need, value in zip(_LIMITS, values, strict=True):
+            for partition in (name.rstrip("*"), "") if name.endswith("*") else (name,):  # "": what no job has to name
+                limits[partition, need] = max(limits.get((partition, need), 0.0), _limit(value))
+    asked: dict[tuple[str, str], tuple[float, str]] = {}
+    for job in jobs:
+        partition = str(job.resources.get("slurm_partition", ""))
+        for need in _LIMITS:
+            value = float(job.threads if need == "cores" else job.resources.get(need, 0))
+            asked[partition, need] = max(asked.get((partition, need), (0.0, "")), (value, job.rule.name))
+    for (partition, need), (value, rule) in asked.items():
+        if value > (limit := limits.get((partition, need), math.inf)):
+            yield (
+                f"{rule}: a job asks for {value:,.0f} {_LIMITS[need][1]}, and the partition "
+                f"{partition or 'of Slurm'} has {limit:,.0f}: lower `compute`, or name another one in the profile"
+            )
+
+
+def _limit(value: str) -> float:
+    """A number as `sinfo` prints it, `16000+` included; of a time such as `1-00:30:00` its minutes."""
+    if value == "infinite":
+        return math.inf
+    if ":" not in value:
+        return float(value.rstrip("+"))
+    days, _, clock = value.rpartition("-")
+    hours, minutes, seconds = ([0, 0] + [int(part) for part in clock.split(":")])[-3:]
+    return 1440 * int(days or 0) + 60 * hours + minutes + seconds / 60
 
 
 def _machine(resources: Any) -> Iterator[str]:
