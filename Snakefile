@@ -53,6 +53,7 @@ rule all:
     default_target: True
     input:
         plan.targets("page"),
+        plan.targets("released"),
 
 
 include: "workflow/rules/organisms.smk"

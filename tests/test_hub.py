@@ -144,6 +144,8 @@ def test_a_disk_that_will_not_hold_the_results_is_told(monkeypatch):
             resources={},
             output=[],
             is_local=True,
+            input=[],
+            params={},
         )
         for n in range(100)
     ]
@@ -154,6 +156,8 @@ def test_a_disk_that_will_not_hold_the_results_is_told(monkeypatch):
             resources={},
             output=[],
             is_local=True,
+            input=[],
+            params={},
         )
     )
     for free, told in ((20e9, True), (60e9, False)):

@@ -326,11 +326,13 @@ def test_damage_is_found_and_the_way_out_told(results, name, damage):
     assert counted.endswith("1 not whole")
 
 
-def test_released_weights_are_no_damage(results):
-    run = results / "seed0"
-    weights.release("adapter", run, [], run / "released" / "one.json")
+@pytest.mark.parametrize(("keep", "files"), [("adapter", 1), ("nothing", 2)])
+def test_released_weights_are_no_damage(results, keep, files):
+    weights.release(keep, results / "seed0")
+    (results / "seed0" / ".model.old").mkdir()
+    (results / "seed0" / ".model.old" / "manifest.json").write_text("{}")  # what a kill left
     problems, counted = verify.verify(results)
-    assert problems == [] and "1 files of weights were released" in counted
+    assert problems == [] and f"; {files} files of weights were released" in counted
 
 
 def test_damaged_weights_are_not_loaded(results):

@@ -323,15 +323,11 @@ def tasks(model: Model, questions: Input, output: Output, settings_json: Json) -
 def release(
     run: Annotated[Path, typer.Option(help="folder of a training", exists=True, file_okay=False)],
     keep: Annotated[str, typer.Option(help="what of its weights stays: adapter, or nothing")],
-    output: Output,
-    waiting: Annotated[
-        list[Path], typer.Option(help="what is still made from them: they stay until it is there")
-    ] = [],  # noqa: B006
 ) -> None:
     """Delete the weights of a training, of its snapshots and of its rounds; all that was made from them stays."""
     from d2o import weights
 
-    weights.release(keep, run, waiting, output)
+    weights.release(keep, run)
 
 
 @app.command()

@@ -55,7 +55,7 @@ PLACES = {
     "scores": "<point>/scores/{reward}.parquet",
     "verdicts": "<run>/judge/{judge}.parquet",
     "answers": "<run>/tasks/{task}.parquet",
-    "released": "<run>/released/{experiment}.json",
+    "released": "<run>/released.json",
     "again": "<run>/again",
     "again_checkpoints": "<again>/checkpoints",
     "trained_again": "<again>/model/manifest.json",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import socket
@@ -30,9 +31,11 @@ def hold(path: Path) -> IO:
             raise D2OError(
                 f"{path}: another process is at work here ({file.read().strip()}); wait for its end, or end it"
             ) from None
-        except OSError:
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                raise
             return file
-        if beside.exists() and os.path.samestat(os.fstat(file.fileno()), beside.stat()):
+        if os.fstat(file.fileno()).st_nlink:
             break
         file.close()  # its holder let go of it, and removed it, since it was opened
     file.truncate(0)

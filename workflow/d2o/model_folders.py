@@ -51,9 +51,12 @@ def check_weights(folder: Path) -> None:
         D2OError: naming the file that is not as it was written.
     """
     for name, digest in weights(folder).items():
-        if file_digest(folder / name) != digest:
+        file = folder / name
+        if file_digest(file) != digest:
+            # Or the same damaged file would be linked again.
+            fetched = f"{file.resolve()} and " if file.is_symlink() else ""
             raise D2OError(
-                f"{folder / name}: damaged since it was written; delete {folder}/manifest.json and run again"
+                f"{file}: damaged since it was written; delete {fetched}{folder}/manifest.json and run again"
             )
 
 

@@ -29,7 +29,7 @@ def problems(jobs: Sequence[Any], plan: Plan, here: bool) -> list[str]:
     """
     lines = {line for job in jobs for line in _of_job(job, plan.settings, here)}
     scheduled = () if here else _slurm([job for job in jobs if not job.is_local])
-    return sorted({*lines, *_disk(jobs, plan), *_released(jobs, plan), *scheduled})
+    return sorted({*lines, *_disk(jobs, plan), *_released(jobs), *scheduled})
 
 
 def _of_job(job: Any, s: Settings, here: bool) -> Iterator[str]:
@@ -57,25 +57,19 @@ def _disk(jobs: Sequence[Any], plan: Plan) -> Iterator[str]:
         )
 
 
-# What the jobs of a rule load, by its place.
-_LOADED = {
-    "answer_prompts": "weights",
-    "compute_heldout_logprobs": "weights",
-    "answer_questions": "trained",
-    "sample_round": "round_policy",
-}
+# They take a model for its digest alone.
+_NOT_LOADED = ("merge_positives", "merge_round")
 
 
-def _released(jobs: Sequence[Any], plan: Plan) -> Iterator[str]:
-    """A line for each model that is to be loaded and whose weights were released; not where it is made again."""
-    trained = {str(path) for job in jobs for path in job.output}
+def _released(jobs: Sequence[Any]) -> Iterator[str]:
+    """A line for each model that is to be loaded and whose weights are not there; not where it is made again."""
+    made = {str(path) for job in jobs for path in job.output}
     for job in jobs:
-        if place := _LOADED.get(job.rule.name):
-            names = {"snapshot": "", **dict(job.wildcards.items())}
-            ends = plan.layout.path(place, {**names, "snapshot": ""})
-            lacking = weights.lacking(Path(plan.layout.path(place, names)).parent)
-            if lacking and ends not in trained:
-                yield lacking
+        models = [str(path) for path in job.input if str(path).endswith("/manifest.json") and str(path) not in made]
+        if models and (snapshot := job.params.get("model")):  # in the place of the model that it led to
+            models = [str(snapshot)]
+        if job.rule.name not in _NOT_LOADED:
+            yield from filter(None, (weights.lacking(Path(path).parent) for path in models))
 
 
 # What a job asks of a node, and the letter of `sinfo` for what a node of a partition has at most.

@@ -6,6 +6,7 @@ renamed at the end. A folder that is made here carries a mark, and no folder wit
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -67,6 +68,8 @@ def read_columns(
                 problem = f"lacks the columns {', '.join(missing)}" if missing else "has columns of other types"
                 raise D2OError(f"{path}: {problem}; it was made by another version: delete it and run again")
             yield from table.iter_batches(batch_size=size, columns=columns)
+    except (MemoryError, PermissionError):
+        raise
     except (pa.ArrowException, OSError) as error:
         why = " ".join(str(error).split())
         raise D2OError(f"{path}: damaged, or no Parquet file ({why}); delete it and run again") from None
@@ -280,12 +283,15 @@ def read_manifest(target: str | os.PathLike) -> dict[str, Any]:
     """What is known of how an artifact was made.
 
     Raises:
-        D2OError: where there is no manifest.
+        D2OError: where there is no manifest, or a damaged one.
     """
     path = manifest_path(target)
     if not path.exists():
         raise D2OError(f"{target}: no manifest at {path}; was it made by this pipeline?")
-    return json.loads(path.read_text())
+    try:
+        return json.loads(path.read_text())
+    except ValueError:
+        raise D2OError(f"{path}: damaged; delete it and run again") from None
 
 
 def read_packed(file: BinaryIO, name: str) -> bytes:
@@ -347,6 +353,9 @@ def sync_names(folder: Path) -> None:
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that knows no such thing
+            raise
     finally:
         os.close(handle)
 

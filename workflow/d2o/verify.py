@@ -21,7 +21,9 @@ def verify(folder: Path) -> tuple[list[str], str]:
     """
     from tqdm import tqdm
 
-    manifests = sorted({*folder.rglob("manifest.json"), *folder.rglob("*.manifest.json")})
+    every = {*folder.rglob("manifest.json"), *folder.rglob("*.manifest.json")}
+    # Hidden: what is being written, or what a killed job left.
+    manifests = sorted(path for path in every if not any(p.startswith(".") for p in path.relative_to(folder).parts))
     if not manifests:
         raise D2OError(f"{folder}: holds no artifact; name a folder of results")
     problems, counts = [], Counter()
@@ -45,8 +47,7 @@ def _problems(manifest: Path, counts: Counter) -> Iterator[str]:
     for path, digest in _files(manifest, content):
         counts["files"] += 1
         if not path.exists():
-            released = path.suffix == ".safetensors" and weights.released_run(path.parent) is not None
-            counts["released"] += released
+            counts["released"] += (released := weights.released(path))
             if not released:
                 yield f"{path}: is gone; {again}"
         elif records.file_digest(path) != digest:

@@ -5,7 +5,8 @@ Their manifest stays, and all that was made from them: nothing is made again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Iterator
 from pathlib import Path
 
 from d2o import model_folders, records
@@ -13,88 +14,92 @@ from d2o.errors import D2OError
 
 # The adapter of a training with LoRA, in its model folder.
 ADAPTER = "adapter"
+# In a run's folder: which of its files were released, and which a second training brought back.
+RELEASED, RESTORED = "released.json", "restored.json"
 
 
-def release(keep: str, run: Path, waiting: Sequence[Path], output: Path) -> None:
-    """Delete the weights of a run, of its snapshots and of the policies of its rounds.
+def release(keep: str, run: Path) -> None:
+    """Delete the weights of a run, of its snapshots and of the policies of its rounds; `RELEASED` names them.
 
     Args:
         keep: what of a model stays: `adapter`, or `nothing`.
         run: the run's folder.
-        waiting: what other experiments still make from the weights: where one is not there, all weights stay.
-        output: JSON with the files that are gone, and with what was waited for.
     """
-    missing = [str(path) for path in waiting if not path.exists()]
-    released = []
-    for folder in [] if missing else _folders(run):
-        for name in filter(_there(folder), model_folders.weights(folder)):
-            (folder / name).unlink()
-            released.append(str((folder / name).relative_to(run)))
-        if keep == "nothing":
-            records.remove_folder(folder / ADAPTER)
-    if released:
-        _restored(run).unlink(missing_ok=True)
-    with records.artifact(output, {"keep": keep}) as draft:
-        records.write_json(draft.path, {"released": released, "waiting_for": missing})
+    records.discard(run / RESTORED)  # first: Snakemake makes again what is not there
+    released = [file for folder in _models(run) for file in _bulk(folder, keep == "nothing")]
+    for file in released:
+        file.unlink(missing_ok=True)
+    with records.artifact(run / RELEASED, {"keep": keep}) as draft:
+        records.write_json(draft.path, {"released": [str(file.relative_to(run)) for file in released]})
 
 
 def restore(run: Path, again: Path) -> None:
     """Bring back the weights that were released, from a second training with the same settings.
 
-    `restored.json` in the run's folder names them.
-
     Args:
-        run: the folder of the first training.
+        run: the folder of the first training; `RESTORED` there names what came back.
         again: that of the second, which is removed.
     Raises:
         D2OError: where the second training gave other weights.
     """
-    pairs = [(folder, again / folder.relative_to(run)) for folder in _folders(run) if folder.name != "policy"]
+    pairs = [(folder, again / folder.relative_to(run)) for folder in _models(run)]
+    pairs = [(first, second) for first, second in pairs if second.is_dir()]  # policies do not come back
     for first, second in pairs:
         if model_folders.weights(first) != model_folders.weights(second):
             raise D2OError(
                 f"{first}: trained again it has other weights (another device, or one that computes other bits each "
-                f"time); to take them, delete {first / 'manifest.json'}: all that was made from the old ones will be "
-                f"made again"
+                f"time); to take them, delete {again} and {first / 'manifest.json'}: all that was made from the old "
+                f"ones will be made again"
             )
     restored = []
     for first, second in pairs:
-        for name in filter(_there(second), [*model_folders.weights(first), ADAPTER]):
-            if not (first / name).exists():
-                (second / name).rename(first / name)
-                restored.append(str((first / name).relative_to(run)))
-    with records.artifact(_restored(run)) as draft:
+        for file in _bulk(first, adapter=True):
+            source = second / file.relative_to(first)
+            if source.exists() and not file.exists():
+                file.parent.mkdir(exist_ok=True)
+                source.rename(file)
+                restored.append(str(file.relative_to(run)))
+    with records.artifact(run / RESTORED) as draft:
         records.write_json(draft.path, {"restored": restored})
     records.remove_folder(again)
 
 
-def lacking(folder: Path) -> str | None:
+def lacking(model: Path) -> str | None:
     """What to do where a model's weights are not there; None where they are, or the model was never made."""
-    manifest = folder / "manifest.json"
-    if not manifest.exists() or all(map(_there(folder), model_folders.weights(folder))):
-        return None
-    run = released_run(folder)
+    manifest = model / "manifest.json"
+    try:
+        if not manifest.exists() or all((model / name).exists() for name in model_folders.weights(model)):
+            return None
+    except D2OError as error:
+        return str(error)
+    run = _run_of(model)
     if run is None:
-        return f"{folder}: its weights are gone; delete {manifest} and run again"
-    if folder.name == "policy":
-        return f"{folder}: its weights were released; delete {manifest}, and the round is trained again"
-    return f"{folder}: its weights were released; train it again: snakemake --cores all {_restored(run)}"
+        return f"{model}: its weights are gone; delete {manifest} and run again"
+    if model.name == "policy":
+        return f"{model}: its weights were released; delete {manifest}, and the round is trained again"
+    return f"{model}: its weights were released; train it again: snakemake --cores all {run / RESTORED}"
 
 
-def released_run(folder: Path) -> Path | None:
-    """The run that a model is of, where its weights were released."""
-    return next((run for run in folder.parents[:3] if (run / "released").is_dir()), None)
+def released(file: Path) -> bool:
+    """Whether a file of a model that is not there was released."""
+    run = _run_of(file.parent)
+    return run is not None and str(file.relative_to(run)) in json.loads((run / RELEASED).read_text())["released"]
 
 
-def _folders(run: Path) -> list[Path]:
+def _run_of(folder: Path) -> Path | None:
+    """The run whose weights were released, of a folder in it."""
+    return next((run for run in folder.parents[:4] if (run / RELEASED).exists()), None)
+
+
+def _models(run: Path) -> list[Path]:
     """The models of a run: at its end, after steps, and before rounds."""
     models = ("model", "step*/model", "rounds/*/policy")
     return sorted(manifest.parent for at in models for manifest in run.glob(f"{at}/manifest.json"))
 
 
-def _there(folder: Path) -> Callable[[str], bool]:
-    return lambda name: (folder / name).exists()
-
-
-def _restored(run: Path) -> Path:
-    return run / "restored.json"
+def _bulk(model: Path, adapter: bool) -> Iterator[Path]:
+    """The files of a model's weights, there or not; with its adapter if asked for."""
+    content = records.read_manifest(model).get("content", {})
+    for name in content:
+        if name in model_folders.weights(model) or (adapter and name.startswith(f"{ADAPTER}/")):
+            yield model / name

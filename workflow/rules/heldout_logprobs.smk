@@ -23,6 +23,7 @@ rule compute_heldout_logprobs:
     benchmark:
         "<point>/logs/heldout_logprobs.benchmark.tsv"
     threads: plan.needs("heldout_logprobs", "threads")
+    priority: 1
     resources:
         mem_mb=plan.needs("heldout_logprobs", "mem_mb"),
         runtime=plan.needs("heldout_logprobs", "runtime"),

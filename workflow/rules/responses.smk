@@ -23,6 +23,7 @@ rule answer_prompts:
     benchmark:
         "<point>/logs/responses.benchmark.tsv"
     threads: plan.needs("responses", "threads")
+    priority: 1
     resources:
         mem_mb=plan.needs("responses", "mem_mb"),
         runtime=plan.needs("responses", "runtime"),

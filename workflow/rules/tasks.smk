@@ -77,6 +77,7 @@ rule answer_questions:
     benchmark:
         "<run>/logs/tasks-{task}.benchmark.tsv"
     threads: plan.needs("tasks", "threads")
+    priority: 1
     resources:
         mem_mb=plan.needs("tasks", "mem_mb"),
         runtime=plan.needs("tasks", "runtime"),

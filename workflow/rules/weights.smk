@@ -1,6 +1,11 @@
 # Weights go once all is made from them, where an experiment says `keep`; the same training brings them back.
 
 
+rule release:
+    input:
+        plan.asked("released"),
+
+
 rule release_weights:
     message:
         "Weights of {wildcards.method} (seed {wildcards.seed}) on {wildcards.model}: released"
@@ -10,22 +15,22 @@ rule release_weights:
         "<released>",
     params:
         run=plan.folder("run"),
+        keep=plan.keep,
     log:
-        "<run>/logs/released-{experiment}.log",
+        "<run>/logs/released.log",
     benchmark:
-        "<run>/logs/released-{experiment}.benchmark.tsv"
+        "<run>/logs/released.benchmark.tsv"
     threads: 1
+    priority: 1
     resources:
         mem_mb=1000,
         runtime=10,
         gpu=0,
-        keep=lambda wildcards: plan.settings.experiments[wildcards.experiment].keep,
-        waiting=plan.waiting,
     conda:
         plan.environment("report")
     localrule: True
     shell:
-        "python -m d2o release --run {params.run} --keep {resources.keep} {resources.waiting} --output {output} 2>&1 | tee {log}"
+        "python -m d2o release --run {params.run} --keep {params.keep} 2>&1 | tee {log}"
 
 
 use rule train_method as train_again with:

@@ -165,14 +165,14 @@ class Estimate:
 
     def models(self, job: Job) -> float:
         """Bytes of the models that a job leaves: nearly all that stays of a run. Reads no table."""
-        if job.kind == "train" and self._plan.released(job.names):
+        if job.rule in ("train_method", "train_to_round") and self._plan.keep(job.names) != "model":
             return 0.0
         match job.rule:
             case "fetch_model" | "fetch_reward":
                 return self.of(job).left
-            case "train_method" | "train_to_round":
+            case "train_method" | "train_to_round" | "train_again":
                 train = self._s.train_of(self._s.methods[job.names["method"]])
-                return self._models(self.shape(job.names["model"]), train, job.rule == "train_method")
+                return self._models(self.shape(job.names["model"]), train, job.rule != "train_to_round")
         return 0.0
 
     @staticmethod
@@ -313,7 +313,7 @@ class Estimate:
         stepping += steps * 28 * trained / train.ranks / device.bandwidth
         checkpoints = math.floor(stepping / 60 / train.checkpoint_minutes) + (not ends)
         models = self._models(shape, train, ends)
-        kept = 0.0 if self._plan.released(names) else models
+        kept = models if self._plan.keep(names) == "model" else 0.0
         written = checkpoints * self._checkpoint(shape, method, train) + models
         starting = device.starts["train"] + training.groups * (training.positives + training.negatives) * _ENCODE
         held, host = self._training_memory(shape, train, training, trained)

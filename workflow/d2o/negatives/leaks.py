@@ -144,13 +144,14 @@ def near_pairs(
                     yield first, second, value
             for origin, group in groupby(others.tolist(), origins.__getitem__):
                 asked = np.array(list(group))
+                bands = keys[:, asked]
                 for first in ours:
                     if known[origin][first]:
                         continue
                     nearest = asked
                     if len(asked) > _ALIKE:
                         bounded.add(first)
-                        common = (keys[:, asked] == keys[:, first, None]).sum(axis=0)
+                        common = (bands == keys[:, first, None]).sum(axis=0)
                         nearest = asked[np.argsort(-common, kind="stable")[:_ALIKE]]
                     for second in nearest.tolist():
                         if (value := jaccard(words(first), words(second))) >= threshold:

@@ -23,7 +23,7 @@ _OF_INITIAL = {"responses", "heldout_logprobs", "scores", "answers"}
 # What a report is made from.
 _REPORTED = [
     "negatives", "pair_quality_figure", "trained", "responses", "heldout_logprobs", "scores", "verdicts", "answers",
-    "leaks", "pool_sheet", "pool_scores", "round_sheet", "tuned", "released",
+    "leaks", "pool_sheet", "pool_scores", "round_sheet", "tuned",
 ]  # fmt: skip
 # What a training's weights are loaded for.
 _OF_WEIGHTS = ["responses", "heldout_logprobs", "answers"]
@@ -38,6 +38,7 @@ _ASKED_BY = {
     "verdicts": "set `judges`",
     "pair_quality_figure": "set `pair_quality: true`",
     "answers": "set `tasks`",
+    "released": "set `keep: nothing`",
 }
 # What an exact scorer takes.
 _SMALL = {"threads": 1, "mem_mb": 4000, "runtime": 60, "gpu": 0}
@@ -83,8 +84,9 @@ class Plan:
         return list(dict.fromkeys(paths))
 
     def report_inputs(self, wildcards) -> list[str]:
-        """What an experiment's report is made from."""
-        return [path for place in _REPORTED for path in self.targets(place, wildcards.experiment)]
+        """What an experiment's report is made from, and the release of the weights that are its own."""
+        made = [path for place in _REPORTED for path in self.targets(place, wildcards.experiment)]
+        return [*made, *self._released_after(wildcards.experiment)]
 
     def asked(self, place: str) -> Callable[[Any], list[str]]:
         """As `targets` of all experiments; one line, and the end, where that is nothing."""
@@ -134,7 +136,8 @@ class Plan:
         if place == "tuned":
             methods = [m for m in methods if self.settings.methods[m].tune and runs.seeds(e, m)]
         if place == "released":
-            methods += [trial for method in methods for trial in stages.finished_trials(self.settings, method)]
+            tuned = [method for method in methods if runs.seeds(e, method)]
+            methods += [trial for method in tuned for trial in stages.finished_trials(self.settings, method)]
         return {
             "dataset": lambda row: e.datasets,
             "model": lambda row: e.models,
@@ -155,47 +158,48 @@ class Plan:
     def _seeds(self, e: settings.Experiment, row: Mapping[str, Any], place: str) -> list[int]:
         method = row["method"]
         seeds = runs.seeds(e, method) if method in e.methods else [self.settings.tuning.seed]
-        return [seed for seed in seeds if place != "released" or self.released({**row, "seed": seed})]
+        return [seed for seed in seeds if place != "released" or self.keep({**row, "seed": seed}) != "model"]
 
     # Weights that go -----------------------------------------------------------------------------
 
-    def released(self, run: Mapping[str, Any]) -> bool:
-        """Whether a training's weights go: no experiment that has it keeps them, and no model is made of them."""
+    def keep(self, run: Any) -> str:
+        """What stays of a training's weights: what of its experiments' `keep` is most, or all of them where another
+        model is made of it."""
+        names = _training(dict(run.items()))
         sources = [_training(model.run.model_dump()) for model in self.settings.models.values() if model.run]
-        keeps = {e.keep for e in self._having(run).values()}
-        return bool(keeps) and "model" not in keeps and _training(run) not in sources
+        keeps = {self.settings.experiments[name].keep for name in self._having(names)}
+        return "model" if names in sources else next((keep for keep in settings.KEEP if keep in keeps), "model")
 
-    def _having(self, run: Mapping[str, Any]) -> dict[str, settings.Experiment]:
-        """The experiments with a training, by name; with a trial, those with its method."""
+    def made_from_weights(self, wildcards) -> list[str]:
+        """What all experiments make from a training's weights; of a trial, the choice among them too."""
+        run = _training(_names(wildcards))
+        having = self._having(run)
+        rows = ((place, row) for place in _OF_WEIGHTS for name in having for row in self._crossed(place, name))
+        made = [self.layout.path(place, row) for place, row in rows if _training(row) == run]
+        if any(run["method"] not in self.settings.experiments[name].methods for name in having):
+            made.append(self._path("tuned", run, method=self._trial_of(run["method"])))
+        return list(dict.fromkeys(made))
+
+    def _having(self, run: Mapping[str, Any]) -> list[str]:
+        """The experiments with a training; with a trial, also those with its method."""
         trial_of = self._trial_of(run["method"])
-        return {
-            name: e
+        return [
+            name
             for name, e in self.settings.experiments.items()
             if run["dataset"] in e.datasets and run["model"] in e.models
-            and (trial_of in e.methods or (run["method"] in e.methods and int(run["seed"]) in e.seeds))
-        }  # fmt: skip
+            and ((run["method"] in e.methods and int(run["seed"]) in runs.seeds(e, run["method"]))
+                 or (trial_of in e.methods and runs.seeds(e, trial_of)))
+        ]  # fmt: skip
 
     def _trial_of(self, name: str) -> str | None:
         """The method that a trial is of; None for another name."""
         methods = self.settings.methods.items()
         return next((method for method, entry in methods if name in trials.names(method, entry.tune)), None)
 
-    def made_from_weights(self, wildcards) -> list[str]:
-        """What an experiment makes from a training's weights; from a trial's, the choice of the best."""
-        return self._made_from_weights(wildcards.experiment, _names(wildcards))
-
-    def waiting(self, wildcards) -> str:
-        """`--waiting FILE` for each file that other experiments make from a training's weights."""
-        run = _names(wildcards)
-        others = [name for name in self._having(run) if name != wildcards.experiment]
-        paths = dict.fromkeys(path for name in others for path in self._made_from_weights(name, run))
-        return " ".join(f"--waiting {path}" for path in paths)
-
-    def _made_from_weights(self, experiment: str, run: Mapping[str, Any]) -> list[str]:
-        if trial_of := self._trial_of(run["method"]):
-            return [self._path("tuned", run, method=trial_of)]
-        rows = ((place, row) for place in _OF_WEIGHTS for row in self._crossed(place, experiment))
-        return [self.layout.path(place, row) for place, row in rows if _training(row) == _training(run)]
+    def _released_after(self, experiment: str) -> list[str]:
+        """The trainings of an experiment that no other one has, and whose weights go: it waits for no other one."""
+        own = (row for row in self._crossed("released", experiment) if self._having(row) == [experiment])
+        return [self.layout.path("released", row) for row in own]
 
     # What a method takes -------------------------------------------------------------------------
 

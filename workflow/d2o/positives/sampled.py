@@ -12,7 +12,7 @@ import time
 from collections.abc import Container, Iterator
 from pathlib import Path
 
-from d2o import records
+from d2o import locks, records
 from d2o.generation import Completion
 
 # Seconds between two fsyncs: a killed process loses nothing, a machine without power this much.
@@ -20,7 +20,7 @@ _SYNC = 1.0
 
 
 class Sampled:
-    """Known answers by identity. A context manager: on leaving, all is on disk."""
+    """Known answers by identity. A context manager: one process writes, and on leaving all is on disk."""
 
     def __init__(self, folder: Path, name: str, prompts: Container[str]):
         """
@@ -31,7 +31,6 @@ class Sampled:
         """
         folder.mkdir(parents=True, exist_ok=True)
         self._own = folder / f"{name}.jsonl"
-        _drop_broken_end(self._own)
         self._known: dict[str, Completion] = {}
         for path in sorted(folder.glob("*.jsonl")):
             for row in _rows(path):
@@ -40,12 +39,15 @@ class Sampled:
                     self._known.setdefault(row["identity"], completion)
 
     def __enter__(self) -> Sampled:
+        self._lock = locks.hold(self._own)
+        _drop_broken_end(self._own)
         self._file, self._synced = self._own.open("a"), time.monotonic()
         return self
 
     def __exit__(self, *_) -> None:
         self._sync()
         self._file.close()
+        locks.release(self._lock)
 
     def get(self, identity: str) -> Completion | None:
         """The answer to a request, if there is one."""
@@ -66,12 +68,15 @@ class Sampled:
 
 def _rows(path: Path) -> Iterator[dict]:
     """The whole lines of a file; its last one may be growing under another shard's hands."""
+    broken = 0
     with path.open(errors="replace") as lines:
-        for number, line in enumerate(lines, 1):
+        for line in lines:
             if row := records.unsealed(line):
                 yield row
-            elif line.endswith("\n"):
-                print(f"{path}: line {number} is broken; its answer is sampled again", file=sys.stderr)
+            else:
+                broken += line.endswith("\n")
+    if broken:
+        print(f"{path}: {broken:,} lines are broken; their answers are sampled again", file=sys.stderr)
 
 
 def _drop_broken_end(path: Path) -> None:

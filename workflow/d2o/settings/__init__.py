@@ -49,6 +49,10 @@ JOBS = (
 )  # fmt: skip
 
 
+# What stays of a model's weights, from most to least.
+KEEP = ("model", "adapter", "nothing")
+
+
 def execution(default: Any, description: str) -> Any:
     """A key that says how a job runs and changes no result: nothing is made again when it changes."""
     return Field(default, description=description, json_schema_extra={"execution": True})
