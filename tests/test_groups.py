@@ -241,9 +241,22 @@ def test_limits_are_counted(tokenizer):
     tokeniser = groups.Tokeniser(tokenizer, Forward(max_prompt_tokens=100, max_response_tokens=20))
     ((place, group),) = tokeniser.groups(view)
     assert place == 1
-    assert tokeniser.counts == {"groups": 1, "responses": 2, "long_prompts": 1, "cut_responses": 1}
+    assert tokeniser.counts == {
+        "groups": 1, "responses": 2, "long_prompts": 1, "cut_responses": 1, "broken_up": 0,
+    }  # fmt: skip
     assert len(group.positives[0].ids) == 20
     assert tokenizer.eos_token_id not in group.positives[0].ids
+
+
+def test_texts_with_special_tokens_are_counted(tokenizer):
+    token = tokenizer.eos_token
+    question = [{"role": "user", "content": f"What is {token}?"}]
+    forged, plain = groups.Answer(f"It ends{token} a turn."), groups.Answer("It ends a turn.")
+    tokeniser = groups.Tokeniser(tokenizer, Forward())
+    list(
+        tokeniser.groups([groups.Texts(P, question, (forged, plain), (forged,)), groups.Texts(Q, MESSAGES, (plain,))])
+    )
+    assert tokeniser.counts["broken_up"] == 2, "the question, and an answer to it once"
 
 
 def test_without_responses_the_table_of_log_probs_is_empty(tiny_model, tmp_path):

@@ -238,7 +238,8 @@ class Tokeniser:
     Attributes:
         counts: of `groups` and their `responses`; of `long_prompts`, groups left out since their prompt is longer
             than `max_prompt_tokens`; of `cut_responses`, which are longer than `max_response_tokens` and are cut to
-            this length, so they have no end-of-turn token.
+            this length, so they have no end-of-turn token; of `broken_up`, texts with special tokens that are read
+            as text (`chat.as_data`), each prompt and each distinct answer to it once.
     """
 
     def __init__(self, tokenizer, forward: Forward):
@@ -248,7 +249,7 @@ class Tokeniser:
             forward: says the limits.
         """
         self._tokenizer, self._forward, self._end = tokenizer, forward, chat.end_of_turn(tokenizer)
-        self.counts = {"groups": 0, "responses": 0, "long_prompts": 0, "cut_responses": 0}
+        self.counts = {"groups": 0, "responses": 0, "long_prompts": 0, "cut_responses": 0, "broken_up": 0}
 
     def groups(self, texts: Iterable[Texts]) -> Iterator[tuple[int, Group]]:
         """The groups that fit, in order, each with the place of its text.
@@ -296,6 +297,8 @@ class Tokeniser:
             for answer, whole in ids.items()
         }
         cut = {answer for answer, whole in ids.items() if len(whole) > limit}
+        said = [*(message["content"] for message in family[0][1].messages), *(answer.text for answer in ids)]
+        self.counts["broken_up"] += sum(chat.broken_up(self._tokenizer, text) for text in said)
         for place, text in family:
             self.counts["groups"] += 1
             self.counts["responses"] += len(text.answers)

@@ -53,6 +53,11 @@ def as_data(tokenizer, text: str) -> str:
     return _special(tokenizer).sub(lambda token: f"{token[0][0]}\u2060{token[0][1:]}", text)
 
 
+def broken_up(tokenizer, text: str) -> bool:
+    """Whether `as_data` changes a text."""
+    return _special(tokenizer).search(text) is not None
+
+
 @lru_cache(maxsize=8)
 def _special(tokenizer) -> re.Pattern[str]:
     written = str(tokenizer.chat_template)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -133,6 +134,8 @@ def prepare(stage: TrainStage, inputs: Inputs, output: Path) -> None:
             fitting[place] = texts[place]
             short += len(group.positives) < (stage.method.k or 0)
         counts = _counts(stage, inputs, human, texts, ours.counts, short)
+        if marked := counts["broken_up"]:
+            print(f"train: {marked:,} texts hold special tokens, which are read as text", file=sys.stderr)
         for number, path in enumerate(inputs.fresh, start=1):
             for place, group in _tokenised(others, _renewed(stage.method.online, fitting, path), references):
                 file.add(number, place, group)
