@@ -2,9 +2,10 @@
 # make test       linters, unit, contract and pipeline tests; with D2O_TEST_SLURM=1 and as root, those on a real
 #                 Slurm too, which they install by apt-get
 # make test-quick those that take under two minutes
+# make test-faults   a hundred kills at random moments, in about two hours; D2O_FAULTS_SEED=2 takes other ones
 # make bench      a training step, generation and starts beside others' code, a log of ten million rows; over an hour
 # make env        .venv from the locked list (LOCK=gpu on a machine with NVIDIA GPUs)
-.PHONY: env demo test test-quick bench lint lock settings
+.PHONY: env demo test test-quick test-faults bench lint lock settings
 
 PYTHON ?= python3
 # The lock that is installed; CPU builds where none is.
@@ -30,10 +31,13 @@ demo: env
 	snakemake --cores all
 
 test: lint
-	pytest -n 2 --dist loadfile
+	pytest -n 2 --dist loadfile --durations 25
 
 test-quick: env
 	pytest -n 2 --dist loadfile -m "not slow"
+
+test-faults: env
+	D2O_FAULTS=$${D2O_FAULTS:-100} pytest -s tests/test_faults.py
 
 bench: env
 	OMP_NUM_THREADS=1 python benchmarks/train_step.py results/benchmarks

@@ -52,7 +52,7 @@ def _disk(jobs: Sequence[Any], plan: Plan) -> Iterator[str]:
     )
     if left > free:
         yield (
-            f"the run leaves {left / 1e9:,.0f} GB of models in {plan.settings.results}, and {free / 1e9:,.0f} are "
+            f"the run leaves {left / 1e9:,.3g} GB of models in {plan.settings.results}, and {free / 1e9:,.3g} are "
             f"free: make room, put `results` elsewhere, or run one experiment at a time"
         )
 

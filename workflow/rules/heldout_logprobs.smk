@@ -23,13 +23,13 @@ rule compute_heldout_logprobs:
     benchmark:
         "<point>/logs/heldout_logprobs.benchmark.tsv"
     threads: plan.needs("heldout_logprobs", "threads")
-    priority: 1
     resources:
         mem_mb=plan.needs("heldout_logprobs", "mem_mb"),
         runtime=plan.needs("heldout_logprobs", "runtime"),
         gpu=plan.needs("heldout_logprobs", "gpu"),
     conda:
         plan.environment("train")
+    priority: 1
     shell:
         "python -m d2o --gpus {resources.gpu} logprobs --settings {params.settings:q} --model {params.model} "
         "--negatives {input.negatives} --split held-out --output {output} 2>&1 | tee {log}"

@@ -23,7 +23,6 @@ rule answer_prompts:
     benchmark:
         "<point>/logs/responses.benchmark.tsv"
     threads: plan.needs("responses", "threads")
-    priority: 1
     resources:
         mem_mb=plan.needs("responses", "mem_mb"),
         runtime=plan.needs("responses", "runtime"),
@@ -31,6 +30,7 @@ rule answer_prompts:
         execution=plan.execution("responses"),
     conda:
         plan.environment("generation")
+    priority: 1
     shell:
         "python -m d2o --gpus {resources.gpu} responses --settings {params.settings:q} --model {params.model} "
         "--prompts {input.prompts} --execution {resources.execution:q} --output {output} 2>&1 | tee {log}"

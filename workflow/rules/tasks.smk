@@ -77,13 +77,13 @@ rule answer_questions:
     benchmark:
         "<run>/logs/tasks-{task}.benchmark.tsv"
     threads: plan.needs("tasks", "threads")
-    priority: 1
     resources:
         mem_mb=plan.needs("tasks", "mem_mb"),
         runtime=plan.needs("tasks", "runtime"),
         gpu=plan.needs("tasks", "gpu"),
     conda:
         plan.environment("tasks")
+    priority: 1
     shell:
         "python -m d2o --gpus {resources.gpu} tasks --settings {params.settings:q} --model {input.model} "
         "--questions {input.questions} --output {output} 2>&1 | tee {log}"

@@ -21,13 +21,13 @@ rule release_weights:
     benchmark:
         "<run>/logs/released.benchmark.tsv"
     threads: 1
-    priority: 1
     resources:
         mem_mb=1000,
         runtime=10,
         gpu=0,
     conda:
         plan.environment("report")
+    priority: 1
     localrule: True
     shell:
         "python -m d2o release --run {params.run} --keep {params.keep} 2>&1 | tee {log}"

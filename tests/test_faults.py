@@ -1,0 +1,194 @@
+"""Faults at random moments: whatever dies, the same command ends with what an undisturbed run has made.
+
+D2O_FAULTS says how many (3; `make test-faults` takes 100), D2O_FAULTS_SEED which.
+"""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+
+from d2o import records, verify
+from test_pipeline import CONFIG, Project
+
+pytestmark = pytest.mark.slow
+
+FAULTS, SEED = int(os.environ.get("D2O_FAULTS", "3")), int(os.environ.get("D2O_FAULTS_SEED", "0"))
+# Every kind of stage that needs no network: samples in two shards, a training on two ranks.
+SMALL = CONFIG | {
+    "experiments": {"tiny": {"datasets": ["demo"], "models": ["tiny"], "methods": ["initial", "d2o"],
+                             "rewards": ["safety"], "tasks": ["mmlu"]}},
+    "positives": CONFIG["positives"] | {"shards": 2},
+    "engine": {"backend": "transformers", "max_num_seqs": 16},
+    "train": CONFIG["train"] | {"ranks": 2, "steps": 12, "checkpoint_minutes": 0.001},
+}  # fmt: skip
+ALL = [sys.executable, "-m", "snakemake", "--cores", "2", "all"]
+
+
+class Run:
+    """One `snakemake all` in a session of its own."""
+
+    def __init__(self, project: Project, *arguments: str):
+        self._project = project
+        self._log = (project.folder / "printed.log").open("w+")
+        self._process = subprocess.Popen(
+            [*ALL, *arguments], cwd=project.folder, stdout=self._log, stderr=subprocess.STDOUT,
+            start_new_session=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+
+    def wait(self, seconds: float | None = None) -> int | None:
+        """The exit status; None where it is still at work after so many seconds."""
+        with suppress(subprocess.TimeoutExpired):
+            return self._process.wait(seconds)
+        return None
+
+    def printed(self) -> str:
+        return Path(self._log.name).read_text()
+
+    def stages(self) -> list[psutil.Process]:
+        """Its processes, ranks included, that do a stage's work."""
+        at_work = []
+        for process in psutil.process_iter(["cmdline", "cwd"]):
+            line = process.info["cmdline"] or []
+            if process.info["cwd"] == str(self._project.folder) and "d2o" in line and "snakemake" not in line:
+                at_work.append(process)
+        return at_work
+
+    def strike(self, victim: str, random: random.Random) -> str:
+        """Kill one or all of its processes; returns what the stage was that a process did then."""
+        stages = self.stages()
+        struck = random.choice(stages) if stages else None
+        line = struck.info["cmdline"] if struck else []
+        doing = next((word for word in line[line.index("d2o") + 1 :] if word.isalpha()), "-") if struck else "-"
+        match victim:
+            case "stage" if struck:  # a rank as well
+                _send([struck], signal.SIGKILL)
+            case "stage" | "snakemake":
+                _send([psutil.Process(self._process.pid)], signal.SIGKILL)
+            case "SIGTERM":
+                _send([*stages, psutil.Process(self._process.pid)], signal.SIGTERM)
+            case "everything":
+                _send([psutil.Process(self._process.pid), *stages], signal.SIGKILL)
+        return doing
+
+
+VICTIMS = ("snakemake", "stage", "SIGTERM", "everything", "disk")
+
+
+@pytest.fixture
+def disturbed(undisturbed, tiny_model, tmp_path):
+    """Makes projects whose results lie on a disk of their own, where this user may mount one."""
+    disks = []
+
+    def project() -> Project:
+        made = Project(tmp_path / str(len(disks)), tiny_model)
+        made.configure(undisturbed.config)
+        disk = made.folder / "results"
+        disk.mkdir()
+        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256m", "tmpfs", disk], capture_output=True)
+        disks.append(disk if mounted.returncode == 0 else None)
+        return made
+
+    yield project
+    for disk in filter(None, disks):
+        subprocess.run(["umount", "-l", disk], check=True)
+
+
+def fill(project: Project, free: int) -> Path:
+    """Leave so many bytes of the disk of results; returns the file that takes the others."""
+    ballast = project.folder / "results" / "ballast"
+    with ballast.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(ballast.parent).free - free)
+    return ballast
+
+
+def _send(processes: list[psutil.Process], number: signal.Signals) -> None:
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.send_signal(number)
+
+
+def finished(project: Project) -> None:
+    """Type the same command until it has nothing left to do, as its messages say."""
+    for _ in range(12):
+        run = Run(project)
+        if run.wait(300) == 0:
+            return
+        printed = run.printed()
+        if "--unlock" in printed:
+            subprocess.run([*ALL, "--unlock"], cwd=project.folder, check=True, capture_output=True)
+        elif "another process is at work here" in printed:  # what a killed Snakemake has left
+            psutil.wait_procs(run.stages(), timeout=120)
+        else:
+            pytest.fail(printed[-4000:])
+    pytest.fail(f"it never ends: {printed[-4000:]}")
+
+
+def made(project: Project) -> dict[str, object]:
+    """What lies in the results: the rows of tables, the digests of weights, and the names of all files beside."""
+    results = project.folder / "results"
+    content: dict[str, object] = {}
+    for path in sorted(results.rglob("*")):
+        name = str(path.relative_to(results))
+        if path.is_dir() or "/logs/" in name or "events.out" in name or name.endswith(".svg"):
+            continue
+        content[name] = None
+        if path.suffix == ".parquet":
+            content[name] = pq.read_table(path).to_pylist()
+        elif path.suffix == ".safetensors":
+            content[name] = records.file_digest(path)
+    return content
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny_model, tmp_path_factory) -> Project:
+    project = Project(tmp_path_factory.mktemp("undisturbed"), tiny_model)
+    project.configure(SMALL | {"models": project.config["models"]})
+    project.snakemake("all")
+    return project
+
+
+def test_whatever_dies_the_same_command_ends_with_the_same(undisturbed, disturbed):
+    print(f"{FAULTS} faults of seed {SEED}")
+    chance, expected, struck = random.Random(SEED), made(undisturbed), []
+    while len(struck) < FAULTS:
+        project = disturbed()
+        victims = VICTIMS if (project.folder / "results").is_mount() else VICTIMS[:-1]
+        over = False
+        while len(struck) < FAULTS and not over:
+            victim, after = chance.choice(victims), chance.uniform(2, 40)
+            ballast = fill(project, chance.randrange(1 << 20)) if victim == "disk" else None
+            run = Run(project, *["--no-hooks"] * (victim == "disk"))  # or it is told before the first job
+            if victim == "disk":
+                over = run.wait(300) == 0  # what was left to do had room
+                fault = {"doing": "full" if "No space left" in run.printed() else "-"}
+                assert over or fault["doing"] == "full" or "GB are free" in run.printed(), run.printed()[-3000:]
+                ballast.unlink()
+            elif run.wait(after) is None:
+                fault = {"after": round(after, 1), "doing": run.strike(victim, chance)}
+                assert run.wait(120) is not None, fault
+                if chance.random() < 0.5:  # or what Snakemake left behind meets its successor
+                    psutil.wait_procs(run.stages(), timeout=120)
+                subprocess.run([*ALL, "--unlock"], cwd=project.folder, capture_output=True)
+            else:
+                over = True
+                break
+            struck.append({"victim": victim, **fault})
+            print(json.dumps(struck[-1]), flush=True)
+        finished(project)
+        there = made(project)
+        assert there.keys() == expected.keys(), struck
+        others = [name for name, content in expected.items() if there[name] != content]
+        assert not others, struck
+        assert verify.verify(project.folder / "results")[0] == []
+    print(Counter(one["victim"] for one in struck), Counter(one["doing"] for one in struck))
