@@ -118,13 +118,14 @@ def test_pku_without_categories(tmp_path):
     [
         ("response_0_harm_category", ["Violence"], "not an object of true and false"),
         ("response_0_harm_category", {"Violence": 1}, "not an object of true and false"),
+        ("response_0_harm_category", {"\ud800": True}, "an object with a name that is half a character"),
         ("response_1_severity_level", 4, "neither 0, 1, 2, 3 nor null"),
         ("response_1_severity_level", True, "neither 0, 1, 2, 3 nor null"),
         ("response_1_severity_level", "2", "neither 0, 1, 2, 3 nor null"),
     ],
 )
 def test_wrong_label(key, value, reason, tmp_path):
-    message = problem("pku-saferlhf", write(tmp_path / "a.jsonl", [PKU | {key: value}]))
+    message = problem("pku-saferlhf", write(tmp_path / "a.jsonl", [json.dumps(PKU | {key: value})]))
     assert f"`{key}` is {reason}" in message
 
 

@@ -1,19 +1,25 @@
 """Models of the Hub, from a server on this machine that answers as the Hub does."""
 
+import hashlib
 import json
 import os
+import socket
 import subprocess
 import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 from types import SimpleNamespace
 
+import huggingface_hub
 import pytest
 import yaml
 
 from conftest import ROOT
+from d2o import hub as hub_module
 from d2o import preflight
+from d2o.errors import D2OError
 from d2o.plan import Plan
+from d2o.settings import Source
 
 COMMIT = "c4549779" + 32 * "0"
 REFUSED = {
@@ -86,6 +92,39 @@ def test_a_revision_may_be_a_pull_request(hub, tmp_path):
     (snapshot,) = tmp_path.glob(f"hub/models--a--b/snapshots/{COMMIT}")
     assert sorted(path.name for path in snapshot.iterdir()) == ["config.json", "model.safetensors"]
     assert all("refs/pr" not in path for path in asked)
+
+
+def test_a_hub_that_is_away_is_told_in_a_line(tmp_path):
+    """By whichever HTTP library the Hub's client uses."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"http://127.0.0.1:{server.getsockname()[1]}"  # nobody listens there once it is closed
+    code = (
+        "from d2o import hub; from d2o.errors import D2OError; from d2o.settings import Source\n"
+        "print(hub.lacking('a/b', 'main', 'model'), hub.lacking('a/b', 'main', 'dataset'), sep='\\n')\n"
+        "try:\n    hub.locate(Source(hub='a/b', revision='main'))\nexcept D2OError as error:\n    print(error)"
+    )
+    variables = os.environ | {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
+    done = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    one, other, fetched = done.stdout.splitlines()
+    assert one == other and one.startswith("a/b@main: the Hub is not reached (")
+    assert fetched.startswith("a/b@main: not in the Hub's cache and not fetched (")
+
+
+def test_a_file_that_is_not_the_hubs_is_refused(tmp_path, monkeypatch):
+    """Its cache names a large file by its SHA-256, and checks it never again."""
+    blob = tmp_path / "blobs" / hashlib.sha256(b"weights").hexdigest()
+    blob.parent.mkdir()
+    snapshot = tmp_path / "snapshot"
+    snapshot.mkdir()
+    (snapshot / "model.safetensors").symlink_to(blob)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(snapshot))
+    source = Source(hub="a/b", revision="main")
+    blob.write_bytes(b"weights")
+    assert hub_module.locate(source) == snapshot
+    blob.write_bytes(b"weightz")
+    with pytest.raises(D2OError, match=rf"a/b@main: model.safetensors is not the file of the Hub; delete {blob}"):
+        hub_module.locate(source)
 
 
 def test_all_that_is_missing_is_told_before_the_first_job(hub, tmp_path):

@@ -276,11 +276,12 @@ ODD = {
     "half a reply": b'{"choices": [{"mess',
     "a list": b"[1, 2]",
     "less than it promised": CUT,
+    "deeper than any parser goes": b"[" * 400_000,
     "a very long reply": b'{"choices": [{"message": {"content": "' + b"x" * 2_000_000 + b' [[A]]"}}]}',
 }
 
 
-@pytest.mark.parametrize("odd", [*ODD, 403, 404, 413, 500])
+@pytest.mark.parametrize("odd", [*ODD, 403, 404, 413, 429, 500])
 def test_one_odd_reply_is_an_unread_verdict_and_blocks_nothing(serve, tables, tmp_path, monkeypatch, odd):
     monkeypatch.setattr(judge, "RETRIES", 0)
 
@@ -291,6 +292,15 @@ def test_one_odd_reply_is_an_unread_verdict_and_blocks_nothing(serve, tables, tm
     for (prompt_id, _), row in verdicts.items():
         assert (row["verdict"] == "unread") == (prompt_id == "p2")
     assert verdicts["p2", "initial-first"]["reason"] == ("refused" if isinstance(odd, int) else "unparsable")
+
+
+def test_a_server_that_echoes_the_key_gives_it_to_no_table_and_no_message(serve, tables, tmp_path, monkeypatch):
+    server = serve(lambda text: "You are sk-secret.\n[[A]]")
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    verdicts = run(server.settings(), tables, tmp_path / "v.parquet")
+    assert server.keys == {"Bearer sk-secret"}
+    assert verdicts["p0", "initial-first"]["reason"] == "You are ***."
+    assert "(no such key: ***)" in judge._failure(server.settings(), ValueError("no such key: sk-secret"))
 
 
 def test_a_lone_surrogate_in_a_reply_is_kept_out_of_the_table(serve, tables, tmp_path):

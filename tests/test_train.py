@@ -950,7 +950,7 @@ def test_damage_and_company_are_told_in_a_line(tables, tiny_model, tmp_path):
     kept = tmp_path / "checkpoints"
     lock = (tmp_path / ".checkpoints.lock").open("a+")
     fcntl.flock(lock, fcntl.LOCK_EX)
-    assert f"{kept}: another training is at work here (process " in refused(line)
+    assert f"{kept}: another process is at work here (process " in refused(line)
     lock.close()
 
     log = kept / "train.jsonl"
@@ -959,6 +959,8 @@ def test_damage_and_company_are_told_in_a_line(tables, tiny_model, tmp_path):
     assert f"{log}: line 1 is damaged; delete {kept} to start again from step 0" in refused(line)
     log.write_text(whole.splitlines(keepends=True)[0])
     assert f"{log}: line 2 is damaged" in refused(line)
+    log.write_bytes(b"\xff" + whole.encode())
+    assert f"{log}: line 1 is damaged" in refused(line)
     log.write_text(whole)
 
     python, _, _, *arguments = line
@@ -967,9 +969,14 @@ def test_damage_and_company_are_told_in_a_line(tables, tiny_model, tmp_path):
 
     mark = kept / "run.json"
     whole = mark.read_text()
-    mark.write_text(whole[:-9])
-    assert f"{mark}: damaged; delete {kept} to start again from step 0" in refused(line)
+    for damaged in (whole.replace('"ranks": 1', '"ranks": 3'), "[]"):
+        mark.write_text(damaged)
+        assert f"{mark}: damaged; delete {kept} to start again from step 0" in refused(line)
+    mark.unlink()
+    assert f"{mark}: gone, and checkpoints are there; delete {kept} to start again from step 0" in refused(line)
+    assert checkpoints(tmp_path, "whole.json"), "what hours have made is not lost for a bit"
     mark.write_text(whole)
+    (kept / "step2.bak").mkdir()  # somebody's copy
     assert "train: going on after step 3" in finished(line)
     assert not kept.exists()
     assert not (tmp_path / ".checkpoints.lock").exists()

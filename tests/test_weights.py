@@ -59,7 +59,8 @@ def test_an_adapter_stays_where_it_is_kept_and_comes_back_where_not(keep, stays,
     weights.release(keep, run)
     assert adapter.exists() == stays
     assert there(run) == []
-    weights.restore(run, trained(run / "again", {"model": "end"}, adapter=True))
+    trained(run / "again", {"model": "end"}, adapter=True)
+    weights.restore(run)
     assert adapter.read_text() == "end" and there(run) == ["model"]
     assert verify.verify(run)[0] == []
 
@@ -69,7 +70,7 @@ def test_the_same_training_brings_them_back(tmp_path):
     manifests = {path: path.read_bytes() for path in run.rglob("manifest.json")}
     weights.release("nothing", run)
     again = trained(run / "again", {"model": "end", "step2/model": "middle"})
-    weights.restore(run, again)
+    weights.restore(run)
     assert there(run) == ["model", "step2/model"] and not again.exists()
     assert {path: path.read_bytes() for path in manifests} == manifests, "made once, whatever came back"
     assert weights.lacking(run / "model") is None
@@ -81,7 +82,8 @@ def test_the_same_training_brings_them_back(tmp_path):
 def test_snapshots_that_are_no_longer_asked_for_do_not_come_back(tmp_path):
     run = trained(tmp_path / "seed0", TRAININGS)
     weights.release("nothing", run)
-    weights.restore(run, trained(run / "again", {"model": "end"}))
+    trained(run / "again", {"model": "end"})
+    weights.restore(run)
     assert there(run) == ["model"]
 
 
@@ -110,16 +112,16 @@ def test_a_restore_that_was_killed_goes_on(tmp_path):
     weights.release("nothing", run)
     again = trained(run / "again", {"model": "end", "step2/model": "middle"})
     (again / "model" / "model.safetensors").rename(run / "model" / "model.safetensors")
-    weights.restore(run, again)
+    weights.restore(run)
     assert there(run) == ["model", "step2/model"]
 
 
 def test_other_weights_are_refused(tmp_path):
     run = trained(tmp_path / "seed0", TRAININGS)
     weights.release("nothing", run)
-    again = trained(run / "again", {"model": "end", "step2/model": "another"})
+    trained(run / "again", {"model": "end", "step2/model": "another"})
     with pytest.raises(D2OError, match=r"step2/model: trained again it has other weights .* delete .*manifest\.json"):
-        weights.restore(run, again)
+        weights.restore(run)
     assert there(run) == ["again/model", "again/step2/model"]
 
 

@@ -331,14 +331,11 @@ def release(
 
 
 @app.command()
-def restore(
-    run: Annotated[Path, typer.Option(help="folder of the first training", exists=True, file_okay=False)],
-    again: Annotated[Path, typer.Option(help="that of the second, which is removed", exists=True, file_okay=False)],
-) -> None:
-    """Bring back weights that were released, where a second training has given the same ones."""
+def restore(run: Annotated[Path, typer.Option(help="folder of a training", exists=True, file_okay=False)]) -> None:
+    """Bring back weights that were released, where a second training, in `again/`, has given the same ones."""
     from d2o import weights
 
-    weights.restore(run, again)
+    weights.restore(run)
 
 
 @_command(settings.Settings)

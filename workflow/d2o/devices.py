@@ -103,7 +103,7 @@ def _take(devices: list[str], wanted: int) -> list[str]:
     taken: dict[str, int] = {}
     for device in devices:
         if len(taken) < wanted:
-            lock = os.open(_lock(device), os.O_CREAT | os.O_RDWR, 0o600)
+            lock = os.open(_lock(device), os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o600)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 taken[device] = lock

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from pathlib import Path
 from typing import Literal
 
+from d2o import records
 from d2o.errors import D2OError
 from d2o.settings import Source
 
@@ -34,7 +36,6 @@ def locate(source: Source) -> Path:
 @cache
 def lacking(repository: str, revision: str, kind: Literal["model", "dataset"]) -> str | None:
     """Why a repository cannot be fetched now, in a line, or None; the Hub is not asked for a model in its cache."""
-    import httpx
     from huggingface_hub import HfApi, constants, errors
 
     if _in_cache(repository, revision) if kind == "model" else constants.HF_HUB_OFFLINE:
@@ -49,9 +50,8 @@ def lacking(repository: str, revision: str, kind: Literal["model", "dataset"]) -
         return f"{name}: no such revision; check it"
     except errors.RepositoryNotFoundError:
         return f"{name}: no such {kind}, or a private one; check the id and HF_TOKEN"
-    except (errors.HfHubHTTPError, httpx.HTTPError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        return f"{name}: the Hub is not reached ({reason}); check the network, or give a local `path`"
+    except Exception as error:  # of the HTTP library, whichever the Hub's uses, or of a reply that is none
+        return f"{name}: the Hub is not reached ({_reason(error)}); check the network, or give a local `path`"
     if kind == "model" and not any(file.rfilename.endswith(".safetensors") for file in files):
         return (
             f"{name}: no .safetensors file; other formats can run code: convert it, or name a revision that has one"
@@ -72,14 +72,24 @@ def _in_cache(repository: str, revision: str) -> bool:
 
 def _download(source: Source) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     patterns = [*_WANTED, "*.py"] if source.trust_remote_code else _WANTED
     try:
-        return Path(snapshot_download(source.hub, revision=source.revision, allow_patterns=patterns))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+        folder = Path(snapshot_download(source.hub, revision=source.revision, allow_patterns=patterns))
+    except Exception as error:  # as above
         raise D2OError(
-            f"{source.hub}@{source.revision}: not in the Hub's cache and not fetched ({reason}); "
+            f"{source.hub}@{source.revision}: not in the Hub's cache and not fetched ({_reason(error)}); "
             f"check the id, the network and HF_TOKEN, or give a local `path`"
         ) from None
+    for file in folder.glob("*.safetensors"):
+        # In the Hub's cache a large file has the name of its SHA-256, and nothing else checks it.
+        blob = file.resolve()
+        if re.fullmatch(r"[0-9a-f]{64}", blob.name) and records.file_digest(blob) != blob.name:
+            raise D2OError(
+                f"{source.hub}@{source.revision}: {file.name} is not the file of the Hub; delete {blob} and run again"
+            )
+    return folder
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

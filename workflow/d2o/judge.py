@@ -52,6 +52,8 @@ REMINDER = "\n\nReply with nothing but the verdict: [[A]], [[B]] or [[C]]."
 ORDERS = {"initial-first": ("initial", "method"), "method-first": ("method", "initial")}
 # The client waits 0.5 s, then twice as long each time, at most 8 s: a server may be away for about half a minute.
 RETRIES = 6
+# How often a question is asked that alone exceeds a rate.
+_TRIES = 3
 # Seconds that one request may take, and bytes that a reply may have: a verdict is a few sentences.
 _PATIENCE, _LONGEST = 120, 1_000_000
 _GREETING = "Reply with the word yes."
@@ -215,12 +217,19 @@ async def _ask_all(judge: Judge, questions: dict[str, str], keep: Callable[[str,
     """
     import openai
 
-    queue = deque(questions.items())
+    queue = deque((key, text, _TRIES) for key, text in questions.items())
 
     async def work() -> None:
         while queue:
-            key, text = queue.popleft()
-            keep(key, *await _verdict(client, judge, text))
+            key, text, tries = queue.popleft()
+            try:
+                keep(key, *await _verdict(client, judge, text))
+            except openai.RateLimitError:  # a question may be too long for the rate that others keep to
+                await _complete(client, judge, _GREETING)
+                if tries > 1:
+                    queue.append((key, text, tries - 1))
+                else:
+                    keep(key, None, "refused")
 
     # A server that needs no key accepts any; one that needs a key refuses this one and says so.
     key = os.environ.get("OPENAI_API_KEY") or "none"
@@ -229,7 +238,7 @@ async def _ask_all(judge: Judge, questions: dict[str, str], keep: Callable[[str,
         await _check(client, judge)
         ends = await asyncio.gather(*(work() for _ in range(judge.concurrency)), return_exceptions=True)
     for end in ends:
-        if isinstance(end, openai.OpenAIError):
+        if isinstance(end, openai.OpenAIError | TimeoutError):
             raise D2OError(f"{_failure(judge, end)}; the verdicts so far are kept: run again to go on")
         if end is not None:
             raise end
@@ -244,7 +253,7 @@ async def _verdict(client, judge: Judge, text: str) -> tuple[str | None, str]:
             reply = await _complete(client, judge, text + addition)
         except (openai.RateLimitError, openai.AuthenticationError):
             raise
-        except openai.OpenAIError as error:
+        except Exception as error:  # of the HTTP library as well, whichever openai uses
             if not isinstance(error, openai.BadRequestError | openai.UnprocessableEntityError):
                 await _complete(client, judge, _GREETING)  # fails where it is not this question alone
             return None, "refused"
@@ -263,14 +272,14 @@ async def _complete(client, judge: Judge, text: str) -> str | None:
         temperature=0,
     )
     body = b""
-    async with request as response:
+    async with asyncio.timeout(_PATIENCE * (RETRIES + 2)), request as response:  # errors have a body, too
         try:
             async with asyncio.timeout(_PATIENCE):
                 async for part in response.iter_bytes():
                     body += part
                     if len(body) > _LONGEST:
                         return None
-        except Exception:  # of the HTTP library, whichever openai uses: half a reply is none
+        except Exception:  # half a reply is none
             return None
     return _content(body)
 
@@ -279,11 +288,11 @@ def _content(body: bytes) -> str | None:
     """What the first choice of a completion says; the empty text where a gateway answers a failure with no choice."""
     try:
         completion = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     match completion:
         case {"choices": [{"message": {"content": str(text)}}, *_]}:
-            return text.encode(errors="replace").decode()  # a lone surrogate is no text for a table
+            return _masked(text.encode(errors="replace").decode())  # a lone surrogate is no text for a table
         case {}:
             return ""
     return None
@@ -304,10 +313,15 @@ async def _check(client, judge: Judge) -> None:
             raise D2OError(f"judge: {judge.base_url}: no OpenAI-compatible API there; does the URL end in /v1?")
 
 
+def _masked(text: str) -> str:
+    """A text of the server's without the key, which some echo."""
+    return text.replace(key, "***") if (key := os.environ.get("OPENAI_API_KEY")) else text
+
+
 def _failure(judge: Judge, error: Exception) -> str:
     import openai
 
-    text = " ".join(str(error.__cause__ or error).split())
+    text = _masked(" ".join(str(error.__cause__ or error).split()))
     match error:
         case openai.APIConnectionError():
             failure = "cannot be reached; is the server running, and base_url right?"

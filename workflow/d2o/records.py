@@ -306,13 +306,18 @@ def read_packed(file: BinaryIO, name: str) -> bytes:
     return content
 
 
+def seal(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain data with a checksum as its last key."""
+    return {**row, "crc": zlib.crc32(json.dumps(row).encode())}
+
+
 def sealed(row: Mapping[str, Any]) -> str:
-    """A line of a file that grows: JSON with a checksum as its last key."""
-    return json.dumps({**row, "crc": zlib.crc32(json.dumps(row).encode())}) + "\n"
+    """A line of a file that grows, with a checksum."""
+    return json.dumps(seal(row)) + "\n"
 
 
 def unsealed(line: str) -> dict[str, Any] | None:
-    """The row of a line that is as `sealed` wrote it; None of any other."""
+    """The row of a line that is as `sealed` wrote it, or of a file with what `seal` gives; None of any other."""
     try:
         row = json.loads(line)
         crc = row.pop("crc")

@@ -15,7 +15,7 @@ from d2o.errors import D2OError
 # The adapter of a training with LoRA, in its model folder.
 ADAPTER = "adapter"
 # In a run's folder: which of its files were released, and which a second training brought back.
-RELEASED, RESTORED = "released.json", "restored.json"
+RELEASED, RESTORED, _AGAIN = "released.json", "restored.json", "again"
 
 
 def release(keep: str, run: Path) -> None:
@@ -33,15 +33,16 @@ def release(keep: str, run: Path) -> None:
         records.write_json(draft.path, {"released": [str(file.relative_to(run)) for file in released]})
 
 
-def restore(run: Path, again: Path) -> None:
+def restore(run: Path) -> None:
     """Bring back the weights that were released, from a second training with the same settings.
 
     Args:
-        run: the folder of the first training; `RESTORED` there names what came back.
-        again: that of the second, which is removed.
+        run: the folder of the first training; in `again/` there lies the second, which is removed. `RESTORED` names
+            what came back.
     Raises:
         D2OError: where the second training gave other weights.
     """
+    again = run / _AGAIN
     pairs = [(folder, again / folder.relative_to(run)) for folder in _models(run)]
     pairs = [(first, second) for first, second in pairs if second.is_dir()]  # policies do not come back
     for first, second in pairs:
@@ -101,5 +102,5 @@ def _bulk(model: Path, adapter: bool) -> Iterator[Path]:
     """The files of a model's weights, there or not; with its adapter if asked for."""
     content = records.read_manifest(model).get("content", {})
     for name in content:
-        if name in model_folders.weights(model) or (adapter and name.startswith(f"{ADAPTER}/")):
+        if name in model_folders.weights(model) or (adapter and Path(name).parent == Path(ADAPTER)):
             yield model / name

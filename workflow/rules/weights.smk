@@ -56,7 +56,6 @@ rule restore_weights:
         "<restored>",
     params:
         run=plan.folder("run"),
-        again=plan.folder("again"),
     log:
         "<run>/logs/restored.log",
     benchmark:
@@ -69,4 +68,4 @@ rule restore_weights:
     conda:
         plan.environment("report")
     shell:
-        "python -m d2o restore --run {params.run} --again {params.again} 2>&1 | tee {log}"
+        "python -m d2o restore --run {params.run} 2>&1 | tee {log}"

@@ -57,6 +57,8 @@ class Checkpoints:
         sampled = [records.file_digest(path) for path in inputs.rounds]
         mark, ranks = folder / "run.json", dist.get_world_size()
         earlier = _read(mark) if mark.exists() else {}
+        if not earlier and any((step / _WHOLE).exists() for step in self._newest_first()):
+            raise D2OError(f"{mark}: gone, and checkpoints are there; delete {folder} to start again from step 0")
         there, known = earlier.pop("ranks", ranks), earlier.pop("rounds", [])
         if known[: len(sampled)] != sampled[: len(known)]:
             earlier = {}
@@ -72,7 +74,8 @@ class Checkpoints:
             records.empty_folder(folder)
             known = []
         if dist.get_rank() == 0:
-            records.write_json(mark, run | {"ranks": ranks, "rounds": max(known, sampled, key=len)})
+            records.write_json(mark, records.seal(run | {"ranks": ranks, "rounds": max(known, sampled, key=len)}))
+            records.sync(mark)
         dist.barrier()
 
     def check_room(self, policy: nn.Module) -> None:
@@ -195,14 +198,15 @@ class Checkpoints:
             print(f"train: {line}", file=sys.stderr, flush=True)
 
     def _newest_first(self) -> list[Path]:
-        return sorted(self.folder.glob("step*"), key=_step, reverse=True)
+        steps = [folder for folder in self.folder.glob("step*") if folder.name.removeprefix("step").isdecimal()]
+        return sorted(steps, key=_step, reverse=True)
 
 
 def _read(mark: Path) -> dict:
-    try:
-        return json.loads(mark.read_text())
-    except ValueError:
-        raise D2OError(f"{mark}: damaged; delete {mark.parent} to start again from step 0") from None
+    run = records.unsealed(mark.read_text(errors="replace"))
+    if run is None:
+        raise D2OError(f"{mark}: damaged; delete {mark.parent} to start again from step 0")
+    return run
 
 
 def _step(folder: Path) -> int:

@@ -193,7 +193,8 @@ class Watch:
         self._limits, self._shape, self._peak = stage.train.alarms, shape, peak
         self._active = dist.get_rank() == 0
         self._path = folder / LOG
-        lines = self._path.read_text().splitlines()[:first] if first else []
+        there = first and self._path.exists()
+        lines = self._path.read_text(errors="replace").splitlines()[:first] if there else []
         self._history = _records(self._path, lines, first)
         self._raised: set[str] = set()
         self._began = time.monotonic()
