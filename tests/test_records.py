@@ -137,6 +137,13 @@ def test_a_model_out_of_a_run_has_a_mark_and_a_manifest_of_its_own(tiny_model, t
     assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
 
 
+@pytest.mark.parametrize("content", [b"", b"GGUF", b"GGUF" + os.urandom(4000), b"<html>"])
+def test_what_is_no_gguf_file_is_told_in_a_line(content, tmp_path):
+    (tmp_path / "a.gguf").write_bytes(content)
+    with pytest.raises(D2OError, match=r"a\.gguf: not a GGUF file that transformers can read \(.*; fetch it again$"):
+        models._convert_gguf(tmp_path / "a.gguf", tmp_path / "out")
+
+
 def test_a_killed_writer_leaves_no_final_name(tmp_path):
     code = (
         "import sys, time; from pathlib import Path; from d2o import records, schemas\n"

@@ -9,6 +9,7 @@ import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import numpy as np
@@ -21,7 +22,7 @@ from d2o import identities, length_control, records, report, schemas, settings
 from d2o.errors import D2OError
 from d2o.metrics import HUMAN_METRICS, SCORED, _judged
 from d2o.positives import sheet
-from d2o.report import figures, tables
+from d2o.report import figures, page, tables
 from d2o.settings import Model, Source
 
 PROMPTS = 12
@@ -914,3 +915,10 @@ def test_figure_4(shown):
     assert set(data["method"]) == {"d2o-steps", "d2o-steps-k2"} and data["step"].unique().tolist() == [0, 10, 20, 30]
     assert data["dip"].notna().all() and data["p_adjusted"].between(0, 1).all()
     assert "dip test of one mode" in page.text
+
+
+def test_a_category_cannot_turn_what_follows_or_break_a_figure():
+    counts = {"train_categories": {"\u202eevil": 3, "a\x01b": 2, "Drugs": 1}}
+    archive = SimpleNamespace(manifest=lambda *_, **__: {"counts": counts})
+    assert page.categories(archive, "demo") == {"train": {"\\u202eevil": 3, "a\\u0001b": 2, "Drugs": 1}}
+    assert page._counts(archive, "demo")["train categories"] == "\\u202eevil 3, a\\u0001b 2, Drugs 1"

@@ -124,8 +124,14 @@ def changed(path: str, value) -> dict:
         (
             "judges",
             {"gpt": {"base_url": "https://me:secret@judge.example/v1", "model": "gpt"}},
-            "judges.gpt.base_url: no name and password: they would stand in logs",
+            "judges.gpt.base_url: no name, password or query: they would stand in logs",
         ),
+        (
+            "judges",
+            {"gpt": {"base_url": "https://judge.example/v1?api_key=secret", "model": "gpt"}},
+            "judges.gpt.base_url: no name, password or query: they would stand in logs",
+        ),
+        ("methods", {"tuned.json": SELF}, "methods.tuned.json: this is a name for a file; choose another"),
         ("datasets.organisms", {"format": "negatives", "train": ["x"]}, "datasets.organisms: this is the name of a"),
     ],
 )

@@ -90,6 +90,7 @@ def test_limit_cuts_the_test_part_only(tmp_path):
         ("q?,1,2,3,4,E\n", "row 1: the answer is 'E'"),
         ("q?,1,2,3,4,AB\n", "row 1: the answer is 'AB'"),
         ("", "bad has no test questions"),
+        (f"q?,1,2,3,4,A\n{'x' * 200_000},1,2,3,4,A\n", "row 2: field larger than field limit"),
     ],
 )
 def test_a_bad_file_is_named_with_its_row(tmp_path, test, message):
@@ -104,6 +105,21 @@ def test_a_bad_file_of_a_subject_that_is_not_asked_for_does_not_matter(tmp_path)
     write_csv(tmp_path / "in", "good", "q?,1,2,3,4,B\n")
     questions.fetch(Task(path=str(tmp_path / "in"), subjects=["good"]), tmp_path / "out")
     assert read(tmp_path / "out", "good", "test")[0]["answer"] == 1
+
+
+def test_a_zip_is_read_as_far_as_it_is_asked_for_and_damage_is_told(tmp_path):
+    with zipfile.ZipFile(tmp_path / "in.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for subject in ("good", "damaged"):
+            for split in ("dev", "test"):
+                archive.writestr(f"{split}/{subject}_{split}.csv", f"{subject}?,1,2,3,4,B\n" * 50)
+    content = bytearray((tmp_path / "in.zip").read_bytes())
+    place = content.index(b"test/damaged_test.csv") + len("test/damaged_test.csv")
+    content[place : place + 8] = bytes(8)
+    (tmp_path / "in.zip").write_bytes(content)
+    questions.fetch(Task(path=str(tmp_path / "in.zip"), subjects=["good"]), tmp_path / "out")
+    assert len(read(tmp_path / "out", "good", "test")) == 50
+    with pytest.raises(D2OError, match=r"in\.zip: test/damaged_test\.csv cannot be unpacked \("):
+        questions.fetch(Task(path=str(tmp_path / "in.zip")), tmp_path / "all")
 
 
 def test_wrong_sources_are_told_in_one_line(tmp_path):

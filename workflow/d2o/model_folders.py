@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 from d2o.errors import D2OError
-from d2o.records import file_digest, read_manifest
+from d2o.records import ABOUT, file_digest, read_manifest
 
 
 def check(folder: Path) -> None:
@@ -32,6 +32,17 @@ def trusts_code(model: str | os.PathLike) -> bool:
     """Whether a model folder's own Python code may be run: as its config entry said when it was fetched."""
     path = Path(model) / "manifest.json"
     return path.exists() and json.loads(path.read_text()).get("trust_remote_code", False)
+
+
+# Weights in other formats than safetensors: some can run code.
+_NOT_LINKED = {".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack"}
+
+
+def link(source: Path, folder: Path) -> None:
+    """Link the files of a model into a folder of ours, but what says who made it: a checkpoint of 7B exists once."""
+    for file in source.iterdir():
+        if file.is_file() and file.name not in ABOUT and file.suffix not in _NOT_LINKED:
+            (folder / file.name).symlink_to(file.resolve())
 
 
 def weights(folder: Path) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import struct
 import sys
 from pathlib import Path
 
@@ -14,8 +15,6 @@ from d2o.settings import Model
 
 # Tokens of context where the config names none.
 _CONTEXT = 2048
-# Weights in other formats than safetensors: some can run code.
-_NOT_LINKED = {".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack"}
 
 
 def fetch(model: Model, run: Path | None, folder: Path) -> None:
@@ -39,9 +38,7 @@ def fetch(model: Model, run: Path | None, folder: Path) -> None:
             draft.facts["source"] = _convert_gguf(_packaged(model), draft.path)
         else:
             source = run or hub.locate(model)
-            for file in source.iterdir():
-                if file.is_file() and file.name not in records.ABOUT and file.suffix not in _NOT_LINKED:
-                    (draft.path / file.name).symlink_to(file.resolve())
+            model_folders.link(source, draft.path)
             draft.facts["source"] = str(source)
         draft.facts["trust_remote_code"] = model_folders.trusts_code(run) if run else model.trust_remote_code
         _settle_tokenizer(draft.path, template, model.context or (None if run else _CONTEXT))
@@ -65,7 +62,11 @@ def _convert_gguf(path: Path, folder: Path) -> str:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     print(f"models: converting {path.name} to bf16 safetensors", file=sys.stderr, flush=True)
-    weights = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    try:
+        weights = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    except (OSError, ValueError, KeyError, struct.error) as error:
+        reason = " ".join(str(error).split())
+        raise D2OError(f"{path}: not a GGUF file that transformers can read ({reason}); fetch it again") from None
     # The weights are plain now; a leftover quantisation record would make every loader dequantise again.
     weights.hf_quantizer, weights.is_quantized = None, False
     del weights.config.quantization_config

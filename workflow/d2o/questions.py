@@ -15,8 +15,10 @@ import io
 import re
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -141,7 +143,7 @@ def _hub_splits(source: Questions, task: ConfigurableTask, options: dict[str, An
 
 def _write_subjects(source: Questions, folder: Path) -> tuple[dict[str, dict[str, int]], Multiple]:
     origin = source.hub or source.path
-    readers = _hub(source) if source.hub else _local(Path(source.path))
+    readers = _hub(source) if source.hub else local(Path(source.path))
     counts: dict[str, dict[str, int]] = {}
     asked = []
     for subject in _select(readers, source.subjects, origin):
@@ -177,7 +179,12 @@ def _select(subjects: Iterable[str], wanted: list[str], origin: str) -> list[str
 # Their CSV files -------------------------------------------------------------------------------------
 
 
-def _local(source: Path) -> Readers:
+def local(source: Path) -> Readers:
+    """What reads the questions of each subject of a folder or .zip in MMLU's form, by split.
+
+    Raises:
+        D2OError: where it is neither; each reader, where its file cannot be read.
+    """
     readers: Readers = {}
     for name, content in _files(source):
         split, subject = _CSV.fullmatch(name).groups()
@@ -188,29 +195,44 @@ def _local(source: Path) -> Readers:
     return readers
 
 
-def _files(source: Path) -> Iterator[tuple[str, bytes]]:
-    """Name and content of the CSV files of questions anywhere in a folder or a .zip."""
+def _files(source: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
+    """Name of each CSV file of questions anywhere in a folder or a .zip, and what reads it."""
     if source.is_dir():
         for path in sorted(source.rglob("*.csv")):
             if _CSV.fullmatch(name := path.relative_to(source).as_posix()):
-                yield name, path.read_bytes()
+                yield name, path.read_bytes
     elif zipfile.is_zipfile(source):
         with zipfile.ZipFile(source) as archive:
-            for name in filter(_CSV.fullmatch, archive.namelist()):
-                with archive.open(name) as file:
-                    yield name, records.read_packed(file, f"{source}: {name}")
+            names = archive.namelist()
+        yield from ((name, partial(_unpacked, source, name)) for name in filter(_CSV.fullmatch, names))
     else:
         raise D2OError(f"{source}: {'neither a folder nor a .zip' if source.exists() else 'no such file'}")
 
 
-def _parse(content: bytes, origin: str) -> Multiple:
+def _unpacked(source: Path, name: str) -> bytes:
+    try:
+        with zipfile.ZipFile(source) as archive, archive.open(name) as file:
+            return records.read_packed(file, f"{source}: {name}")
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError) as error:
+        # The last two: encrypted, or packed in a way that Python does not know.
+        raise D2OError(f"{source}: {name} cannot be unpacked ({error}); fetch or pack the file again") from None
+
+
+def _parse(content: Callable[[], bytes], origin: str) -> Multiple:
     """The questions of a CSV file without header: question, four choices, letter of the right one."""
     try:
-        text = content.decode("utf-8-sig")
+        text = content().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise D2OError(f"{origin}: not UTF-8 (byte {error.start}); save it as UTF-8") from None
     questions = []
-    for number, row in enumerate(csv.reader(io.StringIO(text, newline="")), start=1):
+    rows = csv.reader(io.StringIO(text, newline=""))
+    for number in count(1):
+        try:
+            row = next(rows, None)
+        except csv.Error as error:
+            raise D2OError(f"{origin}: row {number}: {error}") from None
+        if row is None:
+            break
         if not row:
             continue  # a blank line
         if len(row) != 6:

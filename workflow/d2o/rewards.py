@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from d2o import devices, dtypes, hub, records, reward_inputs, schemas, statistics
+from d2o import devices, dtypes, hub, model_folders, records, reward_inputs, schemas, statistics
 from d2o.chat import Messages
 from d2o.errors import D2OError
 from d2o.settings import Reward
@@ -58,9 +58,7 @@ def _link(reward: Reward, folder: Path) -> Path:
     located = hub.locate(reward.source)
     _check_head(located, reward.score_weights, reward.label)
     folder.mkdir()
-    for file in located.iterdir():
-        if file.is_file() and file.name not in records.ABOUT:
-            (folder / file.name).symlink_to(file.resolve())
+    model_folders.link(located, folder)
     return located
 
 

@@ -15,9 +15,17 @@ REFUSAL = re.compile(
 )
 
 
+_UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069]")
+
+
 def refuses(text: str) -> bool:
     """Whether one of the phrases of `REFUSAL` stands in the first 200 characters."""
     return REFUSAL.search(text[:200].lower().replace("’", "'")) is not None
+
+
+def visible(name: str) -> str:
+    """A name out of the data as it can stand in a line: what controls the line, or turns what follows, is escaped."""
+    return _UNSEEN.sub(lambda match: f"\\u{ord(match[0]):04x}", name)
 
 
 def words(text: str) -> list[str]:

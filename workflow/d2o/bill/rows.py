@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import gzip
 import lzma
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -239,10 +237,6 @@ def _capped(rows: int, task: Task) -> int:
 
 def _subjects(path: Path) -> list[int]:
     """Test questions of each subject of a folder or .zip in MMLU's form."""
-    if path.suffix == ".zip":
-        with zipfile.ZipFile(path) as archive:
-            names = [name for name in archive.namelist() if "test/" in name and name.endswith(".csv")]
-            texts = [archive.read(name).decode() for name in names]
-    else:
-        texts = [file.read_text() for file in path.glob("test/*.csv")]
-    return [sum(1 for _ in csv.reader(text.splitlines())) for text in texts]
+    from d2o import questions
+
+    return [len(splits["test"]()) for splits in questions.local(path).values() if "test" in splits]

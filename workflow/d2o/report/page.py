@@ -16,6 +16,7 @@ from d2o.metrics import Archive, Run, runs
 from d2o.report import figures, tables
 from d2o.report.tables import Block, Measured
 from d2o.settings import Experiment, Online, Reward, Rule, Settings
+from d2o.texts import visible
 
 # Below this accuracy on held-out human pairs a scorer is called weak evidence: it misorders one pair in four.
 WEAK = 0.75
@@ -170,7 +171,7 @@ def _counts(archive: Archive, dataset: str) -> dict[str, str]:
     lines = {}
     for key, value in counts.items():
         parts = value if isinstance(value, Mapping) else {"": value}
-        text = ", ".join(f"{name.replace('_', ' ')} {_counted(n)}".strip() for name, n in parts.items())
+        text = ", ".join(f"{visible(name.replace('_', ' '))} {_counted(n)}".strip() for name, n in parts.items())
         lines[key.replace("_", " ")] = text or "none"
     return lines
 
@@ -184,7 +185,11 @@ def categories(archive: Archive, dataset: str) -> dict[str, dict[str, int]]:
     """Negatives in each harm category, by split; nothing where the data set has no categories."""
     counts = archive.manifest("negatives", dataset=dataset).get("counts", {})
     keys = {split: f"{split}_categories" for split in ("train", "test")}
-    return {split: counts[key] for split, key in keys.items() if key in counts}
+    return {
+        split: {visible(name): number for name, number in counts[key].items()}
+        for split, key in keys.items()
+        if key in counts
+    }
 
 
 def _leaks(archive: Archive, dataset: str) -> list[dict[str, Any]]:

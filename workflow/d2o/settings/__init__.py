@@ -593,8 +593,9 @@ class Judge(Section):
     @field_validator("base_url")
     @classmethod
     def _no_secret(cls, url: str) -> str:
-        if "@" in urlsplit(url).netloc:
-            raise ValueError("no name and password: they would stand in logs; put the key into OPENAI_API_KEY")
+        address = urlsplit(url)
+        if "@" in address.netloc or address.query:
+            raise ValueError("no name, password or query: they would stand in logs; put the key into OPENAI_API_KEY")
         return url
 
     @model_validator(mode="after")

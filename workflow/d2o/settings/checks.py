@@ -79,6 +79,10 @@ def problems(settings: Settings) -> Iterator[str]:
     for kind, names in _RESERVED.items():
         for name in sorted(names & getattr(settings, kind).keys()):
             yield f"{kind}.{name}: this is the name of a folder in results/; choose another"
+    for kind in ("models", "methods"):  # folders where tables and choices lie beside them
+        for name in getattr(settings, kind):
+            if name.endswith((".parquet", ".json", ".jsonl")):
+                yield f"{kind}.{name}: this is a name for a file; choose another"
     for kind in (*KINDS, "experiments"):
         by_folder: dict[str, str] = {}
         for name in getattr(settings, kind):
