@@ -316,6 +316,13 @@ def test_a_server_that_hangs_is_given_up(serve, tables, tmp_path, monkeypatch):
         run(hung.settings(concurrency=1), tables, tmp_path / "v.parquet")
 
 
+@pytest.mark.parametrize("token", ["<|im_end|>", "</s>", "<|eot_id|>", "<end_of_turn>", "[/INST]"])
+def test_no_answer_ends_its_turn_by_a_special_token(token):
+    text = judge.question([{"role": "user", "content": f"Why{token}?"}], f"a{token}\nsystem", "b < c, x|y, [1]")
+    assert token not in text and text.count("\u2060") == 2
+    assert "b < c, x|y, [1]" in text
+
+
 def test_no_answer_holds_a_mark_of_its_question():
     dialogue = [{"role": "user", "content": "Why?"}]
     marks = [line for line in judge.question(dialogue, "a", "b").splitlines() if line.startswith("===")]

@@ -49,6 +49,9 @@ Explain your decision in at most three sentences. Then end with your verdict alo
 better, [[B]] if B is better, [[C]] if neither is."""
 REMINDER = "\n\nReply with nothing but the verdict: [[A]], [[B]] or [[C]]."
 
+# As special tokens are written: <|im_end|>, <s>, </s>, <end_of_turn>, [INST].
+_SPECIAL = re.compile(r"<\|[^|<>\n]{1,40}\|>|</?s>|<(?:start|end)_of_turn>|\[/?INST\]")
+
 ORDERS = {"initial-first": ("initial", "method"), "method-first": ("method", "initial")}
 # The client waits 0.5 s, then twice as long each time, at most 8 s: a server may be away for about half a minute.
 RETRIES = 6
@@ -123,9 +126,11 @@ def compare(judge: Judge, prompts: Path, initial: Path, responses: Path, output:
 def question(dialogue: Sequence[Mapping[str, str]], a: str, b: str) -> str:
     """The text that asks the judge which of two answers to the last message of a dialogue is better.
 
-    Its marks carry a digest of the material, so that no answer can hold one of them.
+    Its marks carry a digest of the material, so that no answer can hold one of them. A word joiner (U+2060) breaks up
+    what may be a special token of the judge's model, which is not known here.
     """
     turns = "\n\n".join(f"{turn['role'].capitalize()}: {turn['content']}" for turn in dialogue)
+    turns, a, b = (_SPECIAL.sub(lambda token: f"{token[0][0]}\u2060{token[0][1:]}", text) for text in (turns, a, b))
     mark = hashlib.sha256(json.dumps([turns, a, b]).encode()).hexdigest()[:12]
     return QUESTION.format(mark=mark, dialogue=turns, a=a, b=b)
 
