@@ -1,6 +1,6 @@
 """Faults at random moments: whatever dies, the same command ends with what an undisturbed run has made.
 
-D2O_FAULTS says how many (3; `make test-faults` takes 100), D2O_FAULTS_SEED which.
+D2O_FAULTS says how many (2; `make test-faults` takes 100), D2O_FAULTS_SEED which.
 """
 
 import json
@@ -23,7 +23,7 @@ from test_pipeline import CONFIG, Project
 
 pytestmark = pytest.mark.slow
 
-FAULTS, SEED = int(os.environ.get("D2O_FAULTS", "3")), int(os.environ.get("D2O_FAULTS_SEED", "0"))
+FAULTS, SEED = int(os.environ.get("D2O_FAULTS", "2")), int(os.environ.get("D2O_FAULTS_SEED", "0"))
 # Every kind of stage that needs no network: samples in two shards, a training on two ranks.
 SMALL = CONFIG | {
     "experiments": {"tiny": {"datasets": ["demo"], "models": ["tiny"], "methods": ["initial", "d2o"],

@@ -29,6 +29,7 @@ AuthType=auth/munge
 MpiDefault=none
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
+SlurmdParameters=config_overrides
 ReturnToService=2
 SlurmUser=root
 SlurmdUser=root
@@ -81,7 +82,7 @@ def slurm():
         run("setpriv", "--reuid=munge", "--regid=munge", "--clear-groups", "/usr/sbin/munged")
     # The system path: the plugin drops SLURM_CONF from the environment of its jobs.
     Path("/etc/slurm").mkdir(exist_ok=True)
-    Path("/etc/slurm/slurm.conf").write_text(CONF.format(host=host, folder=folder, cpus=os.cpu_count()))
+    Path("/etc/slurm/slurm.conf").write_text(CONF.format(host=host, folder=folder, cpus=max(4, os.cpu_count())))
     run("slurmctld", "-c")
     for node in nodes:
         run("slurmd", "-N", node)
@@ -207,7 +208,7 @@ def test_more_than_a_partition_has_is_told_before_the_first_job(asked, told, tmp
 
 
 ON_SLURM = (
-    "--profile", "profiles/slurm", "--jobs", "4", "--slurm-no-account",
+    "--profile", "profiles/slurm", "--jobs", "8", "--slurm-no-account",
     "--slurm-status-command", "squeue", "--slurm-init-seconds-before-status-checks", "5",
     "--default-resources", "slurm_partition=main", "nodes=1", "tasks=1", "tasks_per_gpu=0",
 )  # fmt: skip
