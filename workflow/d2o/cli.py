@@ -209,6 +209,12 @@ def train(
         checkpoints,
         output.parent,
     )
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        # All is written, and one in some hundred ranks is aborted by a thread of torch's when the interpreter ends:
+        # torchrun would call the whole run failed.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 @_command(settings.TuneStage)
