@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from d2o import records, schemas
+from d2o import chat, records, schemas
 from d2o.errors import D2OError
 from d2o.settings import Judge
 
@@ -130,7 +130,7 @@ def question(dialogue: Sequence[Mapping[str, str]], a: str, b: str) -> str:
     what may be a special token of the judge's model, which is not known here.
     """
     turns = "\n\n".join(f"{turn['role'].capitalize()}: {turn['content']}" for turn in dialogue)
-    turns, a, b = (_SPECIAL.sub(lambda token: f"{token[0][0]}\u2060{token[0][1:]}", text) for text in (turns, a, b))
+    turns, a, b = (chat.break_up(_SPECIAL, text) for text in (turns, a, b))
     mark = hashlib.sha256(json.dumps([turns, a, b]).encode()).hexdigest()[:12]
     return QUESTION.format(mark=mark, dialogue=turns, a=a, b=b)
 

@@ -18,7 +18,6 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
-from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -224,23 +223,19 @@ def _parse(content: Callable[[], bytes], origin: str) -> Multiple:
         text = content().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise D2OError(f"{origin}: not UTF-8 (byte {error.start}); save it as UTF-8") from None
-    questions = []
-    rows = csv.reader(io.StringIO(text, newline=""))
-    for number in count(1):
-        try:
-            row = next(rows, None)
-        except csv.Error as error:
-            raise D2OError(f"{origin}: row {number}: {error}") from None
-        if row is None:
-            break
-        if not row:
-            continue  # a blank line
-        if len(row) != 6:
-            raise D2OError(f"{origin}: row {number}: {len(row)} columns; expected question, A, B, C, D, letter")
-        question, *choices, letter = row
-        if letter not in {"A", "B", "C", "D"}:
-            raise D2OError(f"{origin}: row {number}: the answer is {letter!r}; expected A, B, C or D (no header)")
-        questions.append({"question": question, "choices": choices, "answer": "ABCD".index(letter)})
+    questions, number = [], 0
+    try:
+        for number, row in enumerate(csv.reader(io.StringIO(text, newline="")), start=1):
+            if not row:
+                continue  # a blank line
+            if len(row) != 6:
+                raise D2OError(f"{origin}: row {number}: {len(row)} columns; expected question, A, B, C, D, letter")
+            question, *choices, letter = row
+            if letter not in {"A", "B", "C", "D"}:
+                raise D2OError(f"{origin}: row {number}: the answer is {letter!r}; expected A, B, C or D (no header)")
+            questions.append({"question": question, "choices": choices, "answer": "ABCD".index(letter)})
+    except csv.Error as error:
+        raise D2OError(f"{origin}: row {number + 1}: {error}") from None
     return questions
 
 

@@ -11,11 +11,12 @@ from pathlib import Path
 
 from d2o import model_folders, records
 from d2o.errors import D2OError
+from d2o.layout import PLACES
 
 # The adapter of a training with LoRA, in its model folder.
 ADAPTER = "adapter"
 # In a run's folder: which of its files were released, and which a second training brought back.
-RELEASED, RESTORED, _AGAIN = "released.json", "restored.json", "again"
+RELEASED, RESTORED, _AGAIN = (Path(PLACES[place]).name for place in ("released", "restored", "again"))
 
 
 def release(keep: str, run: Path) -> None:
@@ -100,7 +101,8 @@ def _models(run: Path) -> list[Path]:
 
 def _bulk(model: Path, adapter: bool) -> Iterator[Path]:
     """The files of a model's weights, there or not; with its adapter if asked for."""
-    content = records.read_manifest(model).get("content", {})
-    for name in content:
-        if name in model_folders.weights(model) or (adapter and Path(name).parent == Path(ADAPTER)):
-            yield model / name
+    names = [*model_folders.weights(model)]
+    if adapter:
+        content = records.read_manifest(model).get("content", {})
+        names += [name for name in content if Path(name).parent == Path(ADAPTER)]
+    yield from (model / name for name in names)

@@ -50,7 +50,12 @@ def as_data(tokenizer, text: str) -> str:
     A word joiner (U+2060) breaks up what it would read as a special token, or as another marker that its template
     writes. So no prompt and no answer can end its turn, or begin another role's, by `<|im_end|>`.
     """
-    return _special(tokenizer).sub(lambda token: f"{token[0][0]}\u2060{token[0][1:]}", text)
+    return break_up(_special(tokenizer), text)
+
+
+def break_up(pattern: re.Pattern[str], text: str) -> str:
+    """A text with a word joiner (U+2060) behind the first character of each match."""
+    return pattern.sub(lambda token: f"{token[0][0]}\u2060{token[0][1:]}", text)
 
 
 def broken_up(tokenizer, text: str) -> bool:

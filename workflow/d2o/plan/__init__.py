@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 from d2o import layout, rounds, runs, settings, trials
 from d2o.contracts import CONTRACTS
@@ -168,7 +168,8 @@ class Plan:
         names = _training(dict(run.items()))
         sources = [_training(model.run.model_dump()) for model in self.settings.models.values() if model.run]
         keeps = {self.settings.experiments[name].keep for name in self._having(names)}
-        return "model" if names in sources else next((keep for keep in settings.KEEP if keep in keeps), "model")
+        most = next((keep for keep in get_args(settings.Keep) if keep in keeps), "model")
+        return "model" if names in sources else most
 
     def made_from_weights(self, wildcards) -> list[str]:
         """What all experiments make from a training's weights; of a trial, the choice among them too."""

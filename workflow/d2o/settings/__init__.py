@@ -50,7 +50,7 @@ JOBS = (
 
 
 # What stays of a model's weights, from most to least.
-KEEP = ("model", "adapter", "nothing")
+Keep = Literal["model", "adapter", "nothing"]
 
 
 def execution(default: Any, description: str) -> Any:
@@ -718,7 +718,7 @@ class Experiment(Section):
         description="by method, such as `npo`, by training, such as `npo/seed1`, or by trial: why there is no such "
         "result; the report says so in its place, and the others stand",
     )
-    keep: Literal["model", "adapter", "nothing"] = execution(
+    keep: Keep = execution(
         "model",
         "what stays of a trained model's weights once all experiments have what they make from them; `adapter`: that "
         "of a method with `train.lora`",
