@@ -31,11 +31,15 @@ FILES = {"config.json": b"{}", "model.safetensors": b"weights", "pytorch_model.b
 HERE = [{"rfilename": name} for name in FILES]
 ANSWERS = {
     "/api/models/a/b/revision/refs%2Fpr%2F3": {"id": "a/b", "sha": COMMIT, "siblings": HERE},
-    f"/api/models/a/b/tree/{COMMIT}?recursive=true&expand=false": [
-        {"type": "file", "path": name, "size": len(content), "oid": name} for name, content in FILES.items()
-    ],
+    **{
+        f"/api/models/a/{name}/tree/{COMMIT}?recursive=true&expand=false": [
+            {"type": "file", "path": name, "size": len(content), "oid": name} for name, content in FILES.items()
+        ]
+        for name in ("b", "half")
+    },
     "/api/models/a/bin/revision/main": {"id": "a/bin", "siblings": [{"rfilename": "pytorch_model.bin"}]},
     "/api/models/a/gated/revision/main": {"id": "a/gated", "siblings": HERE},
+    "/api/models/a/half/revision/main": {"id": "a/half", "sha": COMMIT, "siblings": HERE},
     "/api/models/a/b/auth-check": {},
     "/api/models/a/bin/auth-check": {},
 }
@@ -64,7 +68,7 @@ def hub():
             self.send_header("X-Repo-Commit", COMMIT)
             self.end_headers()
             if self.command == "GET":
-                self.wfile.write(content or b"")
+                self.wfile.write((content or b"")[: 3 if self.path.startswith("/a/half/") else None])
 
         do_HEAD = do_GET
 
@@ -94,12 +98,16 @@ def test_a_revision_may_be_a_pull_request(hub, tmp_path):
     assert all("refs/pr" not in path for path in asked)
 
 
-def test_a_hub_that_is_away_is_told_in_a_line(tmp_path):
-    """By whichever HTTP library the Hub's client uses."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        address = f"http://127.0.0.1:{server.getsockname()[1]}"  # nobody listens there once it is closed
+@pytest.mark.parametrize("away", ["silent", "gone"])
+def test_a_hub_that_is_away_is_told_in_a_line(tmp_path, away):
+    """By whichever HTTP library the Hub's client uses; one that answers nothing is not waited for for ever."""
+    server = socket.create_server(("127.0.0.1", 0))
+    address = f"http://127.0.0.1:{server.getsockname()[1]}"
+    if away == "gone":
+        server.close()
     code = (
         "from d2o import hub; from d2o.errors import D2OError; from d2o.settings import Source\n"
+        "hub._PATIENCE = 1\n"
         "print(hub.lacking('a/b', 'main', 'model'), hub.lacking('a/b', 'main', 'dataset'), sep='\\n')\n"
         "try:\n    hub.locate(Source(hub='a/b', revision='main'))\nexcept D2OError as error:\n    print(error)"
     )
@@ -109,6 +117,15 @@ def test_a_hub_that_is_away_is_told_in_a_line(tmp_path):
     one, other, fetched = done.stdout.splitlines()
     assert one == other and one.startswith("a/b@main: the Hub is not reached (")
     assert fetched.startswith("a/b@main: not in the Hub's cache and not fetched (")
+
+
+def test_half_a_file_is_not_taken(hub, tmp_path):
+    """The connection ends before the file does."""
+    code = "from d2o import hub; from d2o.settings import Source; hub.locate(Source(hub='a/half', revision='main'))"
+    variables = os.environ | {"HF_ENDPOINT": hub[0], "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
+    done = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True)
+    assert "D2OError: a/half@main: not in the Hub's cache and not fetched (" in done.stderr
+    assert not list(tmp_path.rglob("*.safetensors"))
 
 
 def test_a_file_that_is_not_the_hubs_is_refused(tmp_path, monkeypatch):

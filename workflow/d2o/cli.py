@@ -49,14 +49,14 @@ def _folder(model: Path) -> Path:
 
 
 def _whole(model: Path) -> Path:
-    """The folder of a model that is loaded, once it is known that its weights are there and undamaged."""
-    from d2o import model_folders, weights
+    """The folder of a model that is loaded, once it is known that it is whole and undamaged."""
+    from d2o import records, weights
 
     folder = _folder(model)
     if lacking := weights.lacking(folder):
         raise D2OError(lacking)
     if (folder / "manifest.json").exists() and "RANK" not in os.environ:  # once a job, not once a rank
-        model_folders.check_weights(folder)
+        records.check_content(folder)
     return folder
 
 

@@ -124,5 +124,6 @@ def _lock(device: str) -> Path:
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.is_symlink() or folder.stat().st_uid != os.getuid():
         raise D2OError(f"devices: {folder}: made by somebody else; remove it, or set TMPDIR to a folder of your own")
+    folder.chmod(0o700)  # another umask, or somebody's mistake, may have opened it to all
     place = "-".join(filter(None, (socket.gethostname(), os.environ.get("SLURM_JOB_ID"))))
     return folder / f"{place}-{device}.lock"

@@ -11,7 +11,7 @@ from d2o import records
 from d2o.errors import D2OError
 from d2o.settings import Source
 
-# Seconds until the Hub counts as not reached.
+# Seconds without a byte after which the Hub counts as not reached.
 _PATIENCE = 10
 _WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
 
@@ -34,6 +34,18 @@ def locate(source: Source) -> Path:
 
 
 @cache
+def bound_waiting() -> None:
+    """Give each request of the Hub's client a time limit: it names none for many, and waits for ever."""
+    from huggingface_hub import get_session
+
+    def bound(request) -> None:
+        limits = request.extensions["timeout"]
+        limits.update({phase: seconds or _PATIENCE for phase, seconds in limits.items()})
+
+    get_session().event_hooks["request"].append(bound)
+
+
+@cache
 def lacking(repository: str, revision: str, kind: Literal["model", "dataset"]) -> str | None:
     """Why a repository cannot be fetched now, in a line, or None; the Hub is not asked for a model in its cache."""
     from huggingface_hub import HfApi, constants, errors
@@ -41,6 +53,7 @@ def lacking(repository: str, revision: str, kind: Literal["model", "dataset"]) -
     if _in_cache(repository, revision) if kind == "model" else constants.HF_HUB_OFFLINE:
         return None  # offline, a data set's job says whether it is in the cache
     name = f"{repository}@{revision}"
+    bound_waiting()
     try:
         files = HfApi().repo_info(repository, revision=revision, repo_type=kind, timeout=_PATIENCE).siblings or []
         HfApi().auth_check(repository, repo_type=kind)
@@ -74,6 +87,7 @@ def _download(source: Source) -> Path:
     from huggingface_hub import snapshot_download
 
     patterns = [*_WANTED, "*.py"] if source.trust_remote_code else _WANTED
+    bound_waiting()
     try:
         folder = Path(snapshot_download(source.hub, revision=source.revision, allow_patterns=patterns))
     except Exception as error:  # as above

@@ -7,8 +7,8 @@ import json
 import os
 from pathlib import Path
 
+from d2o import records
 from d2o.errors import D2OError
-from d2o.records import ABOUT, file_digest, read_manifest
 
 
 def check(folder: Path) -> None:
@@ -29,9 +29,11 @@ def check(folder: Path) -> None:
 
 
 def trusts_code(model: str | os.PathLike) -> bool:
-    """Whether a model folder's own Python code may be run: as its config entry said when it was fetched."""
-    path = Path(model) / "manifest.json"
-    return path.exists() and json.loads(path.read_text()).get("trust_remote_code", False)
+    """Whether a model folder's own Python code may be run: as its config entry said when it was fetched.
+
+    A folder that was not made here may hold a manifest too, which says nothing.
+    """
+    return records.is_ours(Path(model)) and records.read_manifest(model).get("trust_remote_code") is True
 
 
 # Weights in other formats than safetensors: some can run code.
@@ -41,7 +43,7 @@ _NOT_LINKED = {".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack"}
 def link(source: Path, folder: Path) -> None:
     """Link the files of a model into a folder of ours, but what says who made it: a checkpoint of 7B exists once."""
     for file in source.iterdir():
-        if file.is_file() and file.name not in ABOUT and file.suffix not in _NOT_LINKED:
+        if file.is_file() and file.name not in records.ABOUT and file.suffix not in _NOT_LINKED:
             (folder / file.name).symlink_to(file.resolve())
 
 
@@ -51,24 +53,8 @@ def weights(folder: Path) -> dict[str, str]:
     Raises:
         D2OError: where the folder has no manifest.
     """
-    content = read_manifest(folder).get("content", {})
+    content = records.read_manifest(folder).get("content", {})
     return {name: digest for name, digest in content.items() if "/" not in name and name.endswith(".safetensors")}
-
-
-def check_weights(folder: Path) -> None:
-    """Check that the weights are those that the folder was made with.
-
-    Raises:
-        D2OError: naming the file that is not as it was written.
-    """
-    for name, digest in weights(folder).items():
-        file = folder / name
-        if file_digest(file) != digest:
-            # Or the same damaged file would be linked again.
-            fetched = f"{file.resolve()} and " if file.is_symlink() else ""
-            raise D2OError(
-                f"{file}: damaged since it was written; delete {fetched}{folder}/manifest.json and run again"
-            )
 
 
 def digest(folder: Path) -> str:

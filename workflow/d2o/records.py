@@ -224,18 +224,41 @@ def _content(path: Path) -> str | dict[str, str]:
     return {str(file.relative_to(path)): file_digest(file) for file in files}
 
 
+def check_content(folder: Path) -> None:
+    """Check that the files of a folder are those that it was made with.
+
+    Raises:
+        D2OError: naming the file that is not as it was written, and where the folder has no manifest.
+    """
+    for name, digest in read_manifest(folder).get("content", {}).items():
+        file = folder / name
+        if not file.exists():
+            raise D2OError(f"{file}: gone since it was written; delete {folder}/manifest.json and run again")
+        if file_digest(file) != digest:
+            # Or the same damaged file would be linked again.
+            linked = f"{file.resolve()} and " if file.is_symlink() else ""
+            raise D2OError(
+                f"{file}: damaged since it was written; delete {linked}{folder}/manifest.json and run again"
+            )
+
+
 def check_ours(folder: Path) -> None:
     """Check that a folder may be replaced: it is not there, is empty, or was made here.
 
     Raises:
         D2OError: naming the folder and the way out.
     """
-    if not folder.exists() or (folder / _MARK).is_file() or (folder.is_dir() and not any(folder.iterdir())):
+    if not folder.exists() or is_ours(folder) or (folder.is_dir() and not any(folder.iterdir())):
         return
     raise D2OError(
         f"{folder}: not made by this pipeline (it holds no {_MARK}), so it is not replaced; "
         f"delete it yourself, or choose another folder"
     )
+
+
+def is_ours(folder: Path) -> bool:
+    """Whether a folder carries the mark of those that are made here."""
+    return (folder / _MARK).is_file()
 
 
 def empty_folder(folder: Path) -> None:
@@ -347,10 +370,13 @@ def _remove(path: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Bring a file, or all files of a folder, to the disk."""
-    for file in [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]:
-        with file.open("rb") as handle:
-            os.fsync(handle.fileno())
+    """Bring a file, or all of a folder with the names in it, to the disk."""
+    for part in [path, *path.rglob("*")]:
+        if part.is_dir():
+            sync_names(part)
+        else:
+            with part.open("rb") as handle:
+                os.fsync(handle.fileno())
 
 
 def sync_names(folder: Path) -> None:
