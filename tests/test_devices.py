@@ -89,6 +89,25 @@ def test_a_folder_of_leases_that_somebody_else_made_is_refused(machine, tmp_path
         devices.lease(1)
 
 
+def test_a_folder_of_leases_that_is_open_to_all_is_closed(machine, tmp_path):
+    machine(1, None)
+    folder = tmp_path / f"d2o-gpus-{os.getuid()}"
+    folder.mkdir()
+    folder.chmod(0o777)
+    devices.lease(1)
+    assert folder.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root gives folders away")
+def test_a_folder_of_leases_of_another_user_is_refused(machine, tmp_path):
+    machine(1, None)
+    folder = tmp_path / f"d2o-gpus-{os.getuid()}"
+    folder.mkdir()
+    os.chown(folder, 65534, 65534)
+    with pytest.raises(D2OError, match="made by somebody else; remove it, or set TMPDIR"):
+        devices.lease(1)
+
+
 @pytest.mark.parametrize(
     ("present", "assigned", "gpus", "leased", "locks"),
     [

@@ -426,6 +426,7 @@ def test_a_models_own_code_runs_only_where_its_manifest_says_so(tiny_model, tmp_
     (tmp_path / "own_code.py").write_text(
         "from transformers import PreTrainedTokenizerFast\nclass Own(PreTrainedTokenizerFast): pass\n"
     )
+    (tmp_path / ".d2o").touch()
     (tmp_path / "manifest.json").write_text('{"trust_remote_code": false}')
     try:
         assert type(chat.load_tokenizer(tmp_path)).__name__ != "Own"

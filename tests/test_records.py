@@ -342,16 +342,28 @@ def test_released_weights_are_no_damage(results, keep, files):
     assert problems == [] and f"; {files} files of weights were released" in counted
 
 
-def test_damaged_weights_are_not_loaded(results):
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_damaged_model_is_not_loaded(results, name):
     model = results / "seed0" / "model"
-    model_folders.check_weights(model)
-    file = model / "model.safetensors"
+    records.check_content(model)
+    file = model / name
     file.write_bytes(flipped(file.read_bytes(), Random(1)))
     command = [sys.executable, "-m", "d2o", "responses", "--settings", "{}", "--model", str(model)]
     command += ["--prompts", str(results / "t.parquet"), "--output", str(results / "r.parquet")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 1 and done.stderr.startswith(f"error: {file}: damaged since it was written; delete")
+
+
+@pytest.mark.parametrize(
+    ("marked", "said", "trusted"),
+    [(True, True, True), (True, False, False), (True, "true", False), (False, True, False)],
+)
+def test_a_models_code_is_trusted_only_where_we_wrote_that_it_is(tmp_path, marked, said, trusted):
+    (tmp_path / "manifest.json").write_text(json.dumps({"trust_remote_code": said}))  # as a download may hold one
+    if marked:
+        (tmp_path / ".d2o").touch()
+    assert model_folders.trusts_code(tmp_path) is trusted
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,19 @@
 """A wrong config is told in one line that names the key, before anything heavy is imported."""
 
+import contextlib
 import copy
 import re
 import subprocess
 import sys
 from collections import defaultdict
-from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
+import hypothesis
 import pytest
 import yaml
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from conftest import ROOT
 from d2o import layout, settings, trials
@@ -169,6 +172,39 @@ def folders_beside_entries() -> list[tuple[str, str]]:
     )
 
 
+def _places(node, at=()):
+    """The place of every value in a config, as keys and indices from its top."""
+    yield at
+    inside = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for key, value in inside:
+        yield from _places(value, (*at, key))
+
+
+CONFIGS = {name: yaml.safe_load((ROOT / "config" / name).read_text()) for name in ("config.yaml", "study.yaml")}
+PLACES = [(name, at) for name, config in CONFIGS.items() for at in _places(config) if at]
+ODD = [None, True, 0, -1, 3, float("inf"), float("nan"), "", "a", "../a", "\ud800", "a" * 300]
+ODD += [[], [[]], ["a"], [None], {}, {"a": 1}, {"a": {}}, {1: 2}]
+
+
+@given(st.sampled_from(PLACES), st.sampled_from(ODD))
+@hypothesis.settings(max_examples=150, deadline=None)
+@example(("study.yaml", ("methods", "d2o-k1", "extends")), ["a"])
+@example(("study.yaml", ("methods", "d2o-long", "train")), 3)
+@example(("config.yaml", ("tasks", "mmlu", "path")), "a" * 300)
+def test_whatever_a_value_is_a_config_is_planned_or_refused(place, odd):
+    name, (*keys, last) = place
+    config = copy.deepcopy(CONFIGS[name])
+    node = config
+    for key in keys:
+        node = node[key]
+    node[last] = odd
+    try:
+        with contextlib.chdir(ROOT):
+            Plan(config, origin=name)
+    except D2OError as error:
+        assert str(error).startswith(name)
+
+
 def test_folders_are_found_beside_the_entries_of_every_section_but_judges():
     assert {section for section, _ in folders_beside_entries()} == {*KINDS, "experiments"} - {"judges"}
 
@@ -284,7 +320,9 @@ def test_shipped_configs_are_valid(path, monkeypatch):
     datasets = settings.load(config, path.name).datasets.values()
     yours = [file for dataset in datasets for file in [*dataset.train, *dataset.test] if file.startswith("data/")]
     absent = [file for file in yours if not Path(file).exists()]
-    with pytest.raises(D2OError, match=f"no such file or folder: {absent[0]}") if absent else nullcontext():
+    with (
+        pytest.raises(D2OError, match=f"no such file or folder: {absent[0]}") if absent else contextlib.nullcontext()
+    ):
         Plan(config, path.name)
 
 

@@ -357,6 +357,17 @@ def test_too_few_examples_and_no_model_are_told_before_anything_loads(tiny_model
         tasks.answer(task, tmp_path / "in", tmp_path / "questions", tmp_path / "out.parquet")
 
 
+def test_damaged_questions_are_not_asked(tiny_model, tmp_path):
+    """Their reader looks at no checksum."""
+    write_csv(tmp_path / "in", "one", "q?,1,2,3,4,B\n")
+    task = Task(path=str(tmp_path / "in"), shots=0)
+    questions.fetch(task, tmp_path / "questions")
+    file = questions.data_file(tmp_path / "questions", "one", "test")
+    file.write_bytes(file.read_bytes().replace(b"q?", b"Q?"))
+    with pytest.raises(D2OError, match=r"one-test\.parquet: damaged since it was written; delete"):
+        tasks.answer(task, tiny_model, tmp_path / "questions", tmp_path / "out.parquet")
+
+
 # Tasks of the harness --------------------------------------------------------------------------------
 
 LABELS = ["A", "B", "C"]

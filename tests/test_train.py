@@ -4,6 +4,7 @@ import fcntl
 import json
 import math
 import os
+import pickle
 import random
 import shutil
 import signal
@@ -13,7 +14,7 @@ import sys
 import time
 from collections import Counter
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -920,6 +921,16 @@ time.sleep(300)
 """
 
 
+@dataclass
+class Planted:
+    """Makes a file when it is unpickled."""
+
+    path: Path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("removed", [True, False])
 def test_a_broken_checkpoint_is_removed_with_a_line(tables, tiny_model, tmp_path, removed):
@@ -931,14 +942,17 @@ def test_a_broken_checkpoint_is_removed_with_a_line(tables, tiny_model, tmp_path
     killed(line, *((LOG, 7, "before") if removed else (WHOLE, 9, "after")))
     assert checkpoints(folder, "whole.json") == ([4, 5, 6] if removed else [3, 4, 5, 6])
     states = {step: next((folder / "checkpoints" / f"step{step}").glob("mp_rank*")) for step in (5, 6)}
-    states[6].write_bytes(states[6].read_bytes()[:-100])
+    ran, planted = folder / "ran", pickle.dumps(Planted(folder / "ran"))
+    pickle.loads(planted)  # as DeepSpeed would
+    ran.unlink()
+    states[6].write_bytes(planted)
     flipped = bytearray(states[5].read_bytes())
     flipped[len(flipped) // 2] ^= 1
     states[5].write_bytes(flipped)
     said = finished(line)
     for step in (5, 6):
         assert f"step{step} is broken ({states[step].name} is not as it was written); it is removed" in said
-    assert "train: going on after step 4" in said
+    assert "train: going on after step 4" in said and not ran.exists()
     assert_equal_runs(folder, tmp_path / "whole")
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import locale
 import os
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from d2o import settings
+from d2o import killed, settings
 from d2o.errors import D2OError
 from d2o.settings import docs
 
@@ -33,6 +34,10 @@ def main() -> None:
     # most of it at the exit.
     gc.set_threshold(50_000)
     atexit.register(gc.freeze)
+    if locale.getencoding().lower() != "utf-8" and not sys.flags.utf8_mode:  # all that is read and written is UTF-8
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+    if not sys.stderr.isatty():  # a shell says itself what was killed
+        killed.watch()
     try:
         app()
     except D2OError as error:
@@ -214,6 +219,7 @@ def train(
         # torchrun would call the whole run failed.
         sys.stdout.flush()
         sys.stderr.flush()
+        killed.ends()
         os._exit(0)
 
 

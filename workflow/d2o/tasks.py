@@ -32,10 +32,12 @@ def answer(task: Task, model: Path, folder: Path, output: Path) -> None:
         folder: the one made by the stage `questions`.
 
     Raises:
-        D2OError: where the model or the questions are missing, a subject has fewer examples than `shots`, or a task
-            has no such metric, or none that is a mean over the questions; and as `harness.load`.
+        D2OError: where the model or the questions are missing, the questions damaged, a subject has fewer examples
+            than `shots`, or a task has no such metric, or none that is a mean over the questions; and as
+            `harness.load`.
     """
     model_folders.check(model)
+    records.check_content(folder)
     splits = {subject: list(counts) for subject, counts in records.read_manifest(folder)["subjects"].items()}
     inputs = [path / "manifest.json" for path in (model, folder) if (path / "manifest.json").exists()]
     with records.artifact(output, task, inputs) as draft, tempfile.TemporaryDirectory() as cache:

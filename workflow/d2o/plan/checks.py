@@ -25,7 +25,7 @@ from d2o.settings.messages import suggestion
 def check(s: Settings, origin: str) -> None:
     """Raises D2OError where a file or folder of a config is not there, or an entry cannot work."""
     for key, path in _files(s):
-        if not Path(path).exists():
+        if not os.path.exists(path):  # noqa: PTH110 - Path raises where a name is too long
             raise D2OError(f"{origin}: {key}: no such file or folder: {path} (looked in {Path.cwd()})")
     for problem in _problems(s):
         raise D2OError(f"{origin}: {problem}")

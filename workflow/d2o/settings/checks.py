@@ -42,6 +42,8 @@ def extended(methods: dict[str, Any]) -> dict[str, Any]:
         if name in done or not isinstance(own, dict) or not own.get("extends"):
             return done.setdefault(name, own)
         parent = own["extends"]
+        if not isinstance(parent, str):
+            return done.setdefault(name, own)
         if parent in (*chain, name):
             raise ValueError(f"methods.{name}.extends: {' → '.join((*chain, name, parent))} is a circle")
         if parent not in methods:
@@ -51,7 +53,10 @@ def extended(methods: dict[str, Any]) -> dict[str, Any]:
         base = resolve(parent, (*chain, name))
         if not isinstance(base, dict):
             return own
-        merged = {**base, **own, "train": {**(base.get("train") or {}), **(own.get("train") or {})}}
+        trains = [one.get("train") or {} for one in (base, own)]
+        if not all(isinstance(train, dict) for train in trains):
+            return own
+        merged = {**base, **own, "train": {**trains[0], **trains[1]}}
         # A parameter of the parent's loss that this one does not read is not inherited.
         read = _parameters(merged.get("loss"))
         done[name] = {key: value for key, value in merged.items() if key in own or key not in PARAMETERS - read}

@@ -8,6 +8,7 @@ import socket
 import sys
 from collections.abc import Mapping
 
+from d2o import killed
 from d2o.errors import D2OError
 
 # Seconds until torchrun kills ranks after a SIGTERM, by itself 30: they keep a checkpoint first. The Slurm profile
@@ -20,6 +21,7 @@ def launch(ranks: int, nodes: int) -> None:
     if ranks > 1:
         line = [*launcher(ranks, nodes, os.environ), "-m", "d2o", *sys.argv[1:]]
         os.environ.setdefault(*_GRACE)
+        killed.ends()
         os.execvp(line[0], line)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
