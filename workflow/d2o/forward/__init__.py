@@ -2,5 +2,6 @@
 
 from d2o.forward.policy import COMPARED, Policy, load
 from d2o.forward.rows import Row
+from d2o.forward.sides import sides
 
-__all__ = ["COMPARED", "Policy", "Row", "load"]
+__all__ = ["COMPARED", "Policy", "Row", "load", "sides"]

@@ -17,9 +17,9 @@ from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from torch import Tensor
 
-from d2o import devices, dtypes, losses
+from d2o import devices, dtypes
 from d2o.errors import D2OError
-from d2o.forward import Policy, Row
+from d2o.forward import Policy, Row, sides
 from d2o.groups import Group
 from d2o.losses import Side
 from d2o.settings import TrainStage
@@ -65,16 +65,7 @@ class Engine:
 
     def sides(self, groups: Sequence[Group]) -> list[tuple[Side, Side]]:
         """One forward pass: the two sides of each term of the groups' losses."""
-        row = Row.of(groups).to(self.device)
-        responses = [response for group in groups for response in group.responses]
-        references = torch.tensor([response.reference for response in responses], device=self.device)
-        whole = Side.of(self.deepspeed(row), row.lengths, references)
-        pairs, start = [], 0
-        for group in groups:
-            middle, stop = start + len(group.positives), start + len(group.responses)
-            pairs += losses.terms(whole.part(start, middle), whole.part(middle, stop))
-            start = stop
-        return pairs
+        return sides(self.deepspeed, groups, self.device)
 
     def sums(self, groups: Sequence[Group]) -> Tensor:
         """As `Policy.sums`, of groups."""
