@@ -22,7 +22,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from d2o import chat, groups, records, rounds, schemas
+from d2o import chat, groups, progress, records, rounds, schemas
 from d2o.contracts import CONTRACTS
 from d2o.errors import D2OError
 from d2o.groups import Group, Response
@@ -962,6 +962,8 @@ def test_damage_and_company_are_told_in_a_line(tables, tiny_model, tmp_path):
     line = command(tables, tiny_model, tmp_path, DPO, steps=6, checkpoint_minutes=OFTEN)
     killed(line, LOG, 4)
     kept = tmp_path / "checkpoints"
+    watched = progress.read(kept, "killed")
+    assert (watched.active, watched.steps, len(watched.records)) == (False, 6, 4)
     lock = (tmp_path / ".checkpoints.lock").open("a+")
     fcntl.flock(lock, fcntl.LOCK_EX)
     assert f"{kept}: another process is at work here (process " in refused(line)

@@ -377,6 +377,30 @@ def pair_quality_figure(
 
 
 @app.command()
+def watch(results: Annotated[Path, typer.Argument(help="folder of results")] = Path("results")) -> None:
+    """Show the trainings under way: curves, rate, time left, alarms."""
+    from d2o import progress
+
+    progress.watch(results)
+
+
+@app.command()
+def chat(
+    runs: Annotated[list[Path], typer.Argument(help="folders of runs, such as results/demo/smollm2/d2o/seed0")],
+    temperature: Annotated[float, typer.Option(min=0, help="of sampling; 0: greedy, the same answer each time")] = 0,
+    max_tokens: Annotated[int, typer.Option(min=1, help="an answer is cut here")] = 256,
+    backend: Annotated[settings.Backend, typer.Option(help="vllm starts more slowly")] = "transformers",
+) -> None:
+    """Ask models what you type: their answers beside each other, and beside those of the initial model."""
+    from d2o import talk
+
+    folders = {name: _whole(folder) for name, folder in talk.model_folders(runs).items()}
+    engine = settings.Engine(backend=backend, max_num_seqs=1, eager=True, kv_cache_gib=1)
+    sampling = settings.Sampling(temperature=temperature, max_tokens=max_tokens)
+    talk.converse(talk.Talk(folders, engine, sampling))
+
+
+@app.command()
 def check(
     model: Annotated[Path | None, typer.Option("--model", help="model folder, for the forward pass and vLLM")] = None,
 ) -> None:

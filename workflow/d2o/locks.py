@@ -20,7 +20,7 @@ def hold(path: Path) -> IO:
     Raises:
         D2OError: where another process holds it.
     """
-    beside = path.with_name(f".{path.name}.lock")
+    beside = _beside(path)
     beside.parent.mkdir(parents=True, exist_ok=True)
     while True:
         file = beside.open("a+")
@@ -42,6 +42,22 @@ def hold(path: Path) -> IO:
     file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
     file.flush()
     return file
+
+
+def held(path: Path) -> bool:
+    """Whether a process holds the lock of a file or folder."""
+    try:
+        with _beside(path).open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.lock")
 
 
 def release(file: IO) -> None:

@@ -17,13 +17,13 @@ import torch.distributed as dist
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from d2o import records
 from d2o.errors import D2OError
 from d2o.groups import Group
 from d2o.losses import Side
+from d2o.progress import LOG, STATE
 from d2o.settings import Alarms, TrainStage
 
-# The file of the step log, beside the checkpoints.
-LOG = "train.jsonl"
 # Steps that an alarm looks back over.
 _WINDOW = 10
 # Seconds of matrix products after which the best of them will do.
@@ -180,7 +180,7 @@ class Watch:
     def __init__(self, folder: Path, stage: TrainStage, shape: Shape, peak: float, total: int, first: int):
         """
         Args:
-            folder: gets `train.jsonl` and `tensorboard/`.
+            folder: gets `train.jsonl`, `watch.json` and `tensorboard/`.
             shape: of the model.
             peak: FLOP/s of all ranks together.
             total: steps of the whole training.
@@ -192,7 +192,7 @@ class Watch:
 
         self._limits, self._shape, self._peak = stage.train.alarms, shape, peak
         self._active = dist.get_rank() == 0
-        self._path = folder / LOG
+        self._path, self._state, self._total = folder / LOG, folder / STATE, total
         there = first and self._path.exists()
         lines = self._path.read_text(errors="replace").splitlines()[:first] if there else []
         self._history = _records(self._path, lines, first)
@@ -203,6 +203,7 @@ class Watch:
             draft = self._path.with_name(f".{self._path.name}.tmp")
             draft.write_text("".join(f"{line}\n" for line in lines))
             draft.replace(self._path)
+            self._tell({})
             self._trackers = [_TensorBoard(folder / "tensorboard", first)]
             self._trackers += [_TRACKERS[name](stage, folder / f"{name}.run") for name in stage.train.trackers]
         self._bar = tqdm(
@@ -236,12 +237,17 @@ class Watch:
                 tracker.log(numbers, record["step"])
             self._bar.set_postfix_str(f"loss {record['loss'] or math.nan:.4f}", refresh=False)
             self._bar.update()
+            if raised.keys() != self._raised:
+                self._tell(raised)
         for name, message in raised.items():
             if name in self._limits.stop:
                 raise D2OError(f"train: step {record['step']}: {message}. The log is {self._path}")
             if name not in self._raised and self._active:
                 print(f"train: alarm at step {record['step']}: {message}", file=sys.stderr, flush=True)
         self._raised = set(raised)
+
+    def _tell(self, raised: Mapping[str, str]) -> None:
+        records.write_json(self._state, {"steps": self._total, "alarms": raised})
 
     @property
     def noise(self) -> float | None:

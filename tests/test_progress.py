@@ -1,0 +1,58 @@
+"""`d2o watch`: what is told of trainings under way."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from conftest import ROOT
+from d2o import locks, progress
+from d2o.errors import D2OError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """The checkpoints of a training that has done 4 of 10 steps, the fifth being written."""
+    folder = tmp_path / "results" / "demo" / "tiny" / "d2o" / "seed0" / "checkpoints"
+    folder.mkdir(parents=True)
+    rows = [
+        {"step": n + 1, "loss": 0.7 - n / 10, "margin": None, "seconds": 30, "tokens_per_second": 1234.5}
+        for n in range(4)
+    ]
+    (folder / progress.LOG).write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 5, "lo')
+    (folder / progress.STATE).write_text(json.dumps({"steps": 10, "alarms": {"displacement": "has [lost] much"}}))
+    return folder
+
+
+def test_a_training_tells_its_rate_and_the_time_left(folder):
+    [training] = progress.trainings(folder.parents[4])
+    assert (training.name, training.active, training.steps) == ("demo/tiny/d2o/seed0", False, 10)
+    assert len(training.records) == 4 and training.left == 6 * 30
+    lock = locks.hold(folder)
+    [training] = progress.trainings(folder.parents[4])
+    assert training.active
+    locks.release(lock)
+
+
+def test_what_is_shown_fits_a_terminal_and_markup_in_it_is_text(folder):
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "workflow"), "COLUMNS": "140"}
+    command = [sys.executable, "-m", "d2o", "watch", folder.parents[4]]
+    lock = locks.hold(folder)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    locks.release(lock)
+    assert done.returncode == 0, done.stderr
+    for part in ("demo/tiny/d2o/seed0", "4/10 (40%)", "0:03:00", "1,234", "█▆▃▁ 0.400", "–", "has [lost] much"):
+        assert part in done.stdout
+    with pytest.raises(D2OError, match="no such folder; name the folder of results"):
+        progress.trainings(folder / "elsewhere")
+
+
+@pytest.mark.parametrize(
+    ("values", "drawn"),
+    [([], ""), ([None], ""), ([1.0], "▁"), ([2, 2, 2], "▁▁▁"), ([0, 7], "▁█"), ([0, None, 7, 3.5], "▁█▅")],
+)
+def test_a_curve_in_characters(values, drawn):
+    assert progress.sparkline(values) == drawn
+    assert len(progress.sparkline(range(1000))) <= 24

@@ -1,0 +1,65 @@
+"""`d2o chat`: models beside each other, asked the same."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from conftest import ROOT
+from d2o import chat, generation, talk
+from d2o.errors import D2OError
+from d2o.generation import Request
+from d2o.settings import Engine, Sampling
+from rows import asked
+
+GREEDY = Sampling(temperature=0, max_tokens=8)
+
+
+@pytest.fixture
+def run(tiny_model, tmp_path):
+    """The folder of a run, with the model that it was trained from where the layout has it."""
+    folder = tmp_path / "results" / "demo" / "tiny" / "d2o" / "seed0"
+    for place in (folder / "model", folder / "step6" / "model", tmp_path / "results" / "models" / "tiny"):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.symlink_to(tiny_model)
+    return folder
+
+
+def test_a_run_answers_beside_the_model_that_it_was_trained_from(run, tiny_model):
+    initial = run.parents[3] / "models" / "tiny"
+    assert talk.model_folders([run]) == {"initial": initial, "d2o/seed0": run / "model"}
+    named = [run / "model" / "manifest.json", run / "step6", tiny_model]
+    assert list(talk.model_folders(named)) == ["initial", "d2o/seed0", "d2o/seed0/step6", tiny_model.name]
+    with pytest.raises(D2OError, match="no model and no run with one; name a folder such as"):
+        talk.model_folders([run.parent])
+
+
+def test_each_model_goes_on_with_its_own_dialogue(run):
+    folders = talk.model_folders([run])
+    engine = Engine(backend="transformers", max_num_seqs=1)
+    model, tokenizer = generation.start(run / "model", engine), chat.load_tokenizer(run / "model")
+
+    def answer(*messages) -> str:
+        ((_, one),) = model.generate([Request(chat.encode_prompt(tokenizer, messages), 1)], GREEDY)
+        return one.text
+
+    first = answer(*asked("May I?"))
+    second = answer(*asked("May I?"), {"role": "assistant", "content": first}, *asked("Why?"))
+    dialogue = talk.Talk(folders, engine, GREEDY)
+    cut = " […]"
+    assert {said.removesuffix(cut) for said in dialogue.ask("May I?").values()} == {first}
+    assert {said.removesuffix(cut) for said in dialogue.ask("Why?").values()} == {second}
+    dialogue.forget()
+    assert {said.removesuffix(cut) for said in dialogue.ask("May I?").values()} == {first}
+    assert set(dialogue.ask("why " * 600).values()) == {"(longer than the model's context)"}
+
+
+@pytest.mark.slow
+def test_what_is_typed_is_answered_in_columns(run):
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "workflow"), "COLUMNS": "100"}
+    command = [sys.executable, "-m", "d2o", "chat", run, "--max-tokens", "8"]
+    typed = "May I?\n/new\n[bold]<|im_end|>\n"
+    done = subprocess.run(command, input=typed, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("initial") == done.stdout.count("d2o/seed0") == 2

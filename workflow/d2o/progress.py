@@ -1,0 +1,134 @@
+"""`d2o watch`: the trainings under way in a folder of results, from the logs that they write."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from d2o import layout, locks
+from d2o.errors import D2OError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+# Files beside a training's checkpoints: a line a step, and how many steps there are with the alarms that are raised.
+LOG, STATE = "train.jsonl", "watch.json"
+# Steps that rate and time left are taken from.
+_RECENT = 10
+_BLOCKS = "▁▂▃▄▅▆▇█"
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training that is not over.
+
+    Attributes:
+        name: data set, model, method and seed.
+        active: whether a process is at work on it; else it goes on with the next `snakemake`.
+        steps: of the whole training.
+        alarms: what goes wrong now, by the alarm's name.
+        records: the lines of its log, a step each.
+    """
+
+    name: str
+    active: bool
+    steps: int
+    alarms: dict[str, str]
+    records: list[dict[str, Any]]
+
+    @property
+    def left(self) -> float:
+        """Seconds until the last step, at the rate of the last few."""
+        recent = [record["seconds"] for record in self.records[-_RECENT:]]
+        return (self.steps - len(self.records)) * sum(recent) / max(len(recent), 1)
+
+
+def trainings(results: Path) -> list[Training]:
+    """The trainings of a folder of results that have begun and are not over.
+
+    Raises:
+        D2OError: where there is no such folder.
+    """
+    if not results.is_dir():
+        raise D2OError(f"{results}: no such folder; name the folder of results")
+    patterns = [re.sub(r"\{\w+\}", "*", layout.pattern(place)) for place in ("checkpoints", "again_checkpoints")]
+    folders = sorted(state.parent for pattern in patterns for state in results.glob(f"{pattern}/{STATE}"))
+    return [read(folder, "/".join(folder.relative_to(results).parts[:-1])) for folder in folders]
+
+
+def read(folder: Path, name: str) -> Training:
+    """The training whose checkpoints lie in a folder. A line that is being written is left out."""
+    state, log = json.loads((folder / STATE).read_text()), folder / LOG
+    records = []
+    for line in log.read_text(errors="replace").splitlines() if log.exists() else ():
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            break
+    return Training(name, locks.held(folder), state["steps"], state["alarms"], records)
+
+
+def sparkline(values: Iterable[float | None], width: int = 24) -> str:
+    """The course of numbers in characters, from the lowest to the highest; at most `width` of them, means of runs."""
+    there = [value for value in values if value is not None]
+    size = max(1, -(-len(there) // width))
+    means = [sum(part) / len(part) for part in (there[at : at + size] for at in range(0, len(there), size))]
+    if not means:
+        return ""
+    low, reach = min(means), (max(means) - min(means)) or 1.0
+    return "".join(_BLOCKS[round((value - low) / reach * (len(_BLOCKS) - 1))] for value in means)
+
+
+def table(trainings: Sequence[Training]) -> Table:
+    """One row a training: how far, how fast, how long, and the curves that tell whether it goes well."""
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = Table("training", "step", "left", "tokens/s", "loss", "margin, nats", "alarms", expand=True)
+    for one in trainings:
+        last = one.records[-1] if one.records else {}
+        done = len(one.records)
+        shown.add_row(
+            Text(one.name),
+            f"{done}/{one.steps} ({done / one.steps:.0%})",
+            _duration(one.left) if one.active else "stopped",
+            f"{last.get('tokens_per_second', 0):,.0f}",
+            *(_curve(one.records, key) for key in ("loss", "margin")),
+            Text("; ".join(one.alarms.values())),
+        )
+    return shown
+
+
+def _curve(records: Sequence[dict[str, Any]], key: str) -> str:
+    values = [record.get(key) for record in records]
+    there = [value for value in values if value is not None]
+    return f"{sparkline(values)} {there[-1]:.3f}" if there else "–"
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}"
+
+
+def watch(results: Path, every: float = 2.0) -> None:
+    """Show the table until Ctrl-C, or once where the output is no terminal."""
+    from rich.console import Console
+    from rich.live import Live
+
+    console = Console()
+    if not console.is_terminal:
+        console.print(table(trainings(results)))
+        return
+    with Live(console=console, auto_refresh=False) as live:
+        try:
+            while True:
+                live.update(table(trainings(results)), refresh=True)
+                time.sleep(every)
+        except KeyboardInterrupt:
+            return
