@@ -17,6 +17,7 @@ from d2o import preflight
 from d2o.errors import D2OError
 from d2o.layout import PLACES
 from d2o.plan import Plan
+from d2o.report import screen
 
 # Path variables in modules and with storage plugins were mended late; this is the version that the tests run.
 min_version("9.27")
@@ -97,6 +98,8 @@ onstart:
 
 
 onsuccess:
-    for path in plan.targets("page"):
-        if os.path.exists(path):
-            print(f"The report: {os.path.abspath(path)}")
+    pages = [path for path in plan.targets("page") if os.path.exists(path)]
+    for path in pages:
+        if len(pages) == 1:
+            screen.show(path)
+        print(f"The report: {os.path.abspath(path)}")

@@ -1,0 +1,48 @@
+"""The screen of results that a run ends with."""
+
+import pandas as pd
+import pytest
+
+from d2o.report import screen
+
+ROW = {
+    "dataset": "demo",
+    "model": "tiny",
+    "prompts": "test",
+    "seed": "all",
+    "better": "lower",
+    "low": 0.1,
+    "high": 0.3,
+}
+
+
+@pytest.fixture
+def page(tmp_path):
+    rows = [
+        ROW | {"method": "initial", "metric": "reward/harm", "mean": 0.5},
+        ROW | {"method": "[d2o]", "metric": "reward/harm", "mean": 0.2, "difference": -0.3, "p_adjusted": 0.01},
+        ROW | {"method": "[d2o]", "metric": "reward/harm", "mean": 0.9, "prompts": "others"},
+        ROW | {"method": "[d2o]", "metric": "reward/harm", "mean": 0.8, "seed": "0"},
+        ROW | {"method": "[d2o]", "metric": "human/margin", "mean": 0.7, "better": "higher", "difference": -1.0}
+        | {"p_adjusted": 0.0},
+        ROW | {"method": "[d2o]", "metric": "answers/tokens", "mean": 99.5, "better": None},
+    ]  # fmt: skip
+    pd.DataFrame(rows).to_csv(tmp_path / "table.csv", index=False)
+    return tmp_path / "report.html"
+
+
+def test_the_test_prompts_over_all_seeds_are_shown_and_names_are_no_markup(page, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    screen.show(page)
+    shown = capsys.readouterr().out
+    for part in (
+        "demo, tiny",
+        "harm ↓",
+        "margin ↑",
+        "0.500 [0.100, 0.300] ",
+        "0.200 [0.100, 0.300] ▲",
+        "[d2o]",
+        "0.700 [0.100, 0.300] ▼",
+    ):
+        assert part in shown
+    assert not any(other in shown for other in ("0.900", "0.800", "99.5"))

@@ -1,0 +1,62 @@
+"""The results of an experiment on one screen of a terminal, for the end of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# What is shown of a metric's name, in order, and how many metrics at most.
+_FIRST, _METRICS = ("reward/", "judge/", "task/", "human/"), 6
+
+
+def show(page: str) -> None:
+    """Print a table for each data set and model of a report: what has a better side, with its interval.
+
+    Args:
+        page: the report; `table.csv` lies beside it.
+    """
+    import pandas as pd
+    from rich.console import Console
+
+    console = Console()
+    values = pd.read_csv(Path(page).with_name("table.csv"), dtype={"seed": str})
+    for (dataset, model), block in values.groupby(["dataset", "model"], sort=False):
+        console.print(_table(f"{dataset}, {model}", block))
+
+
+def _table(title: str, block: pd.DataFrame):
+    from rich.table import Table
+    from rich.text import Text
+
+    block = block[block["seed"].eq("all") & block["better"].notna()]
+    block = block[~block.duplicated(["method", "metric"])]  # the test prompts come first
+    metrics = [metric for metric in block["metric"].unique() if not metric.endswith("_by_subject")]
+    chosen = sorted((m for m in metrics if m.startswith(_FIRST)), key=lambda m: _rank(m, metrics))[:_METRICS]
+    cells = block.set_index(["method", "metric"])
+    shown = Table("method", title=title, caption="mean [95 %], ▲ better, ▼ worse than the initial model (p < 0.05)")
+    for metric in chosen:
+        shown.add_column(
+            Text(f"{metric.partition('/')[2]} {'↑' if _higher(block, metric) else '↓'}"), justify="right"
+        )
+    for method in block["method"].unique():
+        row = [cells.loc[(method, m)] if (method, m) in cells.index else None for m in chosen]
+        shown.add_row(Text(method), *("–" if cell is None else _cell(cell) for cell in row))
+    return shown
+
+
+def _rank(metric: str, metrics: list[str]) -> tuple[int, int]:
+    return next(n for n, start in enumerate(_FIRST) if metric.startswith(start)), metrics.index(metric)
+
+
+def _higher(block: pd.DataFrame, metric: str) -> bool:
+    return block.loc[block["metric"].eq(metric), "better"].iloc[0] == "higher"
+
+
+def _cell(cell: pd.Series) -> str:
+    mark = ""
+    if cell["p_adjusted"] < 0.05:
+        mark = " ▲" if (cell["difference"] > 0) == (cell["better"] == "higher") else " ▼"
+    return f"{cell['mean']:.3f} [{cell['low']:.3f}, {cell['high']:.3f}]{mark}"
