@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from d2o import exact, identities, length_control, records, schemas, texts
+from d2o import exact, identities, length_control, records, refusals, schemas, texts
 from d2o.errors import D2OError
 from d2o.layout import Layout, manifest_path
 from d2o.runs import Run, runs, seeds
@@ -524,7 +524,16 @@ STYLE_METRICS = (
     Metric("answers/tokens", "length, tokens", STYLE, itemgetter("tokens"), digits=0),
     Metric("answers/cut", "cut by length", STYLE, lambda r: r["finish"] == "length", "lower", 1, True),
     Metric("answers/distinct_2", "distinct-2", STYLE, lambda r: r["text"].map(_distinct).dropna()),
-    Metric("answers/refusal", "refusals", STYLE, lambda r: r["text"].map(texts.refuses), None, 1, True),
+    Metric("answers/refusal", "refusals", STYLE, lambda r: r["text"].map(refusals.refuses), None, 1, True),
+    Metric(
+        "answers/full_refusal",
+        "full refusals",
+        STYLE,
+        lambda r: r["text"].map(refusals.kind) == "full",
+        None,
+        1,
+        True,
+    ),
 )
 # Metrics that trials can be chosen by, beside those of scorers.
 CHOOSABLE = [m.key for m in (*HUMAN_METRICS, *STYLE_METRICS) if m.better and m.neutral is None]

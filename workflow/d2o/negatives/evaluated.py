@@ -15,11 +15,16 @@ from typing import Any
 from d2o import identities, records
 from d2o.errors import D2OError
 
+# Of a prompt: harmless, though it may look otherwise, or harmful.
+LABELS = ("safe", "unsafe")
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".csv.gz")
 
 
 def prompts(files: list[str]) -> list[dict[str, Any]]:
-    """The `prompt` fields of the files, as rows of `schemas.PROMPTS`; `origin` is a file's name."""
+    """The `prompt` fields of the files, as rows of `schemas.PROMPTS`; `origin` is a file's name.
+
+    A row whose `label` is `safe` or `unsafe`, as in XSTest, is of the origin `<file>, safe` or `<file>, unsafe`.
+    """
     rows = []
     origins = {"test": "the test split", "validation": "the validation split"}
     for path in map(Path, files):
@@ -38,7 +43,8 @@ def prompts(files: list[str]) -> list[dict[str, Any]]:
             if re.search(r"[\ud800-\udfff]", text):  # JSON can spell half of a surrogate pair, UTF-8 cannot
                 raise D2OError(f"{path}: row {number}: half a character in `prompt`; mend the row")
             messages = [{"role": "user", "content": text}]
-            rows.append({"prompt_id": identities.prompt_id(messages), "messages": messages, "origin": origin})
+            label = f", {row['label']}" if row.get("label") in LABELS else ""
+            rows.append({"prompt_id": identities.prompt_id(messages), "messages": messages, "origin": origin + label})
         if not number:
             raise D2OError(f"{path}: no prompt in it; leave the file out or fetch it again")
     return rows

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from d2o import identities, texts
+from d2o import identities, refusals, texts
 from d2o.generation import Completion
 from d2o.settings import Positives
 
@@ -42,7 +42,7 @@ def flags_of(completion: Completion, instruction: str | None, prompt: str) -> se
         "truncated": completion.finish == "length",
         "repeating": len(texts.words(text)) >= _LOOP_WORDS and texts.distinct([text], 4) < _LOOP,
         "leaking": instruction is not None and _leaks(text, instruction, prompt),
-        "refusal": texts.refuses(text),
+        "refusal": refusals.refuses(text),
     }
     return {flag for flag, applies in flags.items() if applies}
 
