@@ -411,7 +411,7 @@ EDITS = [
     ("contracts.py", "CONTRACTS = {", 'CONTRACTS = {\n    "new": Contract("none", True, True),', {}),
     ("datasets.py", "_FORMATS = {", '_FORMATS = {\n    "new": (None, (), ()),', {}),
     ("schemas.py", "QUESTIONS = ", "NEW = pa.schema([])\nQUESTIONS = ", {}),
-    ("forward/policy.py", "_SHARING = (", '_SHARING = ("new", ', {}),
+    ("forward/policy.py", "SHARING = (", 'SHARING = ("new", ', {}),
     ("chat/templates/alpaca.jinja", "USER: ", "User: ", {}),
     ("cli.py", "import", "import ast\nimport", {}),
     ("losses.py", "def dpo(", "# A remark.\ndef dpo(", {}),

@@ -644,7 +644,7 @@ def changed(before: dict[str, str], after: dict[str, str]) -> set[str]:
         ("contracts.py", "CONTRACTS = {", 'CONTRACTS = {\n    "new": Contract("none", True, True),', set()),
         ("datasets.py", "_FORMATS = {", '_FORMATS = {\n    "new": (None, (), ()),', set()),
         ("schemas.py", "QUESTIONS = ", "NEW = pa.schema([])\nQUESTIONS = ", set()),
-        ("forward/policy.py", "_SHARING = (", '_SHARING = ("new", ', set()),
+        ("forward/policy.py", "SHARING = (", 'SHARING = ("new", ', set()),
         ("metrics.py", "HUMAN_METRICS = (", f"HUMAN_METRICS = (\n    {NEW_METRIC},", {"report"}),
         ("metrics.py", "STYLE_METRICS = (", f"STYLE_METRICS = (\n    {NEW_METRIC},", {"report"}),
         # What reaches a stage as params, and what is no code.

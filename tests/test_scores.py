@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from d2o import identities, records, reward_inputs, rewards, schemas, scores
+from d2o import identities, records, reward_groups, reward_inputs, rewards, schemas, scores
 from d2o.errors import D2OError
 from d2o.settings import Reward
 from rows import prompt, sample
@@ -87,6 +87,46 @@ def test_score_is_the_raw_head_on_the_last_token_whatever_the_batch(reward_model
     manifest = records.read_manifest(tmp_path / "scores.parquet")
     assert manifest["rows"] == 4 and manifest["truncated"] == 0
     assert manifest["mean"] == pytest.approx(sum(expected) / 4, abs=1e-4)
+
+
+@pytest.mark.parametrize("tokens", [40, 16384])
+def test_answers_that_share_their_prompt_score_as_in_rows_of_their_own(reward_model, capsys, tokens):
+    """Prompts of any number of answers, one that begins another, one alone, one given twice; parts of a group."""
+    reward = source(reward_model)
+    model, tokenizer = reward_inputs.load(reward, reward_model)
+    texts = [*ANSWERS, ANSWERS[0], ANSWERS[0] + " And more of it."]
+    asked = [(n, text) for n in range(3) for text in texts[: 1 + 3 * n]]
+    inputs = [
+        reward_inputs.encode(tokenizer, reward.template, [{"role": "user", "content": f"Is it {n}?"}], text, 512)[0]
+        for n, text in asked
+    ]
+    ids, owners = [encoding["input_ids"] for encoding in inputs], [n for n, _ in asked]
+    covered = [place for places, _ in reward_groups.rows(ids, owners, tokens) for place in places]
+    assert sorted(covered) == list(range(1, len(asked))), "all but the one without a sibling"
+    alone = [reward_inputs.forward(model, [encoding]).item() for encoding in inputs]
+    assert reward_inputs.score_all(model, inputs, owners, tokens, "scoring") == pytest.approx(alone, abs=1e-4)
+    assert "padded" not in capsys.readouterr().err
+
+
+def test_where_a_shared_prompt_gives_other_scores_padded_rows_are_taken(reward_model, capsys, monkeypatch):
+    model, tokenizer = reward_inputs.load(source(reward_model), reward_model)
+    inputs = [reward_inputs.encode(tokenizer, "chat", QUESTION, text, 512)[0] for text in ANSWERS]
+    alone = [reward_inputs.forward(model, [encoding]).item() for encoding in inputs]
+    right = reward_groups.logits
+    monkeypatch.setattr(reward_groups, "logits", lambda model, row: right(model, row) + 0.5)
+    assert reward_inputs.score_all(model, inputs, [0] * 4, 16384, "scoring") == pytest.approx(alone, abs=1e-4)
+    assert "differ from those of padded rows by 5.0e-01; each answer is scored in" in capsys.readouterr().err
+
+
+def test_a_golden_row_that_scores_otherwise_ends_the_job(reward_model, tmp_path):
+    (value,) = run(tmp_path, source(reward_model), reward_model, ANSWERS[:1])
+    row = {"prompt": QUESTION[0]["content"], "response": ANSWERS[0]}
+    (again,) = run(tmp_path, source(reward_model, golden=[row | {"score": value}]), reward_model, ANSWERS[:1])
+    assert again == value
+    with pytest.raises(D2OError, match=r"^golden\.1: the model scores .* ± 0.05 is expected; check template, score"):
+        run(tmp_path, source(reward_model, golden=[row | {"score": s} for s in (value, value + 0.1)]), reward_model)
+    with pytest.raises(D2OError, match=r"^golden\.0: "):
+        run(tmp_path, source(reward_model, template=BEAVER, golden=[row | {"score": value}]), reward_model)
 
 
 def test_chat_template_covers_the_whole_conversation(reward_model, tmp_path):

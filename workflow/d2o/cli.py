@@ -274,12 +274,13 @@ def scores(
     output: Output,
     settings_json: Json,
     reward: Annotated[Path | None, typer.Option(help="folder of the reward model; a rule has none")] = None,
+    execution: Execution = "{}",
 ) -> None:
     """One reward model's score for each answer, or an exact scorer's."""
     from d2o import scores
 
     folder = _whole(reward) if reward else None
-    scores.score(settings.parse(settings.Reward, settings_json), folder, prompts, responses, output)
+    scores.score(settings.parse(settings.Reward, settings_json, execution), folder, prompts, responses, output)
 
 
 @_command(settings.Judge)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -187,9 +188,16 @@ def _log_odds(config, logits: Tensor) -> Tensor:
     return logits[:, index] - logits[:, others].logsumexp(1)
 
 
-def score_all(model, encodings: Sequence[Encoding], tokens: int, description: str) -> list[float]:
+def score_all(
+    model, encodings: Sequence[Encoding], owners: Sequence[Hashable], tokens: int, description: str
+) -> list[float]:
     """The score of every input, in the order of the inputs, computed in batches of at most `tokens` tokens.
 
+    The answers to one prompt share its states where the model allows it; that gives what padded rows give, or padded
+    rows are taken and a line says so.
+
+    Args:
+        owners: what each input is an answer to.
     Raises:
         D2OError: if a score is not a finite number.
     """
@@ -197,15 +205,47 @@ def score_all(model, encodings: Sequence[Encoding], tokens: int, description: st
     from tqdm import tqdm
 
     scores = [math.nan] * len(encodings)
+
+    def keep(places: Sequence[int], values: Tensor) -> None:
+        for place, value in zip(places, values.tolist(), strict=True):
+            scores[place] = value
+        bar.update(len(places))
+
     with (
         torch.inference_mode(),
         tqdm(total=len(encodings), desc=description, unit="answers", mininterval=2) as bar,
     ):
-        for batch in batches([len(encoding["input_ids"]) for encoding in encodings], tokens):
-            values = forward(model, [encodings[index] for index in batch]).tolist()
-            for index, value in zip(batch, values, strict=True):
-                scores[index] = value
-            bar.update(len(batch))
+        for places, values in _shared(model, encodings, owners, tokens):
+            keep(places, values)
+        rest = [place for place in range(len(encodings)) if math.isnan(scores[place])]
+        for batch in batches([len(encodings[place]["input_ids"]) for place in rest], tokens):
+            places = [rest[index] for index in batch]
+            keep(places, forward(model, [encodings[place] for place in places]))
     if not all(map(math.isfinite, scores)):
         raise D2OError(f"{description}: a score is not a finite number; is the checkpoint whole?")
     return scores
+
+
+def _shared(
+    model, encodings: Sequence[Encoding], owners: Sequence[Hashable], tokens: int
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Places and scores of the inputs that share a beginning, row by row; none where padded rows give others."""
+    from d2o import reward_groups
+
+    if not reward_groups.serves(model):
+        return
+    plain, checked = model.config._attn_implementation, False
+    for places, row in reward_groups.rows([encoding["input_ids"] for encoding in encodings], owners, tokens):
+        values = _log_odds(model.config, reward_groups.logits(model, row))
+        model.set_attn_implementation(plain)
+        if not checked:
+            difference = float((values - forward(model, [encodings[place] for place in places])).abs().max())
+            if difference > reward_groups.TOLERANCE[model.dtype]:
+                print(
+                    f"scores: with a shared prompt they differ from those of padded rows by {difference:.1e}; "
+                    f"each answer is scored in a padded row of its own",
+                    file=sys.stderr,
+                )
+                return
+            checked = True
+        yield places, values

@@ -284,7 +284,8 @@ def _held_out(reward: Reward, folder: Path, examples: Sequence[Example]) -> dict
         reward_inputs.encode(tokenizer, reward.template, messages, text, limit)[0]
         for (_, text), messages in answers.items()
     ]
-    values = reward_inputs.score_all(model, inputs, reward.tokens, "scoring held-out answers")
+    owners = [prompt for prompt, _ in answers]
+    values = reward_inputs.score_all(model, inputs, owners, reward.tokens, "scoring held-out answers")
     return agreement(dict(zip(answers, values, strict=True)), examples)
 
 

@@ -44,7 +44,8 @@ def score(reward: Reward, model: Path | None, prompts: Path, responses: Path, ou
         if reward.rule:
             values = exact.apply(reward.rule, [turns[-1]["content"] for turns in asked], answers["text"])
         else:
-            values, draft.facts["truncated"] = _by_model(reward, model, asked, answers["text"].to_pylist())
+            texts, prompts_of = answers["text"].to_pylist(), answers["prompt_id"].to_pylist()
+            values, draft.facts["truncated"] = _by_model(reward, model, asked, texts, prompts_of)
         spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
         draft.facts |= {"rows": len(values), "mean": float(np.mean(values)), "sd": spread}
         with records.TableWriter(draft.path, schemas.SCORES) as table:
@@ -52,13 +53,30 @@ def score(reward: Reward, model: Path | None, prompts: Path, responses: Path, ou
             table.add_columns(scored.cast(schemas.SCORES))
 
 
-def _by_model(reward: Reward, model: Path, asked: list[Any], texts: list[str]) -> tuple[list[float], int]:
+def _by_model(
+    reward: Reward, model: Path, asked: list[Any], texts: list[str], owners: list[str]
+) -> tuple[list[float], int]:
     """A reward model's scores, and how many answers were too long for it."""
     network, tokenizer = reward_inputs.load(reward, model)
     limit = reward_inputs.token_limit(network, reward.max_tokens)
+    _check_golden(reward, network, tokenizer, limit)
     encoded = [
         reward_inputs.encode(tokenizer, reward.template, messages, text, limit)
         for messages, text in zip(asked, texts, strict=True)
     ]
-    values = reward_inputs.score_all(network, [encoding for encoding, _ in encoded], reward.tokens, "scoring answers")
+    inputs = [encoding for encoding, _ in encoded]
+    values = reward_inputs.score_all(network, inputs, owners, reward.tokens, "scoring answers")
     return values, sum(cut for _, cut in encoded)
+
+
+def _check_golden(reward: Reward, network: Any, tokenizer: Any, limit: int) -> None:
+    """Score the golden rows of an entry: a wrong template or head gives other numbers, and no error."""
+    for number, row in enumerate(reward.golden):
+        messages = [{"role": "user", "content": row.prompt}]
+        encoding, _ = reward_inputs.encode(tokenizer, reward.template, messages, row.response, limit)
+        (value,) = reward_inputs.forward(network, [encoding]).tolist()
+        if not abs(value - row.score) <= row.tolerance:
+            raise D2OError(
+                f"golden.{number}: the model scores {value:.4g}, and {row.score:.4g} ± {row.tolerance:.2g} is "
+                f"expected; check template, score_weights, label and revision, or mend the row"
+            )

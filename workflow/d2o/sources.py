@@ -21,7 +21,7 @@ _PACKAGE = Path(__file__).parent
 _NOT_DIGESTED = {f"d2o.{name}" for name in ("settings", "plan", "layout", "sources", "cli", "errors", "devices")}
 # Which architectures share prompts decides the route alone. Routes give the same numbers but for rounding, which each
 # start checks; a training takes the route of its references, and refuses those of two routes.
-_NOT_DIGESTED |= {"d2o.forward.policy._SHARING", "d2o.train.launch"}
+_NOT_DIGESTED |= {"d2o.forward.policy.SHARING", "d2o.train.launch"}
 # Tables of entries by name, and folders of them: who depends on one entry does not depend on the others.
 _TABLES = {
     "d2o.losses.LOSSES", "d2o.contracts.CONTRACTS", "d2o.datasets._FORMATS", "d2o.chat.templates",

@@ -84,11 +84,12 @@ rule score_responses:
         mem_mb=plan.needs("scores", "mem_mb"),
         runtime=plan.needs("scores", "runtime"),
         gpu=plan.needs("scores", "gpu"),
+        execution=plan.execution("scores"),
     conda:
         plan.environment("train")
     shell:
-        "python -m d2o --gpus {resources.gpu} scores --settings {params.settings:q} {params.reward} "
-        "--prompts {input.prompts} --responses {input.responses} --output {output} 2>&1 | tee {log}"
+        "python -m d2o --gpus {resources.gpu} scores --settings {params.settings:q} {params.reward} --prompts {input.prompts} "
+        "--responses {input.responses} --execution {resources.execution:q} --output {output} 2>&1 | tee {log}"
 
 
 use rule score_responses as score_positives with:

@@ -24,7 +24,7 @@ from d2o.groups import Group, packs
 Route = Literal["shared", "dense", "padded"]
 
 # Architectures whose only look at other tokens is the attention that is replaced, tested one by one.
-_SHARING = ("llama", "qwen2", "qwen3", "phi3", "gpt_neox")
+SHARING = ("llama", "qwen2", "qwen3", "phi3", "gpt_neox")
 # Keys of a model's configuration that change logits after the head, or those inside attention.
 _ON_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 # Tokens that two routes are compared on, a prompt counted once.
@@ -61,8 +61,8 @@ class Policy(nn.Module):
                 raise D2OError(f"{config.model_type}: {key} is not supported; choose a model without it")
         if head.bias is not None:
             raise D2OError(f"{config.model_type}: a bias in the head is not supported; choose a model without it")
-        if route == "shared" and config.model_type not in _SHARING:
-            _say_padded(f"{config.model_type} is not known to share prompts ({', '.join(_SHARING)} are)")
+        if route == "shared" and config.model_type not in SHARING:
+            _say_padded(f"{config.model_type} is not known to share prompts ({', '.join(SHARING)} are)")
             route = "padded"
         _without_dropout(lm)
         # Called as the module that it is, so that ZeRO 3 gathers its weight.

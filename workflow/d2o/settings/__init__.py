@@ -489,6 +489,15 @@ class Rule(Section):
         return self
 
 
+class Golden(Section):
+    """An answer whose score is known, from a reward model's page or from the code of its authors."""
+
+    prompt: str = Field(description="what the user says")
+    response: str = Field(description="what is answered")
+    score: float = Field(description="raw score of the answer")
+    tolerance: Above0 = Field(0.05, description="largest difference that is rounding")
+
+
 class Reward(Section):
     """What scores answers: one of `source`, `train` and `rule`."""
 
@@ -516,6 +525,9 @@ class Reward(Section):
         None,
         description="score at which, or on the better side of which, an answer counts as safe: the tables have the "
         "share of safe answers too; null: no such threshold",
+    )
+    golden: list[Golden] = execution(
+        [], "answers with known scores, which every job scores first: it ends where one differs"
     )
     tokens: Positive = Field(16384, description="tokens in one batch, padding included")
     max_tokens: Positive = Field(2048, description="tokens: longer inputs lose their beginning")
