@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import json
 import lzma
@@ -16,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from d2o import datasets, identities, records, schemas
+from d2o import datasets, formats, identities, records, schemas
 from d2o.errors import D2OError
 from d2o.settings import Reading
 
@@ -48,9 +49,15 @@ def write(path: Path, rows: list) -> Path:
     if path.suffix == ".parquet":
         pq.write_table(pa.Table.from_pylist(rows), path)
         return path
+    opened = {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix, open)
+    if tables := {".csv", ".tsv"}.intersection(path.suffixes):
+        with opened(path, "wt", encoding="utf-8", newline="") as file:
+            table = csv.DictWriter(file, rows[0] if rows else [], delimiter="," if ".csv" in tables else "\t")
+            table.writeheader()
+            table.writerows(rows)
+        return path
     lines = [row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows]
     text = f"[{','.join(lines)}]" if ".json" in path.suffixes else "".join(f"{line}\n" for line in lines)
-    opened = {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix, open)
     with opened(path, "wt", encoding="utf-8", newline="") as file:
         file.write(text)
     return path
@@ -164,7 +171,7 @@ def test_hh_dialogue_comes_back(turns, other):
     def told(turns):
         return "".join(f"\n\n{name}: {turn}" for name, turn in zip(names, turns, strict=True))
 
-    record = datasets.hh_rlhf({"chosen": told(turns), "rejected": told([*turns[:-1], other])})
+    [record] = formats.hh_rlhf({"chosen": told(turns), "rejected": told([*turns[:-1], other])}, formats.Labels())
     assert [message["content"] for message in record["messages"]] == turns[:-1]
     assert [answer["text"] for answer in record["responses"]] == [turns[-1], other]
 
@@ -173,7 +180,7 @@ def test_hh_dialogue_comes_back(turns, other):
 @given(text=st.text(min_size=1).filter(str.strip))
 def test_any_text_survives_every_kind_of_file(text, tmp_path_factory):
     folder = tmp_path_factory.mktemp("text")
-    for name in ("a.jsonl", "a.json", "a.parquet"):
+    for name in ("a.jsonl", "a.json", "a.parquet", "a.csv", "a.tsv"):
         [row] = read("negatives", [write(folder / name, [LOG | {"response": text}])], folder)
         assert row["responses"][0]["text"] == text
 
@@ -182,10 +189,10 @@ def test_any_text_survives_every_kind_of_file(text, tmp_path_factory):
 
 
 def test_every_kind_of_file_reads_alike(tmp_path):
-    rows = [PKU | {"prompt": f"Größe {i}\u2028?"} for i in range(3)]
+    rows = [LOG | {"prompt": f'"Größe"; {i},\t\u2028\r\n?'} for i in range(3)]
     names = [f"rows{suffix}" for suffix in datasets._SUFFIXES] + ["ROWS.JSONL"]
     files = [write(tmp_path / name, rows) for name in names]
-    table = read("pku-saferlhf", files, tmp_path)
+    table = read("negatives", files, tmp_path)
     prompts = [row["messages"][0]["content"] for row in table]
     assert prompts == [row["prompt"] for row in rows] * len(files)
     assert [row["row"] for row in table] == list(range(3 * len(files)))
@@ -203,7 +210,7 @@ def test_splits_and_manifest(tmp_path):
     rows = read("negatives", [train], tmp_path, test=[str(test)])
     assert [row["split"] for row in rows] == ["train", "train", "test"]
     manifest = records.read_manifest(tmp_path / "rows.parquet")
-    assert manifest["counts"] == {"train": 2, "test": 1, "rejected": 0}
+    assert manifest["counts"] == {"train": 2, "test": 1, "rejected": 0, "left_out": 0}
     assert manifest["inputs"].keys() == {str(train), str(test)}
     assert rejected(tmp_path) == []
 
@@ -346,7 +353,7 @@ def test_missing_file_folder_and_unknown_suffix(tmp_path):
     assert "unknown suffix" in problem("negatives", tmp_path / "a.parquet.gz")
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.json", "a.json.xz", "a.parquet"])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.json", "a.json.xz", "a.parquet", "a.csv", "a.tsv.gz"])
 def test_no_row(name, tmp_path):
     path = tmp_path / name
     if name == "a.parquet":
@@ -370,7 +377,7 @@ def test_not_utf8(tmp_path):
     assert "not UTF-8" in problem("negatives", path)
 
 
-@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.json.gz", "a.jsonl.xz", "a.json", "a.parquet"])
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.json.gz", "a.jsonl.xz", "a.json", "a.parquet", "a.csv.gz"])
 def test_cut_file(name, tmp_path):
     path = write(tmp_path / name, [LOG | {"response": f"answer {i**7}"} for i in range(2000)])
     whole = path.read_bytes()

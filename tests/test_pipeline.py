@@ -409,7 +409,7 @@ EDITS = [
     # a remark.
     ("losses.py", "LOSSES = {", 'def new():\n    """New."""\n\n\nLOSSES = {\n    "new": new,', {}),
     ("contracts.py", "CONTRACTS = {", 'CONTRACTS = {\n    "new": Contract("none", True, True),', {}),
-    ("datasets.py", "_FORMATS = {", '_FORMATS = {\n    "new": (None, (), ()),', {}),
+    ("formats.py", "FORMATS = {", 'FORMATS = {\n    "new": Format(lambda row, labels: [], ("text",)),', {}),
     ("schemas.py", "QUESTIONS = ", "NEW = pa.schema([])\nQUESTIONS = ", {}),
     ("forward/policy.py", "SHARING = (", 'SHARING = ("new", ', {}),
     ("chat/templates/alpaca.jinja", "USER: ", "User: ", {}),

@@ -114,6 +114,7 @@ READ = {
     "models.smollm2": ("Model", "models"),
     "organisms.rude": ("Organism", "organisms"),
     "datasets.demo": ("Dataset", "datasets", "negatives"),
+    "datasets.demo.label": ("Label", "datasets.label"),
     "methods.d2o": ("Method", "train.method"),
     "methods.d2o.train": ("Train", "train.train"),
     "rewards.safety": ("Reward", "rewards", "scores"),
@@ -137,6 +138,7 @@ VALUES = {
     "models.smollm2.path": "tests",
     "organisms.rude.texts": "organisms/careless.yaml",
     "datasets.demo.organism": "rude",
+    "datasets.demo.columns": {"prompt": "question"},
     "datasets.demo.train": ["tests/data/thumbs-down.jsonl"],
     "datasets.demo.test": ["tests/data/thumbs-down.jsonl"],
     "datasets.demo.evaluation_prompts": ["tests/data/thumbs-down.jsonl"],
@@ -179,6 +181,8 @@ BESIDE = {
     "datasets.demo.hub": {"datasets.demo": ROWS | HUB},
     "datasets.demo.revision": {"datasets.demo": ROWS | HUB},
     "datasets.demo.organism": {"datasets.demo": ROWS},
+    "datasets.demo.label": {"datasets.demo.format": "unpaired", "datasets.demo.label": {"negative": ["bad"]}},
+    "datasets.demo.label.below": {"datasets.demo.label": {}},
     "methods.d2o.ema": {"methods.d2o.ema": {"positives": EMA, "negatives": EMA}},
     "methods.d2o.filter": {"methods.d2o.filter": {"reward": "safety", "best": 3}},
     "methods.d2o.online": {"methods.d2o.online": {"start": 1, "every": 1, "share": 0.5}, "train.steps": 9},
@@ -235,7 +239,7 @@ def written(place: str, name: str) -> Iterator[tuple[str, Any]]:
     for key, schema in SCHEMA[name]["properties"].items():
         path = f"{place}.{key}"
         (inner,) = {kind["$ref"] for kind in [schema, *schema.get("anyOf", [])] if "$ref" in kind} or {None}
-        if inner:
+        if inner and path not in READ:
             yield from written(path, inner.rpartition("/")[2])
         elif path not in READ:
             yield from ((path, value) for value in ([VALUES[path]] if path in VALUES else others(schema)))

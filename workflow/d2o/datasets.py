@@ -1,22 +1,23 @@
 """Stage `datasets`: read preference rows of any source and format into one table, without holding them in memory.
 
-A source is a local file or a split of a Hub data set; it yields one row at a time. Each format has one small function
-that turns a row into a record. Rows that cannot be read are listed in a file beside the table.
+A source is a local file or a split of a Hub data set; it yields one row at a time, of which `formats` makes records.
+Rows that cannot be read are listed in a file beside the table.
 """
 
 from __future__ import annotations
 
+import csv
 import gzip
 import io
 import json
 import lzma
-import re
 import sys
 import zlib
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,17 +26,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from d2o import identities, records, schemas
+from d2o import formats, records, schemas, texts
 from d2o.errors import D2OError
+from d2o.formats import BadRow, LeftOut
 from d2o.settings import Reading
 
 # Bytes of a line: a small packed file may unpack to one that no memory holds.
 _LONGEST = 64 << 20
-_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.xz", ".json", ".json.gz", ".json.xz", ".parquet")
-
-
-class BadRow(ValueError):
-    """A row that does not follow its format. The message says why and does not quote the row."""
+_TEXTS = (".jsonl", ".json", ".csv", ".tsv")
+_SUFFIXES = (*(kind + packed for kind in _TEXTS for packed in ("", ".gz", ".xz")), ".parquet")
+# Different reasons that are told apart: labels may be anything.
+_REASONS = 50
 
 
 def read(reading: Reading, output: Path) -> None:
@@ -43,233 +44,108 @@ def read(reading: Reading, output: Path) -> None:
 
     `<output>.rejected.jsonl` lists each row that cannot be read: file (or Hub split), row and reason. `row` counts
     from 1; in JSON lines it is the number of the line. If too many rows cannot be read, only this list is written.
-    If `reading.test` is empty, every row gets the split `train`, and the stage `negatives` holds out a share.
+    Answers that are left out, because nobody has labelled them or their label says nothing, are counted by reason in
+    the manifest. If `reading.test` is empty, every row gets the split `train`, and the stage `negatives` holds out a
+    share.
 
     Raises:
-        D2OError: if a file cannot be read or more than `reading.max_bad_share` of the rows cannot; the message names
-            the file and, if known, the row or byte.
+        D2OError: if a file cannot be read, if no row has one of `reading.columns`, if more than
+            `reading.max_bad_share` of the rows cannot be read, or none says anything; the message names the file and,
+            if known, the row or byte.
     """
     sources = [] if reading.hub else [*reading.train, *reading.test]
     inputs = [file for source in sources for file in files(source)]
     rejected = output.with_name(f"{output.name}.rejected.jsonl")
-    counts, first = Counter(train=0, test=0, rejected=0), ""
+    counts, first, left_out = Counter(train=0, test=0, rejected=0, left_out=0), "", Counter[str]()
     with records.artifact(output, reading, inputs) as draft:
         with (
             records.artifact(rejected, reading) as leavings,
             leavings.path.open("w", encoding="utf-8") as bad,
             records.TableWriter(draft.path, schemas.ROWS) as table,
         ):
-            for split, source, number, row in _rows(reading):
-                try:
-                    record = _record(reading.format, row)
-                except BadRow as error:
-                    first = first or f"{source}: row {number}: {error}"
-                    counts["rejected"] += 1
-                    line = {"file": source, "row": number, "reason": str(error)}
-                    bad.write(json.dumps(line, ensure_ascii=False) + "\n")
-                else:
-                    table.add({"row": table.count, "split": split, **record})
-                    counts[split] += 1
+            for split, source, number, row in _with_columns(reading, rows(reading)):
+                for outcome in formats.outcomes(row, reading):
+                    if isinstance(outcome, BadRow):
+                        first = first or f"{source}: row {number}: {outcome}"
+                        counts["rejected"] += 1
+                        line = {"file": source, "row": number, "reason": str(outcome)}
+                        bad.write(json.dumps(line, ensure_ascii=False) + "\n")
+                    elif isinstance(outcome, LeftOut):
+                        counts["left_out"] += 1
+                        left_out[reason_of(outcome, left_out)] += 1
+                    else:
+                        table.add({"row": table.count, "split": split, **outcome})
+                        counts[split] += 1
             leavings.facts["rows"] = counts["rejected"]
         total = counts.total()
-        if counts["rejected"] > reading.max_bad_share * total or not table.count:
+        if counts["rejected"] > reading.max_bad_share * total or counts["rejected"] == total:
             raise D2OError(
                 f"{first}; {counts['rejected']} of {total} rows cannot be read as {reading.format} "
                 f"(all listed in {rejected}): mend them, or raise max_bad_share ({reading.max_bad_share:g})"
             )
-        draft.facts |= {"rows": table.count, "counts": dict(counts)}
-    summary = ", ".join(f"{count} {name}" for name, count in counts.items())
-    print(f"rows: {summary}", file=sys.stderr)
+        if not table.count:
+            raise D2OError(
+                f"{', '.join(map(str, inputs)) or reading.hub}: no answer has a label that says anything: "
+                f"{_counted(left_out)}; name its column in `columns`, or its values in `label`"
+            )
+        draft.facts |= {"rows": table.count, "counts": dict(counts), "left_out": dict(left_out)}
+    summary = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items())
+    print(f"rows: {summary}" + f" ({_counted(left_out)})" * bool(left_out), file=sys.stderr)
 
 
-# From a row to a record --------------------------------------------------------------------------
+def reason_of(outcome: LeftOut, known: Counter[str]) -> str:
+    """The reason to count an answer by that is left out: its own, while there are few."""
+    reason = str(outcome)
+    return reason if reason in known or len(known) < _REASONS else "other labels"
 
 
-def _record(format: str, row: Any) -> dict[str, Any]:
-    if isinstance(row, BadRow):
-        raise row
-    if not isinstance(row, dict):
-        raise BadRow(f"{_kind(row)}, not an object")
-    record = _FORMATS[format][0](row)
-    return {"prompt_id": identities.prompt_id(record["messages"]), **record}
+def _counted(left_out: Counter[str]) -> str:
+    return ", ".join(f"{reason}: {count}" for reason, count in left_out.most_common(5))
 
 
-def pku_saferlhf(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of PKU-SafeRLHF. The current release has harm categories and severities, which the beta does not have."""
-    return {
-        "messages": [{"role": "user", "content": _text(row, "prompt")}],
-        "responses": [
-            {
-                "text": _text(row, f"response_{i}"),
-                "unsafe": _unsafe(row, f"is_response_{i}_safe"),
-                "categories": _categories(row, f"response_{i}_harm_category"),
-                "severity": _severity(row, f"response_{i}_severity_level"),
-            }
-            for i in (0, 1)
-        ],
-        "better": _choice(row, "better_response_id"),
-        "safer": _choice(row, "safer_response_id"),
-    }
+Rows = Iterator[tuple[str, str, int, Any]]
 
 
-def hh_rlhf(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of HH-RLHF: two dialogues that differ in the last turn of the assistant. `chosen` is the better one."""
-    chosen, rejected = _dialogue(row, "chosen"), _dialogue(row, "rejected")
-    if chosen[:-1] != rejected[:-1]:
-        raise BadRow("the prompts of `chosen` and `rejected` differ")
-    return {
-        "messages": chosen[:-1],
-        "responses": [{"text": end["content"], "unsafe": None} for end in (chosen[-1], rejected[-1])],
-        "better": 0,
-        "safer": None,
-    }
+def _with_columns(reading: Reading, given: Rows) -> Rows:
+    """The same rows.
+
+    Raises:
+        D2OError: behind the last one, where none has had one of `reading.columns`.
+    """
+    absent, names = dict(reading.columns), []
+    for split, source, number, row in given:
+        if absent:
+            try:
+                flat = formats.flat(row, reading)
+            except BadRow:
+                flat = {}
+            names = names or list(flat)
+            absent = {key: name for key, name in absent.items() if not formats.has(flat, name)}
+        yield split, source, number, row
+    for key, name in absent.items():
+        raise D2OError(f"columns.{key}: no row of {source} has {name!r}; the first has {_listed(names)}")
 
 
-def negatives(row: dict[str, Any]) -> dict[str, Any]:
-    """A row with a rejected answer and no other: {prompt, response} or {messages, response}."""
-    if (row.get("prompt") is None) == (row.get("messages") is None):
-        raise BadRow("give one of `prompt` and `messages`")
-    if row.get("prompt") is None:
-        messages = _messages(row["messages"])
-    else:
-        messages = [{"role": "user", "content": _text(row, "prompt")}]
-    return {
-        "messages": messages,
-        "responses": [{"text": _text(row, "response"), "unsafe": True}],
-        "better": None,
-        "safer": None,
-    }
-
-
-_PKU_KEYS = (
-    "prompt",
-    "response_0",
-    "response_1",
-    "is_response_0_safe",
-    "is_response_1_safe",
-    "better_response_id",
-    "safer_response_id",
-)
-_PKU_LABELS = (
-    "response_0_harm_category",
-    "response_1_harm_category",
-    "response_0_severity_level",
-    "response_1_severity_level",
-)
-# Per format: its reader, the keys that a row needs (a tuple: one of them), the keys that are read if present.
-_FORMATS = {
-    "pku-saferlhf-beta": (pku_saferlhf, _PKU_KEYS, _PKU_LABELS),
-    "pku-saferlhf": (pku_saferlhf, _PKU_KEYS, _PKU_LABELS),
-    "hh-rlhf": (hh_rlhf, ("chosen", "rejected"), ()),
-    "negatives": (negatives, (("prompt", "messages"), "response"), ()),
-}
-
-
-def _value(row: dict[str, Any], key: str) -> Any:
-    if key not in row:
-        raise BadRow(f"no `{key}`")
-    return row[key]
-
-
-def _text(row: dict[str, Any], key: str) -> str:
-    text = _value(row, key)
-    if not isinstance(text, str):
-        raise BadRow(f"`{key}` is {_kind(text)}, not a text")
-    if not text.strip():
-        raise BadRow(f"`{key}` is empty")
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # JSON can spell half of a surrogate pair, UTF-8 cannot
-        raise BadRow(f"`{key}` holds half a character (a lone surrogate)") from None
-    return text
-
-
-def _unsafe(row: dict[str, Any], key: str) -> bool | None:
-    safe = _value(row, key)
-    if safe is not None and not isinstance(safe, bool):
-        raise BadRow(f"`{key}` is {_kind(safe)}, not true, false or null")
-    return None if safe is None else not safe
-
-
-def _categories(row: dict[str, Any], key: str) -> list[str] | None:
-    """The names whose value is true, from {name: true or false}."""
-    flags = row.get(key)
-    if flags is None:
-        return None
-    if not isinstance(flags, dict) or not all(isinstance(flag, bool) for flag in flags.values()):
-        raise BadRow(f"`{key}` is not an object of true and false")
-    if any(re.search("[\ud800-\udfff]", name) for name in flags):
-        raise BadRow(f"`{key}` is an object with a name that is half a character (a lone surrogate)")
-    return [name for name, flag in flags.items() if flag]
-
-
-def _severity(row: dict[str, Any], key: str) -> int | None:
-    level = row.get(key)
-    if level is not None and (isinstance(level, bool) or level not in (0, 1, 2, 3)):
-        raise BadRow(f"`{key}` is neither 0, 1, 2, 3 nor null")
-    return None if level is None else int(level)
-
-
-def _choice(row: dict[str, Any], key: str) -> int | None:
-    index = _value(row, key)
-    # 1.0 is accepted: pandas turns integers beside a null into floats. True is not, though True == 1.
-    if index is not None and (isinstance(index, bool) or index not in (0, 1)):
-        raise BadRow(f"`{key}` is neither 0, 1 nor null")
-    return None if index is None else int(index)
-
-
-def _dialogue(row: dict[str, Any], key: str) -> list[dict[str, str]]:
-    """The turns of a text "\\n\\nHuman: …\\n\\nAssistant: …", which must end with a turn of the assistant."""
-    text = "\n\n" + _text(row, key).lstrip()
-    head, *parts = re.split(r"\n\n(Human|Assistant):", text)
-    if head:
-        raise BadRow(f"`{key}` does not begin with a Human turn")
-    roles = ["user" if name == "Human" else "assistant" for name in parts[::2]]
-    turns = [{"role": role, "content": turn.strip()} for role, turn in zip(roles, parts[1::2], strict=True)]
-    if roles[-1] != "assistant":
-        raise BadRow(f"`{key}` does not end with an Assistant turn")
-    if not turns[-1]["content"]:
-        raise BadRow(f"the answer of `{key}` is empty")
-    _check_turns(turns[:-1], key)
-    return turns
-
-
-def _messages(value: Any) -> list[dict[str, str]]:
-    if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
-        raise BadRow("`messages` is not a list of objects")
-    messages = [{key: _text(message, key) for key in ("role", "content")} for message in value]
-    _check_turns(messages[1:] if messages and messages[0]["role"] == "system" else messages, "messages")
-    return messages
-
-
-def _check_turns(turns: list[dict[str, str]], key: str) -> None:
-    """Check that the turns of a prompt alternate, begin and end with the user's, and are not empty."""
-    wanted = ["user", "assistant"] * (len(turns) // 2) + ["user"]
-    if [turn["role"] for turn in turns] != wanted:
-        raise BadRow(f"the prompt in `{key}` does not alternate from a user turn to a user turn")
-    if not all(turn["content"] for turn in turns):
-        raise BadRow(f"`{key}` has an empty turn")
-
-
-def _kind(value: Any) -> str:
-    names = {type(None): "null", bool: "true or false", str: "a text", list: "a list", dict: "an object"}
-    return names.get(type(value), "a number")
+def _listed(names: list[str]) -> str:
+    """Names of columns as they can stand in a line."""
+    shown = ", ".join(texts.visible(name)[:40] for name in names[:30])
+    return shown + ", …" * (len(names) > 30) or "none"
 
 
 # From a source to rows ---------------------------------------------------------------------------
 
 
-def _rows(reading: Reading) -> Iterator[tuple[str, str, int, Any]]:
+def rows(reading: Reading) -> Rows:
     """Split, source, number and content of every row. The content of a line that is not JSON is a `BadRow`."""
     for split, sources in (("train", reading.train), ("test", reading.test)):
         parts = sources if reading.hub else [str(file) for source in sources for file in files(source)]
         for part in parts:
             if reading.hub:
-                name, rows = f"{reading.hub}, split {part}", _hub_rows(reading, part)
+                name, given = f"{reading.hub}, split {part}", _hub_rows(reading, part)
             else:
-                name, rows = part, _file_rows(Path(part), reading.format)
+                name, given = part, file_rows(Path(part), reading)
             number = 0
-            for number, row in rows:
+            for number, row in given:
                 yield split, name, number, row
             if not number:
                 raise D2OError(f"{name}: there is no row in it; leave it out or fetch it again")
@@ -311,27 +187,32 @@ def files(source: str) -> list[Path]:
     return [path]
 
 
-def _file_rows(path: Path, format: str) -> Iterator[tuple[int, Any]]:
-    """The rows of a local file with their numbers, from 1.
+def file_rows(path: Path, reading: Reading | None = None) -> Iterator[tuple[int, Any]]:
+    """The rows of a local file with their numbers, from 1; with the columns that are read, or with all.
 
     Raises:
         D2OError: if the rest of the file cannot be read: it is damaged, cut off or not UTF-8.
     """
     name, number = path.name.lower(), 0
     try:
+        suffixes = Path(name).suffixes
         if name.endswith(".parquet"):
-            rows = _parquet(path, format)
-        elif ".jsonl" in Path(name).suffixes:
-            rows = _lines(path)
+            given = _parquet(path, reading)
+        elif {".csv", ".tsv"}.intersection(suffixes[-2:]):
+            given = _cells(path, reading, "\t" if ".tsv" in suffixes[-2:] else None)
+        elif ".jsonl" in suffixes:
+            given = _lines(path)
         else:
-            rows = _json(path)
-        for number, row in rows:
+            given = _json(path)
+        for number, row in given:
             yield number, row
     except EOFError:
         reason = "the compressed data is cut off"
     except UnicodeDecodeError:
         reason = "not UTF-8"
-    except (gzip.BadGzipFile, zlib.error, lzma.LZMAError, ijson.JSONError, OSError, pa.ArrowException) as error:
+    except (
+        gzip.BadGzipFile, zlib.error, lzma.LZMAError, ijson.JSONError, csv.Error, OSError, pa.ArrowException,
+    ) as error:  # fmt: skip
         reason = str(error).strip().partition("\n")[0]
     else:
         return
@@ -358,16 +239,7 @@ def _json(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def _parsed_lines(path: Path, file: BinaryIO) -> Iterator[tuple[int, Any]]:
-    offset = file.tell()
-    for number, line in enumerate(iter(partial(file.readline, _LONGEST + 1), b""), 1):
-        if len(line) > _LONGEST:
-            raise D2OError(f"{path}: row {number} is longer than {_LONGEST >> 20} MiB; is it one row a line?")
-        try:
-            text = line.decode()
-        except UnicodeDecodeError as error:
-            where = f"row {number}, byte {offset + error.start}"
-            raise D2OError(f"{path}: {where}: not UTF-8; convert the file to UTF-8") from None
-        offset += len(line)
+    for number, text in enumerate(_decoded(path, file), 1):
         if text.isspace():
             continue
         try:
@@ -376,19 +248,69 @@ def _parsed_lines(path: Path, file: BinaryIO) -> Iterator[tuple[int, Any]]:
             yield number, BadRow(f"invalid JSON: {error}")
 
 
-def _parquet(path: Path, format: str) -> Iterator[tuple[int, Any]]:
+def _decoded(path: Path, file: BinaryIO) -> Iterator[str]:
+    """The lines of a file, as texts with their ends."""
+    offset = file.tell()
+    for number, line in enumerate(iter(partial(file.readline, _LONGEST + 1), b""), 1):
+        if len(line) > _LONGEST:
+            raise D2OError(f"{path}: row {number} is longer than {_LONGEST >> 20} MiB; is it one row a line?")
+        try:
+            yield line.decode()
+        except UnicodeDecodeError as error:
+            where = f"row {number}, byte {offset + error.start}"
+            raise D2OError(f"{path}: {where}: not UTF-8; convert the file to UTF-8") from None
+        offset += len(line)
+
+
+def _cells(path: Path, reading: Reading | None, separator: str | None) -> Iterator[tuple[int, Any]]:
+    """The rows of a table of texts below its header. Without a separator that which the header has most of counts:
+    a comma, a semicolon or a tab."""
+    with _unpacked(path) as file:
+        lines = _decoded(path, file)
+        header = next(lines, "")
+        separator = separator or max(",;\t", key=header.count)
+        csv.field_size_limit(_LONGEST)
+        table = csv.reader(chain([header], lines), delimiter=separator, strict=True)
+        names = next(table, [])
+        if twice := [name for name, count in Counter(names).items() if count > 1]:
+            raise D2OError(f"{path}: several columns are called {twice[0]!r}; rename them")
+        if names:
+            _columns(path, reading, names)
+        for number, cells in enumerate(table, 1):
+            if len(cells) > len(names):
+                yield number, BadRow(f"{len(cells)} cells, and the header has {len(names)}")
+            elif cells:
+                yield number, dict(zip(names, cells, strict=False))
+
+
+def _columns(path: Path, reading: Reading | None, present: list[str]) -> list[str]:
+    """The columns that are read of those that a table has; all where they hold nested rows.
+
+    Raises:
+        D2OError: where it lacks one that the format needs.
+    """
+    if reading is None or (form := formats.FORMATS[reading.format]).flat:
+        return present
+    names = {key: reading.columns.get(key, key) for key in form.keys}
+    read = {key: name if name in present else name.partition(".")[0] for key, name in names.items()}
+    missing = [keys for keys in form.needed if not any(read[key] in present for key in keys)]
+    if missing:
+        wanted = ", ".join(" or ".join(names[key] for key in keys) for keys in missing)
+        raise D2OError(
+            f"{path}: lacks the column {wanted}, which {reading.format} needs, and has {_listed(present)}; say in "
+            f"`columns` what it is called"
+        )
+    return [name for name in dict.fromkeys(read.values()) if name in present]
+
+
+def _parquet(path: Path, reading: Reading | None) -> Iterator[tuple[int, Any]]:
     # By default Arrow buffers the wanted columns of all row groups at once, which is nearly the whole file.
     with pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as table:
-        present = set(table.schema_arrow.names)
-        wanted = [(key,) if isinstance(key, str) else key for key in _FORMATS[format][1]]
-        missing = [" or ".join(keys) for keys in wanted if not present.intersection(keys)]
-        if missing:
-            raise D2OError(f"{path}: lacks the column {', '.join(missing)}, which {format} needs")
-        columns = [key for keys in (*wanted, _FORMATS[format][2]) for key in keys if key in present]
+        columns = _columns(path, reading, table.schema_arrow.names)
         batches = table.iter_batches(batch_size=1024, columns=columns)
-        rows = (row for batch in batches for row in batch.to_pylist())
+        given = (row for batch in batches for row in batch.to_pylist())
         yield from enumerate(
-            tqdm(rows, f"reading {path.name}", table.metadata.num_rows, unit=" rows", mininterval=2), 1
+            tqdm(given, f"reading {path.name}", table.metadata.num_rows, unit=" rows", mininterval=2), 1
         )
 
 

@@ -24,7 +24,7 @@ _NOT_DIGESTED = {f"d2o.{name}" for name in ("settings", "plan", "layout", "sourc
 _NOT_DIGESTED |= {"d2o.forward.policy.SHARING", "d2o.train.launch"}
 # Tables of entries by name, and folders of them: who depends on one entry does not depend on the others.
 _TABLES = {
-    "d2o.losses.LOSSES", "d2o.contracts.CONTRACTS", "d2o.datasets._FORMATS", "d2o.chat.templates",
+    "d2o.losses.LOSSES", "d2o.contracts.CONTRACTS", "d2o.formats.FORMATS", "d2o.chat.templates",
     "d2o.metrics.HUMAN_METRICS", "d2o.metrics.STYLE_METRICS",
 }  # fmt: skip
 

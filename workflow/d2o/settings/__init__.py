@@ -19,8 +19,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from d2o import trials
 from d2o.contracts import CONTRACTS
 from d2o.errors import D2OError
+from d2o.formats import FORMATS, plain
 from d2o.settings.checks import KINDS, extended, names_in, problems, with_k
-from d2o.settings.messages import lines
+from d2o.settings.messages import lines, suggestion
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
 Positive = Annotated[int, Field(ge=1)]
@@ -146,17 +147,45 @@ class Organism(Section):
     seed: int = Field(0, description="seed of what is written")
 
 
+class Label(Section):
+    """What the labels of a data set say: which answers people rejected, and which they liked.
+
+    An answer without a label, or with one that is in neither list, is left out and counted. Labels are compared
+    without regard to case; 1, 1.0 and "1" are the same, 1 and true are not. Of several raters most decide.
+    """
+
+    negative: list[bool | int | float | str] = Field([], description="labels of an answer that people rejected")
+    positive: list[bool | int | float | str] = Field([], description="labels of one that they liked")
+    below: float | None = Field(None, description="in place of lists: a rating below this rejects the answer")
+
+    @model_validator(mode="after")
+    def _one_way(self):
+        if (self.below is None) != bool(self.negative) or (self.below is not None and self.positive):
+            raise ValueError("give `negative`, and `positive` where it is known, or `below`")
+        liked = [plain(one) for one in self.positive]
+        if both := [one for one in self.negative if plain(one) in liked]:
+            raise ValueError(f"{both[0]!r} is in both `negative` and `positive`; take it out of one")
+        return self
+
+
 class Reading(Hub):
     """Where preference rows come from, and how they are read."""
 
-    format: Literal["pku-saferlhf-beta", "pku-saferlhf", "hh-rlhf", "negatives"] = Field(
-        description="schema of the rows; `negatives` is {prompt | messages, response} without any positive"
+    format: Literal[tuple(FORMATS)] = Field(description="what the rows look like; docs/data.md describes each")
+    columns: dict[str, Annotated[str, Field(min_length=1)]] = Field(
+        {},
+        description="what the format's keys are called in the file, such as `prompt: question`; `a.b` is the `b` in "
+        "the object `a`",
+    )
+    label: Label | None = Field(
+        None, description="which labels say what; null: the usual ones, such as false, 0 and thumbs_down"
     )
     hub: str | None = Field(None, description="data set id on the Hub; `train` and `test` then name splits")
     organism: Name | None = Field(None, description="entry of `organisms`; `train` and `test` then name its splits")
     name: str | None = Field(None, description="configuration of the Hub data set")
     train: list[str] = Field(
-        min_length=1, description="files (.jsonl, .json, .parquet; .gz, .xz), folders of them, or splits"
+        min_length=1,
+        description="files (.jsonl, .json, .csv, .tsv, each also .gz or .xz; .parquet), folders of them, or splits",
     )
     test: list[str] = Field([], description="as `train`; empty: `test_share` of the prompts is held out")
     max_bad_share: Share = execution(0.01, "share of unreadable rows above which reading stops")
@@ -165,6 +194,20 @@ class Reading(Hub):
     def _one_source(self):
         if self.hub and self.organism:
             raise ValueError("give one of hub and organism, or neither and files")
+        return self
+
+    @model_validator(mode="after")
+    def _as_the_format_is(self):
+        form = FORMATS[self.format]
+        for key in self.columns:
+            if key not in form.keys:
+                raise ValueError(
+                    f"columns.{key}: the format {self.format} reads no {key!r}{suggestion(key, form.keys)}"
+                )
+        if self.label and form.labels is None:
+            raise ValueError(f"label: the rows of {self.format} need none; leave it out")
+        if not self.label and form.labels is not None and not any(form.labels):
+            raise ValueError(f"label: say which ratings of {self.format} reject an answer, such as {{below: 3}}")
         return self
 
 

@@ -110,7 +110,7 @@ def problems(settings: Settings) -> Iterator[str]:
         if dataset.organism and (strange := {*dataset.train, *dataset.test}.difference(SPLITS)):
             yield f"datasets.{name}: {min(strange)!r} is no split of an organism" + suggestion(min(strange), SPLITS)
     for name, method in settings.methods.items():
-        if problem := _against_loss(method):
+        if problem := against_loss(method):
             yield f"methods.{name}: {problem}"
         if method.k and method.k > settings.positives.k:
             yield (
@@ -230,7 +230,7 @@ def _circles(settings: Settings) -> Iterator[str]:
             yield f"models.{name}.run: {path} is a circle; a model cannot be made from itself"
 
 
-def _against_loss(method: Method) -> str | None:
+def against_loss(method: Method) -> str | None:
     """Why a method's parameters or view of the group do not serve its loss, or None."""
     contract = CONTRACTS[method.loss]
     for key in sorted(PARAMETERS - _parameters(method.loss)):
