@@ -397,6 +397,7 @@ def test_label_studio_compares_two_answers(side, better):
         (task(), "LeftOut: no label yet"),
         (task({"choices": []}), "LeftOut: no label yet"),
         (task({"text": ["a remark"]}), "BadRow: the label is an object"),
+        (task(json.loads("[" * 400 + "]" * 400)), "BadRow: the label is a list"),
         (task({"choices": ["bad"]}) | {"data": None}, "BadRow: `data` is not an object"),
         (
             task({"choices": ["bad"]}) | {"annotations": [{"result": None}]},
@@ -502,6 +503,12 @@ def test_columns_of_nested_rows(tmp_path):
     pq.write_table(pa.Table.from_pylist([row]), tmp_path / "a.parquet")
     rows, _ = read(tmp_path, tmp_path / "a.parquet", "unpaired", columns=columns)
     assert rows[0]["responses"][0]["unsafe"]
+
+
+def test_openais_preference_format_is_a_matter_of_names():
+    row = {"input": {"messages": TALK}, "preferred_output": [said("Yes.")], "non_preferred_output": [said("No.")]}
+    columns = {"messages": "input.messages", "chosen": "preferred_output", "rejected": "non_preferred_output"}
+    assert told("preference", row, columns=columns) == (TALK, *PAIR)
 
 
 def test_what_is_left_out_is_counted_by_reason_and_no_bad_row(tmp_path):

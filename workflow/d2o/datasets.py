@@ -116,7 +116,7 @@ def _with_columns(reading: Reading, given: Rows) -> Rows:
     for split, source, number, row in given:
         if absent:
             try:
-                flat = formats.flat(row, reading)
+                flat = formats.flat(row, reading.format)
             except BadRow:
                 flat = {}
             names = names or list(flat)

@@ -75,7 +75,7 @@ def outcomes(row: Any, reading: Reading) -> list[Record | BadRow | LeftOut]:
     given = reading.label
     labels = form.labels or Labels() if given is None else Labels(given.negative, given.positive, given.below)
     try:
-        records = form.reader(named(flat(row, reading), reading.columns), labels)
+        records = form.reader(named(flat(row, reading.format), reading.columns), labels)
     except (BadRow, LeftOut) as error:
         return [error]
     return [
@@ -84,8 +84,8 @@ def outcomes(row: Any, reading: Reading) -> list[Record | BadRow | LeftOut]:
     ]
 
 
-def flat(row: Any, reading: Reading) -> Row:
-    """A row with its own names, nested no more than the format's keys are.
+def flat(row: Any, format: str) -> Row:
+    """A row with its own names, nested no more than the keys of a format are.
 
     Raises:
         BadRow: where it is none.
@@ -94,7 +94,7 @@ def flat(row: Any, reading: Reading) -> Row:
         raise row
     if not isinstance(row, dict):
         raise BadRow(f"{_kind(row)}, not an object")
-    form = FORMATS[reading.format]
+    form = FORMATS[format]
     return form.flat(row) if form.flat else row
 
 
@@ -251,12 +251,15 @@ def label_studio(row: Row) -> Row:
 
 
 def _said(value: Any) -> Any:
-    """What an annotator says in one result of Label Studio: the choices, the rating, or the side of a pair."""
+    """What an annotator says in one result of Label Studio, or in several: choices, ratings, or sides of a pair."""
     if isinstance(value, list):
-        return [inner for one in value for inner in _as_list(_said(one))]
-    if not isinstance(value, dict) or "role" in value:
-        return value
-    return next((value[key] for key in ("choices", "rating", "selected") if key in value), value)
+        return [inner for one in value for inner in _as_list(_result(one))]
+    return _result(value)
+
+
+def _result(value: Any) -> Any:
+    keys = ("choices", "rating", "selected") if isinstance(value, dict) else ()
+    return next((value[key] for key in keys if key in value), value)
 
 
 def _lone(messages: Messages, text: str, rejected: bool) -> list[Record]:

@@ -195,8 +195,8 @@ def _tried(source: str, rows: Sequence[Any], format: str, negative: Sequence[str
 def _flat(rows: Sequence[Any], format: str) -> Iterator[tuple[formats.Row, formats.Row]]:
     for row in rows:
         try:
-            yield (FORMATS[format].flat or dict)(row), row
-        except (BadRow, TypeError, ValueError):
+            yield formats.flat(row, format), row
+        except BadRow:
             continue
 
 
