@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -322,6 +323,21 @@ def test_argilla():
     assert told("argilla", talked, **stars) == (TALK, [("No.", True)], None)
 
 
+@pytest.mark.parametrize("flatten", [False, True])
+def test_what_argilla_writes_is_read(flatten):
+    argilla = pytest.importorskip("argilla", reason="Argilla is not installed")
+    from argilla.records._io import GenericIO
+
+    raters = [uuid4() for _ in range(3)]
+    said = [argilla.Response("quality", "bad", user_id=one, status="submitted") for one in raters[:2]]
+    said += [argilla.Response("quality", "good", user_id=raters[2], status="submitted")]
+    fields = {"prompt": "Is it new?", "response": "No."}
+    made = [argilla.Record(fields=fields, responses=said), argilla.Record(fields=fields)]
+    done, pending = GenericIO.to_list(made, flatten=flatten)
+    assert told("argilla", done, **QUALITY) == (ASKED, [("No.", True)], None)
+    assert why("argilla", pending, **QUALITY) == "LeftOut: no label yet"
+
+
 PAIRED = {"columns": {"response_1": "one", "response_2": "two", "label": "best"}}
 
 
@@ -380,7 +396,31 @@ def test_label_studio():
     assert told("label-studio", task({"rating": 2}), **stars)[1] == [("No.", True)]
     flat = {"id": 1, "prompt": "Is it new?", "response": "No.", "quality": "bad", "annotator": 1}
     assert told("label-studio", flat, **QUALITY)[1] == [("No.", True)]
-    assert told("label-studio", flat | {"quality": [{"rating": 2}]}, **stars)[1] == [("No.", True)]
+    for rating in ([{"rating": 2}], '[{"rating":2}]'):  # in JSON-MIN, in CSV
+        assert told("label-studio", flat | {"quality": rating}, **stars)[1] == [("No.", True)]
+
+
+LABELLING = """<View><Text name="t" value="$response"/><Rating name="stars" toName="t"/>
+<Choices name="quality" toName="t"><Choice value="bad"/><Choice value="good"/></Choices></View>"""
+
+
+@pytest.mark.parametrize("kind", ["json_min", "csv"])
+def test_what_label_studio_converts_is_read(kind, tmp_path):
+    converter = pytest.importorskip(
+        "label_studio_sdk.converter.converter", reason="Label Studio's SDK is not installed", exc_type=ImportError
+    )
+    row = task({"choices": ["bad"]})
+    row["annotations"][0] |= dict.fromkeys(("completed_by", "created_at", "updated_at", "lead_time"), 1)
+    row["annotations"][0]["result"].append(
+        {"from_name": "stars", "to_name": "t", "type": "rating", "value": {"rating": 2}}
+    )
+    (tmp_path / "in.json").write_text(json.dumps([row]))
+    convert = getattr(converter.Converter(LABELLING, project_dir=None), f"convert_to_{kind}")
+    convert(str(tmp_path / "in.json"), str(tmp_path / "out"), is_dir=False, **({"sep": ","} if kind == "csv" else {}))
+    (path,) = (tmp_path / "out").iterdir()
+    for column, label in (("quality", None), ("stars", {"below": 3})):
+        rows, _ = read(tmp_path, path, "label-studio", columns={"label": column}, label=label)
+        assert [answer["unsafe"] for answer in rows[0]["responses"]] == [True]
 
 
 @pytest.mark.parametrize(("side", "better"), [("left", 0), ("right", 1)])

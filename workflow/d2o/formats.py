@@ -236,7 +236,7 @@ def label_studio(row: Row) -> Row:
     predictions are not read.
     """
     if "annotations" not in row:
-        return {name: _said(value) if isinstance(value, list | dict) else value for name, value in row.items()}
+        return {name: _said(_cell(value)) for name, value in row.items()}
     data, annotations = row.get("data"), row["annotations"] or []
     if not isinstance(data, dict) or not isinstance(annotations, list):
         raise BadRow("`data` is not an object, or `annotations` not a list")
@@ -257,9 +257,22 @@ def _said(value: Any) -> Any:
     return _result(value)
 
 
+_RESULTS = ("choices", "rating", "selected")
+
+
 def _result(value: Any) -> Any:
-    keys = ("choices", "rating", "selected") if isinstance(value, dict) else ()
+    keys = _RESULTS if isinstance(value, dict) else ()
     return next((value[key] for key in keys if key in value), value)
+
+
+def _cell(value: Any) -> Any:
+    """A cell of Label Studio's CSV, which holds ratings and sides as JSON."""
+    if not isinstance(value, str) or not re.match(rf'\[\{{"({"|".join(_RESULTS)})":', value):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return value
 
 
 def _lone(messages: Messages, text: str, rejected: bool) -> list[Record]:
