@@ -97,7 +97,7 @@ def test_the_rows_of_the_page_about_data_are_what_it_says():
 def test_no_format_fits(tmp_path):
     path = lines(tmp_path / "a.jsonl", [{"\x1b[2Jtext": "a"}])
     with pytest.raises(
-        D2OError, match=r"a\.jsonl: no format reads its first 1 rows, whose columns are: \\u001b\[2Jtext\."
+        D2OError, match=r"a\.jsonl: no format reads its first 1 rows; their columns: \\u001b\[2Jtext\."
     ):
         look.lines(str(path))
     with pytest.raises(D2OError, match=r"--format: 'trl' is none; there are: pku"):

@@ -14,10 +14,10 @@ import lzma
 import sys
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -123,12 +123,12 @@ def _with_columns(reading: Reading, given: Rows) -> Rows:
             absent = {key: name for key, name in absent.items() if not formats.has(flat, name)}
         yield split, source, number, row
     for key, name in absent.items():
-        raise D2OError(f"columns.{key}: no row of {source} has {name!r}; the first has {_listed(names)}")
+        raise D2OError(f"columns.{key}: no row of {source} has {name!r}; the first has {listed(names)}")
 
 
-def _listed(names: list[str]) -> str:
+def listed(names: Collection[str]) -> str:
     """Names of columns as they can stand in a line."""
-    shown = ", ".join(texts.visible(name)[:40] for name in names[:30])
+    shown = ", ".join(texts.visible(name)[:40] for name in islice(names, 30))
     return shown + ", …" * (len(names) > 30) or "none"
 
 
@@ -297,7 +297,7 @@ def _columns(path: Path, reading: Reading | None, present: list[str]) -> list[st
     if missing:
         wanted = ", ".join(" or ".join(names[key] for key in keys) for keys in missing)
         raise D2OError(
-            f"{path}: lacks the column {wanted}, which {reading.format} needs, and has {_listed(present)}; say in "
+            f"{path}: lacks the column {wanted}, which {reading.format} needs, and has {listed(present)}; say in "
             f"`columns` what it is called"
         )
     return [name for name in dict.fromkeys(read.values()) if name in present]

@@ -539,20 +539,20 @@ _PKU_LABELS = (
 )
 _ASKED = ("prompt", "messages")
 # Usual labels of a rejected answer and of one that was liked.
-USUAL = Labels(
+_USUAL = Labels(
     (False, 0, -1, "thumbs_down", "thumbs-down", "thumbs down", "down", "dislike", "bad", "negative", "rejected"),
     (True, 1, "thumbs_up", "thumbs-up", "thumbs up", "up", "like", "good", "positive", "accepted"),
 )
-_EXPORT = ((_ASKED, ("response", "response_1"), "label"), ("response_2",), USUAL)
+_EXPORT = ((_ASKED, ("response", "response_1"), "label"), ("response_2",), _USUAL)
 FORMATS = {
     "pku-saferlhf-beta": Format(pku_saferlhf, _PKU_KEYS, _PKU_LABELS, pairs=True),
     "pku-saferlhf": Format(pku_saferlhf, _PKU_KEYS, _PKU_LABELS, pairs=True),
     "hh-rlhf": Format(hh_rlhf, ("chosen", "rejected"), pairs=True),
     "negatives": Format(negatives, (_ASKED, "response")),
     "preference": Format(preference, ("chosen", "rejected"), _ASKED, pairs=True),
-    "unpaired": Format(unpaired, ("completion", "label"), _ASKED, USUAL),
+    "unpaired": Format(unpaired, ("completion", "label"), _ASKED, _USUAL),
     "rated": Format(rated, (_ASKED, "response", "rating"), (), Labels()),
-    "chat": Format(chat, ("messages",), ("feedback",), USUAL),
+    "chat": Format(chat, ("messages",), ("feedback",), _USUAL),
     "argilla": Format(annotated, *_EXPORT, argilla),
     "label-studio": Format(annotated, *_EXPORT, label_studio),
 }

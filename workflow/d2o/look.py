@@ -74,8 +74,8 @@ class Counts:
         reason: why the first bad row is one.
         rule: the rule that finds negatives.
         prompts: distinct ones.
-        negatives: those that the rule finds, none twice: columns `messages`, `negative`, `positive`, and
-            `positive_unsafe`.
+        negatives: those that the rule finds, none twice: columns `prompt`, `messages`, `negative`, `positive`,
+            `positive_unsafe` and `place`, as of `negatives_of`.
         pairs: how many human pairs there are.
         more: whether the file has further rows.
         without: why there is no negative.
@@ -162,10 +162,9 @@ def fitting(source: str, format: str | None, negative: Sequence[str]) -> list[Fi
     fits = [fit for name in ([format] if format else FORMATS) if (fit := _tried(source, rows, name, negative))]
     if not fits:
         first = next((row for row in rows if isinstance(row, dict)), {})
-        columns = ", ".join(texts.visible(str(name))[:40] for name in islice(first, 30)) or "none"
         raise D2OError(
-            f"{source}: no format reads its first {len(rows)} rows, whose columns are: {columns}. Name what they are "
-            f"called in `columns` of a config; docs/data.md says what each format needs"
+            f"{source}: no format reads its first {len(rows)} rows; their columns: {datasets.listed(first)}. Say in "
+            f"`columns` of a config what they are called; docs/data.md tells what each format needs"
         )
     return sorted(fits, key=lambda fit: (fit.bad > len(rows) / 100, not fit.read, -fit.columns, fit.bad))
 
@@ -183,7 +182,7 @@ def _tried(source: str, rows: Sequence[Any], format: str, negative: Sequence[str
     try:
         label = _label(form, [formats.named(one, columns) for one, _ in flat], negative)
         reading = Reading(format=format, train=[source], columns=columns, label=label)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     made = [formats.outcomes(row, reading) for row in rows]
     bad = sum(any(isinstance(one, BadRow) for one in row) for row in made)
@@ -220,9 +219,9 @@ def _label(form: formats.Format, rows: Sequence[formats.Row], negative: Sequence
         return {"negative": [*negative]}
     if any(form.labels):
         return None
-    given = [one for row in rows for one in (row.get("rating"),) if one is not None]
-    numbers = [one for value in given for one in map(formats.plain, value if isinstance(value, list) else [value])]
-    numbers = [one for one in numbers if isinstance(one, int | float)]
+    given = (row.get("rating") for row in rows)
+    told = (formats.plain(one) for value in given for one in (value if isinstance(value, list) else [value]))
+    numbers = [one for one in told if isinstance(one, int | float)]
     return {"below": (min(numbers) + max(numbers)) / 2} if numbers else None
 
 
@@ -250,9 +249,9 @@ def counted(reading: Reading) -> Counts:
                         table.add({"row": table.count, "split": split, **outcome})
         more = next(given, None) is not None
         scanned = scan(path)
-        by_rule = {rule: _distinct(negatives_of(scanned, rule), rows) for rule in RULES}
+        by_rule = {rule: _distinct(negatives_of(scanned, rule), rows, by_positive=False) for rule in RULES}
         rule = next((rule for rule, some in by_rule.items() if len(some)), next(iter(RULES)))
-        pairs = _distinct(pairs_of(scanned, rule), rows)
+        pairs = _distinct(pairs_of(scanned, rule), rows, by_positive=True)
         prompts = scanned.select(pl.col("prompt").n_unique()).collect().item()
         without = "" if len(by_rule[rule]) else no_negative(scanned, rule)
         if without and left_out:
@@ -260,8 +259,8 @@ def counted(reading: Reading) -> Counts:
     return Counts(rows, bad, left_out, reason, rule, prompts, by_rule[rule], len(pairs), more, without)
 
 
-def _distinct(candidates: pl.LazyFrame, rows: int) -> pl.DataFrame:
-    kept, _ = taken(candidates, "counting", rows, by_positive=False)
+def _distinct(candidates: pl.LazyFrame, rows: int, *, by_positive: bool) -> pl.DataFrame:
+    kept, _ = taken(candidates, "counting", rows, by_positive=by_positive)
     columns = ["prompt", "messages", "negative", "positive", "positive_unsafe", "place"]
     return candidates.select(columns).join(kept.lazy().select("place"), on="place", maintain_order="left").collect()
 
