@@ -6,6 +6,7 @@ import csv
 import gzip
 import json
 import lzma
+import os
 import random
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from d2o import datasets, formats, identities, records, schemas
 from d2o.errors import D2OError
 from d2o.settings import Reading
 
+ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
 DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 
 PKU = {
@@ -399,6 +401,37 @@ def test_a_line_that_no_memory_holds_is_refused(name, tmp_path, monkeypatch):
     with {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix, open)(path, "wb") as file:
         file.write(json.dumps(LOG).encode() + b"\n" + b" " * (3 << 20) + b"\n")
     assert f"{path}: row 2 is longer than 1 MiB" in problem("negatives", path)
+
+
+def test_an_item_of_an_array_that_no_memory_holds_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets, "_LONGEST", 1 << 20)
+    path = tmp_path / "rows.json.gz"
+    rows = [*([LOG] * 50_000), LOG | {"response": "x" * (1 << 22)}]  # more than 1 MiB of rows that are short
+    path.write_bytes(gzip.compress(json.dumps(rows).encode()))
+    assert f"{path}: row 50001 is longer than 1 MiB" in problem("negatives", path)
+
+
+def repeated(path: Path) -> None:
+    """878 bytes: a thousand rows of one text of four million characters."""
+    prompts = pa.DictionaryArray.from_arrays(pa.array([0] * 1024, pa.int32()), ["x" * 4_000_000])
+    pq.write_table(pa.table({"prompt": prompts, "response": ["y"] * 1024}), path, compression="zstd")
+
+
+@pytest.mark.parametrize(
+    ("name", "write"), [("rows.parquet", repeated), ("rows.json", lambda path: path.write_text("[" * 200_000))]
+)
+def test_a_small_file_takes_no_more_memory_than_the_config_says(name, write, tmp_path):
+    """They ask for 4 and 18 GB."""
+    path = tmp_path / name
+    write(path)
+    code = (
+        "from pathlib import Path; from d2o import datasets; from d2o.settings import Reading\n"
+        f"reading = Reading(format='negatives', train=[{str(path)!r}], memory_gb=2.5)\n"
+        f"datasets.read(reading, Path({str(tmp_path / 'out.parquet')!r}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT)
+    assert f"D2OError: {path}: after row 0: it unpacks to more memory than `memory_gb` of its" in done.stderr
+    assert not (tmp_path / "out.parquet").exists()
 
 
 def test_damaged_inside(tmp_path):

@@ -11,6 +11,7 @@ import gzip
 import io
 import json
 import lzma
+import resource
 import sys
 import zlib
 from collections import Counter
@@ -57,7 +58,7 @@ def read(reading: Reading, output: Path) -> None:
     inputs = [file for source in sources for file in files(source)]
     rejected = output.with_name(f"{output.name}.rejected.jsonl")
     counts, first, left_out = Counter(train=0, test=0, rejected=0, left_out=0), "", Counter[str]()
-    with records.artifact(output, reading, inputs) as draft:
+    with records.artifact(output, reading, inputs) as draft, bounded(reading.memory_gb):
         with (
             records.artifact(rejected, reading) as leavings,
             leavings.path.open("w", encoding="utf-8") as bad,
@@ -91,6 +92,18 @@ def read(reading: Reading, output: Path) -> None:
         draft.facts |= {"rows": table.count, "counts": dict(counts), "left_out": dict(left_out)}
     summary = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items())
     print(f"rows: {summary}" + f" ({_counted(left_out)})" * bool(left_out), file=sys.stderr)
+
+
+@contextmanager
+def bounded(memory_gb: float) -> Iterator[None]:
+    """Inside, this process holds at most so many GB of memory: a small file may unpack to any size."""
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    soft = int(memory_gb * 1e9)
+    resource.setrlimit(resource.RLIMIT_DATA, (soft if before[1] < 0 else min(soft, before[1]), before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, before)
 
 
 def reason_of(outcome: LeftOut, known: Counter[str]) -> str:
@@ -191,7 +204,7 @@ def file_rows(path: Path, reading: Reading | None = None) -> Iterator[tuple[int,
     """The rows of a local file with their numbers, from 1; with the columns that are read, or with all.
 
     Raises:
-        D2OError: if the rest of the file cannot be read: it is damaged, cut off or not UTF-8.
+        D2OError: if the rest of the file cannot be read: it is damaged, cut off, not UTF-8, or too large to unpack.
     """
     name, number = path.name.lower(), 0
     try:
@@ -206,6 +219,11 @@ def file_rows(path: Path, reading: Reading | None = None) -> Iterator[tuple[int,
             given = _json(path)
         for number, row in given:
             yield number, row
+    except MemoryError:
+        raise D2OError(
+            f"{path}: after row {number}: it unpacks to more memory than `memory_gb` of its data set allows; raise "
+            f"that if it is the right file"
+        ) from None
     except EOFError:
         reason = "the compressed data is cut off"
     except UnicodeDecodeError:
@@ -233,9 +251,30 @@ def _json(path: Path) -> Iterator[tuple[int, Any]]:
             first = file.read(1)
         file.seek(start)
         if first == b"[":
-            yield from enumerate(ijson.items(file, "item", use_float=True), 1)
+            yield from _items(path, file)
         else:
             yield from _parsed_lines(path, file)
+
+
+def _items(path: Path, file: BinaryIO) -> Iterator[tuple[int, Any]]:
+    """The items of a JSON array. Its parser takes whatever memory one item asks for, and dies where there is none."""
+    number = read = 0
+
+    class Bounded:
+        def read(self, size: int) -> bytes:
+            nonlocal read
+            read += size
+            if read > _LONGEST:
+                raise _too_long(path, number + 1)
+            return file.read(size)
+
+    for number, item in enumerate(ijson.items(Bounded(), "item", use_float=True), 1):
+        read = 0
+        yield number, item
+
+
+def _too_long(path: Path, number: int) -> D2OError:
+    return D2OError(f"{path}: row {number} is longer than {_LONGEST >> 20} MiB; is it one row a line, or an item?")
 
 
 def _parsed_lines(path: Path, file: BinaryIO) -> Iterator[tuple[int, Any]]:
@@ -253,7 +292,7 @@ def _decoded(path: Path, file: BinaryIO) -> Iterator[str]:
     offset = file.tell()
     for number, line in enumerate(iter(partial(file.readline, _LONGEST + 1), b""), 1):
         if len(line) > _LONGEST:
-            raise D2OError(f"{path}: row {number} is longer than {_LONGEST >> 20} MiB; is it one row a line?")
+            raise _too_long(path, number)
         try:
             yield line.decode()
         except UnicodeDecodeError as error:

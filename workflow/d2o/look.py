@@ -29,6 +29,8 @@ from d2o.settings.checks import against_loss
 # Rows that every format is tried on, and rows that are counted.
 _TRIED, _COUNTED = 300, 50_000
 _EXAMPLES = 10
+# GB of memory that reading may take.
+_MEMORY = Reading.model_fields["memory_gb"].default
 # Characters of an example, and, about, of a token.
 _SHOWN, _TOKEN = 100, 4
 # What columns are called elsewhere.
@@ -158,7 +160,8 @@ def fitting(source: str, format: str | None, negative: Sequence[str]) -> list[Fi
     if format not in (None, *FORMATS):
         raise D2OError(f"--format: {format!r} is none; there are: {', '.join(FORMATS)}")
     given = chain.from_iterable(datasets.file_rows(file) for file in datasets.files(source))
-    rows = [row for _, row in islice(given, _TRIED)]
+    with datasets.bounded(_MEMORY):
+        rows = [row for _, row in islice(given, _TRIED)]
     fits = [fit for name in ([format] if format else FORMATS) if (fit := _tried(source, rows, name, negative))]
     if not fits:
         first = next((row for row in rows if isinstance(row, dict)), {})
@@ -236,7 +239,7 @@ def counted(reading: Reading) -> Counts:
     given = datasets.rows(reading)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows.parquet"
-        with records.TableWriter(path, schemas.ROWS) as table:
+        with datasets.bounded(_MEMORY), records.TableWriter(path, schemas.ROWS) as table:
             for split, _, number, row in islice(given, _COUNTED):
                 rows += 1
                 for outcome in formats.outcomes(row, reading):
