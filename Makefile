@@ -1,6 +1,7 @@
 # make demo       the whole chain on SmolLM2, about ten minutes on two cores with AVX-512 after the install
 # make test       linters, unit, contract and pipeline tests; with D2O_TEST_SLURM=1 and as root, those on a real
-#                 Slurm too, which they install by apt-get
+#                 Slurm too, which they install by apt-get; with D2O_TEST_CHROMIUM=1 those in Chromium likewise, which
+#                 run anyway where there is one
 # make test-quick those that take under two minutes
 # make test-faults   a hundred kills at random moments, in about two hours; D2O_FAULTS_SEED=2 takes other ones
 # make bench      a training step, generation and starts beside others' code, a log of ten million rows; over an hour

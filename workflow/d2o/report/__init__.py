@@ -72,7 +72,10 @@ def write(settings: Settings, results: Path, output: Path) -> None:
         svgs[figure] = files[f"figures/{figure}.svg"]
     if experiment.pair_quality:
         svgs["pair_quality"] = archive.content("pair_quality_figure", experiment=name)
-    html = page.render(settings, archive, measured, svgs, links)
+    pools = [pool for block in blocks for pool in page.pools(archive, settings, block)]
+    for pool in pools:
+        files[f"figures/{pool['name']}.csv"] = tables.as_csv([pool["data"]], list(pool["data"].columns)).encode()
+    html = page.render(settings, archive, measured, svgs, pools, links)
     for file, content in files.items():
         _publish(output.parent / file, content, settings)
     occasional = {
@@ -82,6 +85,7 @@ def write(settings: Settings, results: Path, output: Path) -> None:
         for kind in ("csv", "svg", "pdf", "png")
     }
     occasional |= {f"{table}.{kind}" for table in paper.TABLES for kind in ("csv", "md", "tex")}
+    occasional |= {f"figures/{path.name}" for path in output.parent.glob("figures/pool-*.csv")}
     for file in {"comparisons.csv", "course.csv", *occasional} - files.keys():
         records.discard(output.parent / file)
     _publish(output, html.encode(), settings, archive.inputs)

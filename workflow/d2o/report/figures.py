@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
+import json
 import math
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
+from xml.etree import ElementTree
 
 import matplotlib as mpl
 import numpy as np
@@ -21,6 +22,7 @@ from d2o.report.tables import Block, Measured
 
 # Ink and paper are looked up again in the page, where they follow its light or dark theme.
 _INK, _MUTED, _PAPER = "#1f2329", "#7b8491", "#fffffe"
+_THEMED = {_INK: "currentColor", _PAPER: "none"}
 _COLOURS = ["#2f7ed8", "#d9772b", "#2f9e77", "#b8529a", "#8465cf", "#a89020", "#3a9fb8", "#c8503f"]
 _STYLE = {
     "font.family": "sans-serif",
@@ -52,8 +54,11 @@ _WIDTH, _COLUMNS = 11.0, 4
 _RULE = {"color": _MUTED, "lw": 0.8, "ls": (0, (2, 2)), "zorder": 0}
 # Bars of a histogram of scores.
 BINS = 24
-# Longer logs are plotted as means over consecutive steps.
-POINTS = 200
+# Longer logs are plotted as means over consecutive steps; so many of these tell their values.
+POINTS, TOLD = 200, 20
+# What begins the id of a group in an SVG whose marks tell values.
+_VALUES = "values "
+_SVG = "{http://www.w3.org/2000/svg}"
 _PANELS = {
     "loss": "loss",
     "margin": "margin, nats",
@@ -182,9 +187,14 @@ def _panel(axis, metric: Metric, prompts: str, estimates: pd.DataFrame, order: S
     whole = estimates[estimates["seed"] == "all"].set_index("method")
     for place, method in enumerate(order):
         if method in whole.index:
-            _interval(axis, place, whole.loc[method, ["mean", "low", "high"]] * scale, colours[method])
-    for method, means in estimates[estimates["seed"] != "all"].groupby("method")["mean"]:
-        axis.plot(means * scale, [order.index(method) + 0.3] * len(means), "|", color=colours[method], ms=5)
+            estimate = whole.loc[method, ["mean", "low", "high"]]
+            _interval(axis, place, estimate * scale, colours[method], f"{method}: {_words(estimate, metric)}")
+    for method, own in estimates[estimates["seed"] != "all"].groupby("method"):
+        means, places = own["mean"] * scale, [order.index(method) + 0.3] * len(own)
+        axis.plot(means, places, "|", color=colours[method], ms=5)
+        tell(
+            axis, means, places, [f"{method}, seed {r.seed}: {_words(r._asdict(), metric)}" for r in own.itertuples()]
+        )
     start = metric.neutral
     if start is None and "initial" in whole.index:
         start = whole.loc["initial", "mean"]
@@ -195,10 +205,38 @@ def _panel(axis, metric: Metric, prompts: str, estimates: pd.DataFrame, order: S
     titled(axis, metric, {"higher": "better →", "lower": "← better", None: ""}[metric.better], prompts)
 
 
-def _interval(axis, place: float, estimate: Mapping[str, float], colour: str) -> None:
-    """A point with its interval, on the line `place`."""
+def _interval(axis, place: float, estimate: Mapping[str, float], colour: str, text: str) -> None:
+    """A point with its interval, on the line `place`; it tells the text."""
     axis.plot([estimate["low"], estimate["high"]], [place, place], color=colour, lw=1.6)
     axis.plot(estimate["mean"], place, "o", color=colour, ms=4.5)
+    tell(axis, [estimate["mean"]], [place], [text])
+
+
+def _words(estimate: Mapping[str, Any], metric: Metric) -> str:
+    """A mean and its interval, as in the tables."""
+    unit = " %" if metric.percent else ""
+    ends = tables.interval(estimate["low"], estimate["high"], metric)
+    return f"{tables.number(estimate['mean'], metric)}{unit} {ends}"
+
+
+def tell(axis, x: Iterable[float], y: Iterable[float], texts: Iterable[str]) -> None:
+    """Points that are not seen and that tell a text each where the pointer rests, in an SVG; NaN ones do not."""
+    points = [point for point in zip(x, y, texts, strict=True) if not np.isnan(point[:2]).any()]
+    if points:
+        x, y, texts = zip(*points, strict=True)
+        axis.plot(x, y, "o", ms=8, alpha=0, color=_MUTED, clip_on=False, gid=_VALUES + json.dumps(texts))
+
+
+def tell_line(axis, x: pd.Series, y: pd.Series, name: str) -> None:
+    """At most `TOLD` points of a line, evenly spaced and with both ends, tell their values."""
+    chosen = np.unique(np.linspace(0, len(x) - 1, min(TOLD, len(x))).round().astype(int))
+    x, y = x.iloc[chosen], y.iloc[chosen]
+    tell(axis, x, y, [f"{name}, {a:.6g}: {b:.4g}".replace("-", "−") for a, b in zip(x, y, strict=True)])
+
+
+def _tell_bars(bars: Iterable, texts: Iterable[str]) -> None:
+    for bar, text in zip(bars, texts, strict=True):
+        bar.set_gid(_VALUES + json.dumps([text]))
 
 
 def _rows(axis, names: Sequence[str]) -> None:
@@ -224,10 +262,11 @@ def training(data: pd.DataFrame, measured: Measured) -> Figure:
         seeds = logs.groupby("method")["seed"].nunique()
         handles = {}
         for axis, (key, label) in zip(part.subplots(1, len(_PANELS)), _PANELS.items(), strict=True):
-            for (method, _), log in logs.dropna(subset=key).groupby(["method", "seed"], sort=False):
+            for (method, seed), log in logs.dropna(subset=key).groupby(["method", "seed"], sort=False):
                 width, mark = 1.5 if seeds[method] == 1 else 0.8, "o" if len(log) == 1 else None
                 line = axis.plot(log["step"], log[key], color=colours[method], lw=width, marker=mark, ms=4)
                 (handles[method],) = line
+                tell_line(axis, log["step"], log[key], f"{method}, seed {seed}, step")
             if key != "loss":
                 axis.axhline(0, **_RULE)
             axis.set_title(label, loc="left")
@@ -237,28 +276,52 @@ def training(data: pd.DataFrame, measured: Measured) -> Figure:
     return figure
 
 
-@mpl.rc_context(_STYLE)
-def pool(sheet: Mapping[str, Any], scores: Mapping[str, Sequence[float]]) -> Figure:
-    """Lengths of a pool's samples in tokens, how many of them have each flag, and their scores.
+def pool_data(sheet: Mapping[str, Any], scores: Mapping[str, Sequence[float]]) -> pd.DataFrame:
+    """Bars of a pool: `panel`, `from`, `to` and `samples`; of flags, `name` in place of both ends.
 
     Args:
         sheet: the pool's data sheet.
         scores: by reward model; none where the pool was not scored.
     """
+    lengths, counts = zip(*((int(length), count) for length, count in sheet["tokens"].items()), strict=True)
+    drawn = [("length, tokens", np.histogram(lengths, min(40, max(lengths)), weights=counts))]
+    drawn += [(f"score, {reward}", np.histogram(values, 40)) for reward, values in scores.items()]
+    bars = [
+        pd.DataFrame({"panel": panel, "from": edges[:-1], "to": edges[1:], "samples": heights})
+        for panel, (heights, edges) in drawn
+    ]
+    marked = pd.DataFrame({"panel": "marked", "name": sheet["flags"].keys(), "samples": sheet["flags"].values()})
+    columns = ["panel", "name", "from", "to", "samples"]
+    return together([bars[0], marked, *bars[1:]], columns).reindex(columns=columns)
+
+
+@mpl.rc_context(_STYLE)
+def pool(data: pd.DataFrame, samples: int) -> Figure:
+    """Lengths of a pool's samples in tokens, how many of them have each flag, and their scores.
+
+    Args:
+        data: as from `pool_data`.
+        samples: how many the pool has.
+    """
+    panels = {"length, tokens": None, "marked": None} | dict.fromkeys(data["panel"])
     figure = Figure((_WIDTH, 2.4), layout="constrained")
-    lengths, flags, *others = figure.subplots(1, 2 + len(scores))
-    for axis, (reward, values) in zip(others, scores.items(), strict=True):
-        axis.hist(values, bins=40, color=_COLOURS[2])
-        axis.set_title(f"score, {reward}", loc="left")
-    tokens, counts = zip(*((int(length), count) for length, count in sheet["tokens"].items()), strict=True)
-    lengths.hist(tokens, bins=min(40, max(tokens)), weights=counts, color=_COLOURS[0])
-    lengths.set_title("length, tokens", loc="left")
-    lengths.set_ylabel("samples")
-    shares = {flag: 100 * count / sheet["samples"] for flag, count in sheet["flags"].items()}
-    flags.barh(list(shares), list(shares.values()), color=_COLOURS[1])
-    flags.invert_yaxis()
-    flags.set_xlim(0, 100)
-    flags.set_title("marked, % of samples", loc="left")
+    for axis, panel in zip(figure.subplots(1, len(panels)), panels, strict=True):
+        own = data[data["panel"] == panel]
+        if panel == "marked":
+            shares = 100 * own["samples"] / samples
+            bars = axis.barh(own["name"], shares, color=_COLOURS[1])
+            _tell_bars(bars, [f"{r.name}: {r.samples:,.0f} of {samples:,}" for r in own.itertuples(index=False)])
+            axis.invert_yaxis()
+            axis.set_xlim(0, 100)
+            axis.set_title("marked, % of samples", loc="left")
+            continue
+        width = own["to"] - own["from"]
+        colour = _COLOURS[0] if panel == "length, tokens" else _COLOURS[2]
+        bars = axis.bar(own["from"], own["samples"], width, align="edge", color=colour)
+        ends = zip(own["from"], own["to"], own["samples"], strict=True)
+        _tell_bars(bars, [f"{a:.3g} to {b:.3g}: {n:,.0f}".replace("-", "−") for a, b, n in ends])
+        axis.set_title(panel, loc="left")
+    figure.axes[0].set_ylabel("samples")
     return figure
 
 
@@ -285,6 +348,7 @@ def trials(data: pd.DataFrame, measured: Measured) -> Figure:
                 width = 2.2 if log["chosen"].all() else 0.9
                 seen = log.dropna(subset=key)
                 (handles[values],) = axis.plot(seen["step"], seen[key], color=colour, lw=width)
+                tell_line(axis, seen["step"], seen[key], f"{values}, step")
             axis.set_title(label, loc="left")
             axis.set_xlabel("step")
             axis.locator_params(nbins=5)
@@ -314,6 +378,13 @@ def lines(axis, estimates: pd.DataFrame, x: str, measured: Measured, key: str, p
     for method, e in estimates[whole].groupby("method", sort=False):
         axis.fill_between(e[x], e["low"] * scale, e["high"] * scale, color=colours[method], alpha=0.15, lw=0)
         (handles[method],) = axis.plot(e[x], e["mean"] * scale, "o-", color=colours[method], lw=1.5, ms=3.5)
+        places, rows = e[x], e.to_dict("records")
+        tell(
+            axis,
+            places,
+            e["mean"] * scale,
+            [f"{method}, {p:g}: {_words(r, metric)}" for p, r in zip(places, rows, strict=True)],
+        )
     titled(axis, metric, {"higher": "↑ better", "lower": "↓ better", None: ""}[metric.better], prompts)
     axis.set_xlabel(x)
     axis.locator_params(nbins=5)
@@ -334,16 +405,25 @@ def distributions(data: pd.DataFrame, measured: Measured) -> Figure:
             scale = 0.9 / bars["share"].max()
             for axis, method in zip(axes, methods, strict=True):
                 steps = bars[bars["method"] == method].groupby("step")
-                for place, (_, step) in enumerate(steps):
+                for place, (number, step) in enumerate(steps):
                     edges = [*step["from"], step["to"].iloc[-1]]
                     tops = step["share"] * scale - place
                     axis.stairs(tops, edges, baseline=-place, fill=True, color=colours[method])
+                    tell(axis, (step["from"] + step["to"]) / 2, tops, _bars(step, f"{method}, step {number}"))
                     axis.axhline(-place, color=_MUTED, lw=0.4, zorder=0)
                 axis.set_yticks([-place for place in range(len(steps))], [f"step {step}" for step in steps.groups])
                 axis.tick_params(axis="y", length=0)
                 axis.set_ylim(0.8 - len(steps), 1)
                 titled(axis, measured.metrics[key], method, prompts)
     return figure
+
+
+def _bars(bars: pd.DataFrame, name: str) -> list[str]:
+    """What the bars of a histogram tell: columns `from`, `to` and `share`."""
+    return [
+        f"{name}, {b['from']:.3g} to {b['to']:.3g}: {100 * b['share']:.1f} %".replace("-", "−")
+        for b in bars.to_dict("records")
+    ]
 
 
 @mpl.rc_context(_STYLE)
@@ -384,19 +464,26 @@ def _differences(axis, shown: Sequence[Mapping[str, Any]], bars: pd.DataFrame) -
     for place, (m, colour) in enumerate(zip(shown, _COLOURS * len(shown), strict=False)):
         own = bars[bars["scorer"] == m["scorer"]]
         axis.stairs(own["share"], [*own["from"], own["to"].iloc[-1]], color=colour, lw=1.4, label=m["scorer"])
-        _interval(axis, -0.012 * (place + 1), m, colour)
+        tell(axis, (own["from"] + own["to"]) / 2, own["share"], _bars(own, m["scorer"]))
+        _interval(axis, -0.012 * (place + 1), m, colour, f"{m['scorer']}: {_estimate(m)}")
     axis.axvline(0, **_RULE)
     axis.set_ylabel("share of pairs")
     axis.legend(frameon=False)
 
 
 def _shares(axis, shown: Sequence[Mapping[str, Any]], neutral: float | None) -> None:
-    for place, m in enumerate(shown):
+    names = [f"{m['side']}, {m['scorer']}" if m["side"] else m["scorer"] for m in shown]
+    for place, (name, m) in enumerate(zip(names, shown, strict=True)):
         percent = {end: 100 * m[end] for end in ("mean", "low", "high")}
-        _interval(axis, place, percent, _MUTED if m["side"] == "rejected" else _COLOURS[0])
+        colour = _MUTED if m["side"] == "rejected" else _COLOURS[0]
+        _interval(axis, place, percent, colour, f"{name}: {_estimate(percent)} %")
     if neutral is not None:
         axis.axvline(neutral, **_RULE)
-    _rows(axis, [f"{m['side']}, {m['scorer']}" if m["side"] else m["scorer"] for m in shown])
+    _rows(axis, names)
+
+
+def _estimate(m: Mapping[str, float]) -> str:
+    return f"{m['mean']:.3g} [{m['low']:.3g}, {m['high']:.3g}]".replace("-", "−")
 
 
 def categories(data: pd.DataFrame, measured: Measured) -> Figure:
@@ -410,7 +497,8 @@ def categories(data: pd.DataFrame, measured: Measured) -> Figure:
         table = table[[split for split in ("train", "test") if split in table]]
         left = table.cumsum(axis=1) - table
         for split, colour in zip(table, (_COLOURS[0], _MUTED), strict=False):
-            axis.barh(range(len(table)), table[split], 0.7, left=left[split], color=colour, label=split)
+            bars = axis.barh(range(len(table)), table[split], 0.7, left=left[split], color=colour, label=split)
+            _tell_bars(bars, [f"{name}, {split}: {n:,.0f}" for name, n in table[split].items()])
         _rows(axis, table.index)
         axis.set_title(f"{dataset}: negatives by harm category", loc="left")
         axis.legend(frameon=False, loc="lower right")
@@ -561,8 +649,7 @@ FIGURES = {
         "The human pairs as reward models, judges and classifiers see them. Left, the distribution of the chosen "
         "answer's score less the rejected one's, in standard deviations of the scores and such that more is better, "
         "with its mean and 95 % interval; a reward model trained on these labels is asked about test prompts only. "
-        'The numbers are in <a href="pair_quality.csv">pair_quality.csv</a>, the bars in '
-        '<a href="figures/pair_quality.csv">figures/pair_quality.csv</a>.',
+        'The numbers are in <a href="pair_quality.csv">pair_quality.csv</a>.',
         lambda measured: measured.experiment.pair_quality,
     ),
     "categories": Entry(
@@ -587,23 +674,62 @@ def plotted(measured: Measured) -> dict[str, tuple[pd.DataFrame, Figure]]:
 
 @mpl.rc_context(_STYLE)
 def render(figure: Figure, kind: str) -> bytes:
-    """The figure as `svg`, `pdf` or `png`; the same figure gives the same bytes."""
+    """The figure as `svg`, whose marks tell their values, `pdf` or `png`; the same figure gives the same bytes."""
     buffer = io.BytesIO()
     dated = {"svg": "Date", "pdf": "CreationDate"}
     figure.savefig(buffer, format=kind, dpi=160, metadata={dated[kind]: None} if kind in dated else None)
-    return buffer.getvalue()
+    return _with_values(buffer.getvalue()) if kind == "svg" else buffer.getvalue()
+
+
+for prefix, space in {
+    "": _SVG.strip("{}"),
+    "xlink": "http://www.w3.org/1999/xlink",
+    "rdf": "http://www.w3.org/1999/02/22-rdf-syntax-ns#",
+    "cc": "http://creativecommons.org/ns#",
+    "dc": "http://purl.org/dc/elements/1.1/",
+}.items():
+    ElementTree.register_namespace(prefix, space)
+
+
+def _with_values(svg: bytes) -> bytes:
+    """An SVG with what its marks tell as their `title`, which browsers show where the pointer rests."""
+    root = ElementTree.fromstring(svg)
+    for group in root.iter(f"{_SVG}g"):
+        if group.get("id", "").startswith(_VALUES):
+            texts = json.loads(group.attrib.pop("id").removeprefix(_VALUES))
+            marks = list(group.iter(f"{_SVG}use")) or [group]
+            # A point beyond the paper is left out by Matplotlib: then it is not known which is which.
+            for mark, text in zip(marks, texts, strict=True) if len(marks) == len(texts) else ():
+                title = ElementTree.Element(f"{_SVG}title")
+                title.text = text
+                mark.insert(0, title)
+    return ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
 
 
 def inline(svg: bytes, name: str, label: str) -> str:
-    """An SVG file as part of the page: in the page's colours and fonts, its ids prefixed by `name`.
+    """An SVG file as part of the page: in the page's colours, its ids prefixed by `name`, without styles of its own.
+
+    What Matplotlib writes as `style` becomes attributes: the page's Content-Security-Policy forbids the former. The
+    one rule of its style sheet is in page.css.
 
     Args:
         label: what it shows, for those who do not see it.
     """
-    text = svg.decode()
-    text = text[text.index("<svg") :]
-    text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", text)
-    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
-    text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
-    text = text.replace(_INK, "currentColor").replace(_PAPER, "none")
-    return text.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
+    root = ElementTree.fromstring(svg)
+    for element in [*root.iter()]:
+        for child in [*element]:
+            if child.tag in (f"{_SVG}metadata", f"{_SVG}style"):
+                element.remove(child)
+        styles = (style.partition(":") for style in element.attrib.pop("style", "").split(";"))
+        element.attrib |= {
+            key.strip(): _THEMED.get(value.strip(), value.strip()) for key, _, value in styles if value
+        }
+        for key, value in element.attrib.items():
+            if key == "id":
+                element.set(key, f"{name}-{value}")
+            elif key.endswith("href") or value.startswith("url("):
+                element.set(key, value.replace("#", f"#{name}-", 1))
+    for size in ("width", "height"):
+        root.attrib.pop(size)
+    root.attrib |= {"role": "img", "aria-label": label}
+    return ElementTree.tostring(root, encoding="unicode")

@@ -2,39 +2,48 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from d2o import exact, identities, rounds, schemas
+from d2o import rounds, schemas
 from d2o.errors import D2OError
 from d2o.metrics import Archive, Run, runs
-from d2o.report import figures, tables
+from d2o.report import browser, figures, tables
 from d2o.report.tables import Block, Measured
-from d2o.settings import Experiment, Online, Reward, Rule, Settings
+from d2o.settings import Experiment, Online, Reward, Settings
 from d2o.texts import visible
 
 # Below this accuracy on held-out human pairs a scorer is called weak evidence: it misorders one pair in four.
 WEAK = 0.75
-EXAMPLES = 20
-# Of these, the ones that the report opens with.
-SHOWN = 3
+# What the figure of a pool shows, for those who do not see it.
+POOL = "Lengths of the samples, and their flags"
+_FOLDER = Path(__file__).parent
 
 
 def render(
-    settings: Settings, archive: Archive, measured: Measured, svgs: Mapping[str, bytes], files: Sequence[str]
+    settings: Settings,
+    archive: Archive,
+    measured: Measured,
+    svgs: Mapping[str, bytes],
+    pools: Sequence[Mapping[str, Any]],
+    files: Sequence[str],
 ) -> str:
     """The page, with everything it needs inside.
+
+    Its Content-Security-Policy allows one script and one style sheet, by their digests, and nothing else.
 
     Args:
         settings: the whole config with one experiment.
         archive: the results.
         measured: what the tables and figures show.
         svgs: the figures, by their names in `figures.FIGURES`; some only where there is something to plot.
+        pools: as from `pools`.
         files: the tables beside the page.
     Raises:
         D2OError: where an artifact is missing.
@@ -42,16 +51,22 @@ def render(
     import jinja2
 
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        loader=jinja2.FileSystemLoader(_FOLDER),
         undefined=jinja2.StrictUndefined,
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals |= {"heading": tables.heading, "compared": tables.COMPARED, "named": measured.named}
+    environment.globals |= {
+        "heading": tables.heading,
+        "compared": tables.COMPARED,
+        "named": measured.named,
+        "digest": _digest,
+    }
     ((name, experiment),) = settings.experiments.items()
     blocks, effects = measured.blocks, measured.effects
     trained = [settings.methods[method] for method in experiment.methods if method != "initial"]
+    packed, left_out = browser.pack(measured, browser.gather(archive, measured))
     trained_rewards = [reward for reward in experiment.rewards if settings.rewards[reward].train]
     return environment.get_template("report.html.jinja").render(
         name=name,
@@ -61,7 +76,11 @@ def render(
         effects=effects,
         exact=[reward for reward in experiment.rewards if settings.rewards[reward].rule],
         thresholds=[name for name in experiment.rewards if settings.rewards[name].safe_at is not None],
-        shown=SHOWN,
+        harms=[name for name in experiment.rewards if browser.measures_harm(settings.rewards[name])],
+        packed=packed,
+        left_out_answers=left_out,
+        style=(_FOLDER / "page.css").read_text(),
+        script=(_FOLDER / "browser.js").read_text(),
         start={(block.dataset, block.model): dict(grid.rows)["initial"][0] for block, grid in effects},
         prompts={dataset: _prompts(archive, dataset) for dataset in experiment.datasets},
         checks=[_check(archive, dataset, r) for dataset in experiment.datasets for r in trained_rewards],
@@ -70,7 +89,7 @@ def render(
         primary=[(block, table) for block in blocks if len(table := tables.primary(measured, block))],
         matrices=[(block, own) for block in blocks if (own := tables.matrices(measured, block))],
         figures=[
-            (entry, figures.inline(svgs[name], name, entry.label))
+            (name, entry, figures.inline(svgs[name], name, entry.label))
             for name, entry in figures.FIGURES.items()
             if name in svgs
         ],
@@ -83,12 +102,16 @@ def render(
             dataset: {task: archive.manifest("leaks", dataset=dataset, task=task) for task in experiment.tasks}
             for dataset in experiment.datasets
         },
-        pools=[pool for block in blocks for pool in _pools(archive, settings, block)],
+        pools=[pool | {"figure": figures.inline(pool["svg"], pool["name"], POOL)} for pool in pools],
         rounds=[(block, list(_rounds(archive, settings, block))) for block in blocks],
         trials=[(block, block.trials.to_dict("records")) for block in blocks if len(block.trials)],
         trainings=[(block, list(_trainings(archive, block))) for block in blocks],
-        answers=[(block, list(_examples(archive, settings, block))) for block in blocks],
     )
+
+
+def _digest(content: str) -> str:
+    """What a Content-Security-Policy names a script or style sheet by."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
 
 
 def _prompts(archive: Archive, dataset: str) -> dict[str, int]:
@@ -197,8 +220,9 @@ def _leaks(archive: Archive, dataset: str) -> list[dict[str, Any]]:
     return archive.manifest("negatives", dataset=dataset).get("leaks", [])
 
 
-def _pools(archive: Archive, settings: Settings, block: Block) -> Iterator[dict[str, Any]]:
-    """The data sheets of the pools that the runs take their positives from, and the scores that they filter by.
+def pools(archive: Archive, settings: Settings, block: Block) -> Iterator[dict[str, Any]]:
+    """The data sheets of the pools that the runs take their positives from: `block`, `pool`, `sheet`, and the `name`,
+    `data` and `svg` of a figure, with the scores that methods filter by.
 
     Of pools by seed, those of the first one stand for all.
     """
@@ -219,14 +243,10 @@ def _pools(archive: Archive, settings: Settings, block: Block) -> Iterator[dict[
             reward: archive.table("pool_scores", schemas.SCORES, reward=reward, **names)["score"]
             for reward in sorted(rewards)
         }
-        svg = figures.render(figures.pool(sheet, scores), "svg")
+        data = figures.pool_data(sheet, scores)
+        svg = figures.render(figures.pool(data, sheet["samples"]), "svg")
         name = f"pool-{block.dataset}-{block.model}-{number}"
-        yield {
-            "block": block,
-            "pool": pool,
-            "sheet": sheet,
-            "figure": figures.inline(svg, name, "Lengths of the samples, and their flags"),
-        }
+        yield {"block": block, "pool": pool, "sheet": sheet, "name": name, "data": data, "svg": svg}
 
 
 def _pool_of(archive: Archive, run: Run) -> str:
@@ -278,50 +298,3 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02} min"
-
-
-def _examples(archive: Archive, settings: Settings, block: Block) -> Iterator[dict[str, Any]]:
-    """Test prompts sampled by a hash of their identity, with every method's first answer, first seed."""
-    ((_, experiment),) = settings.experiments.items()
-    prompts = archive.table("prompts", schemas.PROMPTS, dataset=block.dataset)
-    asked = prompts[prompts["origin"] == "test"].set_index("prompt_id")["messages"]
-    chosen = sorted(asked.index, key=lambda prompt: identities.derived_seed("examples", prompt))[:EXAMPLES]
-    answers: dict[str, list[dict[str, Any]]] = {prompt: [] for prompt in chosen}
-    for run in runs(experiment, block.dataset, block.model):
-        if run.seed == experiment.seeds[0]:
-            scores = _first_scores(archive, settings, run, chosen)
-            rows = archive.table("responses", schemas.SAMPLES, **run.names)
-            for row in _firsts(rows, chosen).to_dict("records"):
-                prompt = row["prompt_id"]
-                answers[prompt].append({"method": run.method, "scores": scores[prompt], **row})
-    for prompt in chosen:
-        yield {"messages": asked[prompt], "answers": answers[prompt]}
-
-
-def _firsts(rows: pd.DataFrame, prompts: Sequence[str]) -> pd.DataFrame:
-    return rows[rows["prompt_id"].isin(prompts) & rows["sample"].eq(0)]
-
-
-def _shown(score: float, rule: Rule | None) -> str:
-    """A score for readers: of a rule that says yes or no, in words."""
-    if rule and exact.is_share(rule) and score in (0, 1):
-        return "yes" if score else "no"
-    return f"{score:.2f}".replace("-", "−")
-
-
-def _first_scores(
-    archive: Archive, settings: Settings, run: Run, prompts: Sequence[str]
-) -> dict[str, list[tuple[str, str]]]:
-    """Per prompt: (scorer, score) of a run's first answer, and (judge, outcome) over both orders."""
-    ((_, experiment),) = settings.experiments.items()
-    scores = defaultdict(list)
-    for reward in experiment.rewards:
-        rows = _firsts(archive.table("scores", schemas.SCORES, reward=reward, **run.names), prompts)
-        for prompt, score in zip(rows["prompt_id"], rows["score"], strict=True):
-            scores[prompt].append((reward, _shown(score, settings.rewards[reward].rule)))
-    for judge in experiment.judges if run.method != "initial" else []:
-        rows = archive.table("verdicts", schemas.VERDICTS, judge=judge, **run.names)
-        words = rows["verdict"].map({"method": "won", "initial": "lost", "tie": "tied", "unread": "unread"})
-        for prompt, outcomes in words[rows["prompt_id"].isin(prompts)].groupby(rows["prompt_id"]):
-            scores[prompt].append((judge, outcomes.iloc[0] if outcomes.nunique() == 1 else "orders disagree"))
-    return scores

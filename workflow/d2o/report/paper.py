@@ -269,6 +269,7 @@ def _plot_loss(axis, own: pd.DataFrame, method: str, colour: str) -> None:
     smooth = own[own["panel"] == "c"]
     axis.fill_between(smooth["x"], smooth["low"], smooth["high"], color=colour, alpha=0.15, lw=0)
     axis.plot(smooth["x"], smooth["mean"], color=colour, lw=1.5)
+    figures.tell_line(axis, smooth["x"], smooth["mean"], f"{method}, step")
     axis.set_title(method, loc="left")
     axis.set_xlabel("step")
     axis.locator_params(nbins=5)
@@ -345,6 +346,7 @@ def figure4(data: pd.DataFrame, measured: Measured) -> Figure:
                 label = f"{step}: p {p}" if p else f"{step}"
                 shade = 0.25 + 0.75 * (place + 1) / len(steps)
                 axis.plot(points["score"], points["density"], color=colours[method], alpha=shade, lw=1.3, label=label)
+                figures.tell_line(axis, points["score"], points["density"], f"step {step}, density at")
             figures.titled(axis, measured.metrics[key], method, prompts)
             axis.set_yticks([])
             axis.set_ylim(bottom=0)
