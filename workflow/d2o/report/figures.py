@@ -192,9 +192,8 @@ def _panel(axis, metric: Metric, prompts: str, estimates: pd.DataFrame, order: S
     for method, own in estimates[estimates["seed"] != "all"].groupby("method"):
         means, places = own["mean"] * scale, [order.index(method) + 0.3] * len(own)
         axis.plot(means, places, "|", color=colours[method], ms=5)
-        tell(
-            axis, means, places, [f"{method}, seed {r.seed}: {_words(r._asdict(), metric)}" for r in own.itertuples()]
-        )
+        texts = [f"{method}, seed {row['seed']}: {_words(row, metric)}" for row in own.to_dict("records")]
+        tell(axis, means, places, texts)
     start = metric.neutral
     if start is None and "initial" in whole.index:
         start = whole.loc["initial", "mean"]
@@ -231,7 +230,12 @@ def tell_line(axis, x: pd.Series, y: pd.Series, name: str) -> None:
     """At most `TOLD` points of a line, evenly spaced and with both ends, tell their values."""
     chosen = np.unique(np.linspace(0, len(x) - 1, min(TOLD, len(x))).round().astype(int))
     x, y = x.iloc[chosen], y.iloc[chosen]
-    tell(axis, x, y, [f"{name}, {a:.6g}: {b:.4g}".replace("-", "−") for a, b in zip(x, y, strict=True)])
+    tell(axis, x, y, [f"{name}, {_short(a, 6)}: {_short(b)}" for a, b in zip(x, y, strict=True)])
+
+
+def _short(number: float, digits: int = 3) -> str:
+    """A number to some significant digits, with a true minus sign."""
+    return f"{number:.{digits}g}".replace("-", "−")
 
 
 def _tell_bars(bars: Iterable, texts: Iterable[str]) -> None:
@@ -319,7 +323,7 @@ def pool(data: pd.DataFrame, samples: int) -> Figure:
         colour = _COLOURS[0] if panel == "length, tokens" else _COLOURS[2]
         bars = axis.bar(own["from"], own["samples"], width, align="edge", color=colour)
         ends = zip(own["from"], own["to"], own["samples"], strict=True)
-        _tell_bars(bars, [f"{a:.3g} to {b:.3g}: {n:,.0f}".replace("-", "−") for a, b, n in ends])
+        _tell_bars(bars, [f"{_short(a)} to {_short(b)}: {n:,.0f}" for a, b, n in ends])
         axis.set_title(panel, loc="left")
     figure.axes[0].set_ylabel("samples")
     return figure
@@ -378,13 +382,8 @@ def lines(axis, estimates: pd.DataFrame, x: str, measured: Measured, key: str, p
     for method, e in estimates[whole].groupby("method", sort=False):
         axis.fill_between(e[x], e["low"] * scale, e["high"] * scale, color=colours[method], alpha=0.15, lw=0)
         (handles[method],) = axis.plot(e[x], e["mean"] * scale, "o-", color=colours[method], lw=1.5, ms=3.5)
-        places, rows = e[x], e.to_dict("records")
-        tell(
-            axis,
-            places,
-            e["mean"] * scale,
-            [f"{method}, {p:g}: {_words(r, metric)}" for p, r in zip(places, rows, strict=True)],
-        )
+        texts = [f"{method}, {row[x]:g}: {_words(row, metric)}" for row in e.to_dict("records")]
+        tell(axis, e[x], e["mean"] * scale, texts)
     titled(axis, metric, {"higher": "↑ better", "lower": "↓ better", None: ""}[metric.better], prompts)
     axis.set_xlabel(x)
     axis.locator_params(nbins=5)
@@ -421,8 +420,7 @@ def distributions(data: pd.DataFrame, measured: Measured) -> Figure:
 def _bars(bars: pd.DataFrame, name: str) -> list[str]:
     """What the bars of a histogram tell: columns `from`, `to` and `share`."""
     return [
-        f"{name}, {b['from']:.3g} to {b['to']:.3g}: {100 * b['share']:.1f} %".replace("-", "−")
-        for b in bars.to_dict("records")
+        f"{name}, {_short(b['from'])} to {_short(b['to'])}: {100 * b['share']:.1f} %" for b in bars.to_dict("records")
     ]
 
 
@@ -483,7 +481,7 @@ def _shares(axis, shown: Sequence[Mapping[str, Any]], neutral: float | None) -> 
 
 
 def _estimate(m: Mapping[str, float]) -> str:
-    return f"{m['mean']:.3g} [{m['low']:.3g}, {m['high']:.3g}]".replace("-", "−")
+    return f"{_short(m['mean'])} [{_short(m['low'])}, {_short(m['high'])}]"
 
 
 def categories(data: pd.DataFrame, measured: Measured) -> Figure:
@@ -720,10 +718,9 @@ def inline(svg: bytes, name: str, label: str) -> str:
         for child in [*element]:
             if child.tag in (f"{_SVG}metadata", f"{_SVG}style"):
                 element.remove(child)
-        styles = (style.partition(":") for style in element.attrib.pop("style", "").split(";"))
-        element.attrib |= {
-            key.strip(): _THEMED.get(value.strip(), value.strip()) for key, _, value in styles if value
-        }
+        for style in filter(None, element.attrib.pop("style", "").split(";")):
+            key, value = map(str.strip, style.split(":"))
+            element.set(key, _THEMED.get(value, value))
         for key, value in element.attrib.items():
             if key == "id":
                 element.set(key, f"{name}-{value}")
