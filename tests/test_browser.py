@@ -330,6 +330,8 @@ def test_search_filters_and_order(show):
     assert wanted(method="d2o", scorer="use", sort="gain")[:3] == [29, 28, 27]
     assert wanted(method="d2o", scorer="use", sort="loss")[:3] == [0, 1, 2]
     assert wanted(method="d2o", scorer="use", sort="highest")[0] == 29
+    assert set(wanted(method="d2o", **{"from": 1})) == {0, 6, 12, 18, 24}
+    assert page.locator("[name=scorer] option:checked").inner_text() == "harm", "a score is some scorer's"
     # The largest disagreement: the longest of the bad answers. It is no order of the other end.
     assert wanted(method="d2o", sort="disagreement")[0] == 24
     by_all = wanted(method="d2o", sort="gain")

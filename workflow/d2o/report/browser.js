@@ -26,7 +26,7 @@
     const element = document.createElement(tag);
     for (const [name, value] of Object.entries(attributes)) {
       if (name === "onclick") element.addEventListener("click", value);
-      else if (value !== false) element.setAttribute(name, value === true ? "" : value);
+      else element.setAttribute(name, value);
     }
     element.append(...children);
     return element;
@@ -226,7 +226,7 @@
     return score === null || start === null ? null : (score - start) * (data.scorers[scorer].lower ? -1 : 1);
   }
 
-  const score = (answer, first, scorer) => answer[SCORES][scorer ?? 0];
+  const score = (answer, first, scorer) => answer[SCORES][scorer];
   const change = (answer, first, scorer) => (answer === first ? null : gain(answer, first, scorer));
   // What prompts are sorted by, and 1 where the smallest comes first.
   const ORDERS = {
@@ -258,7 +258,7 @@
     const within = (value, low, high) =>
       value !== null && value >= (low === "" ? -Infinity : +low) && value <= (high === "" ? Infinity : +high);
     if (wanted.disagreement) tests.push((answer) => within(answer[DISAGREEMENT], wanted.disagreement, ""));
-    if (wanted.scorer && (wanted.from || wanted.to)) {
+    if (wanted.from || wanted.to) {
       tests.push((answer) => within(answer[SCORES][+wanted.scorer], wanted.from, wanted.to));
     }
     return tests;
@@ -266,6 +266,9 @@
 
   // Keeps the prompts with an answer that all conditions hold for, of the chosen method or of any that is shown.
   function find() {
+    const { from, to, sort, scorer: chosen } = form.elements;
+    // A score is some scorer's: the first one's, where none is chosen.
+    if (!chosen.value && (from.value || to.value || ORDERS[sort.value]?.[0] === score)) chosen.value = 0;
     const wanted = Object.fromEntries(new FormData(form)), scorer = wanted.scorer ? +wanted.scorer : null;
     if (wanted.method && !shown.has(+wanted.method)) {
       shown.add(+wanted.method);
