@@ -559,7 +559,7 @@ def test_a_real_report_has_seeds_verdicts_categories_and_says_what_it_leaves_out
 
     chosen = config(methods=["initial", "d2o"], rewards=[], judges=[], tasks=[])
     results = Results(tmp_path, chosen)
-    monkeypatch.setattr(browser, "JSON_BYTES", 2000)
+    monkeypatch.setattr(browser, "JSON_BYTES", 1000)
     report.write(results.settings, tmp_path, tmp_path / "reports/demo/report.html")
     html = (tmp_path / "reports/demo/report.html").read_text()
     assert "Left out, so that the page stays small: all trainings with seed 1." in html
