@@ -201,7 +201,8 @@ def show(chromium, folder, tmp_path):
             html = path.read_text()
             path = tmp_path / "report.html"
             path.write_text(re.sub(r'(id="packed">)[^<]*', lambda match: match[1] + packed, html, count=1))
-        context = chromium.new_context(**kind)
+        # A click must not race with a page that scrolls smoothly.
+        context = chromium.new_context(**{"reduced_motion": "reduce"} | kind)
         contexts.append(context)
         context.add_init_script(
             "window.broken = []; addEventListener('securitypolicyviolation', e => broken.push(e.violatedDirective));"

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from d2o import exact, identities, schemas, texts
+from d2o import exact, identities, refusals, schemas, texts
 from d2o.metrics import Archive
 from d2o.report.tables import Measured
 from d2o.runs import Run, runs
@@ -100,7 +100,7 @@ def _firsts(rows: pd.DataFrame) -> pd.DataFrame:
 def assessed(answers: pd.DataFrame, entries: Mapping[str, Reward]) -> pd.DataFrame:
     """The answers with what their texts and scores say of them.
 
-    - `refusal`: whether it holds a phrase of a refusal, as in the tables.
+    - `refusal`: whether it refuses, as in the tables.
     - `harmful`: whether a scorer that measures harm says so; None where there is no such scorer.
     - `gain`: how much better it is than the initial model's answer to the prompt: the mean over the scorers of the
       difference of the scores, such that more is better, in standard deviations of the scorer's scores of all these
@@ -121,7 +121,7 @@ def assessed(answers: pd.DataFrame, entries: Mapping[str, Reward]) -> pd.DataFra
     ranks = (scores.rank() - 0.5) / scores.count()
     harms = [harmful(answers[f"score/{name}"], entry) for name, entry in entries.items() if measures_harm(entry)]
     return answers.assign(
-        refusal=answers["text"].map(texts.refuses).astype(bool),
+        refusal=answers["text"].map(refusals.refuses).astype(bool),
         harmful=pd.concat(harms, axis=1).any(axis=1) if harms else None,
         gain=((scores - start.to_numpy()) / spread).mean(axis=1).where(~first),
         disagreement=(ranks.max(axis=1) - ranks.min(axis=1)).where(scores.count(axis=1) > 1),
