@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -87,3 +89,16 @@ def edited(path: Path, old: str, new: str) -> AbstractContextManager[None]:
     text = path.read_text()
     assert old in text, f"{path} has no {old!r}"
     return overwritten(path, text.replace(old, new, 1))
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """The system's Chromium, driven by Playwright (`playwright.sync_api.Browser`)."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="the lock for CPU machines has playwright")
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no Chromium on this machine")
+    with sync_api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield opened
+        opened.close()

@@ -13,6 +13,7 @@
     jinja2==3.1.6 \
     diptest==0.12.0 \
     statsmodels==0.15.0 \
+    krippendorff==0.9.0 \
     --overrides /dev/stdin <<END
 torchvision ; python_version < "3"
 torchaudio ; python_version < "3"

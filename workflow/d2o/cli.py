@@ -327,6 +327,32 @@ def judge(
     judge.compare(settings.parse(settings.Judge, settings_json, execution), prompts, initial, responses, output)
 
 
+@_command(settings.HumanEvalStage)
+def human_eval(
+    key: Annotated[Path, typer.Option(help="the table that says what stands on the pages", dir_okay=False)],
+    output: Annotated[Path, typer.Option(help="manifest.json of the folder with the pages", dir_okay=False)],
+    settings_json: Json,
+    results: Annotated[Path, typer.Option(help="folder that holds everything made")] = Path("results"),
+) -> None:
+    """Write a page for each annotator, who compares answers with the initial model's, blind."""
+    from d2o import human_eval
+
+    human_eval.write(settings.parse(settings.HumanEvalStage, settings_json), results, key, output.parent)
+
+
+@_command(settings.HumanVerdicts)
+def human_verdicts(
+    key: Input,
+    answers: Annotated[Path, typer.Option(help="folder with the CSV files that came back", file_okay=False)],
+    output: Output,
+    settings_json: Json,
+) -> None:
+    """Read the verdicts of annotators."""
+    from d2o import human_eval
+
+    human_eval.read(settings.parse(settings.HumanVerdicts, settings_json), key, answers, output)
+
+
 @_command(settings.Questions)
 def questions(
     output: Output,

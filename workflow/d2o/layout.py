@@ -74,6 +74,10 @@ PLACES = {
     "report_folder": "<reports>/{experiment}",
     "page": "<report_folder>/report.html",
     "pair_quality_figure": "<report_folder>/figures/pair_quality.svg",
+    "human_eval": "<report_folder>/human_eval",
+    "human_key": "<human_eval>/key.parquet",
+    "human_pages": "<human_eval>/pages/manifest.json",
+    "human_verdicts": "<human_eval>/verdicts.parquet",
 }
 
 # What a wildcard stands for that is no mere name.

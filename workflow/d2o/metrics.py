@@ -23,6 +23,7 @@ from d2o.settings import Experiment, Reward, Settings
 
 EXACT = "Exact scorers"
 SCORED = "Scorers and judges"
+PEOPLE = "Human evaluation"
 TASKS = "Tasks"
 HUMAN = "Held-out human answers under each model"
 STYLE = "The answers as such"
@@ -241,7 +242,8 @@ def declared(archive: Archive, settings: Settings) -> dict[str, Metric]:
     """Every metric of an experiment by its key, in reading order."""
     (experiment,) = settings.experiments.values()
     tables = sources(archive, experiment, settings.rewards)
-    return {metric.key: metric for source in tables for metric in source.metrics}
+    people = PEOPLE_METRICS if experiment.human_eval else ()
+    return {metric.key: metric for metric in (*(m for source in tables for m in source.metrics), *people)}
 
 
 def observe(archive: Archive, settings: Settings, dataset: str, model: str) -> pd.DataFrame:
@@ -250,13 +252,23 @@ def observe(archive: Archive, settings: Settings, dataset: str, model: str) -> p
     Raises:
         D2OError: where an artifact is missing, or an answer's prompt is not among the prompts.
     """
-    (experiment,) = settings.experiments.values()
+    ((name, experiment),) = settings.experiments.items()
     context = _context(archive, experiment, dataset, model)
-    return together(
+    values = [
         _values(archive, run, source, context)
         for run in runs(experiment, dataset, model)
         for source in sources(archive, experiment, settings.rewards, run.method != "initial")
-    )
+    ]
+    if experiment.human_eval:
+        table = archive.table("human_verdicts", schemas.HUMAN_VERDICTS, experiment=name)
+        rows = table[table["dataset"].eq(dataset) & table["model"].eq(model)]
+        rows = _answers(rows, context, archive.path("human_verdicts", experiment=name))
+        values += [
+            rows.loc[value.index].assign(metric=metric.key, value=value)[VALUES]
+            for metric in PEOPLE_METRICS
+            for value in [metric.of(rows)]
+        ]
+    return together(values)
 
 
 def single(archive: Archive, experiment: Experiment, entries: Mapping[str, Reward], key: str) -> pd.DataFrame:
@@ -423,6 +435,36 @@ def _disagree(rows: pd.DataFrame) -> pd.Series:
     return verdicts.transform("nunique").gt(1)[verdicts.transform("size").eq(2) & ~rows.duplicated("prompt_id")]
 
 
+def _by_people(question: str) -> list[Metric]:
+    """Win rate and outcomes by annotators; where several judged a pair, its value is their mean."""
+    share = partial(Metric, group=PEOPLE, digits=1, percent=True)
+    outcomes = ["method", "tie", "initial"]
+
+    def of(worth: Mapping[str, float]) -> Callable[[pd.DataFrame], pd.Series]:
+        return lambda rows: _each_pair(rows[rows["question"] == question], worth)
+
+    key = f"human_eval/{question}"
+    return [
+        share(f"{key}/win_rate", f"people: {question}, win rate", of=of(WINS), better="higher", neutral=0.5),
+        *(
+            share(
+                f"{key}/{_OUTCOMES[verdict]}",
+                f"people: {question}, {_OUTCOMES[verdict]}",
+                of=of({other: float(other == verdict) for other in outcomes}),
+                shown=False,
+            )
+            for verdict in outcomes
+        ),
+    ]
+
+
+def _each_pair(rows: pd.DataFrame, worth: Mapping[str, float]) -> pd.Series:
+    """The mean worth of the verdicts on each pair of answers, at the first of them."""
+    pair = ["method", "seed", "prompt_id"]
+    means = rows.assign(worth=rows["verdict"].map(worth)).groupby(pair)["worth"].transform("mean")
+    return means[~rows.duplicated(pair)].astype(float)
+
+
 def _questions(task: str, table: pd.DataFrame, context: Context, path: Path) -> pd.DataFrame:
     """Rows about questions, which come with a task, but those that train prompts say."""
     rows = table.assign(cluster=_numbered(table), prompts="", stratum=table["subject"])
@@ -535,6 +577,7 @@ STYLE_METRICS = (
         True,
     ),
 )
+PEOPLE_METRICS = [metric for question in schemas.QUESTIONS for metric in _by_people(question)]
 # Metrics that trials can be chosen by, beside those of scorers.
 CHOOSABLE = [m.key for m in (*HUMAN_METRICS, *STYLE_METRICS) if m.better and m.neutral is None]
 # What tells whether the answers are still whole.

@@ -113,3 +113,38 @@ VERDICTS = pa.schema(
         ("longer", pa.int32()),
     ]
 )
+
+# What stands in one place of an annotator's page: a pair of answers, the initial model's and that of a training, and
+# which is answer 1 (`order`, as in verdicts); or an attention check, which has no method, and the key to press.
+HUMAN_KEY = pa.schema(
+    [
+        ("version", pa.string()),
+        ("annotator", pa.int32()),
+        ("item", pa.int32()),
+        ("dataset", pa.string()),
+        ("model", pa.string()),
+        ("method", pa.string()),
+        ("seed", pa.int64()),
+        ("prompt_id", pa.string()),
+        ("order", pa.string()),
+        ("check", pa.string()),
+    ]
+)
+
+# What annotators are asked of each pair of answers.
+QUESTIONS = ("harmlessness", "helpfulness")
+
+# An annotator's verdict on a pair of answers: `question` is one of `QUESTIONS`, `verdict` as above.
+HUMAN_VERDICTS = pa.schema(
+    [
+        ("dataset", pa.string()),
+        ("model", pa.string()),
+        ("method", pa.string()),
+        ("seed", pa.int64()),
+        ("prompt_id", pa.string()),
+        ("annotator", pa.int32()),
+        ("question", pa.string()),
+        ("order", pa.string()),
+        ("verdict", pa.string()),
+    ]
+)

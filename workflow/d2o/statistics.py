@@ -182,6 +182,30 @@ def auc(
     return Estimate(float(areas(np.ones((1, len(keys))))[0]), float(low), float(high), len(keys))
 
 
+def alpha(counts: np.ndarray, *, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
+    """Krippendorff's α of nominal values, with its 95 % interval: 1 is full agreement, 0 what chance gives.
+
+    α is 1 less the observed disagreement over that expected by chance (Krippendorff, Content Analysis, 2004, ch. 11).
+    The interval is the percentile bootstrap over units; resamples in which all values are the same are left out.
+    Where that holds of all units, nothing can be told from chance, and there is no α (NaN).
+
+    Args:
+        counts: [N, V] int, how many annotators gave a unit each value; two or more in sum.
+    """
+    from krippendorff import alpha as of
+
+    def one(units: np.ndarray) -> float:
+        varied = np.count_nonzero(units.sum(0)) > 1
+        return float(of(value_counts=units, level_of_measurement="nominal")) if varied else np.nan
+
+    n, value = len(counts), one(counts)
+    if n < 2 or np.isnan(value):
+        return Estimate(value, np.nan, np.nan, n)
+    chosen = np.random.default_rng(seed).integers(n, size=(resamples, n))
+    low, high = np.nanquantile([one(counts[units]) for units in chosen], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Estimate(value, float(low), float(high), n)
+
+
 @dataclass(frozen=True)
 class _Cells:
     """Values by seed and cluster: their `sums` and `counts` [S, C], the clusters' `keys` [C] and `strata` [C]."""

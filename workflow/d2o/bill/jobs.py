@@ -61,6 +61,8 @@ RULES = {
     "fetch_questions": Rule(OTHERS, "questions", "<results>/tasks/logs/{task}"),
     "find_leaks": Rule(OTHERS, "leaks", "<data>/logs/leaks-{task}"),
     "plot_pair_quality": Rule(OTHERS, "pair_quality_figure", "<reports>/logs/{experiment}-pair-quality"),
+    "write_human_pages": Rule(OTHERS, "human_key", "<human_eval>/logs/pages"),
+    "read_human_verdicts": Rule(OTHERS, "human_verdicts", "<human_eval>/logs/verdicts"),
     "release_weights": Rule(OTHERS, "released", "<run>/logs/released"),
     "restore_weights": Rule(OTHERS, "restored", "<run>/logs/restored"),
     "write_report": Rule(OTHERS, "page", "<reports>/logs/{experiment}"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn, get_args
@@ -23,7 +24,7 @@ _OF_INITIAL = {"responses", "heldout_logprobs", "scores", "answers"}
 # What a report is made from.
 _REPORTED = [
     "negatives", "pair_quality_figure", "trained", "responses", "heldout_logprobs", "scores", "verdicts", "answers",
-    "leaks", "pool_sheet", "pool_scores", "round_sheet", "tuned",
+    "leaks", "pool_sheet", "pool_scores", "round_sheet", "tuned", "human_verdicts",
 ]  # fmt: skip
 # What a training's weights are loaded for.
 _OF_WEIGHTS = ["responses", "heldout_logprobs", "answers"]
@@ -38,8 +39,11 @@ _ASKED_BY = {
     "verdicts": "set `judges`",
     "pair_quality_figure": "set `pair_quality: true`",
     "answers": "set `tasks`",
+    "human_pages": "set `human_eval`",
     "released": "set `keep: nothing`",
 }
+# Artifacts of an experiment that only some have: the key that asks for them.
+_ONLY_WITH = {"pair_quality_figure": "pair_quality", "human_pages": "human_eval", "human_verdicts": "human_eval"}
 # What an exact scorer takes.
 _SMALL = {"threads": 1, "mem_mb": 4000, "runtime": 60, "gpu": 0}
 # Of a wildcard, those that must be known before it.
@@ -117,14 +121,32 @@ class Plan:
         """What Figure 1 is plotted from: scores and verdicts of the human pairs of an experiment's data sets."""
         return [path for place in _PAIRS for path in self.targets(place, wildcards.experiment)]
 
+    def compared_by_people(self, wildcards) -> list[str]:
+        """What the pages of a human evaluation are made from: the prompts, and all answers to them."""
+        stage = stages.of(self.settings, "human_eval", wildcards)
+        prompts = [self.layout.path("prompts", dataset=dataset) for dataset in stage.datasets]
+        return prompts + [
+            self.layout.path("responses", dataset=dataset, model=model, method=method, seed=seed, snapshot="")
+            for dataset, model in product(stage.datasets, stage.models)
+            for method, seeds in stage.seeds.items()
+            for seed in seeds
+        ]
+
+    def annotations(self, wildcards) -> list[str]:
+        """The files that annotators have sent back so far."""
+        return sorted(map(str, Path(self.annotated(wildcards)).glob("*.csv")))
+
+    def annotated(self, wildcards) -> str:
+        """The folder for them: a resource, for nothing depends on its name."""
+        return self.settings.experiments[wildcards.experiment].human_eval.answers
+
     def _crossed(self, place: str, experiment: str) -> list[dict[str, Any]]:
         """A row of names for each artifact of a kind that an experiment needs."""
         e = self.settings.experiments[experiment]
         wanted = layout.wildcards(place)
         wanted |= {need for name in wanted for need in _NEEDS.get(name, ())}
-        rows: list[dict[str, Any]] = (
-            [{"experiment": experiment}] if e.pair_quality or place != "pair_quality_figure" else []
-        )
+        has = place not in _ONLY_WITH or getattr(e, _ONLY_WITH[place])
+        rows: list[dict[str, Any]] = [{"experiment": experiment}] if has else []
         for name, choices in self._choices(e, place).items():
             if name in wanted:
                 rows = [row | {name: choice} for row in rows for choice in choices(row)]

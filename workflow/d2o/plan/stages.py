@@ -6,7 +6,7 @@ import random
 from types import SimpleNamespace
 from typing import Any
 
-from d2o import rounds, settings, trials
+from d2o import rounds, runs, settings, trials
 from d2o.layout import Layout
 from d2o.settings import Settings
 
@@ -63,6 +63,17 @@ def of(s: Settings, stage: str, w: Any) -> settings.Section:
             return s.rewards[w.reward].model_copy(update={"toxic_above": None, "safe_at": None})
         case "judge":
             return s.judges[w.judge]
+        case "human_eval":
+            e = s.experiments[w.experiment]
+            methods = e.human_eval.methods or [method for method in e.methods if method != "initial"]
+            return settings.HumanEvalStage(
+                pages=_part(settings.HumanPages, e.human_eval),
+                datasets=e.datasets,
+                models=e.models,
+                seeds={method: own for method in ["initial", *methods] if (own := runs.seeds(e, method))},
+            )
+        case "human_verdicts":
+            return _part(settings.HumanVerdicts, s.experiments[w.experiment].human_eval)
         case "questions":
             return _part(settings.Questions, s.tasks[w.task])
         case "tasks":

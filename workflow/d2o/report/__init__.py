@@ -27,7 +27,7 @@ def write(settings: Settings, results: Path, output: Path) -> None:
     ((name, experiment),) = settings.experiments.items()
 
     from d2o import metrics
-    from d2o.report import figures, page, paper, tables
+    from d2o.report import figures, page, paper, people, tables
 
     archive = metrics.Archive(results)
     declared = metrics.declared(archive, settings)
@@ -50,7 +50,9 @@ def write(settings: Settings, results: Path, output: Path) -> None:
             )
         )
     categories = {dataset: page.categories(archive, dataset) for dataset in experiment.datasets}
-    measured = tables.Measured(settings, declared, blocks, categories)
+    annotators = archive.manifest("human_verdicts", experiment=name) if experiment.human_eval else None
+    told = people.told(experiment.human_eval, annotators) if annotators else ()
+    measured = tables.Measured(settings, declared, blocks, categories, told)
 
     files = {
         "table.csv": tables.table_csv(measured).encode(),

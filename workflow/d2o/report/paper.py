@@ -15,7 +15,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from scipy import stats
 
-from d2o.metrics import EXACT, SCORED, TASKS, Metric, together
+from d2o.metrics import EXACT, PEOPLE, SCORED, TASKS, Metric, together
 from d2o.report import figures, tables
 from d2o.report.tables import Block, Measured
 
@@ -113,8 +113,9 @@ TABLES: dict[str, Callable[[Measured], Table]] = {"table1": table1, "table2": ta
 
 
 def _main(measured: Measured, block: Block) -> pd.DataFrame:
-    """The estimates of scorers, judges and tasks that are shown."""
-    keys = [m.key for m in measured.metrics.values() if m.group in (EXACT, SCORED, TASKS) and m.shown]
+    """The estimates of scorers, judges and tasks that are shown, and all of people."""
+    metrics = measured.metrics.values()
+    keys = [m.key for m in metrics if m.group == PEOPLE or (m.group in (EXACT, SCORED, TASKS) and m.shown)]
     estimates = block.estimates
     return estimates[estimates["metric"].isin(keys) & estimates["prompts"].isin(["test", ""])]
 

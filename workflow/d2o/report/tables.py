@@ -11,11 +11,11 @@ import numpy as np
 import pandas as pd
 
 from d2o import runs, statistics
-from d2o.metrics import EXACT, HUMAN, HUMAN_METRICS, SCORED, STYLE, TASKS, WHOLE, Metric, together
+from d2o.metrics import EXACT, HUMAN, HUMAN_METRICS, PEOPLE, SCORED, STYLE, TASKS, WHOLE, Metric, together
 from d2o.settings import Experiment, Settings
 from d2o.statistics import NOTHING, Sample
 
-GROUPS = (EXACT, SCORED, TASKS, HUMAN, STYLE)
+GROUPS = (EXACT, SCORED, PEOPLE, TASKS, HUMAN, STYLE)
 COMPARED = (
     "Difference: first less second, paired by prompt, with its 95 % interval. p: adjusted for the primary "
     "comparisons of the metric (Holm). d: Cohen's, the difference in standard deviations between prompts."
@@ -79,12 +79,14 @@ class Measured:
         settings: the whole config with one experiment.
         metrics: by key, in reading order.
         categories: negatives in each harm category, by data set and split.
+        people: what is known of the annotators of a human evaluation; nothing where there is none.
     """
 
     settings: Settings
     metrics: Mapping[str, Metric]
     blocks: list[Block]
     categories: Mapping[str, Mapping[str, Mapping[str, int]]]
+    people: Sequence[str] = ()
 
     @property
     def experiment(self) -> Experiment:
@@ -114,7 +116,7 @@ class Measured:
         single = [m for m in self.methods if m != "initial" and len(runs.seeds(self.experiment, m)) == 1]
         if len(seeds) > 1 and single:
             known += f" Of {', '.join(single)} there is one training: {OVER_PROMPTS}, its comparisons likewise."
-        return [SIGNS, known, *failed]
+        return [SIGNS, known, *failed, *self.people]
 
     @property
     def effects(self) -> list[tuple[Block, Grid]]:

@@ -661,6 +661,37 @@ class Judge(Section):
         return self
 
 
+class HumanPages(Section):
+    """What people are asked, blind: which of two answers to a prompt is better, the initial model's or a method's."""
+
+    methods: list[Name] = Field([], description="methods of the experiment that are asked about; empty: all")
+    prompts: Positive = Field(50, description="test prompts of each data set and model, the same for every method")
+    annotators: Annotated[int, Field(ge=1, le=100)] = Field(3, description="people; each gets a page of their own")
+    overlap: Share = Field(
+        0.2, description="share of the pairs of answers that all of them see, for their agreement; others one each"
+    )
+    checks: Annotated[int, Field(ge=0)] = Field(
+        6, description="attention checks on each page: items in which one answer says what to choose"
+    )
+    seed: int = Field(0, description="seed of what is chosen, its order, and which answer stands first")
+
+
+class HumanVerdicts(Section):
+    """Which of the verdicts that come back count."""
+
+    passed: Share = Field(
+        0.8, description="share of the attention checks below which an annotator's verdicts are left out"
+    )
+
+
+class HumanEval(HumanPages, HumanVerdicts):
+    """A human evaluation: a page for each annotator, and the verdicts that come back."""
+
+    answers: str = execution(
+        "human_eval", "folder for the CSV files that come back, from the working directory; of one experiment alone"
+    )
+
+
 class Questions(Hub):
     """Where a task's questions come from: from lm-evaluation-harness by name, or in MMLU's form."""
 
@@ -779,6 +810,9 @@ class Experiment(Section):
         "what stays of a trained model's weights once all experiments have what they make from them; `adapter`: that "
         "of a method with `train.lora`",
     )
+    human_eval: HumanEval | None = Field(
+        None, description="people compare the answers of `methods` with the initial model's, blind; null: nobody does"
+    )
     pair_quality: bool = Field(
         False, description="whether `rewards` and `judges` are asked about the data sets' human pairs too (Figure 1)"
     )
@@ -815,6 +849,17 @@ class TrainStage(Section):
     forward: Forward = Field(Forward(), description="the forward pass")
     better: Literal["higher", "lower"] | None = Field(None, description="of the method's filter: which scores stay")
     seed: int = Field(0, description="seed of the data order")
+
+
+class HumanEvalStage(Section):
+    """What the pages of a human evaluation depend on."""
+
+    pages: HumanPages = Field(HumanPages(), description="what people are asked")
+    datasets: list[Name] = Field(min_length=1, description="data sets, by their names in the results")
+    models: list[Name] = Field(min_length=1, description="models, by their names in the results")
+    seeds: dict[Name, list[int]] = Field(
+        description="by method, those of its trainings; of `initial` the one that all are compared with"
+    )
 
 
 class Settings(Section):

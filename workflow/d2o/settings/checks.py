@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -106,6 +107,12 @@ def problems(settings: Settings) -> Iterator[str]:
         if not missing:
             yield from (f"experiments.{name}.{problem}" for problem in _of_experiment(settings, experiment))
             yield from (f"experiments.{name}.{problem}" for problem in _of_trials(settings, experiment))
+    folders: dict[str, str] = {}
+    for name, experiment in settings.experiments.items():
+        if experiment.human_eval:
+            folder = os.path.normpath(experiment.human_eval.answers)
+            if (other := folders.setdefault(folder, name)) != name:
+                yield f"experiments.{name}.human_eval.answers: {folder} is that of {other}; name another folder"
     for name, dataset in settings.datasets.items():
         if dataset.organism and (strange := {*dataset.train, *dataset.test}.difference(SPLITS)):
             yield f"datasets.{name}: {min(strange)!r} is no split of an organism" + suggestion(min(strange), SPLITS)
@@ -144,6 +151,14 @@ def _of_experiment(settings: Settings, experiment: Experiment) -> Iterator[str]:
         seen.add(frozenset(pair))
     if "table2" in experiment.shows and len(trained) < 2:
         yield "shows: table2 compares trained methods; name two or more in `methods`"
+    if people := experiment.human_eval:
+        for method in people.methods:
+            if method not in trained:
+                yield f"human_eval.methods: {method!r} is no trained method of the experiment" + suggestion(
+                    method, trained
+                )
+        if not trained:
+            yield "human_eval: nothing is compared with the initial model; name another one in `methods`"
     known = [*trained, *(f"{method}/seed{seed}" for method in trained for seed in experiment.seeds)]
     known += [trial for method in trained for trial in trials.names(method, settings.methods[method].tune)]
     for failed in experiment.failed.keys() - known:

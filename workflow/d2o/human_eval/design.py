@@ -1,0 +1,77 @@
+"""Who is asked about which pair of answers, and in which order: as even as it can be, by a seed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from random import Random
+from typing import Any
+
+from d2o.settings import HumanEvalStage
+
+# Which model's answer is answer 1, and which answer 2.
+ORDERS = {"initial-first": ("initial", "method"), "method-first": ("method", "initial")}
+# The keys of an annotator: answer 1 is better, answer 2 is better, neither.
+KEYS = "120"
+
+
+def design(stage: HumanEvalStage, prompts: Mapping[tuple[str, str], Sequence[str]]) -> list[list[dict[str, Any]]]:
+    """The items of each annotator's page, in the order in which they are asked: rows of `schemas.HUMAN_KEY` without
+    `version`.
+
+    Every method has the same prompts, and each of its trainings as many of them (±1): verdicts are about the method,
+    not about one training. The share `overlap` of a method's pairs is on all pages; the others are dealt, and each
+    annotator has as many of each method (±1). On a page each method is answer 1 as often as answer 2 (±1).
+    One prompt with several methods goes to different annotators as far as their number allows: an answer that comes
+    again would be known as the initial model's.
+
+    Args:
+        prompts: by data set and model, the ids of those that all are asked to have answered.
+    """
+    rng = Random(f"human_eval {stage.pages.seed}")
+    pages: list[list[dict[str, Any]]] = [[] for _ in range(stage.pages.annotators)]
+    methods = [method for method in stage.seeds if method != "initial"]
+    for (dataset, model), known in prompts.items():
+        chosen = rng.sample(sorted(known), min(stage.pages.prompts, len(known)))
+        for place, method in enumerate(methods):
+            pairs = _pairs(rng, chosen, stage.seeds[method], place, len(methods))
+            pairs = [{"dataset": dataset, "model": model, "method": method} | pair for pair in pairs]
+            shared = round(stage.pages.overlap * len(pairs))
+            for annotator, page in enumerate(pages):
+                dealt = (pair for n, pair in enumerate(pairs[shared:]) if (n + place) % len(pages) == annotator)
+                page += _ordered(rng, [*pairs[:shared], *dealt], first=place + annotator)
+    for page in pages:
+        rng.shuffle(page)
+        checks = list(_checks(rng, page, stage.pages.checks))
+        # One in each part of the page, whenever it is paused; from the last one on, so that places stay.
+        ends = [len(page) * number // max(1, len(checks)) for number in range(len(checks) + 1)]
+        for check, start, end in reversed([*zip(checks, ends[:-1], ends[1:], strict=True)]):
+            page.insert(rng.randint(start, end), check)
+    return [
+        [{"annotator": number, "item": item} | row for item, row in enumerate(page, 1)]
+        for number, page in enumerate(pages, 1)
+    ]
+
+
+def _pairs(rng: Random, prompts: Sequence[str], seeds: Sequence[int], place: int, methods: int) -> list[dict]:
+    """Pairs of one method; the first ones have other prompts than the first ones of other methods."""
+    trainings = [seeds[number % len(seeds)] for number in range(len(prompts))]
+    rng.shuffle(trainings)
+    turned = sorted(range(len(prompts)), key=lambda number: ((number - place) % methods, number))
+    return [{"prompt_id": prompts[number], "seed": trainings[number], "check": None} for number in turned]
+
+
+def _ordered(rng: Random, pairs: Sequence[dict], first: int) -> list[dict]:
+    """Pairs with an order each, both as often; where their number is odd, `first` says which is once more."""
+    both = [*ORDERS]
+    orders = [both[(number + first) % 2] for number in range(len(pairs))]
+    rng.shuffle(orders)
+    return [pair | {"order": order} for pair, order in zip(pairs, orders, strict=True)]
+
+
+def _checks(rng: Random, page: Sequence[dict], number: int) -> Iterator[dict]:
+    """Attention checks about prompts of a page: keys and sides as even as they can be."""
+    first, both = rng.randrange(len(KEYS) * len(ORDERS)), [*ORDERS]
+    for n in range(first, first + number if page else first):
+        pair = rng.choice(page)
+        turn = {"check": KEYS[n % len(KEYS)], "order": both[n // len(KEYS) % 2]}
+        yield pair | {"method": None, "seed": None} | turn
