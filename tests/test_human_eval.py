@@ -127,7 +127,7 @@ class World:
             pressed = "0" if wins == "tie" else str(ORDERS[row["order"]].index(wins) + 1)
             if row["check"]:
                 pressed = row["check"] if attentive else "120"[("120".index(row["check"]) + 1) % 3]
-            rows += [[row["version"], annotator, row["item"], q, pressed] for q in schemas.QUESTIONS]
+            rows += [[row["version"], annotator, row["item"], q, pressed] for q in schemas.HUMAN_QUESTIONS]
         return rows
 
     def send(self, rows: list[list], name: str = "annotator-1.csv") -> Path:

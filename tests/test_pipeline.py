@@ -460,6 +460,30 @@ def test_a_further_task_asks_its_questions_and_makes_nothing_again_but_the_repor
     assert restored.would_run() == {"fetch_questions": 1, "find_leaks": 1, "answer_questions": 4} | REPORT
 
 
+def test_what_annotators_send_makes_the_table_again_and_nothing_else(restored):
+    experiment = restored.config["experiments"]["tiny"]
+    asked = {"human_eval": {"prompts": 4, "annotators": 2, "checks": 1}}
+    restored.configure(restored.config | {"experiments": {"tiny": experiment | asked}})
+    assert restored.would_run("human_eval") == {"write_human_pages": 1}
+    assert restored.would_run() == {"write_human_pages": 1, "read_human_verdicts": 1, "write_report": 1}
+    restored.snakemake("all")
+    folder = restored.folder / "results/reports/tiny/human_eval"
+    pages = sorted(path.name for path in (folder / "pages").glob("*.html"))
+    assert pages == ["annotator-1.html", "annotator-2.html"]
+    items = records.read_table(folder / "key.parquet", schemas.HUMAN_KEY)
+    rows = [(r["version"], 1, r["item"], q, r["check"] or "1") for r in items for q in schemas.HUMAN_QUESTIONS
+            if r["annotator"] == 1]  # fmt: skip
+    (restored.folder / "human_eval").mkdir()
+    with (restored.folder / "human_eval" / "annotator-1 (1).csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["version", "annotator", "item", "question", "verdict"], *rows])
+    assert restored.would_run() == {"read_human_verdicts": 1, "write_report": 1}
+    restored.snakemake("all")
+    assert "1 of 2 annotators have sent verdicts" in (folder.parent / "report.html").read_text()
+    passed = experiment | {"human_eval": asked["human_eval"] | {"passed": 0.5}}
+    restored.configure(restored.config | {"experiments": {"tiny": passed}})
+    assert restored.would_run() == {"read_human_verdicts": 1, "write_report": 1}
+
+
 def test_an_edited_data_file_reruns_what_comes_from_it(restored):
     with edited(restored.folder / "tests" / "data" / "preferences.jsonl", "e", "a"):
         reruns = restored.would_run()

@@ -326,6 +326,7 @@ MADE = {
     "positives": "pool", "rounds": "round_pool", "logprobs": "heldout_logprobs", "train": "trained",
     "responses": "responses", "rewards": "scores", "scores": "scores", "judge": "verdicts", "questions": "questions",
     "tasks": "answers", "pair_quality": "pair_prompts", "report": "page", "tune": "tuned",
+    "human_eval": "human_key", "human_verdicts": "human_verdicts",
 }  # fmt: skip
 
 
@@ -344,11 +345,12 @@ def test_what_every_job_of_every_experiment_gets_can_be_read(name):
                 got = settings.parse(type(section), plan.params(stage)(w), plan.execution(stage)(w))
                 assert got == section
                 read.add(stage)
+    people = {"human_eval", "human_verdicts"}
     absent = {
-        "config": {"judge", "rounds", "tune"}, "paper": {"organisms"},
-        "thumbs-down": {"organisms", "judge", "rounds", "tune"},
-        "controls": {"judge", "rounds", "questions", "tasks", "tune"},
-        "study": {"judge"},
+        "config": {"judge", "rounds", "tune", *people}, "paper": {"organisms"},
+        "thumbs-down": {"organisms", "judge", "rounds", "tune", *people},
+        "controls": {"judge", "rounds", "questions", "tasks", "tune", *people},
+        "study": {"judge", *people},
     }  # fmt: skip
     assert MADE.keys() - read == absent[name]
 

@@ -19,7 +19,7 @@ def config(tmp_path, monkeypatch) -> dict:
     demo = yaml.safe_load((ROOT / "config" / "config.yaml").read_text())
     demo["results"] = str(tmp_path)
     demo["judges"] = {"wise": {"base_url": "http://localhost/v1", "model": "wise-2024-08-06"}}
-    demo["experiments"]["demo"]["judges"] = ["wise"]
+    demo["experiments"]["demo"] |= {"judges": ["wise"], "human_eval": {}}
     plan = Plan(demo, "c")
     for _, stage, place in checks._MADE_BY:
         for experiment in plan.settings.experiments:
@@ -47,6 +47,7 @@ SCORES = "rude/organism/initial/seed0/scores"
         ("judges.wise.max_tokens", 99, "rude/organism/dpo/seed0/judge/wise.parquet", "max_tokens: 512 → 99"),
         ("tasks.mmlu.shots", 3, "rude/organism/initial/seed0/tasks/mmlu.parquet", "shots: 5 → 3"),
         ("datasets.rude.test_share", 0.2, "rude/negatives.parquet", "test_share: 0.1 → 0.2"),
+        ("experiments.demo.human_eval.prompts", 60, "reports/demo/human_eval/key.parquet", "pages.prompts: 50 → 60"),
         ("positives.top_p", 1.0, "rude/organism/positives/corrected-k3.parquet", "sampling.top_p: 0.95 → 1.0"),
     ],
 )  # fmt: skip

@@ -577,7 +577,7 @@ STYLE_METRICS = (
         True,
     ),
 )
-PEOPLE_METRICS = [metric for question in schemas.QUESTIONS for metric in _by_people(question)]
+PEOPLE_METRICS = [metric for question in schemas.HUMAN_QUESTIONS for metric in _by_people(question)]
 # Metrics that trials can be chosen by, beside those of scorers.
 CHOOSABLE = [m.key for m in (*HUMAN_METRICS, *STYLE_METRICS) if m.better and m.neutral is None]
 # What tells whether the answers are still whole.

@@ -132,9 +132,9 @@ HUMAN_KEY = pa.schema(
 )
 
 # What annotators are asked of each pair of answers.
-QUESTIONS = ("harmlessness", "helpfulness")
+HUMAN_QUESTIONS = ("harmlessness", "helpfulness")
 
-# An annotator's verdict on a pair of answers: `question` is one of `QUESTIONS`, `verdict` as above.
+# An annotator's verdict on a pair of answers: `question` is one of `HUMAN_QUESTIONS`, `verdict` as above.
 HUMAN_VERDICTS = pa.schema(
     [
         ("dataset", pa.string()),

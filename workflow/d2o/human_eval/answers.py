@@ -53,7 +53,7 @@ def read(stage: HumanVerdicts, key: Path, folder: Path, output: Path) -> None:
     ]
     with records.artifact(output, stage, [key, *files]) as draft:
         draft.facts["annotators"] = annotators
-        draft.facts["agreement"] = {question: _agreement(rows, question) for question in schemas.QUESTIONS}
+        draft.facts["agreement"] = {question: _agreement(rows, question) for question in schemas.HUMAN_QUESTIONS}
         draft.facts["rows"] = records.write_table(draft.path, schemas.HUMAN_VERDICTS, rows)
 
 
@@ -71,7 +71,7 @@ def gathered(files: Sequence[Path], items: Mapping[tuple[int, int], Mapping[str,
                     f"experiment, or from before the pages were made again; take the file out of the folder"
                 )
             who, item = _number(row["annotator"]), _number(row["item"])
-            if (who, item) not in items or row["question"] not in schemas.QUESTIONS:
+            if (who, item) not in items or row["question"] not in schemas.HUMAN_QUESTIONS:
                 raise D2OError(
                     f"{place}: annotator {_short(row['annotator'])} has no item {_short(row['item'])} with the "
                     f"question {_short(row['question'])}; {_AS_GIVEN}"
@@ -127,7 +127,7 @@ def _annotator(
     checks = [pressed == check for (item, _), pressed in own.items() if (check := items[number, item]["check"])]
     return {
         "annotator": number,
-        "questions": sum(who == number for who, _ in items) * len(schemas.QUESTIONS),
+        "questions": sum(who == number for who, _ in items) * len(schemas.HUMAN_QUESTIONS),
         "answered": len(own),
         "checks": len(checks),
         "passed": sum(checks),

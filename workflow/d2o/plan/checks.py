@@ -167,6 +167,7 @@ _MADE_BY = [
     ("forward", "logprobs", "reference_logprobs"),
     ("methods", "train", "trained"),
     ("responses", "responses", "responses"),
+    ("experiments", "human_eval", "human_key"),
 ]
 
 
@@ -203,7 +204,10 @@ def _names(
     """The names of each artifact of a place that experiments need."""
     kind = section.removesuffix("s")
     for experiment in s.experiments:
-        if layout.wildcards(place) <= {kind, "split"}:  # also what no experiment names itself, such as a backbone
+        if section != "experiments" and layout.wildcards(place) <= {
+            kind,
+            "split",
+        }:  # also what no experiment names itself, such as a backbone
             yield from ({kind: name, "split": "train"} for name in sorted(getattr(s.only(experiment), section)))
         else:
             # What a method with `tune` is trained with is not known beforehand.
