@@ -383,6 +383,17 @@ def test_the_report_has_what_people_said(world):
     assert str(world.verdicts) in records.read_manifest(world.root / "reports/demo/report.html")["inputs"]
 
 
+def test_one_training_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "plotted", lambda measured: {})
+    world = World(tmp_path, seeds=[1])
+    world.send(world.answer(1, "method"))
+    world.read()
+    row = world.report()["d2o", "human_eval/harmlessness/win_rate"]
+    assert (row["interval"], row["seeds"]) == ("over prompts only", "1")
+    page = (tmp_path / "reports/demo/report.html").read_text()
+    assert "asked about the trainings of seed 1, and their intervals are over prompts only." in page
+
+
 def test_the_report_says_that_nothing_came_back_and_who_was_left_out(world):
     world.read()
     assert not [key for key in world.report() if "human_eval" in key[1]]
@@ -408,6 +419,8 @@ def test_what_comes_back_is_an_input_and_changes_no_page(tmp_path):
     assert Plan.annotations(plan, wildcards) == [f"{tmp_path}/annotator-1 (2).csv"]
     pages = stages.of(chosen, "human_eval", wildcards)
     assert pages.seeds == {"initial": [0], "d2o": [0, 1]}
+    one = config(human_eval={"seeds": [1]}, judges=[], tasks=[])
+    assert stages.of(one, "human_eval", wildcards).seeds == {"initial": [0], "d2o": [1], "dpo": [1]}
     other = config(human_eval={"passed": 0.5, "methods": ["d2o"]})
     assert stages.of(other, "human_eval", wildcards) == pages
     assert stages.of(other, "human_verdicts", wildcards) == HumanVerdicts(passed=0.5)
@@ -418,6 +431,11 @@ def test_what_comes_back_is_an_input_and_changes_no_page(tmp_path):
     [
         ({"methods": ["dop"]}, ["initial", "dpo"], r"human_eval\.methods: 'dop' is no trained method .*dpo"),
         ({"methods": ["initial"]}, ["initial", "dpo"], "'initial' is no trained method"),
+        (
+            {"seeds": [2]},
+            ["initial", "dpo"],
+            r"human_eval\.seeds: 2 is no seed of the experiment, which has \[0, 1\]",
+        ),
         ({}, ["initial"], "human_eval: nothing is compared with the initial model"),
     ],
 )

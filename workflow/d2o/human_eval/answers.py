@@ -131,7 +131,7 @@ def _annotator(
         "answered": len(own),
         "checks": len(checks),
         "passed": sum(checks),
-        "kept": sum(checks) >= stage.passed * len(checks),
+        "kept": not checks or sum(checks) / len(checks) >= stage.passed,
     }
 
 

@@ -65,12 +65,13 @@ def of(s: Settings, stage: str, w: Any) -> settings.Section:
             return s.judges[w.judge]
         case "human_eval":
             e = s.experiments[w.experiment]
-            methods = e.human_eval.methods or [method for method in e.methods if method != "initial"]
+            people = e.human_eval
+            seeds = {"initial": runs.seeds(e, "initial")}
+            for method in people.methods or [method for method in e.methods if method != "initial"]:
+                if own := [seed for seed in runs.seeds(e, method) if seed in (people.seeds or e.seeds)]:
+                    seeds[method] = own
             return settings.HumanEvalStage(
-                pages=_part(settings.HumanPages, e.human_eval),
-                datasets=e.datasets,
-                models=e.models,
-                seeds={method: own for method in ["initial", *methods] if (own := runs.seeds(e, method))},
+                pages=_part(settings.HumanPages, people), datasets=e.datasets, models=e.models, seeds=seeds
             )
         case "human_verdicts":
             return _part(settings.HumanVerdicts, s.experiments[w.experiment].human_eval)

@@ -664,7 +664,6 @@ class Judge(Section):
 class HumanPages(Section):
     """What people are asked, blind: which of two answers to a prompt is better, the initial model's or a method's."""
 
-    methods: list[Name] = Field([], description="methods of the experiment that are asked about; empty: all")
     prompts: Positive = Field(50, description="test prompts of each data set and model, the same for every method")
     annotators: Annotated[int, Field(ge=1, le=100)] = Field(3, description="people; each gets a page of their own")
     overlap: Share = Field(
@@ -687,6 +686,12 @@ class HumanVerdicts(Section):
 class HumanEval(HumanPages, HumanVerdicts):
     """A human evaluation: a page for each annotator, and the verdicts that come back."""
 
+    methods: list[Name] = Field([], description="methods of the experiment that are asked about; empty: all")
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(
+        [],
+        description="seeds of the trainings that are asked about, which share out the prompts; with one, intervals "
+        "are over prompts only; empty: all of the experiment",
+    )
     answers: str = execution(
         "human_eval", "folder for the CSV files that come back, from the working directory; of one experiment alone"
     )

@@ -157,6 +157,9 @@ def _of_experiment(settings: Settings, experiment: Experiment) -> Iterator[str]:
                 yield f"human_eval.methods: {method!r} is no trained method of the experiment" + suggestion(
                     method, trained
                 )
+        for seed in people.seeds:
+            if seed not in experiment.seeds:
+                yield f"human_eval.seeds: {seed} is no seed of the experiment, which has {experiment.seeds}"
         if not trained:
             yield "human_eval: nothing is compared with the initial model; name another one in `methods`"
     known = [*trained, *(f"{method}/seed{seed}" for method in trained for seed in experiment.seeds)]
