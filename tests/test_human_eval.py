@@ -307,7 +307,7 @@ def test_an_annotation_of_another_experiment_is_refused(world, tmp_path_factory)
 def test_agreement_of_a_published_example():
     """The nominal example of Krippendorff's "Computing Krippendorff's Alpha-Reliability" (2011, C): 0.743."""
 
-    ratings = ["123321412...", "12332241 25.3".replace(" ", ""), ".33323422 51.".replace(" ", ""), "12332441251."]
+    ratings = ["123321412...", "1233224125.3", ".3332342251.", "12332441251."]
     counts = [[[r[unit] for r in ratings].count(str(v)) for v in range(1, 6)] for unit in range(12)]
     counts = np.array([row for row in counts if sum(row) > 1])
     assert statistics.alpha(counts, resamples=200).mean == pytest.approx(0.743, abs=5e-4)
@@ -329,17 +329,18 @@ def test_agreement_of_equals_is_1_and_of_chance_holds_0():
     assert 88 <= held <= 99
 
 
-@pytest.mark.parametrize("trainings", [1, 3])
-def test_people_who_flip_coins_tell_no_method_from_the_initial_model(trainings):
-    """The interval of the win rate, so of wins less losses, holds a half in about 95 of 100 evaluations."""
+@pytest.mark.parametrize(("trainings", "points"), [(1, 10), (2, 37), (3, 19), (5, 14)])
+def test_people_who_flip_coins_tell_no_method_from_the_initial_model(trainings, points):
+    """The interval of the win rate, so of wins less losses, holds a half in about 95 of 100 evaluations.
+
+    Its half-widths are those of docs/scoring.md.
+    """
     seeds = {"initial": [0], "d2o": [*range(trainings)]}
-    asked = HumanEvalStage(
-        pages={"prompts": 40, "annotators": 3, "overlap": 0.3}, datasets=["pku"], models=["smol"], seeds=seeds
-    )
-    rows = pd.DataFrame(row for page in design(asked, prompts(40)) for row in page if not row["check"])
+    asked = HumanEvalStage(pages={"prompts": 60}, datasets=["pku"], models=["smol"], seeds=seeds)
+    rows = pd.DataFrame(row for page in design(asked, prompts(60)) for row in page if not row["check"])
     rng, (rate, wins, _, losses) = Random(0), metrics.PEOPLE_METRICS[:4]
-    held = 0
-    for _ in range(200):
+    held, halves = 0, []
+    for _ in range(100):
         pressed = [answers.verdict(rng.choice(KEYS), order) for order in rows["order"]]
         table = rows.assign(question="harmlessness", verdict=pressed)
         values = rate.of(table)
@@ -347,9 +348,11 @@ def test_people_who_flip_coins_tell_no_method_from_the_initial_model(trainings):
         chosen = table.loc[values.index]
         sample = Sample(values.to_numpy(), chosen["prompt_id"].to_numpy(), None, chosen["seed"].to_numpy())
         estimate = statistics.mean(sample, null=0.5)
-        assert estimate.n == 40
+        assert estimate.n == 60
         held += not estimate.excludes(0.5)
-    assert 184 <= held <= 200
+        halves.append((estimate.high - estimate.low) / 2)
+    assert 90 <= held
+    assert np.mean(halves) * 100 == pytest.approx(points, rel=0.2)
 
 
 # The report --------------------------------------------------------------------------------------
