@@ -451,12 +451,12 @@ def test_a_human_evaluation_of_nothing_is_told(entry, methods, told):
 
 
 @pytest.fixture
-def open_page(browser):
+def open_page(chromium):
     """Opens a page from the disk; whatever it asks for from elsewhere, or an error of its script, fails the test."""
     contexts, faults, requested = [], [], []
 
     def start(path: Path, script: str = "", **options):
-        contexts.append(browser.new_context(accept_downloads=True, **options))
+        contexts.append(chromium.new_context(accept_downloads=True, **options))
         page = contexts[-1].new_page()
         page.on("pageerror", lambda error: faults.append(error))
         page.on("console", lambda message: faults.append(message.text))
