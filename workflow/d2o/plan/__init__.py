@@ -43,7 +43,8 @@ _ASKED_BY = {
     "released": "set `keep: nothing`",
 }
 # Artifacts of an experiment that only some have: the key that asks for them.
-_ONLY_WITH = {"pair_quality_figure": "pair_quality", "human_pages": "human_eval", "human_verdicts": "human_eval"}
+_ONLY_WITH = {"pair_quality_figure": "pair_quality"}
+_ONLY_WITH |= dict.fromkeys(["human_key", "human_pages", "human_verdicts"], "human_eval")
 # What an exact scorer takes.
 _SMALL = {"threads": 1, "mem_mb": 4000, "runtime": 60, "gpu": 0}
 # Of a wildcard, those that must be known before it.
