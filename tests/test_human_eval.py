@@ -420,6 +420,10 @@ def test_what_comes_back_is_an_input_and_changes_no_page(tmp_path):
     assert Plan.annotations(plan, wildcards) == []
     tmp_path.joinpath("annotator-1 (2).csv").touch()
     assert Plan.annotations(plan, wildcards) == [f"{tmp_path}/annotator-1 (2).csv"]
+    tmp_path.joinpath("{x}.csv").touch()
+    plan.origin, plan._end = "c.yaml", lambda message: Plan._end(plan, message)
+    with pytest.raises(SystemExit, match=r"^c\.yaml: human_eval\.answers: .*\{x\}\.csv: a name with braces; give"):
+        Plan.annotations(plan, wildcards)
     pages = stages.of(chosen, "human_eval", wildcards)
     assert pages.seeds == {"initial": [0], "d2o": [0, 1]}
     one = config(human_eval={"seeds": [1]}, judges=[], tasks=[])

@@ -18,6 +18,7 @@ from d2o.contracts import CONTRACTS
 from d2o.layout import Layout
 from d2o.plan import checks, stages
 from d2o.sources import source_digest
+from d2o.texts import visible
 
 # Artifacts that the initial model has as well.
 _OF_INITIAL = {"responses", "heldout_logprobs", "scores", "answers"}
@@ -134,8 +135,12 @@ class Plan:
         ]
 
     def annotations(self, wildcards) -> list[str]:
-        """The files that annotators have sent back so far."""
-        return sorted(map(str, Path(self.annotated(wildcards)).glob("*.csv")))
+        """The files that annotators have sent back so far; one line, and the end, where Snakemake cannot name one."""
+        files = sorted(map(str, Path(self.annotated(wildcards)).glob("*.csv")))
+        for file in files:
+            if {"{", "}"} & {*file}:
+                self._end(f"human_eval.answers: {visible(file)}: a name with braces; give the file another one")
+        return files
 
     def annotated(self, wildcards) -> str:
         """The folder for them: a resource, for nothing depends on its name."""
