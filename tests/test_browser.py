@@ -6,11 +6,8 @@ import base64
 import gzip
 import json
 import math
-import os
 import random
 import re
-import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -159,27 +156,6 @@ def test_what_makes_the_page_too_large_is_left_out_and_told(monkeypatch):
 
 
 # In Chromium ----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    """The system's Chromium, Debian's package, as Playwright drives it."""
-    wanted = os.environ.get("D2O_TEST_CHROMIUM") == "1"
-    if wanted and shutil.which("chromium") is None:
-        if os.geteuid() != 0:
-            pytest.fail("D2O_TEST_CHROMIUM is 1, and installing Chromium needs root")
-        subprocess.run(["apt-get", "update", "-qq"], check=True)
-        subprocess.run(["apt-get", "install", "-y", "-qq", "chromium"], check=True)
-    if shutil.which("chromium") is None:
-        pytest.skip("there is no chromium; with D2O_TEST_CHROMIUM=1 this test installs it, as root")
-    if not wanted:
-        pytest.importorskip("playwright", reason="playwright is not installed: make env")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        yield started
-        started.close()
 
 
 @pytest.fixture(scope="module")
