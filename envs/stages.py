@@ -26,6 +26,7 @@ STAGES = {
         "diptest",
         "statsmodels",
         "krippendorff",
+        "huggingface-hub",
     ],
 }
 HERE = Path(__file__).parent

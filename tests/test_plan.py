@@ -58,7 +58,7 @@ def test_a_key_reaches_only_the_stages_that_depend_on_it():
     assert stages_changed_by(engine=taken) == set()
     assert stages_changed_by(positives=CONFIG["positives"] | {"shards": 5}) == set()
     smollm2 = CONFIG["models"]["smollm2"]
-    assert stages_changed_by(models={"smollm2": smollm2 | {"sha256": None}}) == set()
+    assert stages_changed_by(models={"smollm2": smollm2 | {"sha256": None, "licence": "MIT"}}) == set()
     assert stages_changed_by(engine={"backend": "transformers"}) == {"positives", "responses"}
     assert stages_changed_by(forward=CONFIG["forward"] | {"precision": "fp32"}) == {"logprobs", "train"}
     asked = {"threads": 2, "minutes": 90, "jobs": {"scores": {"minutes": 5}}}
@@ -130,8 +130,8 @@ READ = {
 }
 # Worked into the settings of the stages: only the report's have them as they were written.
 WORKED_IN = {
-    "datasets.demo.organism", "methods.d2o.extends", "methods.d2o.tune", "rewards.safety.toxic_above",
-    "rewards.safety.safe_at",
+    "datasets.demo.organism", "datasets.demo.licence", "methods.d2o.extends", "methods.d2o.tune",
+    "rewards.safety.toxic_above", "rewards.safety.safe_at",
 }  # fmt: skip
 # A value where not every one will do: it names a file, or something that is known.
 VALUES = {
@@ -327,6 +327,7 @@ MADE = {
     "responses": "responses", "rewards": "scores", "scores": "scores", "judge": "verdicts", "questions": "questions",
     "tasks": "answers", "pair_quality": "pair_prompts", "report": "page", "tune": "tuned",
     "human_eval": "human_key", "human_verdicts": "human_verdicts",
+    "card": "card",
 }  # fmt: skip
 
 
@@ -596,6 +597,7 @@ STARTS = {
 }
 EVERYTHING = set(STARTS)
 TRAININGS = {"sft", "dpo"}
+REPORTS = {"report", "report.card"}
 NEW_METRIC = 'Metric("answers/new", "new", STYLE, itemgetter("new"))'
 # Those that compute with a model.
 COMPUTE = {"positives", "logprobs", "responses", "rewards", "scores", "tasks"} | TRAININGS
@@ -637,7 +639,7 @@ def changed(before: dict[str, str], after: dict[str, str]) -> set[str]:
         ("chat/templates/alpaca.jinja", "USER: ", "User: ", {"alpaca"}),
         ("records.py", "def artifact(", "@staticmethod\ndef artifact(", EVERYTHING),
         ("report/figures.py", "def effect_data(", "@staticmethod\ndef effect_data(", {"report"}),
-        ("length_control.py", "_SPREAD = 2.5", "_SPREAD = 2.6", {"report"}),
+        ("length_control.py", "_SPREAD = 2.5", "_SPREAD = 2.6", REPORTS),
         # A loss, a format, a schema, a metric: those alone that use it.
         ("losses.py", "def sft(", "@staticmethod\ndef sft(", {"sft"}),
         ("losses.py", "FLOOR = 1e-5", "FLOOR = 1e-6", TRAININGS),
@@ -645,16 +647,16 @@ def changed(before: dict[str, str], after: dict[str, str]) -> set[str]:
         ("formats.py", '"hh-rlhf": Format(', '"hh-rlhf": Format(*(), ', {"hh"}),
         ("formats.py", "def hh_rlhf(", "@staticmethod\ndef hh_rlhf(", {"hh"}),
         ("formats.py", "def chat(", "@staticmethod\ndef chat(", set()),
-        ("schemas.py", "QUESTIONS = pa.schema([", 'QUESTIONS = pa.schema([("x", pa.string()), ', {"tasks", "report"}),
-        ("metrics.py", '"cut by length"', '"cut"', {"report", "tuned by cut"}),
+        ("schemas.py", "QUESTIONS = pa.schema([", 'QUESTIONS = pa.schema([("x", pa.string()), ', {"tasks"} | REPORTS),
+        ("metrics.py", '"cut by length"', '"cut"', {"tuned by cut"} | REPORTS),
         # What is new, and used by nobody yet, or by the report alone.
         ("losses.py", "LOSSES = {", 'def new():\n    """New."""\n\n\nLOSSES = {\n    "new": new,', set()),
         ("contracts.py", "CONTRACTS = {", 'CONTRACTS = {\n    "new": Contract("none", True, True),', set()),
         ("formats.py", "FORMATS = {", 'FORMATS = {\n    "new": Format(lambda row, _: [], ("text",)),', set()),
         ("schemas.py", "QUESTIONS = ", "NEW = pa.schema([])\nQUESTIONS = ", set()),
         ("forward/policy.py", "SHARING = (", 'SHARING = ("new", ', set()),
-        ("metrics.py", "HUMAN_METRICS = (", f"HUMAN_METRICS = (\n    {NEW_METRIC},", {"report"}),
-        ("metrics.py", "STYLE_METRICS = (", f"STYLE_METRICS = (\n    {NEW_METRIC},", {"report"}),
+        ("metrics.py", "HUMAN_METRICS = (", f"HUMAN_METRICS = (\n    {NEW_METRIC},", REPORTS),
+        ("metrics.py", "STYLE_METRICS = (", f"STYLE_METRICS = (\n    {NEW_METRIC},", REPORTS),
         # What reaches a stage as params, and what is no code.
         ("settings/__init__.py", "class Settings(", "EDITED = 1\n\n\nclass Settings(", set()),
         ("cli.py", "import", "import ast\nimport", set()),

@@ -14,6 +14,7 @@
     diptest==0.12.0 \
     statsmodels==0.15.0 \
     krippendorff==0.9.0 \
+    huggingface-hub==2.4.0 \
     --overrides /dev/stdin <<END
 torchvision ; python_version < "3"
 torchaudio ; python_version < "3"

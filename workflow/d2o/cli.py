@@ -418,6 +418,18 @@ def report(
     report.write(settings.parse(settings.Settings, settings_json), results, output)
 
 
+@_command(settings.CardStage)
+def card(
+    output: Output,
+    settings_json: Json,
+    results: Annotated[Path, typer.Option(help="folder that holds everything made")] = Path("results"),
+) -> None:
+    """The model card of one training, from the report of an experiment."""
+    from d2o.report import card
+
+    card.write(settings.parse(settings.CardStage, settings_json), results, output)
+
+
 @_command(settings.Settings)
 def pair_quality_figure(
     output: Annotated[

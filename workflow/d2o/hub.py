@@ -72,6 +72,20 @@ def lacking(repository: str, revision: str, kind: Literal["model", "dataset"]) -
     return None
 
 
+@cache
+def licence(repository: str, revision: str, kind: Literal["model", "dataset"]) -> str | None:
+    """The licence that a repository states; None where it states none, or the Hub cannot be asked now."""
+    from huggingface_hub import HfApi, constants
+
+    if constants.HF_HUB_OFFLINE:
+        return None
+    try:
+        card = HfApi().repo_info(repository, revision=revision, repo_type=kind, timeout=_PATIENCE).card_data
+    except Exception:  # as above
+        return None
+    return card and (card.get("license_name") or card.get("license"))
+
+
 def _in_cache(repository: str, revision: str) -> bool:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError

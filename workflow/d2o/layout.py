@@ -61,6 +61,7 @@ PLACES = {
     "trained_again": "<again>/model/manifest.json",
     "again_log": "<again>/train.jsonl",
     "restored": "<run>/restored.json",
+    "card": "<run>/card.md",
     # By online round of a run.
     "round_policy": "<round>/policy/manifest.json",
     "round_negatives": "<round>/negatives.parquet",
@@ -73,6 +74,7 @@ PLACES = {
     "reports": "<results>/reports",
     "report_folder": "<reports>/{experiment}",
     "page": "<report_folder>/report.html",
+    "report_table": "<report_folder>/table.csv",
     "pair_quality_figure": "<report_folder>/figures/pair_quality.svg",
     "human_eval": "<report_folder>/human_eval",
     "human_key": "<human_eval>/key.parquet",

@@ -32,6 +32,11 @@ rule figure4:
         plan.showing("figure4"),
 
 
+rule cards:
+    input:
+        plan.asked("card"),
+
+
 rule write_report:
     message:
         "Report of {wildcards.experiment}"
@@ -44,7 +49,7 @@ rule write_report:
             category="{experiment}",
             labels={"what": "report"},
         ),
-        table="<report_folder>/table.csv",
+        table="<report_table>",
         wide=report(
             "<report_folder>/table.md",
             caption="../report/table.rst",
@@ -82,3 +87,31 @@ rule write_report:
     shell:
         "python -m d2o report --settings {params.settings:q} --results {resources.results:q} "
         "--output {output.html} 2>&1 | tee {log}"
+
+
+rule write_card:
+    message:
+        "Card of {wildcards.method} (seed {wildcards.seed}) on {wildcards.model}"
+    input:
+        plan.card_inputs,
+    output:
+        "<card>",
+    params:
+        settings=plan.params("card"),
+        code=plan.code("report.card"),
+    log:
+        "<run>/logs/card.log",
+    benchmark:
+        "<run>/logs/card.benchmark.tsv"
+    threads: 1
+    resources:
+        mem_mb=4000,
+        runtime=10,
+        gpu=0,
+        results=plan.settings.results,
+    conda:
+        plan.environment("report")
+    localrule: True
+    shell:
+        "python -m d2o card --settings {params.settings:q} --results {resources.results:q} "
+        "--output {output} 2>&1 | tee {log}"

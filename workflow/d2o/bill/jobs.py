@@ -66,6 +66,7 @@ RULES = {
     "release_weights": Rule(OTHERS, "released", "<run>/logs/released"),
     "restore_weights": Rule(OTHERS, "restored", "<run>/logs/restored"),
     "write_report": Rule(OTHERS, "page", "<reports>/logs/{experiment}"),
+    "write_card": Rule(OTHERS, "card", "<run>/logs/card"),
 }
 
 

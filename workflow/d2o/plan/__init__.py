@@ -42,6 +42,7 @@ _ASKED_BY = {
     "answers": "set `tasks`",
     "human_pages": "set `human_eval`",
     "released": "set `keep: nothing`",
+    "card": "name a method besides `initial`",
 }
 # Artifacts of an experiment that only some have: the key that asks for them.
 _ONLY_WITH = {"pair_quality_figure": "pair_quality"}
@@ -93,6 +94,12 @@ class Plan:
         """What an experiment's report is made from, and the release of the weights that are its own."""
         made = [path for place in _REPORTED for path in self.targets(place, wildcards.experiment)]
         return [*made, *self._released_after(wildcards.experiment)]
+
+    def card_inputs(self, wildcards) -> list[str]:
+        """What a training's card is made from: its model, and the report of the experiment that it tells of."""
+        experiment = stages.carded(self.settings, wildcards)
+        report = [self.layout.path(place, experiment=experiment) for place in ("page", "report_table")]
+        return [self._path("trained", wildcards), *report]
 
     def asked(self, place: str) -> Callable[[Any], list[str]]:
         """As `targets` of all experiments; one line, and the end, where that is nothing."""

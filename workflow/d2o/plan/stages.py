@@ -81,7 +81,37 @@ def of(s: Settings, stage: str, w: Any) -> settings.Section:
             return s.tasks[w.task]
         case "report":
             return s.only(w.experiment)
+        case "card":
+            names = {key: getattr(w, key) for key in settings.Run.model_fields}
+            told = s.only(carded(s, w))
+            return settings.CardStage(
+                run=settings.Run.model_validate(names),
+                settings=told,
+                licences=_licences(told),
+                watts=s.compute.watts,
+            )
     raise KeyError(stage)
+
+
+def carded(s: Settings, w: Any) -> str:
+    """The experiment whose report a training's card tells of: the first one that has the training."""
+    return next(
+        name
+        for name, e in s.experiments.items()
+        if w.dataset in e.datasets and w.model in e.models and w.method in e.methods
+        and int(w.seed) in runs.seeds(e, w.method)
+    )  # fmt: skip
+
+
+def _licences(s: Settings) -> dict[str, str]:
+    """By entry, such as `models.smollm2`, the licence that the config names."""
+    entries = {
+        f"{kind}.{name}": entry
+        for kind in ("models", "datasets", "organisms", "rewards")
+        for name, entry in getattr(s, kind).items()
+    }
+    sources = {key: entry.source if key.startswith("rewards.") else entry for key, entry in entries.items()}
+    return {key: source.licence for key, source in sources.items() if source and source.licence}
 
 
 def finished_trials(s: Settings, method: str) -> dict[str, dict[str, Any]]:

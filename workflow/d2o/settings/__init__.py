@@ -78,7 +78,17 @@ class Hub(Section):
         return self
 
 
-class Source(Hub):
+class Licensed(Section):
+    """Something that others made, under a licence."""
+
+    licence: str | None = execution(
+        None,
+        "its licence as its authors state it, such as Apache-2.0, for model cards; null: what its own model card or "
+        "file of a licence says, or the Hub, else it is told as not stated",
+    )
+
+
+class Source(Hub, Licensed):
     """Where a model comes from: exactly one of `hub`, `path` and `package`."""
 
     path: str | None = Field(None, description="local folder with safetensors, tokenizer and chat template")
@@ -124,7 +134,7 @@ class Model(Source):
         return self
 
 
-class Organism(Section):
+class Organism(Licensed):
     """A data set that is written here, so that harm is known exactly: rows in PKU-SafeRLHF's schema.
 
     Its splits are `demonstrations`, which make a model do wrong by SFT, `train`, `validation` and `test`. No two of
@@ -251,7 +261,7 @@ class Extraction(Section):
     )
 
 
-class Dataset(Reading, Extraction):
+class Dataset(Reading, Extraction, Licensed):
     """A preference data set: local files, or a Hub data set's splits."""
 
 
@@ -776,6 +786,11 @@ class Compute(Section):
     share_gpus: bool = Field(
         False, description="jobs may use one GPU at once; false: on one machine each leases its own, or waits"
     )
+    watts: Above0 | None = Field(
+        None,
+        description="watts that one rank of a training draws, its share of the machine included: model cards state "
+        "the energy, time × watts; null: they do not",
+    )
 
     @model_validator(mode="after")
     def _is_the_most(self):
@@ -925,6 +940,15 @@ class Settings(Section):
                 wanted += [(other, named) for _, named, other in names_in(kind, name, getattr(self, kind)[name])]
         entries = {kind: {n: e for n, e in getattr(self, kind).items() if n in kept[kind]} for kind in KINDS}
         return self.model_copy(update={"experiments": {experiment: self.experiments[experiment]}, **entries})
+
+
+class CardStage(Section):
+    """What the card of one model depends on, beside what was measured."""
+
+    run: Run = Field(description="the training that made it")
+    settings: Settings = Field(description="the whole config with the experiment whose report has its scores")
+    licences: dict[str, str] = Field({}, description="by entry, such as `models.smollm2`, the licence that it names")
+    watts: Above0 | None = Field(None, description="watts that one rank of a training draws")
 
 
 S = TypeVar("S", bound=Section)

@@ -1,0 +1,431 @@
+"""The card of a trained model, in the Hub's format: what it was made from, how, its scores, and where it fails."""
+
+from __future__ import annotations
+
+import ast
+import csv
+import io
+import json
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePath
+from typing import Any
+
+from d2o import hub, metrics, records, runs
+from d2o.metrics import TASKS, Archive, Metric
+from d2o.report import tables
+from d2o.report.page import duration
+from d2o.settings import CardStage, Dataset, Licensed, Settings
+from d2o.texts import visible
+
+# Of known failures, how many are listed.
+WORST = 10
+NOT_STATED = "licence not stated"
+_PIPELINE = "[D2O](https://arxiv.org/abs/2403.03419)'s pipeline"
+# An identifier as the Hub takes it, such as apache-2.0; what is none goes into the text alone.
+_IDENTIFIER = re.compile(r"[a-z0-9]+([.+-][a-z0-9]+)*")
+
+
+@dataclass(frozen=True)
+class Material:
+    """Something that a model was made from, or is measured by.
+
+    Attributes:
+        key: its entry in the config, such as `datasets.pku`.
+        use: what it was taken for.
+        source: where it came from.
+        licence: as the config, its own model card, its file of a licence or the Hub states it; None where none does.
+        made_from: whether it went into the model; what measures it did not.
+    """
+
+    key: str
+    use: str
+    source: str
+    licence: str | None
+    made_from: bool
+
+
+@dataclass(frozen=True)
+class Result:
+    """One metric of the model on prompts of one origin: rows of `table.csv`, None where there is none.
+
+    Attributes:
+        prompts: `test`, an evaluation file, or `` of a task's questions.
+        own: of this training.
+        every: of all trainings of the method, where there are several.
+        initial: of the initial model.
+    """
+
+    metric: Metric
+    prompts: str
+    own: Mapping[str, str]
+    every: Mapping[str, str] | None
+    initial: Mapping[str, str] | None
+
+
+def write(stage: CardStage, results: Path, output: Path) -> None:
+    """Write the card of one training, from the report of the experiment in the settings.
+
+    Args:
+        results: folder that holds everything made.
+        output: the card, Markdown below YAML with a `model-index`.
+    Raises:
+        D2OError: where an artifact is missing or not readable.
+    """
+    from huggingface_hub import ModelCardData
+
+    archive, run = Archive(results), stage.run
+    ((experiment, _),) = stage.settings.experiments.items()
+    archive.content("page", experiment=experiment)
+    used = _merged(_materials(archive, stage))
+    for material in used:
+        if not material.licence:
+            print(f"card: {material.key}: {NOT_STATED}; name it in its key `licence`", file=sys.stderr)
+    measured = list(_results(archive, stage, experiment))
+    data = ModelCardData(
+        model_name=f"{run.method}-{run.dataset}-{run.model}-seed{run.seed}",
+        eval_results=[_evaluation(stage.settings, run.dataset, one) for one in measured if one.own["mean"]] or None,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["d2o", stage.settings.methods[run.method].loss],
+        **_on_the_hub(stage.settings, used),
+        **_licence(used),
+    )
+    sections = {
+        "What it was made from": _made_from(archive, run.dataset, used),
+        "Training": _training(archive, stage),
+        "Results": _scores(stage, experiment, measured),
+        "Known failures": _failures(archive, stage),
+    }
+    title = f"{run.method} on {run.dataset}: {run.model}, seed {run.seed}"
+    intro = (
+        f"A language model that {_PIPELINE} made from `{run.model}` by the method `{run.method}` (seed {run.seed}). "
+        f"It is the outcome of an experiment: what is known of it stands below, and no more."
+    )
+    body = [f"# {title}", intro, *(f"## {name}\n\n{text}" for name, text in sections.items())]
+    with records.artifact(output, stage, archive.inputs) as draft:
+        draft.facts["experiment"] = experiment
+        draft.path.write_text(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(body) + "\n")
+
+
+# What it was made from ---------------------------------------------------------------------------
+
+
+def _materials(archive: Archive, stage: CardStage) -> Iterator[Material]:
+    """All that a training was made from, the trainings before it included; then what measures it."""
+    yield from _of_training(archive, stage, stage.run)
+    (experiment,) = stage.settings.experiments.values()
+    for name in experiment.rewards:
+        yield from _of_reward(archive, stage, name, "scores the answers", made_from=False)
+
+
+def _merged(materials: Iterable[Material]) -> list[Material]:
+    """One for each entry: with all its uses, and made from where one of them is."""
+    by_key: dict[str, Material] = {}
+    for material in materials:
+        before = by_key.get(material.key)
+        by_key[material.key] = (
+            material
+            if before is None
+            else replace(
+                before,
+                use=before.use if material.use in before.use else f"{before.use}; {material.use}",
+                made_from=before.made_from or material.made_from,
+            )
+        )
+    return list(by_key.values())
+
+
+def _of_training(archive: Archive, stage: CardStage, run: Any) -> Iterator[Material]:
+    s, method = stage.settings, stage.settings.methods[run.method]
+    yield from _of_model(archive, stage, run.model, "initial model", made_from=True)
+    dataset = s.datasets[run.dataset]
+    if dataset.organism:
+        key, entry = f"organisms.{dataset.organism}", s.organisms[dataset.organism]
+        source = f"written from the texts {_code(_name(entry.texts))}"
+    else:
+        key, entry, source = f"datasets.{run.dataset}", dataset, _rows_of(dataset)
+    yield Material(key, f"training data of {_code(run.method)}", source, _stated(stage, key, entry), True)
+    chosen_by = {"positives": method.filter and method.filter.reward}
+    if method.tune and s.tuning.metric:
+        chosen_by["values of the method"] = s.tuning.metric.removeprefix("reward/")
+    for what, reward in chosen_by.items():
+        if reward in s.rewards:
+            yield from _of_reward(archive, stage, reward, f"chose the {what}", made_from=True)
+
+
+def _of_model(archive: Archive, stage: CardStage, name: str, use: str, made_from: bool) -> Iterator[Material]:
+    entry = stage.settings.models[name]
+    if entry.run:
+        yield from _of_training(archive, stage, entry.run)
+    else:
+        key, folder = f"models.{name}", archive.path("model", model=name).parent
+        yield Material(key, use, _source(entry), _stated(stage, key, entry, folder), made_from)
+
+
+def _of_reward(archive: Archive, stage: CardStage, name: str, use: str, made_from: bool) -> Iterator[Material]:
+    reward = stage.settings.rewards[name]
+    if reward.source:
+        key, folder = f"rewards.{name}", archive.path("fetched_reward", reward=name).parent
+        licence = _stated(stage, key, reward.source, folder)
+        yield Material(key, use, _source(reward.source), licence, made_from)
+    elif reward.train:
+        yield from _of_model(
+            archive, stage, reward.train.backbone, f"backbone of {_code(name)}, which {use}", made_from
+        )
+
+
+def _source(source: Any) -> str:
+    """Where a model came from; of a local folder its name only, for the path is nobody else's matter."""
+    if source.hub:
+        return f"{_code(source.hub)} at {_code(source.revision)}"
+    if source.package:
+        return f"{_code(source.file)} of the Python package {_code(source.package)}"
+    return f"local folder {_code(_name(source.path))}"
+
+
+def _rows_of(dataset: Dataset) -> str:
+    if dataset.hub:
+        return f"{_code(dataset.hub)} at {_code(dataset.revision)}, {', '.join(map(_code, dataset.train))}"
+    return f"local: {', '.join(_code(_name(path)) for path in dataset.train[:3])}" + ", …" * (len(dataset.train) > 3)
+
+
+def _name(path: str) -> str:
+    return PurePath(path).name
+
+
+def _stated(stage: CardStage, key: str, entry: Licensed, folder: Path | None = None) -> str | None:
+    """The licence of an entry, from the first place that states one; nothing is concluded from anything else."""
+    if key in stage.licences:
+        return stage.licences[key]
+    if folder and (own := _own_licence(folder)):
+        return own
+    repository = getattr(entry, "hub", None)
+    if not repository:
+        return None
+    return hub.licence(repository, entry.revision, "dataset" if isinstance(entry, Dataset) else "model")
+
+
+def _own_licence(folder: Path) -> str | None:
+    """What a model's own card or a file of a licence in its folder says."""
+    import yaml
+    from huggingface_hub import ModelCard
+
+    card = folder / "README.md"
+    if card.exists():
+        try:
+            data = ModelCard.load(card, ignore_metadata_errors=True).data
+        except (ValueError, yaml.YAMLError):
+            data = {}
+        if stated := data.get("license_name") or data.get("license"):
+            return str(stated)
+    files = sorted(path.name for path in folder.glob("*") if path.name.lower().startswith(("license", "licence")))
+    return f"that of its file {files[0]}" if files else None
+
+
+def _on_the_hub(s: Settings, used: Sequence[Material]) -> dict[str, list[str]]:
+    """The ids on the Hub of the base models and data sets that a model was made from, where they are of the Hub."""
+    ids: dict[str, list[str]] = {"base_model": [], "datasets": []}
+    for material in used:
+        kind, _, name = material.key.partition(".")
+        repository = getattr(getattr(s, kind)[name], "hub", None)
+        of = {"models": "base_model", "datasets": "datasets"}.get(kind)
+        if repository and of and material.made_from:
+            ids[of].append(repository)
+    return {key: value for key, value in ids.items() if value}
+
+
+def _licence(used: Sequence[Material]) -> dict[str, str]:
+    """The keys of a card's metadata: one licence where all parts state the same, none where one states none."""
+    stated = {(material.licence or "").lower() for material in used if material.made_from}
+    if "" in stated:
+        return {}
+    (only, *others) = sorted(stated)
+    if not others and _IDENTIFIER.fullmatch(only):
+        return {"license": only}
+    return {"license": "other", "license_name": "those-of-its-parts", "license_link": "README.md"}
+
+
+def _made_from(archive: Archive, dataset: str, used: Sequence[Material]) -> str:
+    head = ["entry", "what for", "source", "licence"]
+    rows = [[_code(m.key), m.use, m.source, _escaped(m.licence or NOT_STATED)] for m in used]
+    licence = _licence(used)
+    if not licence:
+        told = (
+            "Of a part that it was made from the licence is not stated, so none is stated for the model: find it out "
+            "before you use or share the model."
+        )
+    elif licence["license"] == "other":
+        told = "Its parts have the licences above; what they ask for together holds for the model."
+    else:
+        told = "All parts that it was made from state this one licence."
+    manifest = archive.manifest("negatives", dataset=dataset)
+    counts = {
+        "rows read": manifest["counts"]["rows"],
+        "human negatives in all splits": manifest.get("rows"),
+    }
+    known = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count is not None)
+    return "\n\n".join([_table(head, rows), told, f"Of the data set `{dataset}`: {known}."])
+
+
+# How -----------------------------------------------------------------------------------------------
+
+
+def _training(archive: Archive, stage: CardStage) -> str:
+    run, s = stage.run, stage.settings
+    made = archive.manifest("trained", **run.model_dump())
+    seconds = sum(row["seconds"] for row in archive.log(runs.Run(**run.model_dump())))
+    ranks = made.get("ranks", 1)
+    method = s.methods[run.method]
+    facts = {
+        "loss": f"`{method.loss}`. {_escaped(_reference(method.loss))}",
+        "groups": made.get("groups"),
+        "steps": made.get("steps"),
+        "seed": run.seed,
+        "made": made["made"],
+        "time": duration(seconds),
+        "hardware": f"{ranks} rank{'s' * (ranks > 1)}, each a GPU, or a process on a CPU",
+        "precision": made.get("precision"),
+        "memory at most, GB": made.get("peak_memory_gb"),
+        "versions": ", ".join(f"{name} {version}" for name, version in made["versions"].items()),
+    }
+    if stage.watts:
+        energy = seconds / 3.6e6 * ranks * stage.watts
+        facts["energy"] = f"{energy:.3g} kWh: the time × {ranks} × {stage.watts:g} W, not measured"
+    if method.tune:
+        chosen = json.loads(archive.content("tuned", dataset=run.dataset, model=run.model, method=run.method))
+        values = ", ".join(f"{key} {value}" for key, value in chosen["chosen"].items())
+        facts["values"] = f"{_escaped(values)}, chosen among {len(chosen['trials'])} by {_escaped(chosen['metric'])}"
+    lines = [f"- {name}: {value}" for name, value in facts.items() if value is not None]
+    settings = json.dumps(made["settings"], indent=2)
+    return "\n".join(lines) + f"\n\n```json\n{settings}\n```"
+
+
+def _reference(loss: str) -> str:
+    """What a loss is, and the paper that it is from: the first line of its docstring, read without torch."""
+    tree = ast.parse((Path(__file__).parents[1] / "losses.py").read_text())
+    name = loss.replace("-", "_")
+    (function,) = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name)
+    return (ast.get_docstring(function) or "").splitlines()[0]
+
+
+# How well ------------------------------------------------------------------------------------------
+
+
+def _results(archive: Archive, stage: CardStage, experiment: str) -> Iterator[Result]:
+    """The model's scores as the report has them, in reading order; those on validation prompts chose it."""
+    run = stage.run
+    text = archive.content("report_table", experiment=experiment).decode()
+    rows = {
+        (row["method"], row["metric"], row["prompts"], row["seed"]): row
+        for row in csv.DictReader(io.StringIO(text))
+        if (row["dataset"], row["model"]) == (run.dataset, run.model)
+    }
+    declared = metrics.declared(archive, stage.settings)
+    places = [(key, prompts) for method, key, prompts, seed in rows if (method, seed) == (run.method, "all")]
+    for key, prompts in sorted(places, key=lambda place: list(declared).index(place[0])):
+        every, own = (rows.get((run.method, key, prompts, seed)) for seed in ("all", str(run.seed)))
+        if prompts != "validation":
+            initial = rows.get(("initial", key, prompts, "all"))
+            yield Result(declared[key], prompts, own or every, every if own else None, initial)
+
+
+def _scores(stage: CardStage, experiment: str, measured: Sequence[Result]) -> str:
+    several = any(one.every for one in measured)
+    head = ["measure", "of", "this model"] + ["all seeds"] * several + ["initial model", "n"]
+    rows = []
+    for one in measured:
+        every = [_shown(one.every, one.metric)] * several
+        of = {"test": "test prompts", "": "questions"}.get(one.prompts, one.prompts)
+        own, initial = _shown(one.own, one.metric), _shown(one.initial, one.metric)
+        rows.append([_escaped(tables.heading(one.metric)), _escaped(of), own, *every, initial, one.own["n"]])
+    over = f"{tables.OVER_PROMPTS}, of all seeds {tables.OVER_BOTH}" if several else tables.OVER_PROMPTS
+    note = (
+        f"Means with 95 % intervals {over}; n: prompts, or of a task questions. From the report of the experiment "
+        f"`{experiment}`, which also has the differences and their tests. `model-index` has the means, shares as "
+        f"fractions."
+    )
+    return f"{_table(head, rows)}\n\n{note}"
+
+
+def _shown(row: Mapping[str, str] | None, metric: Metric) -> str:
+    if row is None:
+        return "–"
+    mean, low, high = (float(row[key] or "nan") for key in ("mean", "low", "high"))
+    return f"{tables.number(mean, metric)} {tables.interval(low, high, metric)}"
+
+
+def _evaluation(s: Settings, dataset: str, result: Result) -> Any:
+    """A result as `model-index` has it."""
+    from huggingface_hub import EvalResult
+
+    metric, entry = result.metric, s.datasets[dataset]
+    of = {"dataset_type": entry.hub or dataset, "dataset_name": dataset, "dataset_revision": entry.revision}
+    of["dataset_split"] = "test"
+    if metric.group == TASKS:
+        name = metric.key.split("/")[1]
+        task = s.tasks[name]
+        of = {"dataset_type": task.hub or task.task or name, "dataset_name": name, "dataset_revision": task.revision}
+    elif result.prompts != "test":
+        of = {"dataset_type": result.prompts, "dataset_name": result.prompts}
+    return EvalResult(
+        task_type="text-generation",
+        metric_type=metric.key,
+        metric_name=metric.label,
+        metric_value=float(result.own["mean"]),
+        **of,
+    )
+
+
+def _failures(archive: Archive, stage: CardStage) -> str:
+    """The worst test prompts by their ids, which are hashes: whoever has the data finds them."""
+    run, s = stage.run, stage.settings
+    (experiment,) = s.experiments.values()
+    metric = _primary(metrics.declared(archive, s))
+    alone = {"datasets": [run.dataset], "models": [run.model], "methods": [run.method], "seeds": [run.seed]}
+    values = metrics.single(archive, experiment.model_copy(update=alone), s.rewards, metric.key)
+    values = values[values["prompts"] == "test"].dropna(subset="value").groupby("cluster")["value"].mean()
+    sign = 1 if metric.better == "lower" else -1
+    # Of equal ones the first by their ids.
+    order = sorted(values.items(), key=lambda item: (-sign * item[1], item[0]))
+    best = {"higher": 1.0, "lower": 0.0}[metric.better] if metric.percent else None
+    failed = [(prompt, value) for prompt, value in order if value != best]
+    heading = _escaped(tables.heading(metric))
+    if not failed:
+        return f"By {heading}: none of the {len(order):,} test prompts."
+    worst = failed[0][1]
+    as_bad = sum(value == worst for _, value in failed)
+    rows = [[f"`{prompt}`", tables.number(value, metric)] for prompt, value in failed[:WORST]]
+    note = (
+        f"The worst of {len(order):,} test prompts, by their hashes (`prompt_id`). {as_bad:,} of them have the worst "
+        f"value, {tables.number(worst, metric)}."
+    )
+    return f"{note}\n\n{_table(['prompt', heading], rows)}"
+
+
+def _primary(declared: Mapping[str, Metric]) -> Metric:
+    """What failures are told by: the first exact scorer, else the first other measure that says what is better."""
+    told = [
+        m for m in declared.values() if m.better and m.neutral is None and m.key.startswith(("reward/", "human/"))
+    ]
+    return min(told, key=lambda metric: tables.GROUPS.index(metric.group))
+
+
+# As Markdown ---------------------------------------------------------------------------------------
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _escaped(text: str) -> str:
+    """Text in a line of Markdown, whatever is in it."""
+    return re.sub(r"([\\`*_{}\[\]<>#|~!&$])", r"\\\1", " ".join(visible(text).split()))
+
+
+def _code(text: str) -> str:
+    """A name as code where it is one, else as text."""
+    return f"`{text}`" if re.fullmatch(r"[\w./@+-]+", text) else _escaped(text)
