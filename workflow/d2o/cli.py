@@ -524,11 +524,37 @@ def show(path: Annotated[Path, typer.Argument(help="an artifact, or its manifest
 
 
 @app.command()
-def verify(folder: Annotated[Path, typer.Argument(help="folder of results", exists=True, file_okay=False)]) -> None:
-    """Compare every artifact with the SHA-256 that it was written with."""
-    from d2o import verify
+def push(
+    run: Annotated[Path, typer.Argument(help="folder of a training, or its model's manifest", exists=True)],
+    repository: Annotated[str, typer.Argument(help="id on the Hub, such as you/rude-mended", metavar="HUB-ID")],
+    public: Annotated[
+        bool, typer.Option("--public", help="for all to see; else a new repository is private")
+    ] = False,
+) -> None:
+    """Upload a trained model to the Hub, with its card and report, in one commit."""
+    from d2o import push
 
-    problems, counted = verify.verify(folder)
+    typer.echo(push.push(run, repository, public))
+
+
+@app.command()
+def bundle(
+    experiment: Annotated[str, typer.Argument(help="of the config; its report and cards are there")],
+    output: Annotated[Path, typer.Option(help="the bundle, a .zip", dir_okay=False)],
+    config: Annotated[Path, typer.Option(help="a config", exists=True, dir_okay=False)] = Path("config/config.yaml"),
+) -> None:
+    """Pack what an experiment's numbers rest on, but weights and texts, for a paper's appendix."""
+    from d2o import bundle
+
+    bundle.write(config, experiment, output)
+
+
+@app.command()
+def verify(path: Annotated[Path, typer.Argument(help="folder of results, or a bundle", exists=True)]) -> None:
+    """Compare every artifact, or every file of a bundle, with the SHA-256 that it was written with."""
+    from d2o import bundle, verify
+
+    problems, counted = verify.verify(path) if path.is_dir() else bundle.verify(path)
     typer.echo("\n".join([*problems, counted]))
     if problems:
         sys.exit(1)

@@ -1,0 +1,273 @@
+"""All that an experiment's numbers rest on, but weights and texts, in one archive for a paper's appendix.
+
+Its metadata are an RO-Crate (https://w3id.org/ro/crate/1.1), which names each file with its SHA-256. Names are in
+order, times fixed and files not compressed: two bundles of the same state are the same bytes on any machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mimetypes
+import os
+import subprocess
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from importlib import metadata
+from pathlib import Path, PurePath
+from types import SimpleNamespace
+from typing import Any
+
+from d2o import layout, records
+from d2o.errors import D2OError
+from d2o.layout import manifest_path
+from d2o.texts import visible
+
+METADATA = "ro-crate-metadata.json"
+_SPECIFICATION = "https://w3id.org/ro/crate/1.1"
+# Not in the context of version 1.1.
+_SHA256 = {"sha256": "https://schema.org/sha256"}
+_ROOT = Path(__file__).parents[2]
+# Keys of manifests that hold texts of data.
+_TEXTS = {"leaks", "examples"}
+_README = """\
+# {experiment}
+
+What the numbers of the experiment `{experiment}` rest on, packed by `d2o bundle`. `d2o verify` compares each file
+with the SHA-256 in `{metadata}`.
+
+- `config.yaml`: the config as it was written. `settings.json`: of this experiment, with all defaults.
+- `environment.lock.txt`: the packages and their versions.
+- `manifests/`: what made each artifact: settings, digests of inputs and outputs, versions, time. Paths are reduced to
+  names, and examples out of the data left out.
+- `report/`: the page, its tables and figures. `cards/`: a model card for each training.
+
+Not in it: weights, data, prompts and answers, but for those that the page shows.
+"""
+
+
+def write(config: Path, experiment: str, output: Path) -> None:
+    """Write the bundle of an experiment whose report and cards are there.
+
+    Raises:
+        D2OError: where there is no such experiment, or what belongs into it is missing, damaged, or was made with
+            other settings.
+    """
+    content = _collect(config, experiment)
+    made = records.read_manifest(content.page)["made"]
+    content.files[METADATA] = _json(_crate(experiment, made, content.files))
+    temporary = output.with_name(f".{output.name}.tmp")
+    with zipfile.ZipFile(temporary, "w") as archive:
+        for name, data in sorted(content.files.items()):
+            entry = zipfile.ZipInfo(name)  # of 1980, whenever it is written
+            entry.external_attr = 0o644 << 16
+            archive.writestr(entry, data)
+    records.sync(temporary)
+    temporary.replace(output)
+
+
+def verify(bundle: Path) -> tuple[list[str], str]:
+    """Compare every file of a bundle with the SHA-256 in its metadata.
+
+    Returns:
+        A line for each file that is damaged, gone, or not named there; and a line with what was counted.
+    Raises:
+        D2OError: where the file is no bundle, or its metadata cannot be read.
+    """
+    try:
+        with zipfile.ZipFile(bundle) as archive:
+            if sum(entry.file_size for entry in archive.infolist()) > records.LARGEST:
+                raise D2OError(f"{bundle}: unpacks to more than {records.LARGEST >> 20} MiB; is it the right file?")
+            told = _told(archive)
+            problems = [f"{bundle}: {problem}; get it again" for problem in _problems(archive, told)]
+    except (zipfile.BadZipFile, OSError, KeyError) as error:
+        raise D2OError(f"{bundle}: no bundle of d2o, or a damaged one ({_line(error)}); get it again") from None
+    return problems, f"{len(told):,} files, {len(problems):,} not whole"
+
+
+def _told(archive: zipfile.ZipFile) -> dict[str, str]:
+    """By file, the SHA-256 that the metadata name."""
+    data = _unpacked(archive, METADATA)
+    if data is None:
+        raise zipfile.BadZipFile(f"{METADATA} is damaged")
+    try:
+        graph = json.loads(data)["@graph"]
+        told = {entity["@id"]: entity["sha256"] for entity in graph if entity["@type"] == "File"}
+        (root,) = (entity for entity in graph if entity["@id"] == "./")
+        parts = {part["@id"] for part in root["hasPart"]}
+    except (ValueError, TypeError, KeyError, RecursionError):
+        raise zipfile.BadZipFile(f"{METADATA} is none") from None
+    if parts != told.keys():
+        raise zipfile.BadZipFile(f"{METADATA} contradicts itself")
+    return told
+
+
+def _problems(archive: zipfile.ZipFile, told: Mapping[str, str]) -> Iterator[str]:
+    names = Counter(archive.namelist())
+    for name in sorted({*told, *names} - {METADATA}):
+        if name not in names:
+            yield f"{visible(name)} is gone"
+        elif name not in told or names[name] > 1:
+            yield f"{visible(name)} is not of it"
+        else:
+            data = _unpacked(archive, name)
+            if data is None or hashlib.sha256(data).hexdigest() != told[name]:
+                yield f"{visible(name)} is damaged"
+
+
+def _unpacked(archive: zipfile.ZipFile, name: str) -> bytes | None:
+    """A file of an archive, at most as large as the archive says; None where it cannot be unpacked."""
+    try:
+        return archive.read(name)
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError):
+        return None  # the last two: a bit says that it is encrypted, or packed otherwise
+
+
+# What is in it --------------------------------------------------------------------------------------
+
+
+def _collect(config: Path, experiment: str) -> SimpleNamespace:
+    """The files of a bundle by name but the metadata, and the page that they are about."""
+    import yaml
+
+    from d2o.plan import Plan, checks
+    from d2o.settings.messages import suggestion
+
+    written = config.read_bytes()
+    plan = Plan(yaml.safe_load(written), str(config))
+    if experiment not in plan.settings.experiments:
+        raise D2OError(f"{config}: no experiment {experiment!r}" + suggestion(experiment, plan.settings.experiments))
+    settings = plan.settings.only(experiment)
+    (page,), cards = plan.targets("page", experiment), plan.targets("card", experiment)
+    needed = plan.report_inputs(SimpleNamespace(experiment=experiment))
+    for path in (*needed, page, *cards):
+        if not Path(path).exists():
+            target = "cards" if path in cards else page
+            raise D2OError(f"{path}: no such file; make it with: snakemake --configfile {config} {target}")
+    if changed := checks.differing(page, settings):
+        raise D2OError(f"{page}: made with other settings ({', '.join(changed)}); run snakemake again")
+    lock = _ROOT / "envs" / f"{'gpu' if plan.settings.compute.gpus else 'cpu'}.lock.txt"
+    files = {
+        "README.md": _README.format(experiment=experiment, metadata=METADATA).encode(),
+        "config.yaml": written,
+        "settings.json": _json(_without_folders(settings.model_dump(mode="json"))),
+        "environment.lock.txt": lock.read_bytes(),
+    }
+    folder = Path(page).parent
+    for path in sorted(path for path in folder.rglob("*") if manifest_path(path).exists() and path.is_file()):
+        if path != manifest_path(path):
+            files[f"report/{path.relative_to(folder).as_posix()}"] = _whole(path)
+    for path in cards:
+        name = os.path.relpath(path, plan.settings.results)
+        run = layout.names_in("card", PurePath(name).as_posix())
+        files["cards/{dataset}/{model}/{method}/seed{seed}.md".format_map(run)] = _whole(Path(path))
+    for name, manifest in _manifests([*needed, page, *cards], plan.settings.results).items():
+        files[f"manifests/{name}"] = _json(_without_folders(_without_texts(manifest)))
+    return SimpleNamespace(files=files, page=page)
+
+
+def _whole(path: Path) -> bytes:
+    data = path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != records.read_manifest(path)["content"]:
+        raise D2OError(f"{path}: damaged since it was written; delete it and run snakemake again")
+    return data
+
+
+def _manifests(artifacts: Iterable[str], results: str) -> dict[str, dict[str, Any]]:
+    """The manifests of artifacts and of all in the results that they were made from, directly or not, by name."""
+    manifests: dict[str, dict[str, Any]] = {}
+    queue = [*artifacts]
+    while queue:
+        path = manifest_path(queue.pop())
+        name = PurePath(os.path.relpath(path, results)).as_posix()
+        if path.exists() and name not in manifests and not name.startswith("../"):
+            manifests[name] = records.read_manifest(path)
+            queue += manifests[name].get("inputs", {})
+    return manifests
+
+
+def _without_texts(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in manifest.items() if key not in _TEXTS}
+
+
+def _without_folders(data: Any) -> Any:
+    """Plain data with the mere name in place of each absolute path: where things lie here is nobody else's matter."""
+    match data:
+        case dict():
+            return {_without_folders(key): _without_folders(value) for key, value in data.items()}
+        case list():
+            return [_without_folders(value) for value in data]
+        case str() if PurePath(data).is_absolute():
+            return f"…/{PurePath(data).name}"
+    return data
+
+
+# As an RO-Crate -------------------------------------------------------------------------------------
+
+
+def _crate(experiment: str, made: str, files: Mapping[str, bytes]) -> dict[str, Any]:
+    """The metadata: the archive, each file, and the code that made them."""
+    root = {
+        "@id": "./",
+        "@type": "Dataset",
+        "name": f"{experiment}: alignment from human negatives only",
+        "description": f"Config, environment, manifests, report and model cards of the experiment {experiment}.",
+        "datePublished": made,
+        "license": "Not stated here; licences of what the models were made from stand in the model cards.",
+        "hasPart": [{"@id": name} for name in sorted(files)],
+        "mentions": {"@id": "#report"},
+    }
+    parts = [
+        {
+            "@id": name,
+            "@type": "File",
+            "name": PurePath(name).name,
+            "encodingFormat": mimetypes.guess_type(name)[0] or "text/plain",
+            "contentSize": str(len(data)),
+            "sha256": hashlib.sha256(data).hexdigest(),
+        }
+        for name, data in sorted(files.items())
+    ]
+    action = {
+        "@id": "#report",
+        "@type": "CreateAction",
+        "name": "The report",
+        "endTime": made,
+        "instrument": {"@id": "#d2o"},
+        "result": {"@id": "report/report.html"},
+    }
+    software = {"@id": "#d2o", "@type": "SoftwareApplication", "name": "d2o", "softwareVersion": _version()}
+    descriptor = {
+        "@id": METADATA,
+        "@type": "CreativeWork",
+        "about": {"@id": "./"},
+        "conformsTo": {"@id": _SPECIFICATION},
+    }
+    return {
+        "@context": [f"{_SPECIFICATION}/context", _SHA256],
+        "@graph": [descriptor, root, *parts, action, software],
+    }
+
+
+def _version() -> str:
+    """The version of the code, with the commit of git and whether files differ from it, where git knows."""
+    version = metadata.version("d2o")
+    git = ["git", "-C", str(_ROOT)]
+    try:
+        told = [
+            subprocess.run([*git, *command], capture_output=True, text=True, check=True).stdout.strip()
+            for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+        ]
+    except (OSError, subprocess.CalledProcessError):
+        return version
+    return f"{version}, commit {told[0]}" + ", with edits" * bool(told[1])
+
+
+def _json(data: Any) -> bytes:
+    return (json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _line(error: BaseException) -> str:
+    return visible(" ".join(str(error).split()))

@@ -1,0 +1,151 @@
+"""A trained model on the Hub: weights, tokenizer, card and report in one commit, for its owner's eyes by default."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from d2o import records, weights
+from d2o.errors import D2OError
+from d2o.layout import PLACES, Layout
+from d2o.texts import visible
+
+# What says in a repository that it was made here: another one is not written to.
+MARK = "d2o.json"
+_UPLOADED = {".safetensors", ".json", ".jinja", ".model", ".txt"}
+# Of the model's manifest, what a reader elsewhere may want; its inputs are paths of this machine.
+_TOLD = ("made", "seconds", "steps", "ranks", "groups", "precision", "peak_memory_gb", "settings", "versions")
+_WAYS_OUT = {
+    401: "check HF_TOKEN",
+    403: "give the token the right to write there",
+    409: "somebody else writes there: look at it, and push again",
+    412: "somebody else has written there: look at it, and push again",
+}
+
+
+def push(run: Path, repository: str, public: bool) -> str:
+    """Upload a training's model, card and report.
+
+    Args:
+        run: the training's folder, its model's, or the manifest in that.
+        repository: id on the Hub, `owner/name`; made where there is none, private unless `public`.
+    Returns:
+        The address of the commit.
+    Raises:
+        D2OError: where weights, card or report are missing or not of one state, there is no token, the repository
+            holds what was not pushed from here or is more public than asked for, or the Hub does not take it.
+    """
+    from huggingface_hub import get_token
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    files = collect(run)
+    try:
+        validate_repo_id(repository)
+    except HFValidationError as error:
+        raise D2OError(f"{repository}: no id of the Hub ({_line(error)}); name one such as you/rude-mended") from None
+    if "/" not in repository:
+        raise D2OError(f"{repository}: no owner; name one such as you/{repository}")
+    token = get_token()
+    if not token:
+        raise D2OError("no token of the Hub: set HF_TOKEN to one that may write, or log in with `hf auth login`")
+    try:
+        return _commit(repository, files, public, token)
+    except D2OError:
+        raise
+    except Exception as error:  # of the HTTP library, whichever the Hub's uses, or of a reply that is none
+        cause = error.__cause__ or error
+        status = getattr(getattr(cause, "response", None), "status_code", None)
+        # Signatures stand in the queries of addresses.
+        told = re.sub(r"\?\S+", "", _line(cause).replace(token, "…"))
+        reason = f"{status}: {told}" if status else told
+        way_out = _WAYS_OUT.get(status, "check the network, and push again")
+        raise D2OError(f"{repository}: nothing was committed ({reason}); {way_out}") from None
+
+
+def collect(run: Path) -> dict[str, Path | bytes]:
+    """What is uploaded of a training, by its name in the repository; errors as `push`."""
+    run = run.resolve()
+    run = run.parent if run.name == "manifest.json" else run
+    run = run.parent if run.name == "model" else run
+    model, card = run / "model", run / Path(PLACES["card"]).name
+    if not (model / "manifest.json").exists():
+        raise D2OError(f"{run}: no training's folder: it has no model/manifest.json")
+    if lacking := weights.lacking(model):
+        raise D2OError(lacking)
+    manifest = records.read_manifest(model)
+    content = {n: d for n, d in manifest["content"].items() if "/" not in n and Path(n).suffix in _UPLOADED}
+    for name, digest in content.items():
+        _check(model / name, {digest}, f"delete {model}/manifest.json and run again")
+    again = f"make it with: snakemake {card}"
+    if not card.exists():
+        raise D2OError(f"{card}: no card; {again}")
+    told = records.read_manifest(card)
+    page = Path(Layout(str(run.parents[3])).path("page", experiment=told["experiment"]))
+    _check(card, {told["content"]}, again)
+    for path in (model / "manifest.json", page):
+        _check(path, {*told["inputs"].values()}, f"the card is of another one; {again}")
+    about = {key: manifest[key] for key in _TOLD if key in manifest} | {"content": content}
+    return {
+        **{name: _without_paths(model / name) for name in content},
+        "README.md": card,
+        page.name: page,
+        MARK: (json.dumps(about, indent=2) + "\n").encode(),
+    }
+
+
+def _check(path: Path, digests: set[str], way_out: str) -> None:
+    if not path.exists() or records.file_digest(path) not in digests:
+        raise D2OError(f"{path}: {'not as it was written' if path.exists() else 'no such file'}; {way_out}")
+
+
+def _without_paths(file: Path) -> Path | bytes:
+    """A file as it is; of a configuration without the path that the model was loaded from."""
+    if not file.name.endswith("config.json"):
+        return file
+    config = json.loads(file.read_text())
+    kept = {key: value for key, value in config.items() if key not in ("_name_or_path", "name_or_path")}
+    return file if kept == config else (json.dumps(kept, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _commit(repository: str, files: Mapping[str, Path | bytes], public: bool, token: str) -> str:
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    api = HfApi(token=token)
+    try:
+        info = api.model_info(repository)
+    except RepositoryNotFoundError:
+        api.create_repo(repository, private=not public)
+        there, before = set(), None
+        print(f"push: {repository} was made, {'public' if public else 'private'}", file=sys.stderr)
+    else:
+        there, before = {file.rfilename for file in info.siblings or []} - {".gitattributes"}, info.sha
+        _check_ours(info, there, public)
+    operations: list[Any] = [
+        CommitOperationAdd(name, str(file) if isinstance(file, Path) else file) for name, file in files.items()
+    ]
+    # Of an earlier push: a shard of other weights would be loaded. What its owner put there beside them stays.
+    stale = sorted(name for name in there - files.keys() if ".safetensors" in name)
+    operations += [CommitOperationDelete(name) for name in stale]
+    return api.create_commit(
+        repository, operations, commit_message="Model, card and report by d2o push", parent_commit=before
+    ).commit_url
+
+
+def _check_ours(info: Any, there: set[str], public: bool) -> None:
+    if there and MARK not in there:
+        raise D2OError(
+            f"{info.id}: holds what was not pushed from here (no {MARK}), so it is left as it is; name another id"
+        )
+    if bool(info.private) == public:
+        now, way_out = ("private", "leave --public out") if public else ("public", "say --public")
+        raise D2OError(f"{info.id}: is {now}; {way_out}, or change it on its page")
+
+
+def _line(error: BaseException) -> str:
+    return visible(" ".join(str(error).split()))[:300] or type(error).__name__
