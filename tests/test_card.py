@@ -146,6 +146,18 @@ def test_all_that_came_before_is_named(monkeypatch):
     assert used[1].use == "training data of `sft`; training data of `d2o`"
 
 
+def test_what_chose_the_positives_went_into_the_model():
+    """A reward model of the filter, and its backbone; one that only scores the answers did not."""
+    chosen = config(methods=["initial", "d2o-best"], rewards=["cost"], judges=[])
+    run = {"dataset": "pku", "model": "smol", "method": "d2o-best"}
+    made = CardStage(run=run, settings=chosen, licences={"models.smol": "MIT"})
+    used = {one.key: one for one in card._merged(card._materials(card.Archive(Path("none")), made))}
+    assert used["models.smol"].use == "initial model; backbone of `harm`, which chose the positives"
+    assert {key: one.made_from for key, one in used.items()} == {
+        "models.smol": True, "datasets.pku": True, "rewards.cost": False,
+    }  # fmt: skip
+
+
 def test_energy_is_told_where_watts_are_given(results):
     assert "kWh" not in written(results, stage()).text
     assert "energy: 0.00833 kWh: the time × 1 × 400 W, not measured" in written(results, stage(watts=400)).text

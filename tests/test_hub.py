@@ -41,6 +41,9 @@ ANSWERS = {
     "/api/models/a/gated/revision/main": {"id": "a/gated", "siblings": HERE},
     "/api/models/a/half/revision/main": {"id": "a/half", "sha": COMMIT, "siblings": HERE},
     "/api/models/a/b/auth-check": {},
+    "/api/models/a/named/revision/main": {"id": "a/named", "cardData": {"license": "other", "license_name": "mine"}},
+    "/api/datasets/a/two/revision/main": {"id": "a/two", "cardData": {"license": ["mit", "cc0-1.0"]}},
+    "/api/datasets/a/plain/revision/main": {"id": "a/plain"},
     "/api/models/a/bin/auth-check": {},
 }
 
@@ -126,6 +129,18 @@ def test_half_a_file_is_not_taken(hub, tmp_path):
     done = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True)
     assert "D2OError: a/half@main: not in the Hub's cache and not fetched (" in done.stderr
     assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_a_licence_is_asked_for_and_none_is_made_up(hub, monkeypatch):
+    address, asked = hub
+    assert hub_module.licence("a/named", "main", "model") is None and asked == []  # offline
+    hub_module.licence.cache_clear()
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", address)
+    assert hub_module.licence("a/named", "main", "model") == "mine"
+    assert hub_module.licence("a/two", "main", "dataset") == "mit, cc0-1.0"
+    for repository in ("a/plain", "a/rows", "a/nowhere"):
+        assert hub_module.licence(repository, "main", "dataset") is None
 
 
 def test_a_file_that_is_not_the_hubs_is_refused(tmp_path, monkeypatch):

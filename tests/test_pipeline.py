@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -129,6 +130,23 @@ def test_every_artifact_is_there_and_says_what_made_it(project):
 
 def test_a_second_run_does_nothing(project):
     assert "Nothing to be done" in project.snakemake("all")
+
+
+def test_cards_and_a_bundle_of_a_real_run(project):
+    project.snakemake("cards")
+    assert project.would_run("cards") == project.would_run() == {}
+    text = (project.folder / "results/demo/tiny/d2o/seed0/card.md").read_text()
+    assert "arXiv 2403.03419, Eq. 3" in text and '"loss": "d2o"' in text and "| `models.tiny` | initial model" in text
+    assert str(project.folder) not in text
+    for arguments in (["bundle", "tiny", "--output", "tiny.zip"], ["verify", "tiny.zip"]):
+        line = [sys.executable, "-m", "d2o", *arguments]
+        done = subprocess.run(line, cwd=project.folder, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    with zipfile.ZipFile(project.folder / "tiny.zip") as bundle:
+        names = {*bundle.namelist()}
+    assert {f"cards/demo/tiny/{method}/seed0.md" for method in ("sft", "dpo", "d2o")} <= names
+    made = ("models/tiny/", "demo/tiny/d2o/seed0/model/", "demo/rewards/safety/", "demo/rows.parquet.")
+    assert {f"manifests/{of}manifest.json" for of in made} <= names
 
 
 def test_touching_everything_reruns_nothing(project):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from d2o import records
 from d2o.errors import D2OError
@@ -83,7 +84,13 @@ def licence(repository: str, revision: str, kind: Literal["model", "dataset"]) -
         card = HfApi().repo_info(repository, revision=revision, repo_type=kind, timeout=_PATIENCE).card_data
     except Exception:  # as above
         return None
-    return card and (card.get("license_name") or card.get("license"))
+    return stated(card) if card else None
+
+
+def stated(card: Mapping[str, Any]) -> str | None:
+    """The licence that the metadata of a card state: one or several names."""
+    licence = card.get("license_name") or card.get("license") or []
+    return ", ".join(map(str, licence if isinstance(licence, list) else [licence])) or None
 
 
 def _in_cache(repository: str, revision: str) -> bool:

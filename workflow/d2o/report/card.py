@@ -125,16 +125,9 @@ def _merged(materials: Iterable[Material]) -> list[Material]:
     """One for each entry: with all its uses, and made from where one of them is."""
     by_key: dict[str, Material] = {}
     for material in materials:
-        before = by_key.get(material.key)
-        by_key[material.key] = (
-            material
-            if before is None
-            else replace(
-                before,
-                use=before.use if material.use in before.use else f"{before.use}; {material.use}",
-                made_from=before.made_from or material.made_from,
-            )
-        )
+        first = by_key.setdefault(material.key, material)
+        uses = first.use if material.use in first.use else f"{first.use}; {material.use}"
+        by_key[material.key] = replace(first, use=uses, made_from=first.made_from or material.made_from)
     return list(by_key.values())
 
 
@@ -219,8 +212,8 @@ def _own_licence(folder: Path) -> str | None:
             data = ModelCard.load(card, ignore_metadata_errors=True).data
         except (ValueError, yaml.YAMLError):
             data = {}
-        if stated := data.get("license_name") or data.get("license"):
-            return str(stated)
+        if stated := hub.stated(data):
+            return stated
     files = sorted(path.name for path in folder.glob("*") if path.name.lower().startswith(("license", "licence")))
     return f"that of its file {files[0]}" if files else None
 
@@ -393,6 +386,8 @@ def _failures(archive: Archive, stage: CardStage) -> str:
     best = {"higher": 1.0, "lower": 0.0}[metric.better] if metric.percent else None
     failed = [(prompt, value) for prompt, value in order if value != best]
     heading = _escaped(tables.heading(metric))
+    if not order:
+        return "Not known: nothing was measured on test prompts that says which answers are better."
     if not failed:
         return f"By {heading}: none of the {len(order):,} test prompts."
     worst = failed[0][1]
