@@ -252,8 +252,8 @@ def released(manifest: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "damage", "message"),
     [
-        ("model/model.safetensors", flipped, r"model\.safetensors: not as it was written; delete .* and run again"),
-        ("model/tokenizer.json", gone, r"tokenizer\.json: no such file; delete .* and run again"),
+        ("model/model.safetensors", flipped, r"model\.safetensors: damaged since it was written; delete .* and run"),
+        ("model/tokenizer.json", gone, r"tokenizer\.json: gone since it was written; delete .* and run again"),
         ("model/manifest.json", gone, r"seed0: no training's folder: it has no model/manifest\.json"),
         ("model/manifest.json", released, r"its weights were released; train it again: snakemake .*restored\.json"),
         ("model/manifest.json", retrained, r"the card is of another one; make it with: snakemake .*card\.md"),

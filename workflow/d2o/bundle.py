@@ -40,8 +40,8 @@ with the SHA-256 in `{metadata}`.
 
 - `config.yaml`: the config as it was written. `settings.json`: of this experiment, with all defaults.
 - `environment.lock.txt`: the packages and their versions.
-- `manifests/`: what made each artifact: settings, digests of inputs and outputs, versions, time. Paths are reduced to
-  names, and examples out of the data left out.
+- `manifests/`: what made each artifact: settings, digests of inputs and outputs, versions, time. Examples out of the
+  data are left out, and of an absolute path stays the name, behind a digest of its folder.
 - `report/`: the page, its tables and figures. `cards/`: a model card for each training.
 
 Not in it: weights, data, prompts and answers, but for those that the page shows.
@@ -55,6 +55,8 @@ def write(config: Path, experiment: str, output: Path) -> None:
         D2OError: where there is no such experiment, or what belongs into it is missing, damaged, or was made with
             other settings.
     """
+    if not output.parent.is_dir():
+        raise D2OError(f"{output.parent}: no such folder; make it, or choose another --output")
     content = _collect(config, experiment)
     made = records.read_manifest(content.page)["made"]
     content.files[METADATA] = _json(_crate(experiment, made, content.files))
@@ -152,7 +154,7 @@ def _collect(config: Path, experiment: str) -> SimpleNamespace:
     files = {
         "README.md": _README.format(experiment=experiment, metadata=METADATA).encode(),
         "config.yaml": written,
-        "settings.json": _json(_without_folders(settings.model_dump(mode="json"))),
+        "settings.json": _json(_without_folders(settings.model_dump(mode="json"), plan.settings.results)),
         "environment.lock.txt": lock.read_bytes(),
     }
     folder = Path(page).parent
@@ -164,7 +166,7 @@ def _collect(config: Path, experiment: str) -> SimpleNamespace:
         run = layout.names_in("card", PurePath(name).as_posix())
         files["cards/{dataset}/{model}/{method}/seed{seed}.md".format_map(run)] = _whole(Path(path))
     for name, manifest in _manifests([*needed, page, *cards], plan.settings.results).items():
-        files[f"manifests/{name}"] = _json(_without_folders(_without_texts(manifest)))
+        files[f"manifests/{name}"] = _json(_without_folders(_without_texts(manifest), plan.settings.results))
     return SimpleNamespace(files=files, page=page)
 
 
@@ -192,15 +194,20 @@ def _without_texts(manifest: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in manifest.items() if key not in _TEXTS}
 
 
-def _without_folders(data: Any) -> Any:
-    """Plain data with the mere name in place of each absolute path: where things lie here is nobody else's matter."""
+def _without_folders(data: Any, results: str) -> Any:
+    """Plain data with no folder of this machine: of an absolute path the part below the results, or the mere name.
+
+    A digest of the folder tells files of one name apart.
+    """
     match data:
         case dict():
-            return {_without_folders(key): _without_folders(value) for key, value in data.items()}
+            return {_without_folders(key, results): _without_folders(value, results) for key, value in data.items()}
         case list():
-            return [_without_folders(value) for value in data]
-        case str() if PurePath(data).is_absolute():
-            return f"…/{PurePath(data).name}"
+            return [_without_folders(value, results) for value in data]
+        case str() if (path := PurePath(data)).is_absolute():
+            if path.is_relative_to(Path(results).absolute()):
+                return f"results/{path.relative_to(Path(results).absolute()).as_posix()}"
+            return f"…{hashlib.sha256(str(path.parent).encode()).hexdigest()[:8]}/{path.name}"
     return data
 
 

@@ -143,7 +143,7 @@ def _of_training(archive: Archive, stage: CardStage, run: Any) -> Iterator[Mater
     yield Material(key, f"training data of {_code(run.method)}", source, _stated(stage, key, entry), True)
     chosen_by = {"positives": method.filter and method.filter.reward}
     if method.tune and s.tuning.metric:
-        chosen_by["values of the method"] = s.tuning.metric.removeprefix("reward/")
+        chosen_by["values of the method"] = s.tuning.metric.removeprefix("reward/").partition("/")[0]
     for what, reward in chosen_by.items():
         if reward in s.rewards:
             yield from _of_reward(archive, stage, reward, f"chose the {what}", made_from=True)
