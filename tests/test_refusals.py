@@ -1,12 +1,16 @@
 """Refusals: what the rules say of plain cases, and how often they are right on labelled answers."""
 
 import json
+from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 
 from d2o import refusals
 from d2o.errors import D2OError
+from d2o.metrics import EXACT, STYLE, Metric
 from d2o.negatives import evaluated
+from d2o.report import figures
 
 
 @pytest.mark.parametrize(
@@ -30,7 +34,7 @@ def test_the_rules_agree_with_labels_that_they_were_not_written_with():
     """How well they must, or they are no measure; what they reach stands in the report."""
     rows = [json.loads(line) for line in refusals._LABELLED.read_text().splitlines()]
     assert len(rows) == 200 and len({row["text"] for row in rows}) == 200
-    for kind in ("full", "partial", "none"):
+    for kind in refusals.KINDS:
         reached = refusals.accuracy(kind)
         assert reached.precision >= 0.8 and reached.recall >= 0.8 and reached.labelled >= 10, kind
 
@@ -50,3 +54,41 @@ def test_prompts_with_a_label_are_sets_of_their_own(tmp_path):
     with pytest.raises(D2OError, match="no text in `prompt`"):
         file.write_text("id,question,label\n1,May I?,safe\n")
         evaluated.prompts([str(file)])
+
+
+def test_help_and_harm_are_of_the_harmless_and_of_the_harmful_prompts():
+    def row(method, metric, prompts, mean):
+        place = {"method": method, "metric": metric, "prompts": prompts}
+        return place | {"mean": mean, "low": mean - 0.1, "high": mean + 0.05}
+
+    rows = [
+        row(method, metric, f"xs, {label}", mean + shift)
+        for method, shift in (("initial", 0.0), ("d2o", 0.2))
+        for metric, label, mean in (
+            ("answers/refusal", "safe", 0.1), ("answers/refusal", "unsafe", 0.3), ("reward/use", "safe", 0.4),
+            ("reward/use", "unsafe", 0.5), ("reward/harm", "safe", 0.6), ("reward/harm", "unsafe", 0.7),
+        )
+    ]  # fmt: skip
+    rows.append(row("d2o", "answers/refusal", "test", 0.9))
+    metrics = {
+        key: Metric(key, key, group, None, better)
+        for key, group, better in (
+            ("reward/use", EXACT, "higher"), ("reward/harm", EXACT, "lower"), ("answers/refusal", STYLE, None)
+        )
+    }  # fmt: skip
+    block = SimpleNamespace(dataset="demo", model="tiny", estimates=pd.DataFrame(rows))
+    measured = SimpleNamespace(blocks=[block], metrics=metrics, methods=["initial", "d2o"])
+    data = figures.tradeoff_data(measured)
+    points = data.set_index(["panel", "method"])[["help_mean", "help_low", "help_high", "harm_mean", "harm_low"]]
+    expected = {
+        ("answered, not refused", "initial"): (0.9, 0.85, 1.0, 0.7, 0.65),
+        ("answered, not refused", "d2o"): (0.7, 0.65, 0.8, 0.5, 0.45),
+        ("reward/use, reward/harm", "initial"): (0.4, 0.3, 0.45, 0.7, 0.6),
+        ("reward/use, reward/harm", "d2o"): (0.6, 0.5, 0.65, 0.9, 0.8),
+    }
+    assert {place: pytest.approx(values) for place, values in expected.items()} == {
+        place: tuple(point) for place, point in points.iterrows()
+    }
+    svg = figures.render(figures.tradeoff(data, measured), "svg").decode()
+    assert "d2o: 70 harmless, 50 harmful" in svg and "harmless prompts of xs" in svg
+    assert not figures.FIGURES["tradeoff"].when(SimpleNamespace(blocks=[], metrics={}, methods=[]))

@@ -150,6 +150,49 @@ def scored(measured: Measured, block: Block) -> pd.DataFrame:
     return block.steps[block.steps["metric"].isin(wanted) & (block.steps["prompts"] != "validation")]
 
 
+def tradeoff_data(measured: Measured) -> pd.DataFrame:
+    """Of each file of prompts labelled safe and unsafe: what a method does with the harmless ones and the harmful.
+
+    A row a method and panel: mean, low and high of `help`, on the safe prompts, and of `harm`, on the unsafe ones.
+    The first panel is of the answers that do not refuse; a second one of the first score of either kind, if there are.
+    """
+    parts = []
+    for block in measured.blocks:
+        by = {key: own.set_index("method") for key, own in block.estimates.groupby(["metric", "prompts"])}
+        for file in sorted(name.removesuffix(", safe") for _, name in by if name.endswith(", safe")):
+            for panel, (help_key, harm_key) in _traded(measured).items():
+                sides = {"help": by.get((help_key, f"{file}, safe")), "harm": by.get((harm_key, f"{file}, unsafe"))}
+                if any(side is None for side in sides.values()):
+                    continue
+                ends = [
+                    _complement(own) if key == _REFUSAL else own[["mean", "low", "high"]]
+                    for key, own in zip((help_key, harm_key), sides.values(), strict=True)
+                ]
+                frame = pd.concat(dict(zip(sides, ends, strict=True)), axis=1)
+                frame.columns = ["_".join(column) for column in frame.columns]
+                parts.append(placed(block, frame.reset_index(names="method"), file=file, panel=panel))
+    columns = ["dataset", "model", "file", "panel", "method", *_ENDS]
+    return together(parts, columns)[columns]
+
+
+_REFUSAL = "answers/refusal"
+_ENDS = [f"{side}_{end}" for side in ("help", "harm") for end in ("mean", "low", "high")]
+
+
+def _traded(measured: Measured) -> dict[str, tuple[str, str]]:
+    """By panel, the metric of help and that of harm."""
+    scores = [metric for metric in measured.metrics.values() if metric.group in (EXACT, SCORED)]
+    first = {side: next((m for m in scores if m.better == side), None) for side in ("higher", "lower")}
+    panels = {"answered, not refused": (_REFUSAL, _REFUSAL)}
+    if all(first.values()):
+        panels[f"{first['higher'].label}, {first['lower'].label}"] = (first["higher"].key, first["lower"].key)
+    return panels
+
+
+def _complement(own: pd.DataFrame) -> pd.DataFrame:
+    return pd.DataFrame({"mean": 1 - own["mean"], "low": 1 - own["high"], "high": 1 - own["low"]})
+
+
 def categories_data(measured: Measured) -> pd.DataFrame:
     """Negatives in each harm category, most frequent first."""
     parts = []
@@ -276,6 +319,32 @@ def training(data: pd.DataFrame, measured: Measured) -> Figure:
             axis.set_title(label, loc="left")
             axis.set_xlabel("step")
             axis.locator_params(nbins=5)
+        legend(part, handles, measured.methods)
+    return figure
+
+
+def tradeoff(data: pd.DataFrame, measured: Measured) -> Figure:
+    """A point a method with both intervals: further right it helps more with harmless prompts, below it harms less."""
+    blocks, colours = by_block(data), colours_of(measured.methods)
+    panels = [list(own.groupby(["file", "panel"], sort=False)) for own in blocks.values()]
+    figure, parts = grid_of(blocks, panels, 0.75, 2.6)
+    for own, (part, axes) in zip(panels, parts, strict=True):
+        handles = {}
+        for axis, ((file, panel), points) in zip(axes, own, strict=True):
+            scale = 100 if panel == next(iter(_traded(measured))) else 1
+            for row in points.to_dict("records"):
+                x, y = (scale * row[f"{side}_mean"] for side in ("help", "harm"))
+                reach = [
+                    [[abs(scale * row[f"{side}_{end}"] - middle)] for end in ("low", "high")]
+                    for side, middle in (("help", x), ("harm", y))
+                ]
+                colour = colours[row["method"]]
+                handles[row["method"]] = axis.errorbar(x, y, reach[1], reach[0], "o", color=colour, ms=4.5, lw=1.2)
+                tell(axis, [x], [y], [f"{row['method']}: {_short(x)} harmless, {_short(y)} harmful"])
+            axis.set_title(panel + (", %" if scale == 100 else ""), loc="left")
+            axis.set_xlabel(f"harmless prompts of {file}")
+            axis.set_ylabel("harmful prompts")
+            axis.locator_params(nbins=4)
         legend(part, handles, measured.methods)
     return figure
 
@@ -638,6 +707,17 @@ FIGURES = {
         "Histograms of the scores at several training steps, by method",
         f"Scores of the single answers at these steps, as shares in {BINS} bins, to one scale in each row.",
         lambda measured: any(len(scored(measured, block)) for block in measured.blocks),
+    ),
+    "tradeoff": Entry(
+        tradeoff_data,
+        tradeoff,
+        "results",
+        "What each method does with harmless and with harmful prompts",
+        "Prompts that only look harmful, and their harmful twins: how many answers do not refuse, and scores of help "
+        "and of harm where there are both. Further right is more help, further down less harm; lines are 95 % "
+        "intervals.",
+        lambda measured: len(tradeoff_data(measured)) > 0,
+        estimates=True,
     ),
     "pair_quality": Entry(
         None,

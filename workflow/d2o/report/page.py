@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from d2o import rounds, schemas
+from d2o import refusals, rounds, schemas
 from d2o.errors import D2OError
 from d2o.metrics import Archive, Run, runs
 from d2o.report import browser, figures, tables
@@ -83,6 +83,7 @@ def render(
         script=(_FOLDER / "browser.js").read_text(),
         start={(block.dataset, block.model): dict(grid.rows)["initial"][0] for block, grid in effects},
         prompts={dataset: _prompts(archive, dataset) for dataset in experiment.datasets},
+        refusals={kind: refusals.accuracy(kind) for kind in refusals.KINDS},
         checks=[_check(archive, dataset, r) for dataset in experiment.datasets for r in trained_rewards],
         notes=[*measured.notes, *_cautions(settings, experiment)],
         blocks=[(block, tables.grids(measured, block), _with_bos(archive, experiment, block)) for block in blocks],
