@@ -93,7 +93,7 @@ wildcard_constraints:
 
 onstart:
     if workflow.is_main_process:
-        lacking = preflight.problems([*workflow.dag.needrun_jobs()], plan, workflow.local_exec)
+        lacking = preflight.problems([*workflow.dag.needrun_jobs()], plan, workflow.executor_plugin.name)
         if lacking:
             raise WorkflowError("nothing was started, for this is missing:", *lacking)
 

@@ -234,7 +234,7 @@ def test_a_disk_that_will_not_hold_the_results_is_told(monkeypatch):
     for free, told in ((20e9, True), (60e9, False)):
         text = f"GB of models in results/study, and {free / 1e9:.0f} are free: make room"
         monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _, free=free: SimpleNamespace(free=free))
-        lines = preflight.problems(jobs, plan, here=False)
+        lines = preflight.problems(jobs, plan, "slurm")
         assert any(text in line for line in lines) == told
 
 

@@ -105,23 +105,23 @@ class Resources(dict):
     __getattr__ = dict.__getitem__
 
 
-def job(**resources) -> MagicMock:
+def job(profile: str = "slurm", **resources) -> MagicMock:
     """As the plugins see a job: with the profile's default resources, and without those that are None."""
-    profile = yaml.safe_load((ROOT / "profiles" / "slurm" / "config.yaml").read_text())
-    given = profile["default-resources"] | {"mem_mb": 8000, "runtime": 60} | resources
+    settings = yaml.safe_load((ROOT / "profiles" / profile / "config.yaml").read_text())
+    given = settings["default-resources"] | {"mem_mb": 8000, "runtime": 60} | resources
     return MagicMock(
         resources=Resources({name: value for name, value in given.items() if value is not None}), threads=16
     )
 
 
-def training(ranks: int, nodes: int, gpus: int) -> MagicMock:
+def training(ranks: int, nodes: int, gpus: int, profile: str = "slurm") -> MagicMock:
     """The job of a training, with what the rule itself asks of the plan."""
     config = yaml.safe_load((ROOT / "tests" / "data" / "config.yaml").read_text())
     config["train"] |= {"ranks": ranks, "nodes": nodes}
     plan = Plan(config | {"compute": config["compute"] | {"gpus": gpus}}, "c")
     rule = (ROOT / "workflow" / "rules" / "train.smk").read_text()
     asked = re.findall(r'(\w+)=plan\.training\("(\w+)"\)', rule)
-    return job(**{name: plan.training(need)(SimpleNamespace(method="dpo")) for name, need in asked})
+    return job(profile, **{name: plan.training(need)(SimpleNamespace(method="dpo")) for name, need in asked})
 
 
 def submitted(job: MagicMock) -> dict[str, str]:

@@ -20,15 +20,16 @@ from d2o.plan import Plan
 from d2o.settings import Hub, Settings
 
 
-def problems(jobs: Sequence[Any], plan: Plan, here: bool) -> list[str]:
+def problems(jobs: Sequence[Any], plan: Plan, executor: str) -> list[str]:
     """All that the jobs of a run lack, a line each, in alphabetical order.
 
     Args:
         jobs: Snakemake's, those that will run: the name of their `rule`, `wildcards` and `resources`.
-        here: whether they run on this machine, so that its devices are theirs.
+        executor: the name of Snakemake's; with `local` they run on this machine, and its devices are theirs.
     """
+    here, submitted = executor == "local", [job for job in jobs if not job.is_local]
     lines = {line for job in jobs for line in _of_job(job, plan.settings, here)}
-    scheduled = () if here else _slurm([job for job in jobs if not job.is_local])
+    scheduled = () if here else (_kubernetes if executor == "kubernetes-volume" else _slurm)(submitted)
     return sorted({*lines, *_disk(jobs, plan), *_released(jobs), *scheduled})
 
 
@@ -111,6 +112,11 @@ def _limit(value: str) -> float:
     days, _, clock = value.rpartition("-")
     hours, minutes, seconds = ([0, 0] + [int(part) for part in clock.split(":")])[-3:]
     return 1440 * int(days or 0) + 60 * hours + minutes + seconds / 60
+
+
+def _kubernetes(jobs: Sequence[Any]) -> Iterator[str]:
+    for nodes in {job.resources.get("nodes", 1) for job in jobs} - {1}:
+        yield f"a training asks for {nodes} nodes, and a pod has one: set train.nodes: 1, or run on Slurm"
 
 
 def _machine(resources: Any) -> Iterator[str]:
