@@ -1,4 +1,4 @@
-"""What `--profile profiles/kubernetes` asks of Kubernetes, and the small pipeline on a cluster that is played here."""
+"""What `--profile profiles/kubernetes` asks of Kubernetes, and the small pipeline on a played cluster."""
 
 import asyncio
 import json
@@ -21,11 +21,12 @@ import pytest
 import snakemake_executor_plugin_kubernetes as plugin
 import yaml
 from kubernetes.client import CoreV1Api
-from snakemake_executor_plugin_kubernetes_volume import Executor, ExecutorSettings
 from snakemake_interface_common.exceptions import WorkflowError
 
 from conftest import ROOT
 from d2o import preflight, records
+from d2o.plan import Plan
+from snakemake_executor_plugin_kubernetes_volume import Executor, ExecutorSettings
 from test_pipeline import CONFIG, Project
 from test_slurm import job, training
 
@@ -157,8 +158,8 @@ def executor(played, tmp_path) -> Executor:
 @pytest.mark.parametrize(
     ("one", "gpus"),
     [
-        (lambda: job("kubernetes", gpu=0, _cores=16), "0"),
-        (lambda: job("kubernetes", gpu=1, _cores=16), "1"),
+        (lambda: job("kubernetes", gpu=0), "0"),
+        (lambda: job("kubernetes", gpu=1), "1"),
         (lambda: training(8, 1, 8, "kubernetes"), "8"),
     ],
     ids=["no GPU", "one GPU", "training on eight"],
@@ -171,7 +172,8 @@ def test_a_job_is_a_pod_with_its_limits_the_volume_and_the_names_of_keys(one, gp
     assert KEY not in json.dumps(handed_in)
     pod = handed_in["spec"]["template"]["spec"]
     (container,) = pod["containers"]
-    assert (container["image"], container["args"], pod["restartPolicy"]) == ("NAME/d2o:gpu", ["-c", "COMMAND"], "Never")
+    assert (container["image"], container["args"]) == ("NAME/d2o:gpu", ["-c", "COMMAND"])
+    assert pod["restartPolicy"] == "Never"
     limits = {"cpu": "16000m", "memory": "8000M", "ephemeral-storage": "20000M", "nvidia.com/gpu": gpus}
     assert container["resources"] == {"limits": limits, "requests": limits | {"cpu": "15200m"}}
     volumes = {volume["name"]: volume for volume in pod["volumes"]}
@@ -219,8 +221,11 @@ def test_the_pod_of_snakemake_may_do_what_the_plugin_does_and_has_the_same_image
 
 
 def test_a_training_over_nodes_is_refused_before_the_first_job():
+    plan = Plan(yaml.safe_load((ROOT / "tests" / "data" / "config.yaml").read_text()), "c")
     jobs = [training(16, nodes, 8, "kubernetes") for nodes in (1, 2, 2)]
-    (line,) = preflight._kubernetes(jobs)
+    for one in jobs:
+        one.is_local = False
+    (line,) = preflight.problems(jobs, plan, PROFILE["executor"])
     assert line == "a training asks for 2 nodes, and a pod has one: set train.nodes: 1, or run on Slurm"
 
 

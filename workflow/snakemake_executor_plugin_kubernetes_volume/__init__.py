@@ -8,9 +8,9 @@ Snakemake finds this package by its name.
 
 from __future__ import annotations
 
-import os
 import shlex
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import snakemake_executor_plugin_kubernetes as plugin
@@ -35,7 +35,7 @@ class Executor(plugin.Executor):
         self.batchapi, self.kubeapi = _Jobs(), _Pods()
 
     def get_job_exec_prefix(self, job: Any) -> str:
-        return f"cd {shlex.quote(os.getcwd())}"
+        return f"cd {shlex.quote(str(Path.cwd()))}"
 
 
 class _Jobs(BatchV1Api):
