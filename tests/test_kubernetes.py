@@ -246,7 +246,7 @@ def test_the_small_pipeline_in_pods(tiny_model, tmp_path, monkeypatch):
         )  # fmt: skip
         lost = None
         while not printed.done():
-            if not lost and any((run / "checkpoints").glob("step*")):
+            if not lost and any((run / "checkpoints").glob("step*/whole.json")):
                 (lost,) = [pod for pod in played.pods.values() if pod.poll() is None]
                 os.killpg(lost.pid, signal.SIGKILL)
             time.sleep(0.1)
