@@ -46,6 +46,7 @@ bench: env
 	python benchmarks/startup.py results/benchmarks
 	python benchmarks/negatives.py results/benchmarks
 	python benchmarks/groups.py results/benchmarks
+	python benchmarks/score.py results/benchmarks
 
 lint: env
 	ruff check .

@@ -154,7 +154,7 @@ def tradeoff_data(measured: Measured) -> pd.DataFrame:
     """Of each file of prompts labelled safe and unsafe: what a method does with the harmless ones and the harmful.
 
     A row a method and panel: mean, low and high of `help`, on the safe prompts, and of `harm`, on the unsafe ones.
-    The first panel is of the answers that do not refuse; a second one of the first score of either kind, if there are.
+    The first panel is of the answers that do not refuse; a second of the first score of either kind, if there are.
     """
     parts = []
     for block in measured.blocks:
@@ -324,7 +324,7 @@ def training(data: pd.DataFrame, measured: Measured) -> Figure:
 
 
 def tradeoff(data: pd.DataFrame, measured: Measured) -> Figure:
-    """A point a method with both intervals: further right it helps more with harmless prompts, below it harms less."""
+    """A point a method with both intervals: more help with harmless prompts to the right, less harm further down."""
     blocks, colours = by_block(data), colours_of(measured.methods)
     panels = [list(own.groupby(["file", "panel"], sort=False)) for own in blocks.values()]
     figure, parts = grid_of(blocks, panels, 0.75, 2.6)
