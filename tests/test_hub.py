@@ -122,6 +122,20 @@ def test_a_hub_that_is_away_is_told_in_a_line(tmp_path, away):
     assert fetched.startswith("a/b@main: not in the Hub's cache and not fetched (")
 
 
+def test_a_client_in_the_place_of_one_that_failed_has_the_time_limit_too():
+    """The Hub's own code makes a new one after a connection that failed."""
+    code = (
+        "from d2o import hub; hub._PATIENCE = 1; hub.bound_waiting()\n"
+        "from huggingface_hub import get_session, close_session\n"
+        "close_session()\n"
+        "import socket; server = socket.create_server(('127.0.0.1', 0))\n"
+        "try:\n    get_session().get(f'http://127.0.0.1:{server.getsockname()[1]}', timeout=None)\n"
+        "except Exception as error:\n    print(type(error).__name__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "ReadTimeout\n", done.stderr[-2000:]
+
+
 def test_half_a_file_is_not_taken(hub, tmp_path):
     """The connection ends before the file does."""
     code = "from d2o import hub; from d2o.settings import Source; hub.locate(Source(hub='a/half', revision='main'))"

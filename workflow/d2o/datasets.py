@@ -11,6 +11,7 @@ import gzip
 import io
 import json
 import lzma
+import re
 import resource
 import sys
 import zlib
@@ -27,7 +28,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from d2o import formats, records, schemas, texts
+from d2o import formats, hub, records, schemas, texts
 from d2o.errors import D2OError
 from d2o.formats import BadRow, LeftOut
 from d2o.settings import Reading
@@ -96,14 +97,17 @@ def read(reading: Reading, output: Path) -> None:
 
 @contextmanager
 def bounded(memory_gb: float) -> Iterator[None]:
-    """Inside, this process holds at most so many GB of memory: a small file may unpack to any size."""
-    before = resource.getrlimit(resource.RLIMIT_DATA)
-    soft = int(memory_gb * 1e9)
-    resource.setrlimit(resource.RLIMIT_DATA, (soft if before[1] < 0 else min(soft, before[1]), before[1]))
+    """Inside, this process takes about so many GB more memory at most: a small file may unpack to any size."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    there = re.search(r"VmData:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    # What is mapped counts, used or not: Arrow's allocator maps about 1 GB at once.
+    limit = int(there[1]) * 1024 + int((memory_gb + 1) * 1e9)
+    known = [one for one in (limit, soft, hard) if one != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_DATA, (min(known), hard))
     try:
         yield
     finally:
-        resource.setrlimit(resource.RLIMIT_DATA, before)
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
 
 def reason_of(outcome: LeftOut, known: Counter[str]) -> str:
@@ -167,18 +171,23 @@ def rows(reading: Reading) -> Rows:
 def _hub_rows(reading: Reading, split: str) -> Iterator[tuple[int, Any]]:
     import datasets
 
+    hub.bound_waiting()
+    number = 0
     try:
         stream = datasets.load_dataset(
             reading.hub, name=reading.name, revision=reading.revision, split=split, streaming=True
         )
         progress = tqdm(stream, desc=f"reading {reading.hub}, {split}", unit=" rows", mininterval=2)
-        yield from enumerate(progress, 1)
+        for number, row in enumerate(progress, 1):
+            yield number, row
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise D2OError(
             f"{reading.hub}, split {split}, revision {reading.revision}: {reason}; "
             f"check hub, name, revision and splits, and that the Hub can be reached"
         ) from None
+    except (MemoryError, SystemError) as error:
+        raise _too_large(f"{reading.hub}, split {split}", number) from error
 
 
 def files(source: str) -> list[Path]:
@@ -219,11 +228,8 @@ def file_rows(path: Path, reading: Reading | None = None) -> Iterator[tuple[int,
             given = _json(path)
         for number, row in given:
             yield number, row
-    except MemoryError:
-        raise D2OError(
-            f"{path}: after row {number}: it unpacks to more memory than `memory_gb` of its data set allows; raise "
-            f"that if it is the right file"
-        ) from None
+    except (MemoryError, SystemError) as error:  # the latter of libraries that do not look whether they got it
+        raise _too_large(str(path), number) from error
     except EOFError:
         reason = "the compressed data is cut off"
     except UnicodeDecodeError:
@@ -235,6 +241,13 @@ def file_rows(path: Path, reading: Reading | None = None) -> Iterator[tuple[int,
     else:
         return
     raise D2OError(f"{path}: after row {number}: {reason}; fetch or write the file again")
+
+
+def _too_large(source: str, number: int) -> D2OError:
+    return D2OError(
+        f"{source}: after row {number}: it unpacks to more memory than `memory_gb` of its data set allows; raise "
+        f"that if it is the right file"
+    )
 
 
 def _lines(path: Path) -> Iterator[tuple[int, Any]]:

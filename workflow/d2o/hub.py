@@ -36,14 +36,19 @@ def locate(source: Source) -> Path:
 
 @cache
 def bound_waiting() -> None:
-    """Give each request of the Hub's client a time limit: it names none for many, and waits for ever."""
-    from huggingface_hub import get_session
+    """Give each request of the Hub's client a time limit: it names none for many, and waits for ever.
 
-    def bound(request) -> None:
+    Also of the clients that take its place, as after a connection that failed.
+    """
+    from huggingface_hub import get_session, set_client_factory
+
+    def bound(request: Any) -> None:
         limits = request.extensions["timeout"]
         limits.update({phase: seconds or _PATIENCE for phase, seconds in limits.items()})
 
-    get_session().event_hooks["request"].append(bound)
+    client = get_session()
+    hooks = {"request": [*client.event_hooks["request"], bound]}
+    set_client_factory(lambda: type(client)(event_hooks=hooks, follow_redirects=True, timeout=None))
 
 
 @cache

@@ -1,8 +1,9 @@
-"""Why a job was killed. The kernel gives it no time to say so, and its log would end without a word."""
+"""Why a job ended that could not say so itself: its log would end without a word."""
 
 from __future__ import annotations
 
 import atexit
+import faulthandler
 import os
 import re
 import signal
@@ -11,28 +12,35 @@ from pathlib import Path
 
 _CGROUPS = Path("/sys/fs/cgroup")
 _KERNEL = Path("/dev/kmsg")
-_MEMORY = "by the kernel, for want of memory; give the job more (compute.memory_gb, compute.jobs)"
-_UNKNOWN = "from outside: a signal such as kill -9, or the kernel for want of memory"
+_MEMORY = "killed by the kernel, for want of memory; give the job more (compute.memory_gb, compute.jobs)"
+_PERHAPS = "killed, perhaps by the kernel, which has killed something here for want of memory (compute.memory_gb)"
+_UNKNOWN = "ended by a signal: killed from outside, for want of memory, or by a crash of compiled code"
 # The end of the pipe to the watcher that this process holds.
 _alive: int | None = None
 
 
 def watch() -> None:
-    """Start a process that writes a line to stderr once this one is killed. Call this before threads start."""
+    """Start a process that writes a line to stderr once this one is killed. Call this before threads start.
+
+    Of a crash Python itself writes where it was.
+    """
     global _alive
+    faulthandler.enable()
     reader, _alive = os.pipe()
     job, kills = os.getpid(), _kills(Path("/proc/self/cgroup"))
     sys.stderr.flush()
     if os.fork():
         os.close(reader)
         atexit.register(ends)
+        os.register_at_fork(after_in_child=_let_go)
         return
     try:
         os.close(_alive)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         if not os.read(reader, 1):  # the pipe is closed, and nothing was said
-            short = _kills(Path("/proc/self/cgroup")) > kills or _named(job)
-            print(f"error: killed {_MEMORY if short else _UNKNOWN}", file=sys.stderr, flush=True)
+            more = _kills(Path("/proc/self/cgroup")) > kills
+            why = _MEMORY if _named(job) else _PERHAPS if more else _UNKNOWN
+            print(f"error: {why}", file=sys.stderr, flush=True)
     finally:
         os._exit(0)
 
@@ -42,6 +50,14 @@ def ends() -> None:
     global _alive
     if _alive is not None:
         os.write(_alive, b".")
+        os.close(_alive)
+        _alive = None
+
+
+def _let_go() -> None:
+    """In a forked child: it says nothing in the name of its parent, and does not seem to be the parent."""
+    global _alive
+    if _alive is not None:
         os.close(_alive)
         _alive = None
 

@@ -24,7 +24,7 @@ from urllib.parse import quote
 
 import pyarrow as pa
 
-from d2o import harness, records, schemas
+from d2o import harness, hub, records, schemas
 from d2o.errors import D2OError
 from d2o.settings import Questions
 
@@ -126,6 +126,7 @@ def _hub_splits(source: Questions, task: ConfigurableTask, options: dict[str, An
     if task.config.custom_dataset is not None:
         raise D2OError(f"{task.config.task}: its data are made by code of its own; name files of it in `data`")
     path, name = task.config.dataset_path, task.config.dataset_name
+    hub.bound_waiting()
     try:
         options = {key: value for key, value in options.items() if key != "trust_remote_code"}  # code is never run
         return datasets.load_dataset(path, name, revision=source.revision, **options)
@@ -244,6 +245,8 @@ def _parse(content: Callable[[], bytes], origin: str) -> Multiple:
 
 def _hub(source: Questions) -> Readers:
     import datasets
+
+    hub.bound_waiting()
 
     def call(function: Callable, *args: str, **options: str):
         try:

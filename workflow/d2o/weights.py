@@ -47,7 +47,7 @@ def restore(run: Path) -> None:
     pairs = [(folder, again / folder.relative_to(run)) for folder in _models(run)]
     pairs = [(first, second) for first, second in pairs if second.is_dir()]  # policies do not come back
     for first, second in pairs:
-        if model_folders.weights(first) != model_folders.weights(second):
+        if _digests(first) != _digests(second):
             raise D2OError(
                 f"{first}: trained again it has other weights (another device, or one that computes other bits each "
                 f"time); to take them, delete {again} and {first / 'manifest.json'}: all that was made from the old "
@@ -97,6 +97,12 @@ def _models(run: Path) -> list[Path]:
     """The models of a run: at its end, after steps, and before rounds."""
     models = ("model", "step*/model", "rounds/*/policy")
     return sorted(manifest.parent for at in models for manifest in run.glob(f"{at}/manifest.json"))
+
+
+def _digests(model: Path) -> dict[str, str | None]:
+    """The SHA-256 of each file of a model's weights and of its adapter, as it was when it was made."""
+    content = records.read_manifest(model).get("content", {})
+    return {str(file.relative_to(model)): content.get(str(file.relative_to(model))) for file in _bulk(model, True)}
 
 
 def _bulk(model: Path, adapter: bool) -> Iterator[Path]:

@@ -33,5 +33,7 @@ def export(model: Path, precision: str, lora: Lora, weights: dict[str, Tensor], 
     policy = load(model, precision)
     attach(policy, lora)
     policy.lm.load_state_dict(weights, strict=False)
+    for config in policy.lm.peft_config.values():
+        config.target_modules = sorted(config.target_modules)  # a set: the same training would write other bytes
     policy.lm.save_pretrained(folder / ADAPTER)
     policy.lm.merge_and_unload().save_pretrained(folder)
