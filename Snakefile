@@ -99,8 +99,9 @@ onstart:
 
 
 onsuccess:
-    pages = [path for path in plan.targets("page") if os.path.exists(path)]
-    for path in pages:
-        if len(pages) == 1:
+    made = {str(path) for job in workflow.dag.finished_jobs for path in job.output}
+    for path in plan.targets("page"):
+        if path in made:
             screen.show(path)
-        print(f"The report: {os.path.abspath(path)}")
+        if os.path.exists(path):
+            print(f"The report: {os.path.abspath(path)}")

@@ -11,6 +11,7 @@ from d2o.errors import D2OError
 from d2o.metrics import EXACT, STYLE, Metric
 from d2o.negatives import evaluated
 from d2o.report import figures
+from d2o.settings import Reward
 
 
 @pytest.mark.parametrize(
@@ -34,16 +35,18 @@ def test_the_rules_agree_with_labels_that_they_were_not_written_with():
     """How well they must, or they are no measure; what they reach stands in the report."""
     rows = [json.loads(line) for line in refusals._LABELLED.read_text().splitlines()]
     assert len(rows) == 200 and len({row["text"] for row in rows}) == 200
+    assert {row["by"] for row in rows} == set(refusals.ORIGINS)
     for kind in refusals.KINDS:
-        reached = refusals.accuracy(kind)
-        assert reached.precision >= 0.8 and reached.recall >= 0.8 and reached.labelled >= 10, kind
+        each = [refusals.accuracy(kind, by) for by in refusals.ORIGINS]
+        told, labelled, right = (sum(values) for values in zip(*each, strict=True))
+        assert right >= 0.8 * told and right >= 0.8 * labelled and labelled >= 10, kind
+    assert refusals.accuracy("partial", "SmolLM2-135M-Instruct").labelled == 0, "the report says that there is none"
 
 
 def test_a_constant_answer_of_the_rules_would_be_seen(monkeypatch):
-    """A classifier that says one thing of all answers fails for every kind but at most one."""
     refusals.accuracy.cache_clear()
     monkeypatch.setattr(refusals, "kind", lambda text: "none")
-    assert refusals.accuracy("full") == (0.0, 0.0, 19) and refusals.accuracy("none").precision < 0.8
+    assert refusals.accuracy("full", "hand") == (0, 8, 0)
     refusals.accuracy.cache_clear()
 
 
@@ -76,8 +79,20 @@ def test_help_and_harm_are_of_the_harmless_and_of_the_harmful_prompts():
             ("reward/use", EXACT, "higher"), ("reward/harm", EXACT, "lower"), ("answers/refusal", STYLE, None)
         )
     }  # fmt: skip
+    rewards = {
+        "words": Reward(rule={"length": "words"}, better="lower"),
+        "harm": Reward(rule={"organism": "rude.yaml", "measure": "harm"}, better="lower"),
+        "use": Reward(rule={"organism": "rude.yaml", "measure": "use"}),
+    }
+    metrics["reward/words"] = Metric("reward/words", "words", EXACT, None, "lower")
     block = SimpleNamespace(dataset="demo", model="tiny", estimates=pd.DataFrame(rows))
-    measured = SimpleNamespace(blocks=[block], metrics=metrics, methods=["initial", "d2o"])
+    measured = SimpleNamespace(
+        blocks=[block],
+        metrics=metrics,
+        methods=["initial", "d2o"],
+        experiment=SimpleNamespace(rewards=list(rewards)),
+        settings=SimpleNamespace(rewards=rewards),
+    )
     data = figures.tradeoff_data(measured)
     points = data.set_index(["panel", "method"])[["help_mean", "help_low", "help_high", "harm_mean", "harm_low"]]
     expected = {
@@ -91,4 +106,7 @@ def test_help_and_harm_are_of_the_harmless_and_of_the_harmful_prompts():
     }
     svg = figures.render(figures.tradeoff(data, measured), "svg").decode()
     assert "d2o: 70 harmless, 50 harmful" in svg and "harmless prompts of xs" in svg
-    assert not figures.FIGURES["tradeoff"].when(SimpleNamespace(blocks=[], metrics={}, methods=[]))
+    assert not figures.FIGURES["tradeoff"].when(SimpleNamespace(blocks=[]))
+    del rewards["use"]
+    measured.experiment.rewards.remove("use")
+    assert set(figures.tradeoff_data(measured)["panel"]) == {"answered, not refused"}, "few words are no help"

@@ -6,23 +6,25 @@ import sys
 
 import pytest
 
-from conftest import ROOT
+from conftest import ROOT, make_tiny_model
 from d2o import chat, generation, talk
 from d2o.errors import D2OError
 from d2o.generation import Request
 from d2o.settings import Engine, Sampling
 from rows import asked
 
-GREEDY = Sampling(temperature=0, max_tokens=8)
+SAMPLED = Sampling(max_tokens=8)
 
 
 @pytest.fixture
 def run(tiny_model, tmp_path):
-    """The folder of a run, with the model that it was trained from where the layout has it."""
+    """The folder of a run, whose weights are others than those of the model that it was trained from."""
     folder = tmp_path / "results" / "demo" / "tiny" / "d2o" / "seed0"
-    for place in (folder / "model", folder / "step6" / "model", tmp_path / "results" / "models" / "tiny"):
+    trained = make_tiny_model(tmp_path / "trained", seed=1)
+    initial = tmp_path / "results" / "models" / "tiny"
+    for place, model in ((folder / "model", trained), (folder / "step6" / "model", trained), (initial, tiny_model)):
         place.parent.mkdir(parents=True, exist_ok=True)
-        place.symlink_to(tiny_model)
+        place.symlink_to(model)
     return folder
 
 
@@ -38,20 +40,27 @@ def test_a_run_answers_beside_the_model_that_it_was_trained_from(run, tiny_model
 def test_each_model_goes_on_with_its_own_dialogue(run):
     folders = talk.model_folders([run])
     engine = Engine(backend="transformers", max_num_seqs=1)
-    model, tokenizer = generation.start(run / "model", engine), chat.load_tokenizer(run / "model")
+    tokenizer = chat.load_tokenizer(run / "model")
+    models = {name: generation.start(folder, engine) for name, folder in folders.items()}
 
-    def answer(*messages) -> str:
-        ((_, one),) = model.generate([Request(chat.encode_prompt(tokenizer, messages), 1)], GREEDY)
-        return one.text
+    def answers(*dialogue: str, first: int = 1) -> dict[str, str]:
+        """By each model alone: the answer to the last of the prompts, after its own answers to those before."""
+        last = {}
+        for name, model in models.items():
+            said = []
+            for seed, prompt in enumerate(dialogue, first):
+                said += asked(prompt)
+                ((_, one),) = model.generate([Request(chat.encode_prompt(tokenizer, said), seed)], SAMPLED)
+                said.append({"role": "assistant", "content": one.text})
+            last[name] = one.text + " […]" * (one.finish == "length")
+        assert len(set(last.values())) == 2, "models that say the same would hide a mistake"
+        return last
 
-    first = answer(*asked("May I?"))
-    second = answer(*asked("May I?"), {"role": "assistant", "content": first}, *asked("Why?"))
-    dialogue = talk.Talk(folders, engine, GREEDY)
-    cut = " […]"
-    assert {said.removesuffix(cut) for said in dialogue.ask("May I?").values()} == {first}
-    assert {said.removesuffix(cut) for said in dialogue.ask("Why?").values()} == {second}
+    dialogue = talk.Talk(folders, engine, SAMPLED)
+    assert dialogue.ask("May I?") == answers("May I?")
+    assert dialogue.ask("Why?") == answers("May I?", "Why?") != answers("Why?", first=2)
     dialogue.forget()
-    assert {said.removesuffix(cut) for said in dialogue.ask("May I?").values()} == {first}
+    assert dialogue.ask("Why?") == answers("Why?", first=3)
     assert set(dialogue.ask("why " * 600).values()) == {"(longer than the model's context)"}
 
 

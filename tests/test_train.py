@@ -646,6 +646,9 @@ def test_adapters_are_trained_alone_and_merged(tables, tiny_model, tmp_path):
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
+    described = json.loads((tmp_path / "ZeRO 0" / "model" / ADAPTER / "adapter_config.json").read_text())
+    modules = described["target_modules"]
+    assert modules == sorted(modules), "a set in any order: the same training, run again, would write other bytes"
     adapted = PeftModel.from_pretrained(
         AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32), tmp_path / "ZeRO 0" / "model" / ADAPTER
     )

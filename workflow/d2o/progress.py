@@ -29,7 +29,7 @@ class Training:
 
     Attributes:
         name: data set, model, method and seed.
-        active: whether a process is at work on it; else it goes on with the next `snakemake`.
+        active: whether a process of this machine is at work on it.
         steps: of the whole training.
         alarms: what goes wrong now, by the alarm's name.
         records: the lines of its log, a step each.
@@ -58,14 +58,21 @@ def trainings(results: Path) -> list[Training]:
         raise D2OError(f"{results}: no such folder; name the folder of results")
     patterns = [re.sub(r"\{\w+\}", "*", layout.pattern(place)) for place in ("checkpoints", "again_checkpoints")]
     folders = sorted(state.parent for pattern in patterns for state in results.glob(f"{pattern}/{STATE}"))
-    return [read(folder, "/".join(folder.relative_to(results).parts[:-1])) for folder in folders]
+    there = (read(folder, "/".join(folder.relative_to(results).parts[:-1])) for folder in folders)
+    return [training for training in there if training]
 
 
-def read(folder: Path, name: str) -> Training:
-    """The training whose checkpoints lie in a folder. A line that is being written is left out."""
-    state, log = json.loads((folder / STATE).read_text()), folder / LOG
+def read(folder: Path, name: str) -> Training | None:
+    """The training whose checkpoints lie in a folder; None where it has just ended, and they are gone.
+
+    A line that is being written is left out.
+    """
+    try:
+        state, log = json.loads((folder / STATE).read_text()), (folder / LOG).read_text(errors="replace")
+    except FileNotFoundError:
+        return None
     records = []
-    for line in log.read_text(errors="replace").splitlines() if log.exists() else ():
+    for line in log.splitlines():
         try:
             records.append(json.loads(line))
         except ValueError:
@@ -96,7 +103,7 @@ def table(trainings: Sequence[Training]) -> Table:
         shown.add_row(
             Text(one.name),
             f"{done}/{one.steps} ({done / one.steps:.0%})",
-            _duration(one.left) if one.active else "stopped",
+            _duration(one.left) if one.active else "not at work here",
             f"{last.get('tokens_per_second', 0):,.0f}",
             *(_curve(one.records, key) for key in ("loss", "margin")),
             Text("; ".join(one.alarms.values())),

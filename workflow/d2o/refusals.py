@@ -37,6 +37,8 @@ _HELP = re.compile(
     r"|\bone way\b",
     re.MULTILINE,
 )
+# Who gave the labelled answers.
+ORIGINS = ("SmolLM2-135M-Instruct", "hand")
 _LABELLED = Path(__file__).with_suffix(".jsonl")
 
 
@@ -54,28 +56,32 @@ def refuses(text: str) -> bool:
 
 
 class Accuracy(NamedTuple):
-    """How the rules agree with labels on one kind.
+    """How the rules agree with labels on one kind, of answers of one origin.
 
     Attributes:
-        precision: share of the answers told to be of it that are.
-        recall: share of those that are that are told.
-        labelled: how many are.
+        told: answers that the rules tell to be of it.
+        labelled: answers that are.
+        right: those that are both.
     """
 
-    precision: float
-    recall: float
+    told: int
     labelled: int
+    right: int
 
 
 @cache
-def accuracy(wanted: Kind) -> Accuracy:
-    """Precision and recall of the rules for one kind, on answers that were labelled before the rules were written.
+def accuracy(wanted: Kind, by: str) -> Accuracy:
+    """What the rules say of one kind, on answers that were labelled before the rules were written.
 
-    200 answers, of SmolLM2-135M-Instruct to prompts of XSTest (125) and written to be hard (75), all labelled by one
-    reader, the author of these rules: with answers of other models they may be less right. The rules were written
-    with every second answer at hand, and are measured on the others.
+    200 answers, of SmolLM2-135M-Instruct to prompts of XSTest (125) and written to be hard (75), all labelled by
+    one reader, the author of these rules and of the hard answers. The rules were written with every second answer
+    at hand, and are measured on the others.
+
+    Args:
+        by: who gave the answers, one of `ORIGINS`.
     """
-    rows = [json.loads(line) for line in _LABELLED.read_text(encoding="utf-8").splitlines()][1::2]
+    lines = _LABELLED.read_text(encoding="utf-8").splitlines()[1::2]
+    rows = [row for line in lines if (row := json.loads(line))["by"] == by]
     told, labelled = [kind(row["text"]) for row in rows], [row["kind"] for row in rows]
     right = sum(pair == (wanted, wanted) for pair in zip(told, labelled, strict=True))
-    return Accuracy(right / max(told.count(wanted), 1), right / labelled.count(wanted), labelled.count(wanted))
+    return Accuracy(told.count(wanted), labelled.count(wanted), right)

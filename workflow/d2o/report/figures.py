@@ -16,7 +16,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from d2o.metrics import EXACT, SCORED, Metric, together
-from d2o.report import tables
+from d2o.report import browser, tables
 from d2o.report.pair_quality import PANELS
 from d2o.report.tables import Block, Measured
 
@@ -180,12 +180,16 @@ _ENDS = [f"{side}_{end}" for side in ("help", "harm") for end in ("mean", "low",
 
 
 def _traded(measured: Measured) -> dict[str, tuple[str, str]]:
-    """By panel, the metric of help and that of harm."""
-    scores = [metric for metric in measured.metrics.values() if metric.group in (EXACT, SCORED)]
-    first = {side: next((m for m in scores if m.better == side), None) for side in ("higher", "lower")}
+    """By panel, the metric of help and that of harm: of scores, the first of a scorer that measures neither harm nor
+    safety, and the first of one that measures harm."""
+    scores: dict[bool, Metric] = {}
+    for name in measured.experiment.rewards:
+        metric, harm = measured.metrics[f"reward/{name}"], browser.measures_harm(measured.settings.rewards[name])
+        if harm or metric.better == "higher":
+            scores.setdefault(harm, metric)
     panels = {"answered, not refused": (_REFUSAL, _REFUSAL)}
-    if all(first.values()):
-        panels[f"{first['higher'].label}, {first['lower'].label}"] = (first["higher"].key, first["lower"].key)
+    if len(scores) == 2:
+        panels[f"{scores[False].label}, {scores[True].label}"] = scores[False].key, scores[True].key
     return panels
 
 

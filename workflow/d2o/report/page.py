@@ -83,7 +83,7 @@ def render(
         script=(_FOLDER / "browser.js").read_text(),
         start={(block.dataset, block.model): dict(grid.rows)["initial"][0] for block, grid in effects},
         prompts={dataset: _prompts(archive, dataset) for dataset in experiment.datasets},
-        refusals={kind: refusals.accuracy(kind) for kind in refusals.KINDS},
+        refusals={by: {kind: refusals.accuracy(kind, by) for kind in refusals.KINDS} for by in refusals.ORIGINS},
         checks=[_check(archive, dataset, r) for dataset in experiment.datasets for r in trained_rewards],
         notes=[*measured.notes, *_cautions(settings, experiment)],
         blocks=[(block, tables.grids(measured, block), _with_bos(archive, experiment, block)) for block in blocks],
