@@ -59,12 +59,12 @@ def test_every_pair_is_asked_about_evenly_in_every_way(there, annotators, overla
         trainings = Counter(seed for places in own for _, seed in places[:1])
         assert all(len({seed for _, seed in places}) == 1 for places in own)
         assert abs(trainings[0] - trainings[1]) <= 1
-        loads = [sum(row["method"] == method for row in page) for page in pages]
+        loads = [sum(row["method"] == method and not row["check"] for row in page) for page in pages]
         assert max(loads) - min(loads) <= 1
     for page in pages:
         assert [row["item"] for row in page] == [*range(1, len(page) + 1)]
         for method in ("d2o", "dpo"):
-            orders = Counter(row["order"] for row in page if row["method"] == method)
+            orders = Counter(row["order"] for row in page if row["method"] == method and not row["check"])
             assert abs(orders["initial-first"] - orders["method-first"]) <= 1
         checks = [row for row in page if row["check"]]
         assert len(checks) == (6 if len(page) else 0)
@@ -73,8 +73,25 @@ def test_every_pair_is_asked_about_evenly_in_every_way(there, annotators, overla
 
 
 def test_no_annotator_sees_a_prompt_twice_where_there_are_as_many_as_methods():
-    for page in design(stage(prompts=20, annotators=4, overlap=0.0, checks=0), prompts(30)):
+    for page in design(stage(prompts=20, annotators=4, overlap=0.0, checks=6), prompts(30)):
         assert max(Counter(row["prompt_id"] for row in page).values()) == 1
+
+
+@pytest.mark.parametrize(("there", "again"), [(50, 0), (24, 2), (20, 6)])
+def test_an_answer_that_a_check_repeats_is_either_models(there, again):
+    first = Counter()
+    for seed in range(20):
+        (page,) = design(stage(prompts=20, annotators=1, checks=6, seed=seed), prompts(there))
+        pairs = [row for row in page if not row["check"]]
+        on = {row["prompt_id"] for row in pairs}
+        repeated = [row for row in page if row["check"] and row["prompt_id"] in on]
+        answers = {(row["prompt_id"], row["method"], row["seed"]) for row in pairs}
+        methods = [row for row in repeated if row["method"]]
+        assert (len(repeated), len(methods)) == (again, again // 2)
+        assert all((row["prompt_id"], row["method"], row["seed"]) in answers for row in methods)
+        assert not any(row["method"] for row in page if row["check"] and row not in repeated)
+        first.update(bool(row["method"]) for row in repeated[:1])
+    assert not again or min(first[True], first[False]) > 2
 
 
 def test_checks_are_spread_over_the_page_and_the_seed_decides_all():
@@ -170,8 +187,9 @@ def test_a_page_shows_what_the_key_says_and_names_no_method(world):
         shown = data_of(page)["items"]
         assert len(shown) == len(world.items(annotator)) == 12 * 2 * 3 / 4 + 3
         for item, row in zip(shown, world.items(annotator), strict=True):
-            sides = {"initial": responses["initial", 0][row["prompt_id"]]}
-            sides["method"] = responses[row["method"], row["seed"]][row["prompt_id"]] if row["method"] else None
+            initial = responses["initial", 0][row["prompt_id"]]
+            own = responses[row["method"], row["seed"]][row["prompt_id"]] if row["method"] else initial
+            sides = {"initial": own, "method": None} if row["check"] else {"initial": initial, "method": own}
             for side, text in zip(ORDERS[row["order"]], item["answers"], strict=True):
                 assert text == sides[side] if sides[side] else f"“{CHOICES[row['check']]}”" in text
         for word in ("d2o", "dpo", "initial-first", "pku", "smol", "demo", *world.results.ids):

@@ -115,7 +115,8 @@ VERDICTS = pa.schema(
 )
 
 # What stands in one place of an annotator's page: a pair of answers, the initial model's and that of a training, and
-# which is answer 1 (`order`, as in verdicts); or an attention check, which has no method, and the key to press.
+# which is answer 1 (`order`, as in verdicts); or an attention check, the key to press, which stands in place of the
+# method's answer beside one of `method`, or of the initial model where that is null.
 HUMAN_KEY = pa.schema(
     [
         ("version", pa.string()),

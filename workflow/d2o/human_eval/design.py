@@ -21,8 +21,8 @@ def design(stage: HumanEvalStage, prompts: Mapping[tuple[str, str], Sequence[str
     Every method has the same prompts, and each of its trainings as many of them (±1): verdicts are about the method,
     not about one training. The share `overlap` of a method's pairs is on all pages; the others are dealt, and each
     annotator has as many of each method (±1). On a page each method is answer 1 as often as answer 2 (±1).
-    One prompt with several methods goes to different annotators as far as their number allows: an answer that comes
-    again would be known as the initial model's.
+    One prompt with several methods goes to different annotators as far as their number and `overlap` allow: an answer
+    that comes again would be known as the initial model's.
 
     Args:
         prompts: by data set and model, the ids of those that all are asked to have answered.
@@ -41,7 +41,14 @@ def design(stage: HumanEvalStage, prompts: Mapping[tuple[str, str], Sequence[str
                 page += _ordered(rng, [*pairs[:shared], *dealt], first=place + annotator)
     for page in pages:
         rng.shuffle(page)
-        checks = list(_checks(rng, page, stage.pages.checks))
+        asked = {(row["dataset"], row["prompt_id"]) for row in page}
+        spare = [
+            {"dataset": dataset, "model": model, "prompt_id": prompt, "method": None, "seed": None}
+            for (dataset, model), known in prompts.items()
+            for prompt in sorted(known)
+            if (dataset, prompt) not in asked
+        ]
+        checks = list(_checks(rng, page, spare, stage.pages.checks if page else 0))
         # One in each part of the page, whenever it is paused; from the last one on, so that places stay.
         ends = [len(page) * number // max(1, len(checks)) for number in range(len(checks) + 1)]
         for check, start, end in reversed([*zip(checks, ends[:-1], ends[1:], strict=True)]):
@@ -68,10 +75,16 @@ def _ordered(rng: Random, pairs: Sequence[dict], first: int) -> list[dict]:
     return [pair | {"order": order} for pair, order in zip(pairs, orders, strict=True)]
 
 
-def _checks(rng: Random, page: Sequence[dict], number: int) -> Iterator[dict]:
-    """Attention checks about prompts of a page: keys and sides as even as they can be."""
+def _checks(rng: Random, page: Sequence[dict], spare: Sequence[dict], number: int) -> Iterator[dict]:
+    """Attention checks: keys and sides as even as they can be.
+
+    They are about prompts that are not on the page, `spare`, as far as these go. Others repeat an answer of the page,
+    the initial model's as often as a method's (±1), so that what comes again tells nothing.
+    """
+    shown = rng.sample(spare, min(number, len(spare)))
+    again = [rng.choice(page) for _ in range(number - len(shown))]
+    turned = rng.randrange(2)
+    shown += [pair | {"method": None, "seed": None} if (n + turned) % 2 else pair for n, pair in enumerate(again)]
     first, both = rng.randrange(len(KEYS) * len(ORDERS)), [*ORDERS]
-    for n in range(first, first + number if page else first):
-        pair = rng.choice(page)
-        turn = {"check": KEYS[n % len(KEYS)], "order": both[n // len(KEYS) % 2]}
-        yield pair | {"method": None, "seed": None} | turn
+    for n, answer in enumerate(shown, first):
+        yield answer | {"check": KEYS[n % len(KEYS)], "order": both[n // len(KEYS) % 2]}

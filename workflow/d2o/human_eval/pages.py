@@ -82,14 +82,15 @@ class _Answers:
     def item(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """What is shown of a row of the table: the turns of the dialogue, and the two answers."""
 
-        def text(method: str, seed: int) -> str:
-            return self._texts[row["dataset"], row["model"], (method, seed)][row["prompt_id"]]
+        def text(training: tuple[str, int]) -> str:
+            return self._texts[row["dataset"], row["model"], training][row["prompt_id"]]
 
-        sides = {"initial": text("initial", self._stage.seeds["initial"][0])}
+        initial = ("initial", self._stage.seeds["initial"][0])
+        training = (row["method"], row["seed"]) if row["method"] else initial
         if row["check"]:
-            sides["method"] = CHECK.format(choice=CHOICES[row["check"]])
+            sides = {"initial": text(training), "method": CHECK.format(choice=CHOICES[row["check"]])}
         else:
-            sides["method"] = text(row["method"], row["seed"])
+            sides = {"initial": text(initial), "method": text(training)}
         turns = self._turns[row["dataset"]][row["prompt_id"]]
         return {
             "turns": [[turn["role"], turn["content"]] for turn in turns],
