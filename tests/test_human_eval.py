@@ -72,9 +72,15 @@ def test_every_pair_is_asked_about_evenly_in_every_way(there, annotators, overla
         assert abs(sum(row["order"] == "initial-first" for row in checks) * 2 - len(checks)) <= 2
 
 
-def test_no_annotator_sees_a_prompt_twice_where_there_are_as_many_as_methods():
-    for page in design(stage(prompts=20, annotators=4, overlap=0.0, checks=6), prompts(30)):
-        assert max(Counter(row["prompt_id"] for row in page).values()) == 1
+@pytest.mark.parametrize("annotators", [2, 3, 4, 5])
+@pytest.mark.parametrize("overlap", [0.0, 0.2])
+def test_no_annotator_sees_a_prompt_twice_but_those_that_all_see(annotators, overlap):
+    pages = design(stage(prompts=20, annotators=annotators, overlap=overlap, checks=6), prompts(40))
+    asked = Counter((row["method"], row["prompt_id"]) for page in pages for row in page if not row["check"])
+    shared = {prompt for (_, prompt), times in asked.items() if times > 1}
+    assert len(shared) == 2 * overlap * 20
+    for page in pages:
+        assert {prompt for prompt, times in Counter(row["prompt_id"] for row in page).items() if times > 1} <= shared
 
 
 @pytest.mark.parametrize(("there", "again"), [(50, 0), (24, 2), (20, 6)])

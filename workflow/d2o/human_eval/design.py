@@ -33,9 +33,9 @@ def design(stage: HumanEvalStage, prompts: Mapping[tuple[str, str], Sequence[str
     for (dataset, model), known in prompts.items():
         chosen = rng.sample(sorted(known), min(stage.pages.prompts, len(known)))
         for place, method in enumerate(methods):
-            pairs = _pairs(rng, chosen, stage.seeds[method], place, len(methods))
+            shared = round(stage.pages.overlap * len(chosen))
+            pairs = _pairs(rng, chosen, stage.seeds[method], shared, place, len(methods))
             pairs = [{"dataset": dataset, "model": model, "method": method} | pair for pair in pairs]
-            shared = round(stage.pages.overlap * len(pairs))
             for annotator, page in enumerate(pages):
                 dealt = (pair for n, pair in enumerate(pairs[shared:]) if (n + place) % len(pages) == annotator)
                 page += _ordered(rng, [*pairs[:shared], *dealt], first=place + annotator)
@@ -59,11 +59,17 @@ def design(stage: HumanEvalStage, prompts: Mapping[tuple[str, str], Sequence[str
     ]
 
 
-def _pairs(rng: Random, prompts: Sequence[str], seeds: Sequence[int], place: int, methods: int) -> list[dict]:
-    """Pairs of one method; the first ones have other prompts than the first ones of other methods."""
+def _pairs(
+    rng: Random, prompts: Sequence[str], seeds: Sequence[int], shared: int, place: int, methods: int
+) -> list[dict]:
+    """Pairs of one method: `shared` that have other prompts than those that other methods share, then the others.
+
+    Of these the ones that no method shares come first, so that each has the same place for every method.
+    """
     trainings = [seeds[number % len(seeds)] for number in range(len(prompts))]
     rng.shuffle(trainings)
     turned = sorted(range(len(prompts)), key=lambda number: ((number - place) % methods, number))
+    turned[shared:] = sorted(turned[shared:], reverse=True)
     return [{"prompt_id": prompts[number], "seed": trainings[number], "check": None} for number in turned]
 
 
