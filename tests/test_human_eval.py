@@ -311,6 +311,21 @@ def test_a_file_that_is_none_of_a_page_is_refused(world, content, told):
         world.read()
 
 
+def test_the_case_of_a_files_ending_and_hidden_files_do_not_matter(world):
+    world.send(world.answer(1, "method"), "ANNOTATOR-1.CSV")
+    (world.back / ".DS_Store").touch()
+    assert set(world.read()["annotator"]) == {1}
+
+
+@pytest.mark.parametrize("name", ["annotator-2.csv.txt", "annotator-2/annotator-2.csv", "annotator-2.csv/a.csv"])
+def test_what_else_lies_among_the_files_is_refused(world, name):
+    world.send(world.answer(1, "method"))
+    (world.back / name).parent.mkdir(exist_ok=True)
+    world.send(world.answer(2, "method"), name)
+    with pytest.raises(D2OError, match=r"back/annotator-2(\.csv|\.csv\.txt)?: not a CSV file; put .* straight into"):
+        world.read()
+
+
 def test_two_files_of_one_annotator_are_refused(world):
     world.send(world.answer(1, "method", until=3))
     world.send(world.answer(1, "method"), "annotator-1 (1).csv")
@@ -443,7 +458,10 @@ def test_what_comes_back_is_an_input_and_changes_no_page(tmp_path):
     plan.annotated = lambda w: Plan.annotated(plan, w)
     assert Plan.annotations(plan, wildcards) == []
     tmp_path.joinpath("annotator-1 (2).csv").touch()
-    assert Plan.annotations(plan, wildcards) == [f"{tmp_path}/annotator-1 (2).csv"]
+    tmp_path.joinpath(".DS_Store").touch()
+    tmp_path.joinpath("b.CSV").touch()
+    tmp_path.joinpath("c").mkdir()
+    assert Plan.annotations(plan, wildcards) == [f"{tmp_path}/{name}" for name in ("annotator-1 (2).csv", "b.CSV", "c")]
     tmp_path.joinpath("{x}.csv").touch()
     plan.origin, plan._end = "c.yaml", lambda message: Plan._end(plan, message)
     with pytest.raises(SystemExit, match=r"^c\.yaml: human_eval\.answers: .*\{x\}\.csv: a name with braces; give"):

@@ -35,12 +35,13 @@ def read(stage: HumanVerdicts, key: Path, folder: Path, output: Path) -> None:
 
     Args:
         key: table of `schemas.HUMAN_KEY`.
-        folder: its `*.csv` are read; it need not be there.
+        folder: its CSV files are read; it need not be there.
     Raises:
-        D2OError: naming file and line, where a row is not one that the pages can have given, or stands twice.
+        D2OError: where something else than CSV files lies in the folder, hidden files aside; naming file and line,
+            where a row is not one that the pages can have given, or stands twice.
     """
     items = {(row["annotator"], row["item"]): row for row in records.read_table(key, schemas.HUMAN_KEY)}
-    files = sorted(folder.glob("*.csv"))
+    files = sorted(folder.glob("[!.]*"))
     given = gathered(files, items)
     annotators = [_annotator(stage, number, items, given) for number in sorted({number for number, _ in items})]
     kept = {entry["annotator"] for entry in annotators if entry["kept"]}
@@ -91,6 +92,8 @@ def gathered(files: Sequence[Path], items: Mapping[tuple[int, int], Mapping[str,
 def _rows(file: Path) -> Iterator[tuple[int, dict[str, str]]]:
     """The rows of a file with their lines, empty ones left out."""
     name = texts.visible(str(file))
+    if file.suffix.lower() != ".csv" or not file.is_file():
+        raise D2OError(f"{name}: not a CSV file; put those that came back straight into the folder, and nothing else")
     if file.stat().st_size > _LONGEST:
         raise D2OError(f"{name}: larger than {_LONGEST // 1_000_000} MB; is it the right file?")
     try:

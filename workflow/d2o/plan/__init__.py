@@ -142,8 +142,11 @@ class Plan:
         ]
 
     def annotations(self, wildcards) -> list[str]:
-        """The files that annotators have sent back so far; one line, and the end, where Snakemake cannot name one."""
-        files = sorted(map(str, Path(self.annotated(wildcards)).glob("*.csv")))
+        """What annotators have sent back so far, with what else lies there and is refused when they are read.
+
+        One line, and the end, where Snakemake cannot name one.
+        """
+        files = sorted(map(str, Path(self.annotated(wildcards)).glob("[!.]*")))
         for file in files:
             if {"{", "}"} & {*file}:
                 self._end(f"human_eval.answers: {visible(file)}: a name with braces; give the file another one")
