@@ -3,6 +3,7 @@
 import pandas as pd
 import pytest
 
+from d2o import metrics
 from d2o.report import screen
 
 ROW = {
@@ -25,6 +26,7 @@ def page(tmp_path):
         ROW | {"method": "[d2o]", "metric": "reward/harm", "mean": 0.8, "seed": "0"},
         ROW | {"method": "[d2o]", "metric": "human/margin", "mean": 0.7, "better": "higher", "difference": -1.0}
         | {"p_adjusted": 0.0},
+        ROW | {"method": "[d2o]", "metric": metrics.PEOPLE_METRICS[0].key, "mean": 0.625, "better": "higher"},
         ROW | {"method": "[d2o]", "metric": "answers/tokens", "mean": 99.5, "better": None},
     ]  # fmt: skip
     pd.DataFrame(rows).to_csv(tmp_path / "table.csv", index=False)
@@ -42,6 +44,8 @@ def test_the_test_prompts_over_all_seeds_are_shown_and_names_are_no_markup(page,
         "0.500 [0.100, 0.300] ",
         "0.200 [0.100, 0.300] ▲",
         "[d2o]",
+        "harmlessness/win_rate ↑",
+        "0.625 [0.100, 0.300]",
         "0.700 [0.100, 0.300] ▼",
     ):
         assert part in shown

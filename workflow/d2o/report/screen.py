@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # What is shown of a metric's name, in order, and how many metrics at most.
-_FIRST, _METRICS = ("reward/", "judge/", "task/", "human/"), 6
+_FIRST, _METRICS = ("reward/", "judge/", "human_eval/", "task/", "human/"), 6
 
 
 def show(page: str) -> None:
