@@ -368,30 +368,55 @@ def test_agreement_of_equals_is_1_and_of_chance_holds_0():
     assert 88 <= held <= 99
 
 
+COINS = dict.fromkeys((1, 2, 3), (1, 1, 1))
+# How often in ten each annotator presses the keys, whatever the answers are: all prefer answer 1, each differently.
+SIDED = {1: (8, 1, 1), 2: (7, 3, 0), 3: (5, 1, 4)}
+
+
+def without_a_difference(trainings: int, habits: dict[int, tuple], order: str | None = None):
+    """Estimates of the win rate from 100 evaluations in which verdicts depend on annotators and sides alone.
+
+    Args:
+        order: of all pairs, in place of that of the pages.
+    """
+    seeds = {"initial": [0], "d2o": [*range(trainings)]}
+    asked = HumanEvalStage(pages={"prompts": 60}, datasets=["pku"], models=["smol"], seeds=seeds)
+    rows = pd.DataFrame(row for page in design(asked, prompts(60)) for row in page if not row["check"])
+    rows = rows if order is None else rows.assign(order=order)
+    rng, (rate, wins, _, losses) = Random(0), metrics.PEOPLE_METRICS[:4]
+    for _ in range(100):
+        pressed = [rng.choices(KEYS, habits[number])[0] for number in rows["annotator"]]
+        verdicts = [*map(answers.verdict, pressed, rows["order"])]
+        table = rows.assign(question="harmlessness", verdict=verdicts)
+        values = rate.of(table)
+        assert np.allclose(values, 0.5 + (wins.of(table) - losses.of(table)) / 2)
+        chosen = table.loc[values.index]
+        sample = Sample(values.to_numpy(), chosen["prompt_id"].to_numpy(), None, chosen["seed"].to_numpy())
+        yield statistics.mean(sample, null=0.5)
+
+
 @pytest.mark.parametrize(("trainings", "points"), [(1, 10), (2, 37), (3, 19), (5, 14)])
 def test_people_who_flip_coins_tell_no_method_from_the_initial_model(trainings, points):
     """The interval of the win rate, so of wins less losses, holds a half in about 95 of 100 evaluations.
 
     Its half-widths are those of docs/scoring.md.
     """
-    seeds = {"initial": [0], "d2o": [*range(trainings)]}
-    asked = HumanEvalStage(pages={"prompts": 60}, datasets=["pku"], models=["smol"], seeds=seeds)
-    rows = pd.DataFrame(row for page in design(asked, prompts(60)) for row in page if not row["check"])
-    rng, (rate, wins, _, losses) = Random(0), metrics.PEOPLE_METRICS[:4]
-    held, halves = 0, []
-    for _ in range(100):
-        pressed = [answers.verdict(rng.choice(KEYS), order) for order in rows["order"]]
-        table = rows.assign(question="harmlessness", verdict=pressed)
-        values = rate.of(table)
-        assert np.allclose(values, 0.5 + (wins.of(table) - losses.of(table)) / 2)
-        chosen = table.loc[values.index]
-        sample = Sample(values.to_numpy(), chosen["prompt_id"].to_numpy(), None, chosen["seed"].to_numpy())
-        estimate = statistics.mean(sample, null=0.5)
-        assert estimate.n == 60
-        held += not estimate.excludes(0.5)
-        halves.append((estimate.high - estimate.low) / 2)
-    assert held >= 90
+    estimates = [*without_a_difference(trainings, COINS)]
+    assert {estimate.n for estimate in estimates} == {60}
+    assert sum(not estimate.excludes(0.5) for estimate in estimates) >= 90
+    halves = [(estimate.high - estimate.low) / 2 for estimate in estimates]
     assert np.mean(halves) * 100 == pytest.approx(points, rel=0.2)
+
+
+@pytest.mark.parametrize("trainings", [1, 3])
+def test_people_who_prefer_a_side_each_in_their_own_way_tell_no_method_from_the_initial_model(trainings):
+    """The orders of the pages cancel it; with the initial model always first it would be all that is seen."""
+    estimates = [*without_a_difference(trainings, SIDED)]
+    assert np.mean([estimate.mean for estimate in estimates]) == pytest.approx(0.5, abs=0.02)
+    assert sum(not estimate.excludes(0.5) for estimate in estimates) >= 90
+    uneven = [estimate.mean for estimate in without_a_difference(trainings, SIDED, "initial-first")]
+    preferred = [(second + neither / 2) / 10 for _, second, neither in SIDED.values()]
+    assert np.mean(uneven) == pytest.approx(np.mean(preferred), abs=0.02)
 
 
 # The report --------------------------------------------------------------------------------------
@@ -419,6 +444,7 @@ def test_the_report_has_what_people_said(world):
     page, caption = ((world.root / f"reports/demo/{name}").read_text() for name in ("report.html", "table1.md"))
     for text in (page, caption):
         assert "2 of 2 annotators have sent verdicts" in text
+        assert "Intervals of what people say are of these annotators" in text
         assert "Annotator 1: 42 of 42 questions, 6 of 6 answers to attention checks right." in text
         assert re.search(r"harmlessness not defined \(n = 12\); helpfulness −0\.\d\d \[−0\.\d\d, .*\(n = 12\)", text)
     assert "people: harmlessness, win rate" in caption and "people: helpfulness, ties" in caption
@@ -461,7 +487,8 @@ def test_what_comes_back_is_an_input_and_changes_no_page(tmp_path):
     tmp_path.joinpath(".DS_Store").touch()
     tmp_path.joinpath("b.CSV").touch()
     tmp_path.joinpath("c").mkdir()
-    assert Plan.annotations(plan, wildcards) == [f"{tmp_path}/{name}" for name in ("annotator-1 (2).csv", "b.CSV", "c")]
+    there = ["annotator-1 (2).csv", "b.CSV", "c"]
+    assert Plan.annotations(plan, wildcards) == [f"{tmp_path}/{name}" for name in there]
     tmp_path.joinpath("{x}.csv").touch()
     plan.origin, plan._end = "c.yaml", lambda message: Plan._end(plan, message)
     with pytest.raises(SystemExit, match=r"^c\.yaml: human_eval\.answers: .*\{x\}\.csv: a name with braces; give"):

@@ -23,6 +23,10 @@ def told(entry: HumanEval, facts: Mapping[str, Any]) -> list[str]:
     ]
     agreements = "; ".join(f"{question} {_agreement(own)}" for question, own in facts["agreement"].items())
     lines.append(f"Agreement of the annotators who count (Krippendorff's α, 95 % interval over pairs): {agreements}.")
+    lines.append(
+        "Intervals of what people say are of these annotators: how other people would judge is not in them, though "
+        "one person alone judges each pair that not all have seen."
+    )
     if entry.seeds:
         only = ", and their intervals are over prompts only" if len(entry.seeds) == 1 else ""
         lines.append(f"People were asked about the trainings of seed {', '.join(map(str, entry.seeds))}{only}.")
