@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from uuid import uuid4
@@ -514,6 +515,67 @@ def test_tables_of_texts(name, separator, tmp_path):
 def test_bad_tables_of_texts(text, message, tmp_path):
     (tmp_path / "a.csv").write_text(text)
     assert message in problem(tmp_path, tmp_path / "a.csv", "negatives")
+
+
+SIDES = {"chosen": [said("It's new.")], "rejected": [said("No.")]}
+
+
+def cells(path: Path, rows: list[dict], write) -> Path:
+    """A table whose messages are written as texts by a function."""
+    with path.open("w", newline="") as file:
+        table = csv.DictWriter(file, rows[0])
+        table.writeheader()
+        table.writerows(
+            {key: write(value) if isinstance(value, list) else value for key, value in row.items()} for row in rows
+        )
+    return path
+
+
+@pytest.mark.parametrize("write", [json.dumps, lambda value: json.dumps(value, indent=2)])
+@pytest.mark.parametrize(
+    ("format", "row"),
+    [
+        ("preference", {"prompt": TALK} | SIDES),
+        ("preference", {key: TALK + turns for key, turns in SIDES.items()}),
+        ("preference", {"prompt": TALK} | {key: TALK + turns for key, turns in SIDES.items()}),
+        ("unpaired", {"prompt": TALK, "completion": [said("No.")], "label": "bad"}),
+        ("negatives", {"messages": TALK, "response": [said("No.")]}),
+        ("chat", {"messages": [*TALK, said("No.")], "feedback": "bad"}),
+    ],
+)  # fmt: skip
+def test_messages_in_the_cells_of_a_table(format, row, write, tmp_path):
+    [kept], manifest = read(tmp_path, cells(tmp_path / "a.csv", [row], write), format)
+    assert (kept["messages"], [one["text"] for one in kept["responses"]]) == (
+        told(format, row)[0],
+        [text for text, _ in told(format, row)[1]],
+    )
+    assert kept["messages"] == TALK and manifest["counts"]["rejected"] == 0
+
+
+@pytest.mark.parametrize(
+    "write", [str, lambda value: json.dumps(value)[:-9], lambda value: "\n".join(map(str, value)).join("[]")]
+)
+@pytest.mark.parametrize("key", ["prompt", "chosen", "rejected"])
+def test_messages_that_are_no_json_are_not_trained_on_as_a_text(key, write):
+    """As Python writes them, cut off, and as numpy does. Elsewhere in the row they are well."""
+    row = {"prompt": TALK} | SIDES
+    reason = f"BadRow: `{key}` begins like messages and is not JSON; write it as JSON (json.dumps)"
+    assert why("preference", row | {key: write(row[key])}) == reason
+    assert why("unpaired", UNPAIRED | {"completion": write(SIDES["rejected"])}) == reason.replace(key, "completion")
+    assert why("chat", {"messages": write(TALK), "feedback": "bad"}) == reason.replace(key, "messages")
+
+
+def test_messages_of_another_form_are_not_trained_on_as_a_text():
+    sharegpt = [{"from": "human", "value": "Is it new?"}]
+    assert why("preference", SIDES | {"prompt": json.dumps(sharegpt)}) == "BadRow: no `role`"
+    assert "is not JSON" in why("preference", SIDES | {"prompt": str(sharegpt)})
+
+
+@pytest.mark.parametrize(
+    "text", ['[{"name": "weather", "arguments": {"from": "Rome"}}]', "[{'a': 1}]", "[1]", '["role": 1]', "[{"]
+)
+def test_an_answer_of_objects_is_a_text(text):
+    assert told("negatives", {"prompt": "Is it new?", "response": text})[1] == [(text, True)]
 
 
 def test_not_utf8_table(tmp_path):

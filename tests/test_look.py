@@ -18,7 +18,7 @@ from d2o import formats, look, settings
 from d2o.contracts import CONTRACTS
 from d2o.errors import D2OError
 from d2o.settings import Reading
-from test_formats import argilla, lines, said, task
+from test_formats import argilla, cells, lines, said, task
 
 ASKED = "Is it new?"
 
@@ -104,6 +104,15 @@ def test_no_format_fits(tmp_path):
         look.lines(str(path), "trl")
     with pytest.raises(D2OError, match="no such file"):
         look.lines(str(tmp_path / "b.jsonl"))
+
+
+def test_where_no_format_fits_the_nearest_says_why(tmp_path):
+    """As a table written from messages by pandas or `datasets`."""
+    path = cells(tmp_path / "a.csv", [{key: [said(key)] for key in ("prompt", "chosen", "rejected")}], str)
+    with pytest.raises(
+        D2OError, match=r"a\.csv: no format reads .* As preference: `chosen` begins like messages and"
+    ):
+        look.lines(str(path))
 
 
 # The sheet ---------------------------------------------------------------------------------------

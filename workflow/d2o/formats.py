@@ -373,7 +373,7 @@ def _answered(row: Row, *keys: str) -> tuple[Messages, list[str]]:
         raise BadRow(f"the prompts of `{keys[0]}` and `{keys[1]}` differ")
     if not prompt:
         prompt = _prompt(row)
-    elif isinstance(row.get("prompt"), list) and _turns(row, "prompt") != prompt:
+    elif "prompt" in row and isinstance(_spoken(row, "prompt"), list) and _turns(row, "prompt") != prompt:
         raise BadRow(f"`{keys[0]}` does not begin with `prompt`")
     else:
         _check_prompt(prompt, keys[0])
@@ -382,7 +382,7 @@ def _answered(row: Row, *keys: str) -> tuple[Messages, list[str]]:
 
 def _ended(row: Row, key: str) -> tuple[Messages, str]:
     """The turns before an answer, if there are any, and the answer."""
-    if not isinstance(_value(row, key), list):
+    if not isinstance(_spoken(row, key), list):
         return [], _text(row, key)
     turns = _turns(row, key)
     if not turns or turns[-1]["role"] != "assistant":
@@ -395,7 +395,7 @@ def _prompt(row: Row) -> Messages:
     given = [key for key in ("prompt", "messages") if row.get(key) is not None]
     if len(given) != 1:
         raise BadRow("give one of `prompt` and `messages`")
-    if given == ["prompt"] and not isinstance(row["prompt"], list):
+    if given == ["prompt"] and not isinstance(_spoken(row, "prompt"), list):
         return [{"role": "user", "content": _text(row, "prompt")}]
     turns = _turns(row, given[0])
     _check_prompt(turns, given[0])
@@ -408,15 +408,29 @@ def _turns(row: Row, key: str) -> Messages:
 
 
 def _listed(row: Row, key: str) -> list[dict[str, Any]]:
-    value = _value(row, key)
-    if isinstance(value, str):  # in a cell of a table
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            value = None
+    value = _spoken(row, key)
     if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
         raise BadRow(f"`{key}` is not a list of objects")
     return value
+
+
+# A list of objects with a role, or as ShareGPT has them; as JSON, as Python writes it, or cut off.
+_MESSAGES = re.compile(r"""\s*\[\s*\{.*?["'](role["']\s*:|from["']\s*:\s*["'](human|gpt|user|system))""", re.DOTALL)
+
+
+def _spoken(row: Row, key: str) -> Any:
+    """A text, or messages, which the cell of a table holds as JSON.
+
+    Raises:
+        BadRow: where a text begins like messages and is not JSON: as a prompt or an answer it would mislead.
+    """
+    value = _value(row, key)
+    if not isinstance(value, str) or not _MESSAGES.match(value):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        raise BadRow(f"`{key}` begins like messages and is not JSON; write it as JSON (json.dumps)") from None
 
 
 def _turn(message: Row, key: str) -> dict[str, str]:

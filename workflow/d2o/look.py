@@ -57,6 +57,7 @@ class Fit:
     Attributes:
         columns: how many of the file's columns are read.
         read, bad, left_out: rows of which something, nothing, or no label is read.
+        reason: why the first bad row is one.
     """
 
     reading: Reading
@@ -64,6 +65,7 @@ class Fit:
     read: int
     bad: int
     left_out: int
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -162,18 +164,21 @@ def fitting(source: str, format: str | None, negative: Sequence[str]) -> list[Fi
     given = chain.from_iterable(datasets.file_rows(file) for file in datasets.files(source))
     with datasets.bounded(_MEMORY):
         rows = [row for _, row in islice(given, _TRIED)]
-    fits = [fit for name in ([format] if format else FORMATS) if (fit := _tried(source, rows, name, negative))]
+    tried = [fit for name in ([format] if format else FORMATS) if (fit := _tried(source, rows, name, negative))]
+    fits = [fit for fit in tried if fit.bad < len(rows)]
     if not fits:
+        nearest = max(tried, key=lambda fit: fit.columns, default=None)
         first = next((row for row in rows if isinstance(row, dict)), {})
         raise D2OError(
             f"{source}: no format reads its first {len(rows)} rows; their columns: {datasets.listed(first)}. Say in "
             f"`columns` of a config what they are called; docs/data.md tells what each format needs"
+            + (f". As {nearest.reading.format}: {nearest.reason}" if nearest and nearest.columns else "")
         )
     return sorted(fits, key=lambda fit: (fit.bad > len(rows) / 100, not fit.read, -fit.columns, fit.bad))
 
 
 def _tried(source: str, rows: Sequence[Any], format: str, negative: Sequence[str]) -> Fit | None:
-    """How a format reads rows; None where it reads none, or they are flat and it is made for nested ones."""
+    """How a format reads rows; None where none has its labels, or they are flat and it is made for nested ones."""
     form = FORMATS[format]
     flat = list(_flat(rows, format))
     if not flat or (form.flat and all(one is row or one == row for one, row in flat)):
@@ -188,10 +193,11 @@ def _tried(source: str, rows: Sequence[Any], format: str, negative: Sequence[str
     except (ValueError, OverflowError):
         return None
     made = [formats.outcomes(row, reading) for row in rows]
-    bad = sum(any(isinstance(one, BadRow) for one in row) for row in made)
+    reasons = [str(bad[0]) for row in made if (bad := [one for one in row if isinstance(one, BadRow)])]
     left_out = sum(all(isinstance(one, LeftOut) for one in row) for row in made)
     known = sum(key in names or key in columns for key in form.keys)
-    return Fit(reading, known, len(rows) - bad - left_out, bad, left_out) if bad < len(rows) else None
+    bad, reason = len(reasons), next(iter(reasons), "")
+    return Fit(reading, known, len(rows) - bad - left_out, bad, left_out, reason)
 
 
 def _flat(rows: Sequence[Any], format: str) -> Iterator[tuple[formats.Row, formats.Row]]:
