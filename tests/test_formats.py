@@ -353,6 +353,34 @@ def test_argilla_compares_two_answers(best, better):
         assert told("argilla", row, **PAIRED) == (ASKED, [("Yes.", None), ("No.", None)], better)
 
 
+COMPARED = {"prompt": "Is it new?", "response_1": "Yes.", "response_2": "No."}
+
+
+FIRST = [1, 1.0, "1", "1.0", "a", " A ", "left", "response_1", "Response 1", "answer1", "answer-a", "model_answer_1"]
+SECOND = [2, 2.0, "2", "2.0", "b", "right", "response_2", "Antwort 2", "option b", "the right", [2.0, 2.0, 1.0]]
+NEITHER = [0, 3, 1.5, "12", "answer 12", "21", "-1", "no, not a", "not a", "no 1", "banana", "upright",
+           "ab", "true", "both are bad, see a", "neither 1 nor 2", "a or b"]  # fmt: skip
+
+
+@pytest.mark.parametrize(("labels", "better"), [(FIRST, 0), (SECOND, 1)])
+def test_labels_that_prefer_an_answer(labels, better):
+    read = {str(label): told("argilla", COMPARED | {"label": label})[2] for label in labels}
+    assert read == dict.fromkeys(map(str, labels), better)
+
+
+@pytest.mark.parametrize("label", NEITHER)
+def test_labels_that_prefer_neither_answer(label):
+    reason = f"LeftOut: the label {label!r} prefers neither answer"
+    assert why("argilla", COMPARED | {"label": label}) == reason
+
+
+def test_preferences_that_pandas_made_floats(tmp_path):
+    rows = [COMPARED | {"label.responses": [label]} for label in (1.0, 2.0)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    kept, manifest = read(tmp_path, tmp_path / "a.parquet", "argilla")
+    assert [row["better"] for row in kept] == [0, 1] and manifest["left_out"] == {}
+
+
 def test_argilla_ranks_two_answers():
     row = argilla(best=[["response_2", "response_1"]] * 2 + [["response_1", "response_2"]])
     row["fields"] = {"prompt": "Is it new?", "one": "Yes.", "two": "No."}

@@ -318,17 +318,25 @@ def _verdict(label: Any, labels: Labels) -> bool | None:
     return False if any(plain(one) == told for one in labels.positive) else None
 
 
-_SIDE = re.compile(r"(^|[\s_-])(left|right|a|b)$|[12]$")
+# A side, perhaps after words such as `response_`; letters stand alone, for "upright" and "banana" are no votes.
+_SIDE = re.compile(r"(?!not?[\s_-])(?:(?:[^\W\d]+[\s_-])?(left|right|a|b)|(?:[^\W\d]+[\s_-]?)?([12]))")
 
 
 def _preferred(label: Any) -> int:
     """Which of two answers most raters prefer; of a ranking the first."""
     given = _given([one[0] if isinstance(one, list) and one else one for one in _as_list(label)])
-    sides = [_SIDE.search(str(one).strip().lower()) for one in given]
-    said = [side[0].strip(" _-\t\n") in ("right", "b", "2") for side in sides if side]
+    said = [side for one in given if (side := _side(plain(one))) is not None]
     if not said:
         raise LeftOut(f"the label {_shown(given[0])} prefers neither answer")
     return int(_most(said))
+
+
+def _side(told: Any) -> bool | None:
+    """Whether a plain label says the second of two answers."""
+    if not isinstance(told, str):
+        return {1: False, 2: True}.get(told)
+    side = _SIDE.fullmatch(told)
+    return side and (side[1] or side[2]) in ("right", "b", "2")
 
 
 def _given(label: Any) -> list[Any]:
