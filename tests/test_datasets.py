@@ -200,6 +200,20 @@ def test_every_kind_of_file_reads_alike(tmp_path):
     assert [row["row"] for row in table] == list(range(3 * len(files)))
 
 
+@pytest.mark.parametrize(
+    ("like", "name"),
+    [
+        ("a.jsonl", "x.csv.jsonl"), ("a.jsonl", "x.TSV.JSONL"), ("a.jsonl.gz", "x.csv.jsonl.gz"),
+        ("a.tsv", "x.csv.tsv"), ("a.json", "x.jsonl.json"), ("a.json", "x.csv.json"), ("a.csv", "x.tsv.csv"),
+        ("a.csv.xz", "x.tsv.csv.xz"), ("a.csv", "x.jsonl.csv"), ("a.csv", "x.gz.csv"),
+    ],
+)  # fmt: skip
+def test_the_last_suffix_counts(like, name, tmp_path):
+    path = write(tmp_path / like, [LOG | {"prompt": 'Is "it", new?'}]).rename(tmp_path / name)
+    [row] = read("negatives", [path], tmp_path)
+    assert row["messages"][0]["content"] == 'Is "it", new?'
+
+
 def test_json_may_hold_lines_and_a_byte_order_mark(tmp_path):
     lines = "\n\n  " + json.dumps(LOG) + "\r\n" + json.dumps(LOG) + "\r\n"
     (tmp_path / "a.json").write_text(lines, encoding="utf-8-sig")

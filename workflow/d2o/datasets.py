@@ -216,13 +216,13 @@ def file_rows(path: Path, reading: Reading | None = None) -> Iterator[tuple[int,
         D2OError: if the rest of the file cannot be read: it is damaged, cut off, not UTF-8, or too large to unpack.
     """
     name, number = path.name.lower(), 0
+    kind = name.removesuffix(".gz").removesuffix(".xz").rpartition(".")[2]
     try:
-        suffixes = Path(name).suffixes
-        if name.endswith(".parquet"):
+        if kind == "parquet":
             given = _parquet(path, reading)
-        elif {".csv", ".tsv"}.intersection(suffixes[-2:]):
-            given = _cells(path, reading, "\t" if ".tsv" in suffixes[-2:] else None)
-        elif ".jsonl" in suffixes:
+        elif kind in ("csv", "tsv"):
+            given = _cells(path, reading, "\t" if kind == "tsv" else None)
+        elif kind == "jsonl":
             given = _lines(path)
         else:
             given = _json(path)
