@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import re
@@ -9,18 +10,26 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
-from d2o import bundle, records, report, settings
+from d2o import bundle, human_eval, records, report, schemas, settings
 from d2o.errors import D2OError
+from d2o.plan import stages
 from d2o.report import card
 from test_report import NASTY, Results
 
 CONFIG = {
     "experiments": {
-        "demo": {"datasets": ["pku"], "models": ["smol"], "methods": ["initial", "npo"], "rewards": ["cost"]},
+        "demo": {
+            "datasets": ["pku"],
+            "models": ["smol"],
+            "methods": ["initial", "npo"],
+            "rewards": ["cost"],
+            "human_eval": {"prompts": 3, "annotators": 1, "checks": 1},
+        },
     },
     "models": {"smol": {"path": "smol"}},
     "datasets": {"pku": {"format": "pku-saferlhf", "train": ["pku.jsonl"]}},
@@ -43,6 +52,7 @@ def project(tmp_path_factory) -> Path:
     os.chdir(folder)  # manifests name their inputs from where the pipeline ran
     try:
         Results(Path("results"), chosen)
+        people(chosen)
         report.write(chosen, Path("results"), Path("results/reports/demo/report.html"))
         run = {"dataset": "pku", "model": "smol", "method": "npo", "seed": 0}
         output = Path("results/pku/smol/npo/seed0/card.md")
@@ -50,6 +60,21 @@ def project(tmp_path_factory) -> Path:
     finally:
         os.chdir(before)
     return folder
+
+
+def people(chosen: settings.Settings) -> None:
+    """A human evaluation to which one answer came back, in a file that has its annotator's name."""
+    evaluated, names = Path("results/reports/demo/human_eval"), SimpleNamespace(experiment="demo")
+    key = evaluated / "key.parquet"
+    human_eval.write(stages.of(chosen, "human_eval", names), Path("results"), key, evaluated / "pages")
+    row = records.read_table(key, schemas.HUMAN_KEY)[0]
+    Path("human_eval").mkdir()
+    with Path("human_eval/jane.roe.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["version", "annotator", "item", "question", "verdict"])
+        writer.writerow([row["version"], 1, row["item"], schemas.HUMAN_QUESTIONS[0], "1"])
+    stage = stages.of(chosen, "human_verdicts", names)
+    human_eval.read(stage, key, Path("human_eval"), evaluated / "verdicts.parquet")
 
 
 @pytest.fixture
@@ -86,19 +111,69 @@ def test_it_holds_what_the_numbers_rest_on_and_no_weights_texts_or_folders(packe
         f"{run}/model/manifest.json", f"{run}/scores/cost.parquet.manifest.json", f"{run}/card.md.manifest.json",
     } <= manifests  # fmt: skip
     assert not [name for name in files if name.endswith((".parquet", ".safetensors", ".jsonl"))]
+    assert not [name for name in files if name.startswith("report/human_eval")]
+    verdicts = json.loads(files["manifests/reports/demo/human_eval/verdicts.parquet.manifest.json"])
+    assert [re.sub(r"\d", "1", name) for name in verdicts["inputs"]] == [
+        "results/reports/demo/human_eval/key.parquet", "…1/1.csv",
+    ]  # fmt: skip
+    assert not any(b"jane" in data for data in files.values())
     assert json.loads(files["settings.json"])["models"]["smol"]["path"].endswith("/smol")
     for name in manifests | {"settings.json", "cards/pku/smol/npo/seed0.md", "README.md", bundle.METADATA}:
         assert not any(text.encode() in files[name] for text in (str(project), "Question", NASTY[:8]))
 
 
+def test_what_lies_beside_the_page_and_is_not_of_it_stays_out(packed, project):
+    beside = project / "results/reports/demo/notes.csv"
+    with records.artifact(beside) as draft:
+        draft.path.write_text("mine")
+    bundle.write(Path("config.yaml"), "demo", packed)
+    assert "report/notes.csv" not in contents(packed)
+    beside.unlink()
+
+
 def test_examples_and_folders_stay_out_of_its_manifests():
-    inputs = {"/home/me/rows.jsonl": "1", "/home/you/rows.jsonl": "2", "/r/a/b.parquet": "3", "demo/rows.jsonl": "4"}
+    inputs = {
+        "/home/me/rows.jsonl": "1", "/home/you/rows.jsonl": "2", "/home/me/jane.roe.csv": "3", "back/jane.csv": "4",
+        "/r/a/b.parquet": "5",
+    }  # fmt: skip
     manifest = {"inputs": inputs, "leaks": [{"prompt": "said"}], "examples": ["said"], "rows": 3}
-    told = bundle._without_folders(bundle._without_texts(manifest), "/r")
-    assert told.keys() == {"inputs", "rows"} and [*told["inputs"].values()] == [*"1234"]
-    one, other, *ours = told["inputs"]
-    assert one != other and all(re.fullmatch(r"…[0-9a-f]{8}/rows\.jsonl", name) for name in (one, other))
-    assert ours == ["results/a/b.parquet", "demo/rows.jsonl"]
+    names = bundle._Names("/r")
+    told = names.told(bundle._without_texts(manifest))
+    assert told.keys() == {"inputs", "rows"} and [*told["inputs"].values()] == [*"12345"]
+    assert [*told["inputs"]] == ["…1/1.jsonl", "…2/2.jsonl", "…1/3.csv", "…3/4.csv", "results/a/b.parquet"]
+    assert names.told({"inputs": {"/home/you/rows.jsonl": "2"}}) == {"inputs": {"…2/2.jsonl": "2"}}
+
+
+def test_only_what_is_a_path_loses_its_folder():
+    """A text of a config may begin with a slash."""
+    names = bundle._Names("out")
+    said = {
+        "instructions": {"short": "/no_think Be kind."},
+        "template": "/{prompt}",
+        "train": ["/data/a.jsonl", "/data/b.jsonl", "demo/c.jsonl"],
+        "data": {"dev": "/data/d.csv"},
+        "source": {"path": "/models/smol"},
+        "results": str(Path("out").absolute()),
+    }
+    assert names.told(said) == {
+        "instructions": {"short": "/no_think Be kind."},
+        "template": "/{prompt}",
+        "train": ["…1/a.jsonl", "…1/b.jsonl", "demo/c.jsonl"],
+        "data": {"dev": "…1/d.csv"},
+        "source": {"path": "…2/smol"},
+        "results": "results",
+    }
+
+
+def test_every_setting_that_names_a_file_or_folder_is_known():
+    sections = [one for one in vars(settings).values() if isinstance(one, type) and issubclass(one, settings.Section)]
+    named = {
+        key
+        for section in sections
+        for key, entry in section.model_fields.items()
+        if re.match(r"(local |as `train`|an organism's )?(files?|folder|as `train`)\b", entry.description or "")
+    }
+    assert {"train", "path", "texts", "answers"} <= named <= bundle._PATHS
 
 
 def test_its_metadata_have_what_the_specification_requires(packed):
@@ -209,6 +284,12 @@ def test_what_is_no_archive_or_unpacks_to_too_much_is_refused(packed, monkeypatc
         archive.writestr(bundle.METADATA, b"0" * (2 << 20))
     with pytest.raises(D2OError, match=r"demo\.zip: unpacks to more than 1 MiB"):
         bundle.verify(packed)
+    monkeypatch.setattr(records, "LARGEST", 1000)
+    with pytest.raises(
+        D2OError, match=r"again\.zip: not written: .* most of all report/.*; split the experiment demo"
+    ):
+        bundle.write(Path("config.yaml"), "demo", packed.with_name("again.zip"))
+    assert [*packed.parent.iterdir()] == [packed]
     packed.write_bytes(b"no archive")
     with pytest.raises(D2OError, match=r"demo\.zip: no bundle of d2o, or a damaged one"):
         bundle.verify(packed)
@@ -241,7 +322,7 @@ def test_what_is_not_ready_is_not_packed(project, tmp_path, monkeypatch):
     refused(r"report\.html: made with other settings \(.*better.*\); run snakemake again", "other.yaml")
     made, aside = project / "results/pku/smol/npo/seed0/card.md", project / "aside"
     made.rename(aside)
-    refused(r"card\.md: no such file; make it with: snakemake --configfile config\.yaml cards")
+    refused(r"card\.md: no such file; make it with: snakemake --cores all cards --configfile config\.yaml$")
     aside.rename(made)
     table = project / "results/reports/demo/table.csv"
     before = table.read_bytes()

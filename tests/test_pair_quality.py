@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from d2o import identities, pair_quality, records, schemas, settings
+from d2o import identities, pair_quality, records, report, schemas, settings
 from d2o.errors import D2OError
 from d2o.metrics import Archive
 from d2o.report import figures
@@ -133,6 +133,12 @@ def test_measures(tmp_path):
     assert shares.groupby("scorer")["share"].sum().to_dict() == {"cost": 1, "reward": 1, "trained": 1}
     full = shares[shares["share"] > 0]
     assert ((full["from"] <= 2) & (full["to"] >= 2)).all()
+    figure = tmp_path / "reports/figure/figures/pair_quality.svg"
+    report.write_pair_quality(chosen, tmp_path, figure)
+    kinds = ("csv", "pdf", "png", "svg")
+    files = records.read_manifest(figure)["files"]
+    assert files == [*(f"figures/pair_quality.{kind}" for kind in kinds), "pair_quality.csv"]
+    assert all((figure.parents[1] / name).exists() for name in files)
     svg = figures.render(figures.pair_quality(measures, bars(measures), ["pku"]), "svg").decode()
     assert "not measured" not in svg
     assert all(name in svg for name in ("reward", "cost", "chosen, toxicity", "gpt"))

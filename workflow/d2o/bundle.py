@@ -15,6 +15,7 @@ import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path, PurePath
 from types import SimpleNamespace
@@ -32,6 +33,11 @@ _SHA256 = {"sha256": "https://schema.org/sha256"}
 _ROOT = Path(__file__).parents[2]
 # Keys of manifests that hold texts of data.
 _TEXTS = {"leaks", "examples"}
+# Keys of settings and manifests that name files or folders, alone, in a list, or by split.
+_PATHS = {
+    "answers", "data", "evaluation_prompts", "include", "organism", "path", "results", "source", "test", "texts",
+    "train",
+}  # fmt: skip
 _README = """\
 # {experiment}
 
@@ -41,7 +47,7 @@ with the SHA-256 in `{metadata}`.
 - `config.yaml`: the config as it was written. `settings.json`: of this experiment, with all defaults.
 - `environment.lock.txt`: the packages and their versions.
 - `manifests/`: what made each artifact: settings, digests of inputs and outputs, versions, time. Examples out of the
-  data are left out, and of an absolute path stays the name, behind a digest of its folder.
+  data are left out. Folders outside the results are numbers; so is the name of a file that was read from one.
 - `report/`: the page, its tables and figures. `cards/`: a model card for each training.
 
 Not in it: weights, data, prompts and answers, but for those that the page shows.
@@ -53,13 +59,19 @@ def write(config: Path, experiment: str, output: Path) -> None:
 
     Raises:
         D2OError: where there is no such experiment, or what belongs into it is missing, damaged, or was made with
-            other settings.
+            other settings, and where it is more than `verify` reads.
     """
     if not output.parent.is_dir():
         raise D2OError(f"{output.parent}: no such folder; make it, or choose another --output")
     content = _collect(config, experiment)
     made = records.read_manifest(content.page)["made"]
     content.files[METADATA] = _json(_crate(experiment, made, content.files))
+    if sum(map(len, content.files.values())) > records.LARGEST:
+        largest = max(content.files, key=lambda name: len(content.files[name]))
+        raise D2OError(
+            f"{output}: not written: it would unpack to more than {records.LARGEST >> 20} MiB, most of all "
+            f"{visible(largest)}; split the experiment {experiment}"
+        )
     temporary = output.with_name(f".{output.name}.tmp")
     with zipfile.ZipFile(temporary, "w") as archive:
         for name, data in sorted(content.files.items()):
@@ -147,27 +159,35 @@ def _collect(config: Path, experiment: str) -> SimpleNamespace:
     for path in (*needed, page, *cards):
         if not Path(path).exists():
             target = "cards" if path in cards else page
-            raise D2OError(f"{path}: no such file; make it with: snakemake --configfile {config} {target}")
+            command = f"snakemake --cores all {target} --configfile {config}"
+            raise D2OError(f"{path}: no such file; make it with: {command}")
     if changed := checks.differing(page, settings):
         raise D2OError(f"{page}: made with other settings ({', '.join(changed)}); run snakemake again")
     lock = _ROOT / "envs" / f"{'gpu' if plan.settings.compute.gpus else 'cpu'}.lock.txt"
+    names = _Names(plan.settings.results)
     files = {
         "README.md": _README.format(experiment=experiment, metadata=METADATA).encode(),
         "config.yaml": written,
-        "settings.json": _json(_without_folders(settings.model_dump(mode="json"), plan.settings.results)),
+        "settings.json": _json(names.told(settings.model_dump(mode="json"))),
         "environment.lock.txt": lock.read_bytes(),
     }
-    folder = Path(page).parent
-    for path in sorted(path for path in folder.rglob("*") if manifest_path(path).exists() and path.is_file()):
-        if path != manifest_path(path):
-            files[f"report/{path.relative_to(folder).as_posix()}"] = _whole(path)
+    for last in (page, *plan.targets("pair_quality_figure", experiment)):
+        files |= {f"report/{name}": _whole(Path(page).parent / name) for name in _published(last)}
     for path in cards:
         name = os.path.relpath(path, plan.settings.results)
         run = layout.names_in("card", PurePath(name).as_posix())
         files["cards/{dataset}/{model}/{method}/seed{seed}.md".format_map(run)] = _whole(Path(path))
-    for name, manifest in _manifests([*needed, page, *cards], plan.settings.results).items():
-        files[f"manifests/{name}"] = _json(_without_folders(_without_texts(manifest), plan.settings.results))
+    for name, manifest in sorted(_manifests([*needed, page, *cards], plan.settings.results).items()):
+        files[f"manifests/{name}"] = _json(names.told(_without_texts(manifest)))
     return SimpleNamespace(files=files, page=page)
+
+
+def _published(path: str) -> list[str]:
+    """The files that were written with a page or figure, by their names in the report's folder."""
+    manifest = records.read_manifest(path)
+    if "files" not in manifest:
+        raise D2OError(f"{path}: made by another version, which did not say what belongs to it; run snakemake again")
+    return manifest["files"]
 
 
 def _whole(path: Path) -> bytes:
@@ -194,21 +214,46 @@ def _without_texts(manifest: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in manifest.items() if key not in _TEXTS}
 
 
-def _without_folders(data: Any, results: str) -> Any:
-    """Plain data with no folder of this machine: of an absolute path the part below the results, or the mere name.
+@dataclass
+class _Names:
+    """What files and folders are called in a bundle: one outside the results has a number, in the order of mention.
 
-    A digest of the folder tells files of one name apart.
+    Attributes:
+        results: the folder of results.
     """
-    match data:
-        case dict():
-            return {_without_folders(key, results): _without_folders(value, results) for key, value in data.items()}
-        case list():
-            return [_without_folders(value, results) for value in data]
-        case str() if (path := PurePath(data)).is_absolute():
-            if path.is_relative_to(Path(results).absolute()):
-                return f"results/{path.relative_to(Path(results).absolute()).as_posix()}"
-            return f"…{hashlib.sha256(str(path.parent).encode()).hexdigest()[:8]}/{path.name}"
-    return data
+
+    results: str
+    _folders: dict[PurePath, int] = field(default_factory=dict)
+    _files: dict[PurePath, int] = field(default_factory=dict)
+
+    def told(self, data: Any, key: str = "") -> Any:
+        """Plain data with no folder of this machine; only what `key` says to be a path is taken for one."""
+        match data:
+            case dict() if key == "inputs":
+                return {self._read(PurePath(name)): digest for name, digest in data.items()}
+            case dict():
+                return {name: self.told(value, key if key == "data" else name) for name, value in data.items()}
+            case list():
+                return [self.told(value, key) for value in data]
+            case str() if key in _PATHS and (path := PurePath(data)).is_absolute():
+                return self._inside(path) or f"{self._folder(path)}/{path.name}"
+        return data
+
+    def _read(self, path: PurePath) -> str:
+        """Of a file that was read: its name, too, may say who made it, such as an annotator's."""
+        if inside := self._inside(path):
+            return inside
+        return f"{self._folder(path)}/{self._files.setdefault(path, len(self._files) + 1)}{path.suffix}"
+
+    def _inside(self, path: PurePath) -> str | None:
+        """A path in the results, from there where it is absolute; None of another one."""
+        below = PurePath(os.path.relpath(path, self.results))
+        if below.parts[:1] == ("..",):
+            return None
+        return ("results" / below).as_posix() if path.is_absolute() else path.as_posix()
+
+    def _folder(self, path: PurePath) -> str:
+        return f"…{self._folders.setdefault(path.parent, len(self._folders) + 1)}"
 
 
 # As an RO-Crate -------------------------------------------------------------------------------------

@@ -90,7 +90,7 @@ def write(settings: Settings, results: Path, output: Path) -> None:
     occasional |= {f"figures/{path.name}" for path in output.parent.glob("figures/pool-*.csv")}
     for file in {"comparisons.csv", "course.csv", *occasional} - files.keys():
         records.discard(output.parent / file)
-    _publish(output, html.encode(), settings, archive.inputs)
+    _publish(output, html.encode(), settings, archive.inputs, [*files, output.name])
 
 
 def write_pair_quality(settings: Settings, results: Path, output: Path) -> None:
@@ -114,16 +114,22 @@ def write_pair_quality(settings: Settings, results: Path, output: Path) -> None:
     measures = pd.concat([pair_quality.measure(archive, settings, dataset) for dataset in experiment.datasets])
     bars = pair_quality.bars(measures)
     figure = figures.pair_quality(measures, bars, experiment.datasets)
-    numbers = {
-        output.parent.parent / "pair_quality.csv": pair_quality.as_csv(measures),
-        output.with_suffix(".csv"): tables.as_csv([bars], list(bars.columns)),
+    name = f"{output.parent.name}/{output.stem}"
+    files = {
+        "pair_quality.csv": pair_quality.as_csv(measures).encode(),
+        f"{name}.csv": tables.as_csv([bars], list(bars.columns)).encode(),
+        **{f"{name}.{kind}": figures.render(figure, kind) for kind in ("pdf", "png")},
     }
-    for path, text in numbers.items():
-        _publish(path, text.encode(), settings, archive.inputs)
-    for kind in ("pdf", "png", "svg"):
-        _publish(output.with_suffix(f".{kind}"), figures.render(figure, kind), settings, archive.inputs)
+    for file, content in files.items():
+        _publish(output.parents[1] / file, content, settings, archive.inputs)
+    _publish(output, figures.render(figure, "svg"), settings, archive.inputs, [*files, f"{name}.svg"])
 
 
-def _publish(path: Path, content: bytes, settings: Settings, inputs: Iterable[Path] = ()) -> None:
+def _publish(
+    path: Path, content: bytes, settings: Settings, inputs: Iterable[Path] = (), files: Iterable[str] = ()
+) -> None:
+    """Write a file; the manifest of the last one of several has `files`, all their names in the report's folder."""
     with records.artifact(path, settings, inputs) as draft:
         draft.path.write_bytes(content)
+        if files:
+            draft.facts["files"] = sorted(files)
