@@ -35,8 +35,12 @@ class Hub(ThreadingHTTPServer):
         self.refuses: tuple[str, int, str] | None = None
         self.asked: list[str] = []
 
-    def holding(self, name: str, *files: str, private: bool = True) -> None:
-        self.repositories[name] = {"private": private, "files": dict.fromkeys(files, b"")}
+    def holding(self, name: str, *files: str, private: bool = True, pushed: tuple[str, ...] = ()) -> None:
+        """A repository with these files, of which an earlier push brought some."""
+        held = dict.fromkeys([*files, *pushed], b"")
+        if push.MARK in held:
+            held[push.MARK] = json.dumps({"content": dict.fromkeys(pushed, "1")}).encode()
+        self.repositories[name] = {"private": private, "files": held}
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -44,11 +48,15 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, status: int, body: dict, **headers: str) -> None:
         content = json.dumps(body).encode()
+        self._send(status, content, **headers)
+
+    def _send(self, status: int, content: bytes, **headers: str) -> None:
         self.send_response(status)
         for name, value in {"Content-Length": str(len(content)), **headers}.items():
             self.send_header(name.replace("_", "-"), value)
         self.end_headers()
-        self.wfile.write(content)
+        if self.command != "HEAD":
+            self.wfile.write(content)
 
     def _do(self) -> None:
         hub, path = self.server, self.path.partition("?")[0]
@@ -74,6 +82,10 @@ class _Handler(BaseHTTPRequestHandler):
                 return self._answer(200, {"warnings": []})
             case ["api", "models", owner, name, *rest]:
                 return self._repository(f"{owner}/{name}", rest[:1], body)
+            case [owner, name, "resolve", revision, file] if revision == COMMIT:
+                content = hub.repositories[f"{owner}/{name}"]["files"][file]
+                digest = hashlib.sha256(content).hexdigest()
+                return self._send(200, content, ETag=f'"{digest}"', X_Repo_Commit=COMMIT)
             case [_, _, "info", "lfs", "objects", "batch"]:
                 objects = [
                     one | {"actions": {"upload": {"href": f"{hub.address}/upload/{one['oid']}"}}}
@@ -113,7 +125,7 @@ class _Handler(BaseHTTPRequestHandler):
                 return self._answer(200, {"commitUrl": f"{hub.address}/{name}/commit/{COMMIT}", "commitOid": COMMIT})
         return self._answer(404, {})
 
-    do_GET = do_POST = do_PUT = _do
+    do_GET = do_HEAD = do_POST = do_PUT = _do
 
     def log_message(self, *_):
         pass
@@ -124,6 +136,8 @@ def hub(monkeypatch):
     server = Hub()
     Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setattr(constants, "ENDPOINT", server.address)
+    addresses = server.address + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", addresses)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
@@ -177,13 +191,25 @@ def test_a_new_repository_is_private_and_has_the_model_card_and_report_in_one_co
 
 @pytest.mark.parametrize("given", ["", "model", "model/manifest.json"])
 def test_what_was_pushed_is_pushed_again_and_no_stale_shard_stays(hub, run, given):
-    hub.holding(
-        "me/mended", push.MARK, ".gitattributes", "model-00001-of-00002.safetensors", "LICENSE", private=False
-    )
+    """What the owner put there beside stays, weights or not."""
+    shard = "model-00001-of-00002.safetensors"
+    own = {"LICENSE", "adapter/adapter_model.safetensors", "v1.safetensors"}
+    hub.holding("me/mended", push.MARK, *own, private=False, pushed=(shard, "model.safetensors", "gone.json"))
+    del hub.repositories["me/mended"]["files"]["gone.json"]
     assert push.push(run / given, "me/mended", public=True).endswith(COMMIT)
     files = hub.repositories["me/mended"]["files"]
-    assert "model-00001-of-00002.safetensors" not in files and {"LICENSE", "model.safetensors", push.MARK} <= {*files}
+    assert shard not in files and own | {"model.safetensors", push.MARK} <= {*files}
     assert not any("create" in one for one in hub.asked)
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b"{}", b'{"content": 1}', b'{"content": [[]]}'])
+def test_where_it_is_not_known_what_was_pushed_nothing_is_deleted(hub, run, content):
+    hub.holding("me/mended", push.MARK, "model-00001-of-00002.safetensors")
+    before = dict(hub.repositories["me/mended"]["files"] | {push.MARK: content})
+    hub.repositories["me/mended"]["files"] = dict(before)
+    with pytest.raises(D2OError, match=r"^me/mended: its d2o\.json is damaged, so .*; name another id$"):
+        push.push(run, "me/mended", public=False)
+    assert hub.repositories["me/mended"]["files"] == before
 
 
 @pytest.mark.parametrize(
@@ -249,24 +275,45 @@ def released(manifest: Path) -> None:
     weights.release("nothing", manifest.parents[1])
 
 
+def coded(manifest: Path) -> None:
+    records.write_json(manifest, json.loads(manifest.read_text()) | {"trust_remote_code": True})
+
+
+RUN = "results/pku/smol/d2o/seed0"
+# Of Snakemake, which knows its outputs by these names.
+CARD, WEIGHTS = (f"snakemake --cores all {RUN}/{name}" for name in ("card.md", "restored.json"))
+
+
 @pytest.mark.parametrize(
     ("file", "damage", "message"),
     [
         ("model/model.safetensors", flipped, r"model\.safetensors: damaged since it was written; delete .* and run"),
         ("model/tokenizer.json", gone, r"tokenizer\.json: gone since it was written; delete .* and run again"),
         ("model/manifest.json", gone, r"seed0: no training's folder: it has no model/manifest\.json"),
-        ("model/manifest.json", released, r"its weights were released; train it again: snakemake .*restored\.json"),
-        ("model/manifest.json", retrained, r"the card is of another one; make it with: snakemake .*card\.md"),
-        ("card.md", gone, r"card\.md: no card; make it with: snakemake .*card\.md"),
-        ("card.md", flipped, r"card\.md: not as it was written; make it with: snakemake"),
-        ("../../../../reports/demo/report.html", flipped, r"report\.html: not as .*; the card is of another one"),
+        ("model/manifest.json", released, rf"its weights were released; train it again: {WEIGHTS}$"),
+        (
+            "model/manifest.json",
+            retrained,
+            rf"manifest\.json: not as .* the card is of another one; make it with: {CARD}$",
+        ),
+        ("model/manifest.json", coded, r"model: runs code of its own \(trust_remote_code\), which is not"),
+        ("card.md", gone, rf"^{RUN}/card\.md: no card; make it with: {CARD}$"),
+        ("card.md", flipped, rf"card\.md: not as it was written; make it with: {CARD}$"),
+        (
+            "../../../../reports/demo/report.html",
+            flipped,
+            r"^results/reports/demo/report\.html: not as .*; the card is of",
+        ),
         ("../../../../reports/demo/report.html", gone, r"report\.html: no such file; the card is of another one"),
     ],
 )
-def test_what_is_not_whole_or_not_of_one_state_is_not_pushed(hub, run, file, damage, message):
+def test_what_is_not_whole_or_not_of_one_state_is_not_pushed(hub, run, file, damage, message, tmp_path, monkeypatch):
+    """And what helps is told as it can be typed, however the run was named."""
     damage((run / file).resolve())
-    with pytest.raises(D2OError, match=message):
-        push.push(run, "me/mended", public=False)
+    monkeypatch.chdir(tmp_path)
+    for given in (run, run.relative_to(tmp_path), run / "model"):
+        with pytest.raises(D2OError, match=message):
+            push.push(given, "me/mended", public=False)
     assert hub.asked == []
 
 

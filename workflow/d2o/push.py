@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -36,8 +38,9 @@ def push(run: Path, repository: str, public: bool) -> str:
     Returns:
         The address of the commit.
     Raises:
-        D2OError: where weights, card or report are missing or not of one state, there is no token, the repository
-            holds what was not pushed from here or is more public than asked for, or the Hub does not take it.
+        D2OError: where weights, card or report are missing or not of one state, the model runs code of its own, there
+            is no token, the repository holds what was not pushed from here or is more public than asked for, or the
+            Hub does not take it.
     """
     from huggingface_hub import get_token
     from huggingface_hub.errors import HFValidationError
@@ -69,9 +72,10 @@ def push(run: Path, repository: str, public: bool) -> str:
 
 def collect(run: Path) -> dict[str, Path | bytes]:
     """What is uploaded of a training, by its name in the repository; errors as `push`."""
-    run = run.resolve()
+    # Not resolved: results may be a link, and Snakemake knows it by its name.
+    run = Path(os.path.normpath(run.absolute()))
     run = run.parent if run.name == "manifest.json" else run
-    run = run.parent if run.name == "model" else run
+    run = Path(os.path.relpath(run.parent if run.name == "model" else run))
     model, card = run / "model", run / Path(PLACES["card"]).name
     if not (model / "manifest.json").exists():
         raise D2OError(f"{run}: no training's folder: it has no model/manifest.json")
@@ -79,12 +83,14 @@ def collect(run: Path) -> dict[str, Path | bytes]:
         raise D2OError(lacking)
     records.check_content(model)
     manifest = records.read_manifest(model)
+    if manifest.get("trust_remote_code"):
+        raise D2OError(f"{model}: runs code of its own (trust_remote_code), which is not pushed; share it yourself")
     content = {n: d for n, d in manifest["content"].items() if "/" not in n and Path(n).suffix in _UPLOADED}
-    again = f"make it with: snakemake {card}"
+    again = f"make it with: snakemake --cores all {card}"
     if not card.exists():
         raise D2OError(f"{card}: no card; {again}")
     told = records.read_manifest(card)
-    page = Path(Layout(str(run.parents[3])).path("page", experiment=told["experiment"]))
+    page = Path(Layout(os.path.relpath(run / "../../../..")).path("page", experiment=told["experiment"]))
     _check(card, {told["content"]}, again)
     for path in (model / "manifest.json", page):
         _check(path, {*told["inputs"].values()}, f"the card is of another one; {again}")
@@ -128,9 +134,9 @@ def _commit(repository: str, files: Mapping[str, Path | bytes], public: bool, to
     operations: list[Any] = [
         CommitOperationAdd(name, str(file) if isinstance(file, Path) else file) for name, file in files.items()
     ]
-    # Of an earlier push: a shard of other weights would be loaded. What its owner put there beside them stays.
-    stale = sorted(name for name in there - files.keys() if ".safetensors" in name)
-    operations += [CommitOperationDelete(name) for name in stale]
+    # A shard of other weights would be loaded. What its owner put there beside them stays.
+    stale = _pushed_before(api, info) & there - files.keys() if MARK in there else ()
+    operations += [CommitOperationDelete(name) for name in sorted(stale)]
     return api.create_commit(
         repository, operations, commit_message="Model, card and report by d2o push", parent_commit=before
     ).commit_url
@@ -144,6 +150,18 @@ def _check_ours(info: Any, there: set[str], public: bool) -> None:
     if bool(info.private) == public:
         now, way_out = ("private", "leave --public out") if public else ("public", "say --public")
         raise D2OError(f"{info.id}: is {now}; {way_out}, or change it on its page")
+
+
+def _pushed_before(api: Any, info: Any) -> set[str]:
+    """The files of the model that the last push brought to a repository, as that push says there."""
+    with tempfile.TemporaryDirectory() as folder:
+        mark = Path(api.hf_hub_download(info.id, MARK, revision=info.sha, local_dir=folder))
+        try:
+            return {*json.loads(mark.read_text())["content"]}
+        except (ValueError, TypeError, KeyError, RecursionError):
+            raise D2OError(
+                f"{info.id}: its {MARK} is damaged, so nobody knows what is stale there; name another id"
+            ) from None
 
 
 def _line(error: BaseException) -> str:
