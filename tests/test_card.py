@@ -95,7 +95,7 @@ def test_a_licence_that_is_not_stated_is_said_and_none_is_invented(results, caps
     made = written(results, stage(licences={"models.smol": "Apache-2.0"}))
     assert made.data.license is None and "license" not in made.content.split("---")[1]
     assert "| `datasets.pku` | training data of `d2o` | local: `pku.jsonl` | licence not stated |" in made.text
-    assert "Of a part that it was made from the licence is not stated" in made.text
+    assert "Of a part that it was made from the licence is not known" in made.text
     told = capsys.readouterr().err
     assert "card: datasets.pku: licence not stated; name it in its key `licence`" in told
     assert "models.smol" not in told
@@ -158,6 +158,26 @@ def test_what_chose_the_positives_went_into_the_model():
     }  # fmt: skip
 
 
+def test_what_chose_the_positives_is_no_base_of_the_model():
+    """Whoever reads the Hub's tree of models is told the policy's line alone."""
+    chosen = config(methods=["initial", "d2o-best"], rewards=["cost"], judges=[]).model_dump()
+    chosen["models"] |= {
+        "smol": {"hub": "a/policy", "revision": "main"},
+        "other": {"hub": "a/backbone", "revision": "main"},
+        "mended": {"run": {"dataset": "old", "model": "smol", "method": "d2o-best", "seed": 0}},
+    }
+    chosen["rewards"]["harm"]["train"]["backbone"] = "other"
+    rows = {"format": "pku-saferlhf", "train": ["train"], "revision": "main"}
+    chosen["datasets"] = {"pku": rows | {"hub": "a/rows"}, "old": rows | {"hub": "a/old"}}
+    s = settings.Settings.model_validate(chosen)
+    run = {"dataset": "pku", "model": "smol", "method": "d2o-best", "seed": 0}
+    told = [card._on_the_hub(s, settings.Run(**run | {"model": model})) for model in ("smol", "mended")]
+    assert told == [
+        {"base_model": ["a/policy"], "datasets": ["a/rows"]},
+        {"base_model": ["a/policy"], "datasets": ["a/rows", "a/old"]},
+    ]
+
+
 def test_energy_is_told_where_watts_are_given(results):
     assert "kWh" not in written(results, stage()).text
     assert "energy: 0.00833 kWh: the time × 1 × 400 W, not measured" in written(results, stage(watts=400)).text
@@ -184,3 +204,16 @@ def test_the_hub_is_asked_where_nothing_else_states_it(monkeypatch):
     entry = settings.Dataset(format="pku-saferlhf", hub="a/rows", revision="main", train=["train"])
     assert card._stated(stage(), "datasets.pku", entry) == "cc-by-4.0" and asked == [("a/rows", "main", "dataset")]
     assert card._stated(stage(licences=STATED), "datasets.pku", entry) == "Apache-2.0" and len(asked) == 1
+
+
+def test_a_hub_that_is_not_reached_is_told_as_such(results, monkeypatch, capsys):
+    """Not that no licence is stated."""
+    monkeypatch.setattr(hub, "licence", lambda *_: None)
+    rows = settings.Dataset(format="pku-saferlhf", hub="a/rows", revision="main", train=["train"])
+    away = CHOSEN.model_copy(update={"datasets": CHOSEN.datasets | {"pku": rows}})
+    made = written(results, stage(away, licences={"models.smol": "mit"}))
+    assert "| `a/rows` at `main`, `train` | licence not asked: the Hub is not reached |" in made.text
+    assert made.data.license is None and "the licence is not known" in made.text
+    told = capsys.readouterr().err
+    assert "card: datasets.pku: licence not asked: the Hub is not reached; name it in its key `licence`\n" in told
+    assert f"card: rewards.cost: {card.NOT_STATED};" in told

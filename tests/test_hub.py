@@ -153,8 +153,13 @@ def test_a_licence_is_asked_for_and_none_is_made_up(hub, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", address)
     assert hub_module.licence("a/named", "main", "model") == "mine"
     assert hub_module.licence("a/two", "main", "dataset") == "mit, cc0-1.0"
-    for repository in ("a/plain", "a/rows", "a/nowhere"):
-        assert hub_module.licence(repository, "main", "dataset") is None
+    for asked_for in (("a/plain", "main", "dataset"), ("a/rows", "old", "dataset"), ("a/gone", "main", "model")):
+        assert hub_module.licence(*asked_for) == ""
+    assert hub_module.licence("a/nowhere", "main", "model") is None  # an answer that is not the Hub's
+    with socket.create_server(("127.0.0.1", 0)) as away:
+        port = away.getsockname()[1]
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{port}")
+    assert hub_module.licence("a/away", "main", "model") is None
 
 
 def test_a_file_that_is_not_the_hubs_is_refused(tmp_path, monkeypatch):

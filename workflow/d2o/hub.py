@@ -80,16 +80,18 @@ def lacking(repository: str, revision: str, kind: Literal["model", "dataset"]) -
 
 @cache
 def licence(repository: str, revision: str, kind: Literal["model", "dataset"]) -> str | None:
-    """The licence that a repository states; None where it states none, or the Hub cannot be asked now."""
-    from huggingface_hub import HfApi, constants
+    """The licence that a repository states, `` where it states none to us; None where the Hub is not reached."""
+    from huggingface_hub import HfApi, constants, errors
 
     if constants.HF_HUB_OFFLINE:
         return None
     try:
         card = HfApi().repo_info(repository, revision=revision, repo_type=kind, timeout=_PATIENCE).card_data
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError):
+        return ""
     except Exception:  # as above
         return None
-    return stated(card) if card else None
+    return (card and stated(card)) or ""
 
 
 def stated(card: Mapping[str, Any]) -> str | None:

@@ -23,6 +23,7 @@ from d2o.texts import visible
 # Of known failures, how many are listed.
 WORST = 10
 NOT_STATED = "licence not stated"
+NOT_ASKED = "licence not asked: the Hub is not reached"
 _PIPELINE = "[D2O](https://arxiv.org/abs/2403.03419)'s pipeline"
 # An identifier as the Hub takes it, such as apache-2.0; what is none goes into the text alone.
 _IDENTIFIER = re.compile(r"[a-z0-9]+([.+-][a-z0-9]+)*")
@@ -36,7 +37,8 @@ class Material:
         key: its entry in the config, such as `datasets.pku`.
         use: what it was taken for.
         source: where it came from.
-        licence: as the config, its own model card, its file of a licence or the Hub states it; None where none does.
+        licence: as the config, its own model card, its file of a licence or the Hub states it; `` where none does,
+            None where the Hub is not reached.
         made_from: whether it went into the model; what measures it did not.
     """
 
@@ -82,7 +84,7 @@ def write(stage: CardStage, results: Path, output: Path) -> None:
     used = _merged(_materials(archive, stage))
     for material in used:
         if not material.licence:
-            print(f"card: {material.key}: {NOT_STATED}; name it in its key `licence`", file=sys.stderr)
+            print(f"card: {material.key}: {_lack(material)}; name it in its key `licence`", file=sys.stderr)
     measured = list(_results(archive, stage, experiment))
     data = ModelCardData(
         model_name=f"{run.method}-{run.dataset}-{run.model}-seed{run.seed}",
@@ -90,7 +92,7 @@ def write(stage: CardStage, results: Path, output: Path) -> None:
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["d2o", stage.settings.methods[run.method].loss],
-        **_on_the_hub(stage.settings, used),
+        **_on_the_hub(stage.settings, run),
         **_licence(used),
     )
     sections = {
@@ -190,15 +192,19 @@ def _name(path: str) -> str:
 
 
 def _stated(stage: CardStage, key: str, entry: Licensed, folder: Path | None = None) -> str | None:
-    """The licence of an entry, from the first place that states one; nothing is concluded from anything else."""
+    """The licence of an entry, as of a `Material`, from the first place that states one; none is concluded."""
     if key in stage.licences:
         return stage.licences[key]
     if folder and (own := _own_licence(folder)):
         return own
     repository = getattr(entry, "hub", None)
     if not repository:
-        return None
+        return ""
     return hub.licence(repository, entry.revision, "dataset" if isinstance(entry, Dataset) else "model")
+
+
+def _lack(material: Material) -> str:
+    return NOT_ASKED if material.licence is None else NOT_STATED
 
 
 def _own_licence(folder: Path) -> str | None:
@@ -218,15 +224,16 @@ def _own_licence(folder: Path) -> str | None:
     return f"that of its file {files[0]}" if files else None
 
 
-def _on_the_hub(s: Settings, used: Sequence[Material]) -> dict[str, list[str]]:
-    """The ids on the Hub of the base models and data sets that a model was made from, where they are of the Hub."""
-    ids: dict[str, list[str]] = {"base_model": [], "datasets": []}
-    for material in used:
-        kind, _, name = material.key.partition(".")
-        repository = getattr(getattr(s, kind)[name], "hub", None)
-        of = {"models": "base_model", "datasets": "datasets"}.get(kind)
-        if repository and of and material.made_from:
-            ids[of].append(repository)
+def _on_the_hub(s: Settings, run: Any) -> dict[str, list[str]]:
+    """The ids on the Hub of the first initial model and of the data sets that it was trained on, one after another.
+
+    A reward model that chose the positives is no base of the model, nor is its backbone.
+    """
+    model, trained_on = s.models[run.model], [s.datasets[run.dataset].hub]
+    while model.run:
+        trained_on.append(s.datasets[model.run.dataset].hub)
+        model = s.models[model.run.model]
+    ids = {"base_model": [model.hub] if model.hub else [], "datasets": [*dict.fromkeys(filter(None, trained_on))]}
     return {key: value for key, value in ids.items() if value}
 
 
@@ -243,11 +250,11 @@ def _licence(used: Sequence[Material]) -> dict[str, str]:
 
 def _made_from(archive: Archive, dataset: str, used: Sequence[Material]) -> str:
     head = ["entry", "what for", "source", "licence"]
-    rows = [[_code(m.key), m.use, m.source, _escaped(m.licence or NOT_STATED)] for m in used]
+    rows = [[_code(m.key), m.use, m.source, _escaped(m.licence or _lack(m))] for m in used]
     licence = _licence(used)
     if not licence:
         told = (
-            "Of a part that it was made from the licence is not stated, so none is stated for the model: find it out "
+            "Of a part that it was made from the licence is not known, so none is stated for the model: find it out "
             "before you use or share the model."
         )
     elif licence["license"] == "other":
