@@ -57,9 +57,9 @@ lint: env
 # Resolves envs/*.in again. Where PyTorch's CPU build is not on pip's find-links, uv's --torch-backend finds it.
 lock: env
 	uv pip compile envs/cpu.in --overrides envs/cpu.overrides.txt --universal --python-version 3.11 \
-	    --torch-backend cpu --no-annotate --no-header -o envs/cpu.lock.txt
+	    --torch-backend cpu --no-annotate --no-header --generate-hashes -o envs/cpu.lock.txt
 	uv pip compile envs/gpu.in --overrides envs/gpu.overrides.txt --python-version 3.11 \
-	    --python-platform x86_64-manylinux_2_35 --no-annotate --no-header -o envs/gpu.lock.txt
+	    --python-platform x86_64-manylinux_2_35 --no-annotate --no-header --generate-hashes -o envs/gpu.lock.txt
 	python envs/stages.py
 
 # config/schema.json and config/README.md, from workflow/d2o/settings/

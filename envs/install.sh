@@ -14,6 +14,7 @@ if grep -q '^torch==.*+cpu' "$lock"; then
         set -- --torch-backend cpu
     fi
 fi
+# uv compares each file with its hashes in the lock; of torch's CPU build there are none, for it comes from elsewhere.
 # A lock is complete: resolving it again would pull what it leaves out on purpose.
 # Compiled here, or the first job to import a package would do it.
 .venv/bin/uv pip install --quiet --compile-bytecode --python .venv/bin/python --no-deps "$@" -r "$lock"

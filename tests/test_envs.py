@@ -21,6 +21,15 @@ def test_the_files_of_conda_are_those_that_make_lock_writes():
     assert there == written, "run python envs/stages.py"
 
 
+@pytest.mark.parametrize("machine", ["cpu", "gpu"])
+def test_every_package_of_a_lock_has_its_hashes(machine):
+    """But for torch's CPU build, which comes from PyTorch's index or a folder of this machine."""
+    text = (ENVS / f"{machine}.lock.txt").read_text()
+    packages = re.split(r"\n(?=[A-Za-z])", text.strip())
+    without = [package for package in packages if not re.search(r"--hash=sha256:[0-9a-f]{64}", package)]
+    assert len(packages) > 200 and all(re.fullmatch(r"torch==[\d.]+\+cpu", package) for package in without)
+
+
 def test_a_stage_has_the_same_packages_on_either_machine_but_for_the_build_of_vllm():
     def names(path):
         return re.findall(r"^ +(?:- )?([\w-]+)==", path.read_text(), re.MULTILINE)

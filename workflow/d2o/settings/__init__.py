@@ -199,7 +199,9 @@ class Reading(Hub):
     )
     test: list[str] = Field([], description="as `train`; empty: `test_share` of the prompts is held out")
     max_bad_share: Share = execution(0.01, "share of unreadable rows above which reading stops")
-    memory_gb: Above0 = execution(4.0, "GB of memory that reading may take: a small file may unpack to any size")
+    memory_gb: Above0 = execution(
+        4.0, "GB of memory, about, that reading may take: a small file may unpack to any size"
+    )
 
     @model_validator(mode="after")
     def _one_source(self):
