@@ -132,7 +132,8 @@ def test_a_client_in_the_place_of_one_that_failed_has_the_time_limit_too():
         "try:\n    get_session().get(f'http://127.0.0.1:{server.getsockname()[1]}', timeout=None)\n"
         "except Exception as error:\n    print(type(error).__name__)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    variables = os.environ | {"HF_HUB_OFFLINE": "0"}
+    done = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, timeout=60)
     assert done.stdout == "ReadTimeout\n", done.stderr[-2000:]
 
 

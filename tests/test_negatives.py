@@ -806,7 +806,7 @@ def test_real_pku(tmp_path):
     assert made.counts["prompts"] == {"train": 730, "test": 96}
     assert made.counts["leaks"]["prompts"] == 0
     assert made.counts["near_leaks"] == {"prompts": 3, "test": 2, "evaluation": 1}
-    assert made.counts["evaluation_prompts"] == {"xstest_prompts": 450}
+    assert made.counts["evaluation_prompts"] == {"xstest_prompts, safe": 250, "xstest_prompts, unsafe": 200}
     assert made.counts["positives"]["safe"] == len(made.negatives)
     assert made.counts["prompts_without_positive"] == {"train": 0}
 

@@ -942,7 +942,7 @@ def test_a_broken_checkpoint_is_removed_with_a_line(tables, tiny_model, tmp_path
     folder = tmp_path / "killed"
     line = command(tables, tiny_model, folder, DPO, **settings)
     # The sixth is whole; the third, then one too many, is removed or not.
-    killed(line, *((LOG, 7, "before") if removed else (WHOLE, 9, "after")))
+    killed(line, *((LOG, 7, "before") if removed else (WHOLE, 10, "after")))
     assert checkpoints(folder, "whole.json") == ([4, 5, 6] if removed else [3, 4, 5, 6])
     states = {step: next((folder / "checkpoints" / f"step{step}").glob("mp_rank*")) for step in (5, 6)}
     ran, planted = folder / "ran", pickle.dumps(Planted(folder / "ran"))

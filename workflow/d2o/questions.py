@@ -39,6 +39,8 @@ QUESTION = pa.schema([("question", pa.string()), ("choices", pa.list_(pa.string(
 Multiple = list[dict[str, Any]]
 Readers = dict[str, dict[str, Callable[[], Multiple]]]  # subject → split → what reads its questions
 
+# Characters of a cell.
+_LONGEST = 1 << 17
 # Names of subjects become names of files, of tasks and a part of the prompt.
 _SUBJECT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _CSV = re.compile(r"(?:.*/)?(dev|test)/([^./][^/]*)_\1\.csv")
@@ -225,6 +227,7 @@ def _parse(content: Callable[[], bytes], origin: str) -> Multiple:
     except UnicodeDecodeError as error:
         raise D2OError(f"{origin}: not UTF-8 (byte {error.start}); save it as UTF-8") from None
     questions, number = [], 0
+    csv.field_size_limit(_LONGEST)
     try:
         for number, row in enumerate(csv.reader(io.StringIO(text, newline="")), start=1):
             if not row:
