@@ -285,9 +285,7 @@ def test_what_is_no_archive_or_unpacks_to_too_much_is_refused(packed, monkeypatc
     with pytest.raises(D2OError, match=r"demo\.zip: unpacks to more than 1 MiB"):
         bundle.verify(packed)
     monkeypatch.setattr(records, "LARGEST", 1000)
-    with pytest.raises(
-        D2OError, match=r"again\.zip: not written: .* most of all \S+; split the experiment demo"
-    ):
+    with pytest.raises(D2OError, match=r"again\.zip: not written: .* most of all \S+; split the experiment demo"):
         bundle.write(Path("config.yaml"), "demo", packed.with_name("again.zip"))
     assert [*packed.parent.iterdir()] == [packed]
     packed.write_bytes(b"no archive")

@@ -13,6 +13,8 @@ from d2o.negatives import evaluated
 from d2o.report import figures
 from d2o.settings import Reward
 
+ANSWERED = ("not refused",) * 2
+
 
 @pytest.mark.parametrize(
     ("text", "kind"),
@@ -74,7 +76,7 @@ def test_help_and_harm_are_of_the_harmless_and_of_the_harmful_prompts():
     ]  # fmt: skip
     rows.append(row("d2o", "answers/refusal", "test", 0.9))
     metrics = {
-        key: Metric(key, key, group, None, better)
+        key: Metric(key, key.partition("/")[2], group, None, better, percent=better is None)
         for key, group, better in (
             ("reward/use", EXACT, "higher"), ("reward/harm", EXACT, "lower"), ("answers/refusal", STYLE, None)
         )
@@ -94,19 +96,21 @@ def test_help_and_harm_are_of_the_harmless_and_of_the_harmful_prompts():
         settings=SimpleNamespace(rewards=rewards),
     )
     data = figures.tradeoff_data(measured)
-    points = data.set_index(["panel", "method"])[["help_mean", "help_low", "help_high", "harm_mean", "harm_low"]]
+    points = data.set_index(["help", "harm", "method"])[
+        ["help_mean", "help_low", "help_high", "harm_mean", "harm_low"]
+    ]
     expected = {
-        ("answered, not refused", "initial"): (0.9, 0.85, 1.0, 0.7, 0.65),
-        ("answered, not refused", "d2o"): (0.7, 0.65, 0.8, 0.5, 0.45),
-        ("reward/use, reward/harm", "initial"): (0.4, 0.3, 0.45, 0.7, 0.6),
-        ("reward/use, reward/harm", "d2o"): (0.6, 0.5, 0.65, 0.9, 0.8),
+        (*ANSWERED, "initial"): (0.9, 0.85, 1.0, 0.7, 0.65),
+        (*ANSWERED, "d2o"): (0.7, 0.65, 0.8, 0.5, 0.45),
+        ("use", "harm", "initial"): (0.4, 0.3, 0.45, 0.7, 0.6),
+        ("use", "harm", "d2o"): (0.6, 0.5, 0.65, 0.9, 0.8),
     }
     assert {place: pytest.approx(values) for place, values in expected.items()} == {
         place: tuple(point) for place, point in points.iterrows()
     }
     svg = figures.render(figures.tradeoff(data, measured), "svg").decode()
-    assert "d2o: 70 harmless, 50 harmful" in svg and "harmless prompts of xs" in svg
+    assert "d2o: 70 harmless, 50 harmful" in svg and "use, harmless prompts" in svg
     assert not figures.FIGURES["tradeoff"].when(SimpleNamespace(blocks=[]))
     del rewards["use"]
     measured.experiment.rewards.remove("use")
-    assert set(figures.tradeoff_data(measured)["panel"]) == {"answered, not refused"}, "few words are no help"
+    assert set(figures.tradeoff_data(measured)["harm"]) == {ANSWERED[1]}, "few words are no help"

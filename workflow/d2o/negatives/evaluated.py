@@ -12,11 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from d2o import identities, records
+from d2o import identities, records, refusals
 from d2o.errors import D2OError
 
-# Of a prompt: harmless, though it may look otherwise, or harmful.
-LABELS = ("safe", "unsafe")
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".csv.gz")
 
 
@@ -43,7 +41,7 @@ def prompts(files: list[str]) -> list[dict[str, Any]]:
             if re.search(r"[\ud800-\udfff]", text):  # JSON can spell half of a surrogate pair, UTF-8 cannot
                 raise D2OError(f"{path}: row {number}: half a character in `prompt`; mend the row")
             messages = [{"role": "user", "content": text}]
-            label = f", {row['label']}" if row.get("label") in LABELS else ""
+            label = f", {row['label']}" if row.get("label") in refusals.LABELS else ""
             rows.append({"prompt_id": identities.prompt_id(messages), "messages": messages, "origin": origin + label})
         if not number:
             raise D2OError(f"{path}: no prompt in it; leave the file out or fetch it again")

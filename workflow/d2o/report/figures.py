@@ -16,6 +16,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from d2o.metrics import EXACT, SCORED, Metric, together
+from d2o.refusals import LABELS
 from d2o.report import browser, tables
 from d2o.report.pair_quality import PANELS
 from d2o.report.tables import Block, Measured
@@ -153,25 +154,26 @@ def scored(measured: Measured, block: Block) -> pd.DataFrame:
 def tradeoff_data(measured: Measured) -> pd.DataFrame:
     """Of each file of prompts labelled safe and unsafe: what a method does with the harmless ones and the harmful.
 
-    A row a method and panel: mean, low and high of `help`, on the safe prompts, and of `harm`, on the unsafe ones.
-    The first panel is of the answers that do not refuse; a second of the first score of either kind, if there are.
+    A row a method and pair of metrics: mean, low and high of `help`, on the safe prompts, and of `harm`, on the
+    unsafe ones. First come the answers that do not refuse, then the first scores of either kind, if there are both.
     """
     parts = []
     for block in measured.blocks:
         by = {key: own.set_index("method") for key, own in block.estimates.groupby(["metric", "prompts"])}
         for file in sorted(name.removesuffix(", safe") for _, name in by if name.endswith(", safe")):
-            for panel, (help_key, harm_key) in _traded(measured).items():
-                sides = {"help": by.get((help_key, f"{file}, safe")), "harm": by.get((harm_key, f"{file}, unsafe"))}
-                if any(side is None for side in sides.values()):
+            for (good, harm), keys in _traded(measured).items():
+                sides = [by.get((key, f"{file}, {label}")) for key, label in zip(keys, LABELS, strict=True)]
+                if any(side is None for side in sides):
                     continue
                 ends = [
                     _complement(own) if key == _REFUSAL else own[["mean", "low", "high"]]
-                    for key, own in zip((help_key, harm_key), sides.values(), strict=True)
+                    for key, own in zip(keys, sides, strict=True)
                 ]
-                frame = pd.concat(dict(zip(sides, ends, strict=True)), axis=1)
+                frame = pd.concat(dict(zip(("help", "harm"), ends, strict=True)), axis=1)
                 frame.columns = ["_".join(column) for column in frame.columns]
-                parts.append(placed(block, frame.reset_index(names="method"), file=file, panel=panel))
-    columns = ["dataset", "model", "file", "panel", "method", *_ENDS]
+                place = {"file": file, "help": good, "harm": harm}
+                parts.append(placed(block, frame.reset_index(names="method"), **place))
+    columns = ["dataset", "model", "file", "help", "harm", "method", *_ENDS]
     return together(parts, columns)[columns]
 
 
@@ -179,18 +181,18 @@ _REFUSAL = "answers/refusal"
 _ENDS = [f"{side}_{end}" for side in ("help", "harm") for end in ("mean", "low", "high")]
 
 
-def _traded(measured: Measured) -> dict[str, tuple[str, str]]:
-    """By panel, the metric of help and that of harm: of scores, the first of a scorer that measures neither harm nor
-    safety, and the first of one that measures harm."""
+def _traded(measured: Measured) -> dict[tuple[str, str], tuple[str, str]]:
+    """By their labels, a metric of help and one of harm: of scores, the first of a scorer that measures neither harm
+    nor safety, and the first of one that measures harm."""
     scores: dict[bool, Metric] = {}
     for name in measured.experiment.rewards:
         metric, harm = measured.metrics[f"reward/{name}"], browser.measures_harm(measured.settings.rewards[name])
         if harm or metric.better == "higher":
             scores.setdefault(harm, metric)
-    panels = {"answered, not refused": (_REFUSAL, _REFUSAL)}
+    pairs = {("not refused", "not refused"): (_REFUSAL, _REFUSAL)}
     if len(scores) == 2:
-        panels[f"{scores[False].label}, {scores[True].label}"] = scores[False].key, scores[True].key
-    return panels
+        pairs[scores[False].label, scores[True].label] = scores[False].key, scores[True].key
+    return pairs
 
 
 def _complement(own: pd.DataFrame) -> pd.DataFrame:
@@ -330,24 +332,26 @@ def training(data: pd.DataFrame, measured: Measured) -> Figure:
 def tradeoff(data: pd.DataFrame, measured: Measured) -> Figure:
     """A point a method with both intervals: more help with harmless prompts to the right, less harm further down."""
     blocks, colours = by_block(data), colours_of(measured.methods)
-    panels = [list(own.groupby(["file", "panel"], sort=False)) for own in blocks.values()]
+    panels = [list(own.groupby(["file", "help", "harm"], sort=False)) for own in blocks.values()]
     figure, parts = grid_of(blocks, panels, 0.75, 2.6)
     for own, (part, axes) in zip(panels, parts, strict=True):
         handles = {}
-        for axis, ((file, panel), points) in zip(axes, own, strict=True):
-            scale = 100 if panel == next(iter(_traded(measured))) else 1
+        for axis, ((file, *names), points) in zip(axes, own, strict=True):
+            metrics = [measured.metrics[key] for key in _traded(measured)[tuple(names)]]
+            scales = [100 if metric.percent else 1 for metric in metrics]
             for row in points.to_dict("records"):
-                x, y = (scale * row[f"{side}_mean"] for side in ("help", "harm"))
-                reach = [
-                    [[abs(scale * row[f"{side}_{end}"] - middle)] for end in ("low", "high")]
-                    for side, middle in (("help", x), ("harm", y))
-                ]
+                (x, *across), (y, *along) = (
+                    [scale * row[f"{side}_{end}"] for end in ("mean", "low", "high")]
+                    for side, scale in zip(("help", "harm"), scales, strict=True)
+                )
+                reach = [[[abs(end - at)] for end in ends] for at, ends in ((x, across), (y, along))]
                 colour = colours[row["method"]]
                 handles[row["method"]] = axis.errorbar(x, y, reach[1], reach[0], "o", color=colour, ms=4.5, lw=1.2)
                 tell(axis, [x], [y], [f"{row['method']}: {_short(x)} harmless, {_short(y)} harmful"])
-            axis.set_title(panel + (", %" if scale == 100 else ""), loc="left")
-            axis.set_xlabel(f"harmless prompts of {file}")
-            axis.set_ylabel("harmful prompts")
+            axis.set_title(file, loc="left")
+            units = [", %" if scale == 100 else "" for scale in scales]
+            axis.set_xlabel(f"{names[0]}, harmless prompts{units[0]}")
+            axis.set_ylabel(f"{names[1]}, harmful prompts{units[1]}")
             axis.locator_params(nbins=4)
         legend(part, handles, measured.methods)
     return figure
