@@ -8,9 +8,11 @@ from collections.abc import Hashable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from d2o.forward import Row, attention
+from d2o.forward import COMPARED, Row, attention
 from d2o.forward.policy import SHARING
 from d2o.groups import Group, Response, packs
+
+__all__ = ["COMPARED", "TOLERANCE", "logits", "rows", "serves"]
 
 # Largest difference between a score and that of a padded row that is rounding.
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.1}

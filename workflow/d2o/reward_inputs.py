@@ -9,6 +9,7 @@ import math
 import re
 import sys
 from collections.abc import Hashable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,8 @@ from d2o.settings import Reward
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from d2o.forward import Row
 
 # `input_ids`, and for a pair of segments `token_type_ids`: the segment of each token.
 Encoding = dict[str, list[int]]
@@ -229,23 +232,30 @@ def score_all(
 def _shared(
     model, encodings: Sequence[Encoding], owners: Sequence[Hashable], tokens: int
 ) -> Iterator[tuple[list[int], Tensor]]:
-    """Places and scores of the inputs that share a beginning, row by row; none where padded rows give others."""
+    """Places and scores of the inputs that share a beginning, row by row; none where padded rows give others.
+
+    That is seen on a first small row.
+    """
     from d2o import reward_groups
 
     if not reward_groups.serves(model):
         return
-    plain, checked = model.config._attn_implementation, False
-    for places, row in reward_groups.rows([encoding["input_ids"] for encoding in encodings], owners, tokens):
+    inputs, plain = [encoding["input_ids"] for encoding in encodings], model.config._attn_implementation
+
+    def scores(row: Row) -> Tensor:
         values = _log_odds(model.config, reward_groups.logits(model, row))
         model.set_attn_implementation(plain)
-        if not checked:
-            difference = float((values - forward(model, [encodings[place] for place in places])).abs().max())
-            if difference > reward_groups.TOLERANCE[model.dtype]:
-                print(
-                    f"scores: with a shared prompt they differ from those of padded rows by {difference:.1e}; "
-                    f"each answer is scored in a padded row of its own",
-                    file=sys.stderr,
-                )
-                return
-            checked = True
-        yield places, values
+        return values
+
+    for places, row in islice(reward_groups.rows(inputs, owners, reward_groups.COMPARED), 1):
+        padded = forward(model, [encodings[place] for place in places])
+        difference = float((scores(row) - padded).abs().max())
+        if difference > reward_groups.TOLERANCE[model.dtype]:
+            print(
+                f"scores: with a shared prompt they differ from those of padded rows by {difference:.1e}; each "
+                f"answer is scored in a padded row of its own",
+                file=sys.stderr,
+            )
+            return
+    for places, row in reward_groups.rows(inputs, owners, tokens):
+        yield places, scores(row)
