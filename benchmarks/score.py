@@ -22,7 +22,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from transformers import LlamaConfig, LlamaForSequenceClassification
+from transformers import LlamaForSequenceClassification
 
 from d2o import reward_inputs
 from timing import spread
@@ -63,17 +63,8 @@ def main() -> None:
 
 def classifier(shape: Shape, precision: str) -> LlamaForSequenceClassification:
     """A classifier of a shape with one output, the same random weights each time."""
-    config = LlamaConfig(
-        hidden_size=shape.hidden,
-        intermediate_size=shape.intermediate,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        vocab_size=shape.vocabulary,
-        num_labels=1,
-    )
     torch.manual_seed(0)
-    return LlamaForSequenceClassification(config).to(PRECISIONS[precision]).eval()
+    return LlamaForSequenceClassification(shape.config(num_labels=1)).to(PRECISIONS[precision]).eval()
 
 
 def measure(model, lengths: str, prompts: int, answers: int, rounds: int, rounding: float) -> dict:

@@ -29,17 +29,20 @@ class Shape:
 
     def model(self, precision: str, device: str = "cpu") -> PreTrainedModel:
         """A model of this shape with the same random weights each time, up to rounding; in evaluation mode."""
-        config = LlamaConfig(
+        torch.manual_seed(0)
+        return LlamaForCausalLM(self.config(tie_word_embeddings=True)).to(device, PRECISIONS[precision]).eval()
+
+    def config(self, **options) -> LlamaConfig:
+        """What transformers makes a model of this shape from; options as of it."""
+        return LlamaConfig(
             hidden_size=self.hidden,
             intermediate_size=self.intermediate,
             num_hidden_layers=self.layers,
             num_attention_heads=self.heads,
             num_key_value_heads=self.kv_heads,
             vocab_size=self.vocabulary,
-            tie_word_embeddings=True,
+            **options,
         )
-        torch.manual_seed(0)
-        return LlamaForCausalLM(config).to(device, PRECISIONS[precision]).eval()
 
     @property
     def linear(self) -> int:

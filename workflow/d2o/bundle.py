@@ -24,7 +24,7 @@ from typing import Any
 from d2o import layout, records
 from d2o.errors import D2OError
 from d2o.layout import manifest_path
-from d2o.texts import visible
+from d2o.texts import line, visible
 
 METADATA = "ro-crate-metadata.json"
 _SPECIFICATION = "https://w3id.org/ro/crate/1.1"
@@ -97,7 +97,7 @@ def verify(bundle: Path) -> tuple[list[str], str]:
             told = _told(archive)
             problems = [f"{bundle}: {problem}; get it again" for problem in _problems(archive, told)]
     except (zipfile.BadZipFile, OSError, KeyError) as error:
-        raise D2OError(f"{bundle}: no bundle of d2o, or a damaged one ({_line(error)}); get it again") from None
+        raise D2OError(f"{bundle}: no bundle of d2o, or a damaged one ({line(error)}); get it again") from None
     return problems, f"{len(told):,} files, {len(problems):,} not whole"
 
 
@@ -319,7 +319,3 @@ def _version() -> str:
 
 def _json(data: Any) -> bytes:
     return (json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode()
-
-
-def _line(error: BaseException) -> str:
-    return visible(" ".join(str(error).split()))

@@ -438,7 +438,6 @@ def _disagree(rows: pd.DataFrame) -> pd.Series:
 def _by_people(question: str) -> list[Metric]:
     """Win rate and outcomes by annotators; where several judged a pair, its value is their mean."""
     share = partial(Metric, group=PEOPLE, digits=1, percent=True)
-    outcomes = ["method", "tie", "initial"]
 
     def of(worth: Mapping[str, float]) -> Callable[[pd.DataFrame], pd.Series]:
         return lambda rows: _each_pair(rows[rows["question"] == question], worth)
@@ -450,10 +449,10 @@ def _by_people(question: str) -> list[Metric]:
             share(
                 f"{key}/{_OUTCOMES[verdict]}",
                 f"people: {question}, {_OUTCOMES[verdict]}",
-                of=of({other: float(other == verdict) for other in outcomes}),
+                of=of({other: float(other == verdict) for other in WINS}),
                 shown=False,
             )
-            for verdict in outcomes
+            for verdict in WINS
         ),
     ]
 

@@ -14,7 +14,7 @@ from typing import Any
 from d2o import records, weights
 from d2o.errors import D2OError
 from d2o.layout import PLACES, Layout
-from d2o.texts import visible
+from d2o.texts import line
 
 # What says in a repository that it was made here: another one is not written to.
 MARK = "d2o.json"
@@ -50,7 +50,7 @@ def push(run: Path, repository: str, public: bool) -> str:
     try:
         validate_repo_id(repository)
     except HFValidationError as error:
-        raise D2OError(f"{repository}: no id of the Hub ({_line(error)}); name one such as you/rude-mended") from None
+        raise D2OError(f"{repository}: no id of the Hub ({line(error)}); name one such as you/rude-mended") from None
     if "/" not in repository:
         raise D2OError(f"{repository}: no owner; name one such as you/{repository}")
     token = get_token()
@@ -64,7 +64,7 @@ def push(run: Path, repository: str, public: bool) -> str:
         cause = error.__cause__ or error
         status = getattr(getattr(cause, "response", None), "status_code", None)
         # Signatures stand in the queries of addresses.
-        told = re.sub(r"\?\S+", "", _line(cause).replace(token, "…"))
+        told = re.sub(r"\?\S+", "", line(cause).replace(token, "…"))
         reason = f"{status}: {told}" if status else told
         way_out = _WAYS_OUT.get(status, "check the network, and push again")
         raise D2OError(f"{repository}: nothing was committed ({reason}); {way_out}") from None
@@ -162,7 +162,3 @@ def _pushed_before(api: Any, info: Any) -> set[str]:
             raise D2OError(
                 f"{info.id}: its {MARK} is damaged, so nobody knows what is stale there; name another id"
             ) from None
-
-
-def _line(error: BaseException) -> str:
-    return visible(" ".join(str(error).split()))[:300] or type(error).__name__

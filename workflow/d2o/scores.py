@@ -40,12 +40,13 @@ def score(reward: Reward, model: Path | None, prompts: Path, responses: Path, ou
 
     made_from = [model / "manifest.json"] if model else exact.files(reward.rule)
     with records.artifact(output, reward, [*made_from, prompts, responses]) as draft:
-        asked = [messages[prompt] for prompt in answers["prompt_id"].to_pylist()]
+        owners = answers["prompt_id"].to_pylist()
+        asked = [messages[prompt] for prompt in owners]
         if reward.rule:
             values = exact.apply(reward.rule, [turns[-1]["content"] for turns in asked], answers["text"])
         else:
-            texts, prompts_of = answers["text"].to_pylist(), answers["prompt_id"].to_pylist()
-            values, draft.facts["truncated"] = _by_model(reward, model, asked, texts, prompts_of)
+            texts = answers["text"].to_pylist()
+            values, draft.facts["truncated"] = _by_model(reward, model, asked, texts, owners)
         spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
         draft.facts |= {"rows": len(values), "mean": float(np.mean(values)), "sd": spread}
         with records.TableWriter(draft.path, schemas.SCORES) as table:

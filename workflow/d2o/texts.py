@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import re
 from collections.abc import Iterable, Sequence
 
@@ -11,6 +13,16 @@ _UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069
 def visible(name: str) -> str:
     """A name out of the data as it can stand in a line: what controls the line, or turns what follows, is escaped."""
     return _UNSEEN.sub(lambda match: f"\\u{ord(match[0]):04x}", name)
+
+
+def line(error: BaseException) -> str:
+    """What an error says, on one line that is not too long; its kind where it says nothing."""
+    return visible(" ".join(str(error).split()))[:300] or type(error).__name__
+
+
+def policy_digest(content: str) -> str:
+    """What a Content-Security-Policy names an inline script or style sheet by."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
 
 
 def words(text: str) -> list[str]:

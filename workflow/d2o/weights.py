@@ -6,7 +6,6 @@ Their manifest stays, and all that was made from them: nothing is made again.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 from d2o import model_folders, records
@@ -99,16 +98,13 @@ def _models(run: Path) -> list[Path]:
     return sorted(manifest.parent for at in models for manifest in run.glob(f"{at}/manifest.json"))
 
 
-def _digests(model: Path) -> dict[str, str | None]:
+def _digests(model: Path) -> dict[str, str]:
     """The SHA-256 of each file of a model's weights and of its adapter, as it was when it was made."""
     content = records.read_manifest(model).get("content", {})
-    return {str(file.relative_to(model)): content.get(str(file.relative_to(model))) for file in _bulk(model, True)}
+    adapter = {name: digest for name, digest in content.items() if Path(name).parent == Path(ADAPTER)}
+    return model_folders.weights(model) | adapter
 
 
-def _bulk(model: Path, adapter: bool) -> Iterator[Path]:
+def _bulk(model: Path, adapter: bool) -> list[Path]:
     """The files of a model's weights, there or not; with its adapter if asked for."""
-    names = [*model_folders.weights(model)]
-    if adapter:
-        content = records.read_manifest(model).get("content", {})
-        names += [name for name in content if Path(name).parent == Path(ADAPTER)]
-    yield from (model / name for name in names)
+    return [model / name for name in (_digests(model) if adapter else model_folders.weights(model))]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +14,7 @@ from d2o.errors import D2OError
 from d2o.human_eval.design import ORDERS, design
 from d2o.layout import Layout
 from d2o.settings import HumanEvalStage
+from d2o.texts import policy_digest
 
 CHECK = "This is no answer, but a check that both answers are read. Please choose “{choice}” for both questions."
 # What the keys are called on the page.
@@ -114,11 +114,6 @@ def page(version: str, annotator: int, items: Sequence[Mapping[str, Any]]) -> st
         data=data,
         script=script,
         style=style,
-        script_digest=_digest(script),
-        style_digest=_digest(style),
+        script_digest=policy_digest(script),
+        style_digest=policy_digest(style),
     )
-
-
-def _digest(text: str) -> str:
-    """As a Content-Security-Policy names an inline script or style."""
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

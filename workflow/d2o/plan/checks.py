@@ -204,10 +204,8 @@ def _names(
     """The names of each artifact of a place that experiments need."""
     kind = section.removesuffix("s")
     for experiment in s.experiments:
-        if section != "experiments" and layout.wildcards(place) <= {
-            kind,
-            "split",
-        }:  # also what no experiment names itself, such as a backbone
+        # Also what no experiment names itself, such as a backbone.
+        if section != "experiments" and layout.wildcards(place) <= {kind, "split"}:
             yield from ({kind: name, "split": "train"} for name in sorted(getattr(s.only(experiment), section)))
         else:
             # What a method with `tune` is trained with is not known beforehand.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import csv
 import io
 import json
@@ -18,6 +17,7 @@ from d2o.metrics import TASKS, Archive, Metric
 from d2o.report import tables
 from d2o.report.page import duration
 from d2o.settings import CardStage, Dataset, Licensed, Settings
+from d2o.settings.docs import loss_source
 from d2o.texts import visible
 
 # Of known failures, how many are listed.
@@ -280,7 +280,7 @@ def _training(archive: Archive, stage: CardStage) -> str:
     ranks = made.get("ranks", 1)
     method = s.methods[run.method]
     facts = {
-        "loss": f"`{method.loss}`. {_escaped(_reference(method.loss))}",
+        "loss": f"`{method.loss}`. {_escaped(loss_source(method.loss))}",
         "groups": made.get("groups"),
         "steps": made.get("steps"),
         "seed": run.seed,
@@ -301,14 +301,6 @@ def _training(archive: Archive, stage: CardStage) -> str:
     lines = [f"- {name}: {value}" for name, value in facts.items() if value is not None]
     settings = json.dumps(made["settings"], indent=2)
     return "\n".join(lines) + f"\n\n```json\n{settings}\n```"
-
-
-def _reference(loss: str) -> str:
-    """What a loss is, and the paper that it is from: the first line of its docstring, read without torch."""
-    tree = ast.parse((Path(__file__).parents[1] / "losses.py").read_text())
-    name = loss.replace("-", "_")
-    (function,) = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name)
-    return (ast.get_docstring(function) or "").splitlines()[0]
 
 
 # How well ------------------------------------------------------------------------------------------

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +15,7 @@ from d2o.metrics import Archive, Run, runs
 from d2o.report import browser, figures, tables
 from d2o.report.tables import Block, Measured
 from d2o.settings import Experiment, Online, Reward, Settings
-from d2o.texts import visible
+from d2o.texts import policy_digest, visible
 
 # Below this accuracy on held-out human pairs a scorer is called weak evidence: it misorders one pair in four.
 WEAK = 0.75
@@ -61,7 +59,7 @@ def render(
         "heading": tables.heading,
         "compared": tables.COMPARED,
         "named": measured.named,
-        "digest": _digest,
+        "digest": policy_digest,
     }
     ((name, experiment),) = settings.experiments.items()
     blocks, effects = measured.blocks, measured.effects
@@ -108,11 +106,6 @@ def render(
         trials=[(block, block.trials.to_dict("records")) for block in blocks if len(block.trials)],
         trainings=[(block, list(_trainings(archive, block))) for block in blocks],
     )
-
-
-def _digest(content: str) -> str:
-    """What a Content-Security-Policy names a script or style sheet by."""
-    return "sha256-" + base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
 
 
 def _prompts(archive: Archive, dataset: str) -> dict[str, int]:
