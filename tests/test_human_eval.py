@@ -209,7 +209,7 @@ def test_a_page_shows_what_the_key_says_and_names_no_method(world):
 def test_the_version_is_of_what_is_asked_and_not_of_how_it_looks(world, monkeypatch):
     version = records.read_manifest(world.pages)["version"]
     page = (world.pages / "annotator-1.html").read_text()
-    monkeypatch.setattr("d2o.human_eval.pages._digest", lambda text: "another")
+    monkeypatch.setattr("d2o.human_eval.pages.policy_digest", lambda text: "another")
     world.write()
     assert (world.pages / "annotator-1.html").read_text() != page
     assert records.read_manifest(world.pages)["version"] == version
