@@ -92,9 +92,12 @@ def edited(path: Path, old: str, new: str) -> AbstractContextManager[None]:
     return overwritten(path, text.replace(old, new, 1))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
-    """The system's Chromium, Debian's package, as Playwright drives it (`playwright.sync_api.Browser`)."""
+    """The system's Chromium, Debian's package, as Playwright drives it (`playwright.sync_api.Browser`).
+
+    Until it ends, Playwright's event loop runs in this thread, and nothing else can run one: so it lasts a module.
+    """
     wanted = os.environ.get("D2O_TEST_CHROMIUM") == "1"
     if wanted and shutil.which("chromium") is None:
         if os.geteuid() != 0:

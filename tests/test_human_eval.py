@@ -5,10 +5,13 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -575,8 +578,7 @@ def test_from_the_first_click_to_the_table(world, open_page):
         page.click("#pause")
         assert page.inner_text("#count") == "5 of 42 questions are answered."
         assert exported(page, world.back).count("\n") == 6
-        page.reload()
-        page.click("#begin:has-text('Go on')")
+        page.click("#resume:has-text('Go on')")
         assert page.inner_text("#place") == "Dialogue 3 of 21"
         assert page.inner_text("#question") == "Which answer is more helpful?"
         press_all(page, rows[5:])
@@ -586,6 +588,42 @@ def test_from_the_first_click_to_the_table(world, open_page):
     world.read()
     row = world.report()["d2o", "human_eval/harmlessness/win_rate"]
     assert (float(row["mean"]), row["n"]) == (1, "12")
+
+
+def kept(chromium, page: Path, profile: Path, act: Callable[[Any], None]) -> str:
+    """What the browser stores of a page, as JSON, after `act` and after it was closed and opened again."""
+    stored = ""
+    for step in (act, lambda opened: None):
+        browser = chromium.browser_type.launch_persistent_context(
+            profile, executable_path=shutil.which("chromium"), args=["--no-sandbox"]
+        )
+        opened = browser.new_page()
+        opened.goto(page.as_uri())
+        step(opened)
+        stored = opened.evaluate("JSON.stringify(Object.values(localStorage))")
+        browser.close()
+    return stored
+
+
+def test_verdicts_are_there_when_the_browser_was_closed(world, chromium, tmp_path):
+    bare = tmp_path / "bare.html"
+    bare.write_text("<title>A page that stores a word</title>")
+    if kept(chromium, bare, tmp_path / "first", lambda page: page.evaluate("localStorage.word = 'a'")) != '["a"]':
+        pytest.skip("this Chromium keeps nothing of pages from the disk")
+
+    def answer(page) -> None:
+        page.click("#begin")
+        press_all(page, world.answer(1, "method", until=2))
+        page.keyboard.press("Backspace")
+
+    def go_on(page) -> None:
+        page.click("#begin:has-text('Go on')")
+        assert page.inner_text("#place") == "Dialogue 3 of 21"
+
+    path = world.pages / "annotator-1.html"
+    pressed = "".join(key for *_, key in world.answer(1, "method", until=2))
+    assert kept(chromium, path, tmp_path / "second", answer) == json.dumps([pressed])
+    assert kept(chromium, path, tmp_path / "second", go_on) == json.dumps([pressed])
 
 
 def test_texts_are_texts_and_other_keys_do_nothing(world, open_page):
