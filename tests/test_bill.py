@@ -225,6 +225,22 @@ def test_the_bill_of_a_small_config(tmp_path, monkeypatch):
     assert any("0.134B weights" in line and "smollm2-135m" in line for line in page)
 
 
+def test_models_that_are_released_are_counted_while_they_are_there(tmp_path, monkeypatch):
+    def passing(keep: str) -> float:
+        experiments = yaml.safe_load(CONFIG.read_text())["experiments"]
+        kept = {name: experiment | {"keep": keep} for name, experiment in experiments.items()}
+        (line,) = [
+            line
+            for line in bill.lines(small(tmp_path, monkeypatch, experiments=kept), [], "cpu")
+            if line.startswith("Beside what is left")
+        ]
+        assert ("until they are released" in line) == (keep != "model")
+        return float(re.search(r"([\d.]+) GB for each training", line)[1])
+
+    weights = 2 * 134.5e6 / 1e9
+    assert passing("nothing") - passing("model") == pytest.approx(weights, abs=0.1)
+
+
 def test_the_memory_of_a_training_over_nodes_is_that_of_one(tmp_path, monkeypatch):
     def host(nodes: int) -> float:
         train = yaml.safe_load(CONFIG.read_text())["train"] | {"ranks": 4, "nodes": nodes}

@@ -225,37 +225,30 @@ class Names(dict):
     __getattr__ = dict.__getitem__
 
 
-def test_a_disk_that_will_not_hold_the_results_is_told(monkeypatch):
-    plan = Plan(yaml.safe_load((ROOT / "config" / "study.yaml").read_text()), "study.yaml")
+@pytest.mark.parametrize(
+    ("keep", "too_small", "large"),
+    [
+        ("model", 20e9, 60e9),
+        ("nothing", 3e9, 10e9),
+    ],  # a hundred models, or the checkpoints and the model of one training
+)
+def test_a_disk_that_will_not_hold_the_results_is_told(monkeypatch, keep, too_small, large):
+    config = yaml.safe_load((ROOT / "config" / "study.yaml").read_text())
+    for experiment in config["experiments"].values():
+        experiment["keep"] = keep
+    plan = Plan(config, "study.yaml")
     names = {"dataset": "noise-0", "model": "organism", "method": "dpo"}
+    about = {"resources": {}, "output": [], "is_local": True, "input": [], "params": {}}
     jobs = [
-        SimpleNamespace(
-            rule=SimpleNamespace(name="train_method"),
-            wildcards=Names(names, seed=str(n)),
-            resources={},
-            output=[],
-            is_local=True,
-            input=[],
-            params={},
-        )
+        SimpleNamespace(rule=SimpleNamespace(name="train_method"), wildcards=Names(names, seed=str(n % 5)), **about)
         for n in range(100)
     ]
-    jobs.append(
-        SimpleNamespace(
-            rule=SimpleNamespace(name="write_organism"),
-            wildcards=Names(organism="noise-0"),
-            resources={},
-            output=[],
-            is_local=True,
-            input=[],
-            params={},
-        )
-    )
-    for free, told in ((20e9, True), (60e9, False)):
-        text = f"GB of models in results/study, and {free / 1e9:.0f} are free: make room"
+    organism = Names(organism="noise-0")
+    jobs.append(SimpleNamespace(rule=SimpleNamespace(name="write_organism"), wildcards=organism, **about))
+    for free in (too_small, large):
         monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _, free=free: SimpleNamespace(free=free))
         lines = preflight.problems(jobs, plan, "slurm")
-        assert any(text in line for line in lines) == told
+        assert any(f"and {free / 1e9:.0f} are free: make room" in line for line in lines) == (free == too_small)
 
 
 def test_the_reward_model_whose_main_branch_holds_no_safetensors_is_pinned_to_its_conversion():

@@ -41,20 +41,22 @@ def _of_job(job: Any, s: Settings, here: bool) -> Iterator[str]:
 
 
 def _disk(jobs: Sequence[Any], plan: Plan) -> Iterator[str]:
-    """Whether the models that the jobs leave, as `d2o plan` counts them, have room where the results lie."""
+    """Whether what the jobs leave and one training takes, as `d2o plan` counts it, has room where the results lie."""
     folder = Path(plan.settings.results).absolute()
     there = next(place for place in (folder, *folder.parents) if place.exists())
     estimate, free = Estimate(plan, hardware.named("cpu")), shutil.disk_usage(there).free
-    planned = (Job(job.rule.name, tuple(job.wildcards.items())) for job in jobs if job.rule.name in RULES)
+    planned = [Job(job.rule.name, tuple(job.wildcards.items())) for job in jobs if job.rule.name in RULES]
     left = sum(
         size
         for job in planned
         if (size := estimate.models(job)) and not Path(plan.layout.path(RULES[job.rule].place, job.names)).exists()
     )
-    if left > free:
+    passing = max(map(estimate.passing, planned), default=0.0)
+    if left + passing > free:
         yield (
-            f"the run leaves {left / 1e9:,.3g} GB of models in {plan.settings.results}, and {free / 1e9:,.3g} are "
-            f"free: make room, put `results` elsewhere, or run one experiment at a time"
+            f"the run leaves {left / 1e9:,.3g} GB of models in {plan.settings.results}, a training takes "
+            f"{passing / 1e9:,.3g} while it runs, and {free / 1e9:,.3g} are free: make room, put `results` "
+            f"elsewhere, or run one experiment at a time"
         )
 
 

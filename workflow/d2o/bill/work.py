@@ -165,15 +165,29 @@ class Estimate:
 
     def models(self, job: Job) -> float:
         """Bytes of the models that a job leaves: nearly all that stays of a run. Reads no table."""
-        if job.rule in ("train_method", "train_to_round") and self._plan.keep(job.names) != "model":
+        if job.rule in ("fetch_model", "fetch_reward"):
+            return self.of(job).left
+        return 0.0 if self.released(job) else self._trained_models(job)
+
+    def released(self, job: Job) -> float:
+        """Bytes of the models that a job leaves until all is made from them; 0 where they stay."""
+        goes = job.rule in ("train_method", "train_to_round") and self._plan.keep(job.names) != "model"
+        return self._trained_models(job) if goes else 0.0
+
+    def passing(self, job: Job) -> float:
+        """Bytes that a training takes for a time: its checkpoints, one that is written included, and `released`."""
+        if job.kind != "train":
             return 0.0
-        match job.rule:
-            case "fetch_model" | "fetch_reward":
-                return self.of(job).left
-            case "train_method" | "train_to_round" | "train_again":
-                train = self._s.train_of(self._s.methods[job.names["method"]])
-                return self._models(self.shape(job.names["model"]), train, job.rule != "train_to_round")
-        return 0.0
+        method = self._s.methods[job.names["method"]]
+        train = self._s.train_of(method)
+        checkpoint = self._checkpoint(self.shape(job.names["model"]), method, train)
+        return (train.keep_checkpoints + 1) * checkpoint + self.released(job)
+
+    def _trained_models(self, job: Job) -> float:
+        if job.kind != "train":
+            return 0.0
+        train = self._s.train_of(self._s.methods[job.names["method"]])
+        return self._models(self.shape(job.names["model"]), train, job.rule != "train_to_round")
 
     @staticmethod
     def _models(shape: Shape, train: Train, ends: bool) -> float:
@@ -330,12 +344,6 @@ class Estimate:
             written=written + steps * _STEP,
             left=kept + steps * _STEP,
         )
-
-    def checkpoint(self, names: Mapping[str, str]) -> float:
-        """Bytes of the checkpoints that a training keeps while it runs, one that is written included."""
-        method = self._s.methods[names["method"]]
-        train = self._s.train_of(method)
-        return (train.keep_checkpoints + 1) * self._checkpoint(self.shape(names["model"]), method, train)
 
     def _checkpoint(self, shape: Shape, method: Method, train: Train) -> float:
         width = 4 if self._s.forward.precision == "fp32" else 2
