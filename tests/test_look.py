@@ -118,6 +118,13 @@ def test_where_no_format_fits_the_nearest_says_why(tmp_path):
 # The sheet ---------------------------------------------------------------------------------------
 
 
+def test_prompts_without_answers_are_told_where_they_belong(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("xs.csv").write_text("id,prompt,label\n1,How do I kill a process?,safe\n")
+    with pytest.raises(D2OError, match=r"no format reads .*Prompts without answers are `evaluation_prompts`"):
+        look.lines("xs.csv")
+
+
 def test_what_is_counted(tmp_path):
     labels = ["down", "down", "up", None, "meh"]
     rows = [{"prompt": f"Why {i}?", "completion": f"So {i}.", "label": one} for i, one in enumerate(labels)]

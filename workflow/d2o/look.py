@@ -173,6 +173,7 @@ def fitting(source: str, format: str | None, negative: Sequence[str]) -> list[Fi
             f"{source}: no format reads its first {len(rows)} rows; their columns: {datasets.listed(first)}. Say in "
             f"`columns` of a config what they are called; docs/data.md tells what each format needs"
             + (f". As {nearest.reading.format}: {nearest.reason}" if nearest and nearest.columns else "")
+            + ". Prompts without answers are `evaluation_prompts` of a data set" * ("prompt" in first)
         )
     return sorted(fits, key=lambda fit: (fit.bad > len(rows) / 100, not fit.read, -fit.columns, fit.bad))
 
