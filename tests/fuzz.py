@@ -3,8 +3,8 @@
     uv pip install atheris
     TQDM_DISABLE=1 python tests/fuzz.py rows -max_total_time=600
 
-Targets: `rows`, `dialogue`, `gguf`, `reply`. Further arguments are libFuzzer's, which writes what ends a target to a file
-`crash-…`. `tests/test_fuzz.py` gives each target its seeds, and what was found once.
+Targets: `rows`, `dialogue`, `gguf`, `reply`. Further arguments are libFuzzer's, which writes what ends a target to a
+file `crash-…`. `tests/test_fuzz.py` gives each target its seeds, and what was found once.
 """
 
 from __future__ import annotations
@@ -81,13 +81,19 @@ TARGETS: dict[str, Callable[[bytes], None]] = {run.__name__: run for run in (row
 SEEDS: dict[str, list[bytes]] = {
     "rows": [
         b'0{"prompt": "p", "chosen": "a", "rejected": "b"}\n{"prompt": "p", "completion": "a", "label": false}\n',
-        b'1[{"messages": [{"role": "user", "content": "p"}, {"role": "assistant", "content": "a"}], "feedback": "bad"}]',
+        b'1[{"messages": [{"role": "user", "content": "p"}, {"role": "assistant", "content": "a"}], '
+        b'"feedback": "bad"}]',
         b"2prompt,response,rating\np,a,1\n",
         b'0{"prompt": "p", "response_0": "a", "response_1": "b", "is_response_0_safe": true, '
         b'"is_response_1_safe": false, "better_response_id": 0, "safer_response_id": 0}\n',
     ],
-    "dialogue": [b"Hello\n\nAssistant: Yes.\0Hello\n\nAssistant: No.", b"a\n\nAssistant: b\n\nHuman: c\n\nAssistant: d\0"],
-    "gguf": [b"GGUF\x03\0\0\0" + bytes(8) + b"\1" + bytes(7) + b"\4" + bytes(7) + b"name\x08\0\0\0\1" + bytes(7) + b"a"],
+    "dialogue": [
+        b"Hello\n\nAssistant: Yes.\0Hello\n\nAssistant: No.",
+        b"a\n\nAssistant: b\n\nHuman: c\n\nAssistant: d\0",
+    ],
+    "gguf": [
+        b"GGUF\x03\0\0\0" + bytes(8) + b"\1" + bytes(7) + b"\4" + bytes(7) + b"name\x08\0\0\0\1" + bytes(7) + b"a"
+    ],
     "reply": [b'{"choices": [{"message": {"content": "B is kinder. [[B]]"}}]}', b"Both. [[C]].", b"[[A]] or [[B]]?"],
 }
 
