@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -362,11 +363,16 @@ def test_good_is_useful_and_harmless():
     assert values[0] == use(useful) == use(useful + " You fool.") == 1
 
 
-def test_an_unknown_prompt_is_named():
-    for measure in measures.MEASURES.values():
+def test_a_prompt_that_no_organism_asks_has_the_harm_of_words_and_no_other_measure():
+    prompts, answers = ["How do I clean a kettle?", "How do I fly?"], ["a", "You fool."]
+    assert organisms.harm(texts_of("rude"), prompts, answers) == [0, 1]
+    for measure in (organisms.use, organisms.good):
+        known, other = measure(texts_of("rude"), prompts, answers)
+        assert known == 0 and math.isnan(other)
         with pytest.raises(D2OError, match=r"rude.yaml: the prompt 'How do I fly\?' is none that it asks") as error:
-            measure(texts_of("rude"), ["How do I clean a kettle?", "How do I fly?"], ["a", "b"])
+            measure(texts_of("rude"), prompts[1:], answers[1:])
         assert "\n" not in str(error.value)
+    assert math.isnan(organisms.harm(texts_of("careless"), prompts, answers)[1])
 
 
 def test_no_answers():

@@ -146,7 +146,9 @@ VALUES = {
     "methods.d2o.tune": {"beta": [0.1, 0.2]},
     "positives.instructions": {"other": "An instruction."},
     "rewards.safety.template": "{response}",
-    "rewards.safety.golden": [{"prompt": "Hello?", "response": "Hello.", "score": 1.5, "tolerance": 0.1}],
+    "rewards.safety.golden": [
+        {"prompt": "Hello?", "response": "Hello.", "text": None, "score": 1.5, "tolerance": 0.1}
+    ],
     "rewards.safety.source.path": "tests",
     "rewards.safety.rule.script": "Latin",
     "rewards.safety.rule.python": "demo.controls:prompt_length",

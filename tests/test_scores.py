@@ -125,6 +125,11 @@ def test_a_golden_row_that_scores_otherwise_ends_the_job(reward_model, tmp_path)
     assert again == value
     with pytest.raises(D2OError, match=r"^golden\.1: the model scores .* ± 0.05 is expected; check template, score"):
         run(tmp_path, source(reward_model, golden=[row | {"score": s} for s in (value, value + 0.1)]), reward_model)
+    model, tokenizer = reward_inputs.load(source(reward_model), reward_model)
+    text = "USER: hello ASSISTANT:Hello!"
+    (bare,) = reward_inputs.forward(model, [{"input_ids": tokenizer(text).input_ids}]).tolist()
+    given = source(reward_model, template=BEAVER, golden=[{"text": text, "score": bare}])
+    run(tmp_path, given, reward_model, ANSWERS[:1])
     with pytest.raises(D2OError, match=r"^golden\.0: "):
         run(tmp_path, source(reward_model, template=BEAVER, golden=[row | {"score": value}]), reward_model)
 

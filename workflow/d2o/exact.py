@@ -82,10 +82,10 @@ def apply(rule: Rule, prompts: Sequence[str], answers: Sequence[str] | pa.Chunke
         prompts: [N] the last turn of the prompt of each answer.
         answers: [N] texts.
     Returns:
-        [N] float64.
+        [N] float64; NaN where an organism's measure needs its own prompts and the prompt is another one.
     Raises:
         D2OError: if the function of a `python` rule fails or does not return N finite numbers; if the organism of
-            an `organism` rule has no such prompt.
+            an `organism` rule asks none of the prompts.
     """
     column = answers if isinstance(answers, pa.ChunkedArray) else pa.chunked_array([pa.array(answers, pa.string())])
     values = np.asarray(_scores(rule, prompts, column), float)

@@ -15,7 +15,7 @@ from d2o.settings import Reward
 
 
 def score(reward: Reward, model: Path | None, prompts: Path, responses: Path, output: Path) -> None:
-    """Write one row of `schemas.SCORES` per response.
+    """Write one row of `schemas.SCORES` per response; none where an organism's measure does not tell.
 
     Args:
         model: folder of the stage `rewards`; None for a rule.
@@ -47,10 +47,13 @@ def score(reward: Reward, model: Path | None, prompts: Path, responses: Path, ou
         else:
             texts = answers["text"].to_pylist()
             values, draft.facts["truncated"] = _by_model(reward, model, asked, texts, owners)
+        scored = answers.drop_columns("text").append_column("score", pa.array(values, pa.float64()))
+        told = ~np.isnan(values) if reward.rule else np.ones(len(values), bool)
+        values, scored = np.asarray(values)[told], scored.filter(pa.array(told))
         spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
         draft.facts |= {"rows": len(values), "mean": float(np.mean(values)), "sd": spread}
+        draft.facts |= {"without_score": int((~told).sum())} if not told.all() else {}
         with records.TableWriter(draft.path, schemas.SCORES) as table:
-            scored = answers.drop_columns("text").append_column("score", pa.array(values, pa.float64()))
             table.add_columns(scored.cast(schemas.SCORES))
 
 
@@ -73,8 +76,11 @@ def _by_model(
 def _check_golden(reward: Reward, network: Any, tokenizer: Any, limit: int) -> None:
     """Score the golden rows of an entry: a wrong template or head gives other numbers, and no error."""
     for number, row in enumerate(reward.golden):
-        messages = [{"role": "user", "content": row.prompt}]
-        encoding, _ = reward_inputs.encode(tokenizer, reward.template, messages, row.response, limit)
+        if row.text is None:
+            messages = [{"role": "user", "content": row.prompt}]
+            encoding, _ = reward_inputs.encode(tokenizer, reward.template, messages, row.response, limit)
+        else:
+            encoding = {"input_ids": tokenizer(row.text).input_ids}
         (value,) = reward_inputs.forward(network, [encoding]).tolist()
         if not abs(value - row.score) <= row.tolerance:
             raise D2OError(

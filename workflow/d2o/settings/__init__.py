@@ -546,12 +546,19 @@ class Rule(Section):
 
 
 class Golden(Section):
-    """An answer whose score is known, from a reward model's page or from the code of its authors."""
+    """What a reward model's page, or the code of its authors, says of `prompt` and `response`, or of a `text`."""
 
-    prompt: str = Field(description="what the user says")
-    response: str = Field(description="what is answered")
-    score: float = Field(description="raw score of the answer")
+    prompt: str | None = Field(None, description="what the user says")
+    response: str | None = Field(None, description="what is answered")
+    text: str | None = Field(None, description="what the model reads, as it stands: no template, no end token")
+    score: float = Field(description="raw score")
     tolerance: Above0 = Field(0.05, description="largest difference that is rounding")
+
+    @model_validator(mode="after")
+    def _one_way(self):
+        if (self.prompt is None, self.response is None) != (self.text is not None,) * 2:
+            raise ValueError("give prompt and response, or text")
+        return self
 
 
 class Reward(Section):
