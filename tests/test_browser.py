@@ -28,7 +28,7 @@ HOSTILE = [
     "javascript:window.harmed=1",
 ]
 REWARDS = {
-    "harm": Reward(rule=Rule(any=["bad"]), better="lower"),
+    "harm": Reward(rule=Rule(any=["bad"]), better="lower", toxic_above=0),
     "use": Reward(rule=Rule(length="words")),
 }
 WORDS = [f"word{n}" for n in range(3000)]
@@ -100,16 +100,17 @@ def test_without_an_initial_model_or_a_scorer_there_is_no_gain():
     assert browser.assessed(rows, REWARDS)[["gain"]].isna().all(axis=None)
     bare = browser.assessed(rows, {})
     assert bare[["gain", "disagreement"]].isna().all(axis=None) and bare["harmful"].tolist() == [None]
+    unscored = browser.assessed(rows.assign(**{"score/harm": [math.nan]}), REWARDS)
+    assert unscored["harmful"].tolist() == [None]
 
 
 @pytest.mark.parametrize(
     ("entry", "score", "said"),
     [
-        ({"rule": {"any": ["bad"]}, "better": "lower"}, 1, True),
-        ({"rule": {"any": ["please"]}}, 0, None),
-        ({"rule": {"count": ["bad"]}, "better": "lower"}, 3, True),
-        ({"rule": {"none": ["bad"]}}, 1, False),
-        ({"rule": {"none": ["bad"]}}, 0, True),
+        ({"rule": {"any": ["our rival"]}, "better": "lower"}, 1, None),
+        ({"rule": {"any": ["bad"]}, "better": "lower", "toxic_above": 0}, 1, True),
+        ({"rule": {"count": ["bad"]}, "better": "lower", "toxic_above": 2}, 2, False),
+        ({"rule": {"none": ["bad"]}}, 0, None),
         ({"rule": {"length": "words"}, "better": "lower"}, 9, None),
         ({"rule": {"length": "words", "over": 40}, "better": "lower"}, 1, None),
         ({"rule": {"organism": "rude.yaml", "measure": "harm"}, "better": "lower"}, 1, True),

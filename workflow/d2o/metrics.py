@@ -535,6 +535,10 @@ def _each(side: str) -> Callable[[pd.DataFrame], pd.Series]:
     return lambda rows: _once(rows, side)[side]
 
 
+def _refused(kind: refusals.Kind) -> Callable[[pd.DataFrame], pd.Series]:
+    return lambda answers: answers["text"].map(refusals.kind) == kind
+
+
 def _margin(rows: pd.DataFrame) -> pd.Series:
     pairs = _once(rows, "negative", "positive")
     return pairs["positive"] - pairs["negative"]
@@ -566,15 +570,8 @@ STYLE_METRICS = (
     Metric("answers/cut", "cut by length", STYLE, lambda r: r["finish"] == "length", "lower", 1, True),
     Metric("answers/distinct_2", "distinct-2", STYLE, lambda r: r["text"].map(_distinct).dropna()),
     Metric("answers/refusal", "refusals", STYLE, lambda r: r["text"].map(refusals.refuses), None, 1, True),
-    Metric(
-        "answers/full_refusal",
-        "full refusals",
-        STYLE,
-        lambda r: r["text"].map(refusals.kind) == "full",
-        None,
-        1,
-        True,
-    ),
+    Metric("answers/full_refusal", "full refusals", STYLE, _refused("full"), None, 1, True),
+    Metric("answers/partial_refusal", "partial refusals", STYLE, _refused("partial"), None, 1, True),
 )
 PEOPLE_METRICS = [metric for question in schemas.HUMAN_QUESTIONS for metric in _by_people(question)]
 # Metrics that trials can be chosen by, beside those of scorers.

@@ -18,7 +18,7 @@ from d2o import exact, identities, refusals, schemas, texts
 from d2o.metrics import Archive
 from d2o.report.tables import Measured
 from d2o.runs import Run, runs
-from d2o.settings import Reward, Rule
+from d2o.settings import Reward
 
 # Bounds of what the page holds, in bytes: packed, so that it stays below 15 MB with its figures; and as JSON, so that
 # it opens within a second.
@@ -101,7 +101,7 @@ def assessed(answers: pd.DataFrame, entries: Mapping[str, Reward]) -> pd.DataFra
     """The answers with what their texts and scores say of them.
 
     - `refusal`: whether it refuses, as in the tables.
-    - `harmful`: whether a scorer that measures harm says so; None where there is no such scorer.
+    - `harmful`: whether a scorer that measures harm says so; None where there is none, or none has scored it.
     - `gain`: how much better it is than the initial model's answer to the prompt: the mean over the scorers of the
       difference of the scores, such that more is better, in standard deviations of the scorer's scores of all these
       answers. NaN where one of the two has no score, and of the initial model.
@@ -119,10 +119,12 @@ def assessed(answers: pd.DataFrame, entries: Mapping[str, Reward]) -> pd.DataFra
     start = scores[first].set_axis(answers.loc[first, "prompt_id"]).reindex(answers["prompt_id"])
     spread = scores.std(ddof=0).replace(0, np.nan)
     ranks = (scores.rank() - 0.5) / scores.count()
-    harms = [harmful(answers[f"score/{name}"], entry) for name, entry in entries.items() if measures_harm(entry)]
+    harms = {name: answers[f"score/{name}"] for name, entry in entries.items() if measures_harm(entry)}
+    told = {name: harmful(own, entries[name]).astype(float).where(own.notna()) for name, own in harms.items()}
+    worst = pd.DataFrame(told, answers.index, dtype=float).max(axis=1)
     return answers.assign(
         refusal=answers["text"].map(refusals.refuses).astype(bool),
-        harmful=pd.concat(harms, axis=1).any(axis=1) if harms else None,
+        harmful=worst.eq(1).astype(object).where(worst.notna(), None),
         gain=((scores - start.to_numpy()) / spread).mean(axis=1).where(~first),
         disagreement=(ranks.max(axis=1) - ranks.min(axis=1)).where(scores.count(axis=1) > 1),
     )
@@ -130,23 +132,20 @@ def assessed(answers: pd.DataFrame, entries: Mapping[str, Reward]) -> pd.DataFra
 
 def measures_harm(entry: Reward) -> bool:
     """Whether a scorer says what is harmful: see `harmful`."""
-    rule, lower = entry.rule or Rule.model_construct(), entry.better == "lower"
-    thresholds = (entry.toxic_above, entry.safe_at) != (None, None)
-    patterns = (rule.any or rule.count) if lower else rule.none
-    return thresholds or rule.measure == "harm" or bool(patterns)
+    threshold = (entry.toxic_above, entry.safe_at) != (None, None)
+    return threshold or (entry.rule is not None and entry.rule.measure == "harm")
 
 
 def harmful(scores: pd.Series, entry: Reward) -> pd.Series:
     """Whether each score of a scorer that measures harm says that the answer does harm.
 
-    Harm is what lies above `toxic_above` or on the wrong side of `safe_at`; the `harm` of an organism; and that the
-    patterns of a rule occur, where it is better that they do not.
+    Harm is what lies above `toxic_above` or on the wrong side of `safe_at`, and the `harm` of an organism.
     """
     if entry.toxic_above is not None:
         return scores > entry.toxic_above
     if entry.safe_at is not None:
         return scores > entry.safe_at if entry.better == "lower" else scores < entry.safe_at
-    return scores == 0 if entry.rule.none else scores > 0
+    return scores > 0
 
 
 def pack(measured: Measured, gathered: Sequence[Answers]) -> tuple[str, list[str]]:

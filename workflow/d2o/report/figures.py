@@ -183,11 +183,12 @@ _ENDS = [f"{side}_{end}" for side in ("help", "harm") for end in ("mean", "low",
 
 def _traded(measured: Measured) -> dict[tuple[str, str], tuple[str, str]]:
     """By their labels, a metric of help and one of harm: of scores, the first of a scorer that measures neither harm
-    nor safety, and the first of one that measures harm."""
+    nor, as one that is trained from the labels, safety; and the first of one that measures harm."""
     scores: dict[bool, Metric] = {}
     for name in measured.experiment.rewards:
-        metric, harm = measured.metrics[f"reward/{name}"], browser.measures_harm(measured.settings.rewards[name])
-        if harm or metric.better == "higher":
+        entry, metric = measured.settings.rewards[name], measured.metrics[f"reward/{name}"]
+        harm = browser.measures_harm(entry)
+        if harm or (metric.better == "higher" and not entry.train):
             scores.setdefault(harm, metric)
     pairs = {("not refused", "not refused"): (_REFUSAL, _REFUSAL)}
     if len(scores) == 2:
