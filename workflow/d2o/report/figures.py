@@ -55,6 +55,8 @@ _WIDTH, _COLUMNS = 11.0, 4
 _RULE = {"color": _MUTED, "lw": 0.8, "ls": (0, (2, 2)), "zorder": 0}
 # Bars of a histogram of scores.
 BINS = 24
+# Lines of the longest legend.
+_LINES = 5
 # Longer logs are plotted as means over consecutive steps; so many of these tell their values.
 POINTS, TOLD = 200, 20
 # What begins the id of a group in an SVG whose marks tell values.
@@ -627,9 +629,13 @@ def grid_of(titles: Iterable[str], shown: Sequence[Sequence], head: float, heigh
 
 
 def legend(part, handles: Mapping[str, Any], order: Sequence[str]) -> None:
+    """Below a part, in columns that its names leave room for. None where it would leave no room to the axes, whose
+    marks tell their names."""
     names = [method for method in order if method in handles]
-    if names:
-        part.legend([handles[name] for name in names], names, loc="outside lower center", ncols=8, frameon=False)
+    columns = min(8, max(1, int(_WIDTH / (0.75 + 0.09 * max(map(len, names), default=0)))))
+    if 0 < len(names) <= columns * _LINES:
+        marks = [handles[name] for name in names]
+        part.legend(marks, names, loc="outside lower center", ncols=columns, frameon=False)
 
 
 def colours_of(order: Sequence[str]) -> dict[str, str]:

@@ -86,6 +86,7 @@ def render(
         notes=[*measured.notes, *_cautions(settings, experiment)],
         blocks=[(block, tables.grids(measured, block), _with_bos(archive, experiment, block)) for block in blocks],
         primary=[(block, table) for block in blocks if len(table := tables.primary(measured, block))],
+        uncompared=len(measured.methods) if len(measured.methods) > tables.MOST_METHODS else 0,
         matrices=[(block, own) for block in blocks if (own := tables.matrices(measured, block))],
         figures=[
             (name, entry, figures.inline(svgs[name], name, entry.label))

@@ -292,6 +292,10 @@ def primary(measured: Measured, block: Block) -> pd.DataFrame:
     )
 
 
+# More methods are compared in comparisons.csv alone.
+MOST_METHODS = 24
+
+
 @dataclass(frozen=True)
 class Matrix:
     """Every method against every other in one metric: the row's less the column's.
@@ -309,8 +313,10 @@ class Matrix:
 
 
 def matrices(measured: Measured, block: Block) -> list[Matrix]:
-    """The comparisons of a block, a table a metric and origin of its prompts."""
-    tables = []
+    """The comparisons of a block, a table a metric and origin of its prompts; none where methods are too many."""
+    tables: list[Matrix] = []
+    if len(measured.methods) > MOST_METHODS:
+        return tables
     for (key, prompts), rows in block.comparisons.groupby(["metric", "prompts"], sort=False):
         metric = measured.metrics[key]
         shown = readable(
