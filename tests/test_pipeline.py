@@ -93,6 +93,7 @@ def project(tiny_model, tmp_path_factory) -> Project:
     printed = project.snakemake("all")
     assert "profiles/default" in printed
     assert re.search(r"The report: .*results/reports/tiny/report\.html", printed)
+    assert "better, ▼ worse than the initial model" in printed  # the screen of results
     return project
 
 

@@ -50,3 +50,12 @@ def test_the_test_prompts_over_all_seeds_are_shown_and_names_are_no_markup(page,
     ):
         assert part in shown
     assert not any(other in shown for other in ("0.900", "0.800", "99.5"))
+
+
+def test_200_methods_are_one_screen(page, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    rows = [ROW | {"method": f"m{n}", "metric": "reward/harm", "mean": 0.5, "p_adjusted": 1.0} for n in range(200)]
+    pd.DataFrame(rows).assign(difference=0.0).to_csv(page.with_name("table.csv"), index=False)
+    screen.show(page)
+    shown = capsys.readouterr().out
+    assert "170 more: report" in shown and shown.count("\n") < 45

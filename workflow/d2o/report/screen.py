@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import pandas as pd
 
-# What is shown of a metric's name, in order, and how many metrics at most.
-_FIRST, _METRICS = ("reward/", "judge/", "human_eval/", "task/", "human/"), 6
+# What is shown of a metric's name, in order, and how many metrics and methods at most.
+_FIRST, _METRICS, _METHODS = ("reward/", "judge/", "human_eval/", "task/", "human/"), 6, 30
 
 
 def show(page: str) -> None:
@@ -41,9 +41,12 @@ def _table(title: str, block: pd.DataFrame):
         shown.add_column(
             Text(f"{metric.partition('/')[2]} {'↑' if _higher(block, metric) else '↓'}"), justify="right"
         )
-    for method in block["method"].unique():
+    methods = block["method"].unique()
+    for method in methods[:_METHODS]:
         row = [cells.loc[(method, m)] if (method, m) in cells.index else None for m in chosen]
         shown.add_row(Text(method), *("–" if cell is None else _cell(cell) for cell in row))
+    if len(methods) > _METHODS:
+        shown.add_row(f"{len(methods) - _METHODS} more: report")
     return shown
 
 
