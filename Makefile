@@ -32,10 +32,10 @@ demo: env
 	snakemake --cores all
 
 test: lint
-	pytest -n 2 --dist loadfile --durations 25
+	pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 25
 
 test-quick: env
-	pytest -n 2 --dist loadfile -m "not slow"
+	pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 test-faults: env
 	D2O_FAULTS=$${D2O_FAULTS:-100} pytest -s tests/test_faults.py

@@ -27,6 +27,16 @@ CHATML = (
 )
 
 
+# Modules that take minutes, the longest first: begun last, one would run alone at the end.
+_LONG = ["pipeline", "train", "faults", "demo", "benchmarks", "slurm", "controls", "kubernetes", "tasks", "check"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Modules in the order in which workers begin them."""
+    names = [f"test_{name}" for name in _LONG]
+    items.sort(key=lambda item: names.index(item.path.stem) if item.path.stem in names else len(names))
+
+
 def make_tiny_model(folder: Path, *, tie: bool = True, seed: int = 0) -> Path:
     """A Llama of about 0.4 M random weights, 2 layers, 512 tokens of vocabulary learnt from written answers."""
     import torch
