@@ -279,16 +279,22 @@ def test_a_finished_job_is_compared(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_the_paper_is_counted_as_snakemake_plans_it(monkeypatch):
-    """And the README has the figures."""
+    """And README and docs/cluster.md have the figures."""
     monkeypatch.chdir(ROOT)
+
+    def total(page: list[str]) -> list[str]:
+        return next(line.replace(",", "").split() for line in page if line.startswith("all"))
+
     page = bill.lines(Path("config/paper.yaml"), [], "H100")
-    total = next(line.split() for line in page if line.startswith("all"))
-    readme = (ROOT / "README.md").read_text()
-    planned = int(re.search(r"the plan: (\d+) jobs", readme)[1])
-    assert total[1] == f"{planned - 1:,}"  # Snakemake counts `all` too
-    hours, left = float(total[3].replace(",", "")), float(total[-1].replace(",", ""))
-    assert f"{hours:,.0f} H100-hours" in readme
-    assert f"{left / 1000:.1f} TB" in readme
+    count, hours, left = total(page)[1], float(total(page)[3]), float(total(page)[-1])
+    planned = re.search(r"the plan: (\d+) jobs", (ROOT / "docs" / "cluster.md").read_text())[1]
+    assert int(planned) == int(count) + 1  # Snakemake counts `all` too
+    (usd,) = [line.rpartition("at most ")[2] for line in page if line.startswith("judges.gpt-4: ")]
+    of_table_1 = float(total(bill.lines(Path("config/paper.yaml"), ["table-1"], "H100"))[3])
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    assert f"about {hours:,.0f} H100-hours, {of_table_1:,.0f} of them for Table 1" in readme
+    assert f"{left:,.0f} GB left on disk" in readme
+    assert f"at most {usd} for the judge" in readme
 
 
 def test_lengths_are_the_models_own_where_it_is_here(tiny_model, tmp_path):
