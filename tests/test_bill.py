@@ -241,6 +241,18 @@ def test_models_that_are_released_are_counted_while_they_are_there(tmp_path, mon
     assert passing("nothing") - passing("model") == pytest.approx(weights, abs=0.1)
 
 
+def test_checkpoints_of_trainings_that_wait_for_a_round_are_counted_once_a_training(tmp_path, monkeypatch):
+    methods = yaml.safe_load(CONFIG.read_text())["methods"]
+    methods["d2o"] |= {"online": {"start": 1, "every": 1, "share": 1.0}, "train": {"steps": 3}}
+    config = small(tmp_path, monkeypatch, methods=methods)
+    policies = [f"demo/smollm2/d2o/seed{seed}/rounds/{n}/policy/manifest.json" for seed in (0, 1) for n in (1, 2)]
+    rounds = "".join(f"results/{path}\t-\ttrain_to_round\t-\tmissing\tupdate pending\n" for path in policies)
+    monkeypatch.setattr(jobs, "planned", lambda *_: jobs.parsed(SUMMARY + rounds, "results"))
+    (line,) = [line for line in bill.lines(config, [], "cpu") if line.startswith("Beside what is left")]
+    checkpoints = 2 * sizes.checkpoint(134.5e6, 2, False) / 1e9
+    assert line.endswith(f"; {checkpoints:.1f} GB of checkpoints if all that are online wait for a round.")
+
+
 def test_the_memory_of_a_training_over_nodes_is_that_of_one(tmp_path, monkeypatch):
     def host(nodes: int) -> float:
         train = yaml.safe_load(CONFIG.read_text())["train"] | {"ranks": 4, "nodes": nodes}

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -233,22 +234,38 @@ class Names(dict):
     ],  # a hundred models, or the checkpoints and the model of one training
 )
 def test_a_disk_that_will_not_hold_the_results_is_told(monkeypatch, keep, too_small, large):
+    names = {"dataset": "noise-0", "model": "organism", "method": "dpo"}
+    jobs = [planned("train_method", names, seed=str(n % 5)) for n in range(100)]
+    jobs.append(planned("write_organism", {"organism": "noise-0"}))
+    for free in (too_small, large):
+        lines = lacking_room(monkeypatch, jobs, keep, free)
+        assert any(f"and {free / 1e9:.0f} are free: make room" in line for line in lines) == (free == too_small)
+
+
+def test_trainings_that_wait_for_a_round_need_room_for_their_checkpoints(monkeypatch):
+    """About 2 GB each of 135M in bf16; later rounds find those of the first, whose bytes are not free."""
+    names = {"dataset": "noise-0", "model": "organism", "method": "d2o-online"}
+    rounds = [planned("train_to_round", names, seed=str(n), round="1") for n in range(10)]
+    later = [planned("train_to_round", names, seed=str(n), round="2") for n in range(10)]
+    room = {"keep": "nothing", "free": 10e9}
+    (line,) = lacking_room(monkeypatch, [*rounds, *later], **room)
+    assert re.search(r", others keep 1[67][.\d]* between their rounds, and 10 are free: make room", line)
+    assert not lacking_room(monkeypatch, [*rounds[:1], *later], **room)
+
+
+def planned(rule: str, names: dict[str, str], **more: str) -> SimpleNamespace:
+    """A job as Snakemake has it."""
+    about = {"resources": {}, "output": [], "is_local": True, "input": [], "params": {}}
+    return SimpleNamespace(rule=SimpleNamespace(name=rule), wildcards=Names(names, **more), **about)
+
+
+def lacking_room(monkeypatch, jobs: list[SimpleNamespace], keep: str, free: float) -> list[str]:
+    """What is told of jobs of the study on a disk with so many free bytes."""
     config = yaml.safe_load((ROOT / "config" / "study.yaml").read_text())
     for experiment in config["experiments"].values():
         experiment["keep"] = keep
-    plan = Plan(config, "study.yaml")
-    names = {"dataset": "noise-0", "model": "organism", "method": "dpo"}
-    about = {"resources": {}, "output": [], "is_local": True, "input": [], "params": {}}
-    jobs = [
-        SimpleNamespace(rule=SimpleNamespace(name="train_method"), wildcards=Names(names, seed=str(n % 5)), **about)
-        for n in range(100)
-    ]
-    organism = Names(organism="noise-0")
-    jobs.append(SimpleNamespace(rule=SimpleNamespace(name="write_organism"), wildcards=organism, **about))
-    for free in (too_small, large):
-        monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _, free=free: SimpleNamespace(free=free))
-        lines = preflight.problems(jobs, plan, "slurm")
-        assert any(f"and {free / 1e9:.0f} are free: make room" in line for line in lines) == (free == too_small)
+    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    return preflight.problems(jobs, Plan(config, "study.yaml"), "slurm")
 
 
 def test_the_reward_model_whose_main_branch_holds_no_safetensors_is_pinned_to_its_conversion():

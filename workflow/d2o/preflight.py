@@ -41,7 +41,8 @@ def _of_job(job: Any, s: Settings, here: bool) -> Iterator[str]:
 
 
 def _disk(jobs: Sequence[Any], plan: Plan) -> Iterator[str]:
-    """Whether what the jobs leave and one training takes, as `d2o plan` counts it, has room where the results lie."""
+    """Whether the results have room, as `d2o plan` counts it: for what the jobs leave and one training takes, with the
+    checkpoints of all others that wait for a round."""
     folder = Path(plan.settings.results).absolute()
     there = next(place for place in (folder, *folder.parents) if place.exists())
     estimate, free = Estimate(plan, hardware.named("cpu")), shutil.disk_usage(there).free
@@ -52,10 +53,12 @@ def _disk(jobs: Sequence[Any], plan: Plan) -> Iterator[str]:
         if (size := estimate.models(job)) and not Path(plan.layout.path(RULES[job.rule].place, job.names)).exists()
     )
     passing = max(map(estimate.passing, planned), default=0.0)
-    if left + passing > free:
+    between = sorted(map(estimate.waiting, planned))[:-1]
+    if left + passing + sum(between) > free:
+        rounds = f", others keep {sum(between) / 1e9:,.3g} between their rounds" if any(between) else ""
         yield (
             f"the run leaves {left / 1e9:,.3g} GB of models in {plan.settings.results}, a training takes "
-            f"{passing / 1e9:,.3g} while it runs, and {free / 1e9:,.3g} are free: make room, put `results` "
+            f"{passing / 1e9:,.3g} while it runs{rounds}, and {free / 1e9:,.3g} are free: make room, put `results` "
             f"elsewhere, or run one experiment at a time"
         )
 

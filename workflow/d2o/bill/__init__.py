@@ -41,7 +41,7 @@ def lines(config: Path, experiments: Sequence[str], device: str) -> list[str]:
     head = ["", "jobs", "rows", "tokens", "FLOP", f"{unit}-hours", "GB device", "GB host", "GB written", "GB left"]
     page = _table([head, *rows, total])
     trainings = [job for job in planned if job.kind == "train"]
-    page += _passing([(estimate.passing(job), estimate.released(job)) for job in trainings])
+    page += _passing(estimate, trainings)
     page += [
         f"Of all hours, {_hours(works, lambda work: work.starting):,.1f} pass before the first unit of work of jobs, "
         f"{_hours(works, lambda work: work.writing):,.1f} while checkpoints and models are written."
@@ -93,15 +93,19 @@ def _planned(config: Path, experiments: Sequence[str], device: str) -> tuple[Pla
 # What is said -----------------------------------------------------------------------------------
 
 
-def _passing(sizes: Sequence[tuple[float, float]]) -> list[str]:
-    """What trainings take for a time, by the bytes of each and of its models that are released in the end."""
-    if not sizes:
+def _passing(estimate: Estimate, trainings: Sequence[Job]) -> list[str]:
+    """What trainings take for a time: while they run, and while what comes after them waits."""
+    if not trainings:
         return []
-    line = f"Beside what is left, {max(size for size, _ in sizes) / 1e9:,.1f} GB for each training that runs: "
-    waiting = sum(released for _, released in sizes)
-    if not waiting:
-        return [f"{line}its checkpoints."]
-    return [f"{line}its checkpoints, and its models until they are released; {waiting / 1e9:,.1f} GB if all wait."]
+    most, released, rounds = (
+        [size(job) / 1e9 for job in trainings] for size in (estimate.passing, estimate.released, estimate.waiting)
+    )
+    line = f"Beside what is left, {max(most):,.1f} GB for each training that runs: its checkpoints"
+    if any(released):
+        line += f", and its models until they are released ({sum(released):,.1f} GB if all wait for that)"
+    if any(rounds):
+        line += f"; {sum(rounds):,.1f} GB of checkpoints if all that are online wait for a round"
+    return [f"{line}."]
 
 
 def _row(kind: str, works: Sequence[Work]) -> list[str]:

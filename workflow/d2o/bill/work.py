@@ -178,10 +178,20 @@ class Estimate:
         """Bytes that a training takes for a time: its checkpoints, one that is written included, and `released`."""
         if job.kind != "train":
             return 0.0
+        kept, checkpoint = self._checkpoints(job)
+        return (kept + 1) * checkpoint + self.released(job)
+
+    def waiting(self, job: Job) -> float:
+        """Bytes of checkpoints that a training leaves from its first round on while it waits for the next one."""
+        if job.rule != "train_to_round" or job.names["round"] != "1":
+            return 0.0
+        return math.prod(self._checkpoints(job))
+
+    def _checkpoints(self, job: Job) -> tuple[int, float]:
+        """How many checkpoints of a training are kept, and the bytes of each."""
         method = self._s.methods[job.names["method"]]
         train = self._s.train_of(method)
-        checkpoint = self._checkpoint(self.shape(job.names["model"]), method, train)
-        return (train.keep_checkpoints + 1) * checkpoint + self.released(job)
+        return train.keep_checkpoints, self._checkpoint(self.shape(job.names["model"]), method, train)
 
     def _trained_models(self, job: Job) -> float:
         if job.kind != "train":
