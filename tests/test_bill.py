@@ -307,6 +307,7 @@ def test_the_paper_is_counted_as_snakemake_plans_it(monkeypatch):
     assert f"about {hours:,.0f} H100-hours, {of_table_1:,.0f} of them for Table 1" in readme
     assert f"{left:,.0f} GB left on disk" in readme
     assert f"at most {usd} for the judge" in readme
+    assert not [line for line in page if re.match(r"\w+: a job takes ", line)], "more than its first attempt asks for"
 
 
 def test_lengths_are_the_models_own_where_it_is_here(tiny_model, tmp_path):

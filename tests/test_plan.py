@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
 import pytest
@@ -87,6 +88,22 @@ def test_a_kind_of_jobs_asks_for_what_it_needs_and_after_a_failure_for_more():
     ]  # fmt: skip
     assert asked("train", 1) == asked("train", 2) == [16, 128000, 1440]
     assert asked("scores", 1, reward="short") == [1, 4000, 60]
+
+
+def test_every_kind_of_the_papers_jobs_asks_for_more_after_a_failure():
+    """What asks for all of `compute` at once fails again as it did."""
+    plan = Plan(yaml.safe_load((ROOT / "config" / "paper.yaml").read_text()), "paper.yaml")
+    assert plan.settings.compute.jobs.keys() == {*settings.JOBS} - {"rewards"}  # none is trained there
+    for kind, resource in product(plan.settings.compute.jobs, ("mem_mb", "runtime")):
+        first, second = (plan.needs(kind, resource)(wildcards(reward="fsfairx"), attempt) for attempt in (1, 2))
+        assert first < second, (kind, resource)
+
+
+def test_profiles_of_clusters_say_how_often_a_job_is_tried_again_and_no_rule_does():
+    rules = "".join(path.read_text() for path in (ROOT / "workflow" / "rules").glob("*.smk"))
+    assert "retries:" not in rules
+    for name in ("slurm", "kubernetes"):
+        assert yaml.safe_load((ROOT / "profiles" / name / "config.yaml").read_text())["restart-times"] == 2
 
 
 def test_every_job_that_runs_a_model_asks_by_its_kind():

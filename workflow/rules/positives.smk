@@ -30,7 +30,6 @@ rule sample_positives:
         runtime=plan.needs("positives", "runtime"),
         gpu=plan.needs("positives", "gpu"),
         execution=plan.execution("sampling"),
-    retries: 1
     conda:
         plan.environment("generation")
     shell:
