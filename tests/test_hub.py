@@ -253,19 +253,47 @@ def test_trainings_that_wait_for_a_round_need_room_for_their_checkpoints(monkeyp
     assert not lacking_room(monkeypatch, [*rounds[:1], *later], **room)
 
 
+def test_a_training_that_this_machine_cannot_hold_is_told(monkeypatch):
+    """16 bytes a weight in bf16, and its gradients: 2.4 GB at 135M."""
+    job = planned("train_method", {"dataset": "noise-0", "model": "organism", "method": "dpo"}, seed="0")
+    for there, told in ((2e9, True), (3e9, False)):
+        monkeypatch.setattr(preflight, "_machine_memory", lambda there=there: there)
+        lines = lacking_room(monkeypatch, [job], "nothing", 100e9, "local")
+        assert any("alone, and this machine has 2: take a smaller model" in line for line in lines) == told
+
+
+@pytest.mark.parametrize(("limits", "told"), [
+    ({"max_requests": 149}, "max_requests: 2 jobs ask for at most 150 in all, more than 149"),
+    ({"max_requests": 150, "max_usd": 1000}, None),
+    ({"max_usd": 6}, r"max_usd: 2 jobs ask for at most 6.\d\d in all, more than 6"),
+])  # fmt: skip
+def test_a_judges_budget_is_that_of_all_its_jobs(monkeypatch, limits, told):
+    """Each of these may ask 75 questions, for 3.13 USD."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("OPENAI_API_KEY", "any")
+    config = yaml.safe_load((ROOT / "tests" / "data" / "config.yaml").read_text())
+    judge = {"base_url": "https://judge.example/v1", "model": "gpt-4-0613", "price": {"input": 30, "output": 60}}
+    config["judges"] = {"gpt": judge | limits}
+    names = {"dataset": "demo", "model": "smollm2", "judge": "gpt", "seed": "0"}
+    jobs = [planned("judge_responses", names, method=method) for method in ("d2o", "dpo")]
+    lines = preflight.problems(jobs, Plan(config, "c"), "slurm")
+    assert len(lines) == bool(told)
+    assert not told or re.fullmatch(rf"judges\.gpt\.{told}: raise it, or take fewer prompts", lines[0])
+
+
 def planned(rule: str, names: dict[str, str], **more: str) -> SimpleNamespace:
     """A job as Snakemake has it."""
     about = {"resources": {}, "output": [], "is_local": True, "input": [], "params": {}}
     return SimpleNamespace(rule=SimpleNamespace(name=rule), wildcards=Names(names, **more), **about)
 
 
-def lacking_room(monkeypatch, jobs: list[SimpleNamespace], keep: str, free: float) -> list[str]:
+def lacking_room(monkeypatch, jobs: list[SimpleNamespace], keep: str, free: float, executor="slurm") -> list[str]:
     """What is told of jobs of the study on a disk with so many free bytes."""
     config = yaml.safe_load((ROOT / "config" / "study.yaml").read_text())
     for experiment in config["experiments"].values():
         experiment["keep"] = keep
     monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
-    return preflight.problems(jobs, Plan(config, "study.yaml"), "slurm")
+    return preflight.problems(jobs, Plan(config, "study.yaml"), executor)
 
 
 def test_the_reward_model_whose_main_branch_holds_no_safetensors_is_pinned_to_its_conversion():

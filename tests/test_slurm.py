@@ -169,10 +169,10 @@ def test_a_training_over_nodes_is_a_task_a_node_with_as_many_gpus_each(nodes, gp
 
 
 SINFO = """\
-long|infinite|256000|64
-main*|1-00:00:00|64000+|32
-main*|1-00:00:00|128000|16
-short|30:00|64000|32
+long|infinite|256000|64|(null)
+main*|1-00:00:00|64000+|32|gpu:a100:4(S:0-1),nvme:1
+main*|1-00:00:00|128000|16|gpu:8(S:0-1)
+short|30:00|64000|32|(null)
 """
 
 
@@ -189,7 +189,18 @@ short|30:00|64000|32
         ({"threads": 33, "slurm_partition": "main"}, r"asks for 33 cores, and the partition main has 32"),
         ({"runtime": 31, "slurm_partition": "short"}, r"asks for 31 minutes, and the partition short has 30"),
         ({"runtime": 99999, "slurm_partition": "long"}, None),
-        ({"runtime": 99999, "slurm_partition": "of-another-cluster"}, None),
+        ({"runtime": 99999, "slurm_partition": "short,long"}, None),
+        ({"slurm_partition": "mian"}, r"Slurm has no partition 'mian': name one"),
+        ({"slurm_partition": "mian", "clusters": "another"}, None),
+        ({"gpu": 16, "leased": 8, "nodes": 2}, None),
+        ({"gpu": 9}, r"asks for 9 GPUs, and the partition of Slurm has 8"),
+        ({"gpu": 1, "slurm_partition": "short"}, r"asks for 1 GPUs, and the partition short has 0"),
+        (
+            {"mem_mb": 128000, "threads": 32},
+            r"asks for 30 minutes, 128,000 MB of memory, 32 cores, and no node of the partition of Slurm has all",
+        ),
+        ({"mem_mb": 50000, "attempts": 3}, r"asks for 150,000 MB of memory, and the partition of Slurm has 128,000"),
+        ({"mem_mb": 50000, "attempts": 2}, None),
     ],
 )
 def test_more_than_a_partition_has_is_told_before_the_first_job(asked, told, tmp_path, monkeypatch):
@@ -198,13 +209,22 @@ def test_more_than_a_partition_has_is_told_before_the_first_job(asked, told, tmp
     sinfo.write_text(f"#!/bin/sh\ncat << END\n{SINFO}END\n")
     sinfo.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    resources = {"mem_mb": 8000, "runtime": 30} | asked
-    rule = SimpleNamespace(name="train_method")
-    large = SimpleNamespace(rule=rule, resources=resources, threads=resources.pop("threads", 4))
-    small = SimpleNamespace(rule=SimpleNamespace(name="small"), resources={"mem_mb": 10, "runtime": 1}, threads=1)
-    lines = list(preflight._slurm([small, large, small]))
+    jobs = [Asking("small", {"mem_mb": 10}), Asking("train_method", asked), Asking("small", {"mem_mb": 10})]
+    lines = list(preflight._slurm(jobs))
     assert len(lines) == bool(told)
-    assert not told or re.search(f"^train_method: a job {told}", lines[0])
+    assert not told or re.search(f"^train_method: .*{told}", lines[0])
+
+
+class Asking:
+    """A job as Snakemake has it; an attempt asks for as much memory again."""
+
+    def __init__(self, rule: str, asked: dict):
+        self.rule, self.attempt, self.restart_times = SimpleNamespace(name=rule), 1, asked.get("attempts", 1) - 1
+        self.threads, self._asked = asked.get("threads", 4), {"mem_mb": 8000, "runtime": 30} | asked
+
+    @property
+    def resources(self) -> dict:
+        return self._asked | {"mem_mb": self._asked["mem_mb"] * self.attempt}
 
 
 ON_SLURM = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +16,7 @@ from urllib.parse import urlsplit
 from d2o import devices, hub, weights
 from d2o.bill import hardware
 from d2o.bill.jobs import RULES, Job
-from d2o.bill.work import Estimate
+from d2o.bill.work import Estimate, Work
 from d2o.plan import Plan
 from d2o.settings import Hub, Settings
 
@@ -29,8 +30,12 @@ def problems(jobs: Sequence[Any], plan: Plan, executor: str) -> list[str]:
     """
     here, submitted = executor == "local", [job for job in jobs if not job.is_local]
     lines = {line for job in jobs for line in _of_job(job, plan.settings, here)}
-    scheduled = () if here else (_kubernetes if executor == "kubernetes-volume" else _slurm)(submitted)
-    return sorted({*lines, *_disk(jobs, plan), *_released(jobs), *scheduled})
+    planned = [Job(job.rule.name, tuple(job.wildcards.items())) for job in jobs if job.rule.name in RULES]
+    estimate = Estimate(plan, hardware.named("H100" if plan.settings.compute.gpus else "cpu"))
+    where = _kubernetes if executor == "kubernetes-volume" else _slurm
+    around = _memory(planned, estimate) if here else where(submitted)
+    budgets = _budgets(planned, estimate, plan.settings)
+    return sorted({*lines, *_disk(planned, estimate, plan), *budgets, *_released(jobs), *around})
 
 
 def _of_job(job: Any, s: Settings, here: bool) -> Iterator[str]:
@@ -40,20 +45,21 @@ def _of_job(job: Any, s: Settings, here: bool) -> Iterator[str]:
         yield from _machine(job.resources)
 
 
-def _disk(jobs: Sequence[Any], plan: Plan) -> Iterator[str]:
-    """Whether the results have room, as `d2o plan` counts it: for what the jobs leave and one training takes, with the
-    checkpoints of all others that wait for a round."""
+def _disk(jobs: Sequence[Job], estimate: Estimate, plan: Plan) -> Iterator[str]:
+    """Whether there is room where the results lie, as `d2o plan` counts it.
+
+    For what the jobs leave and one training takes, and for the checkpoints of all others that wait for a round.
+    """
     folder = Path(plan.settings.results).absolute()
     there = next(place for place in (folder, *folder.parents) if place.exists())
-    estimate, free = Estimate(plan, hardware.named("cpu")), shutil.disk_usage(there).free
-    planned = [Job(job.rule.name, tuple(job.wildcards.items())) for job in jobs if job.rule.name in RULES]
+    free = shutil.disk_usage(there).free
     left = sum(
         size
-        for job in planned
+        for job in jobs
         if (size := estimate.models(job)) and not Path(plan.layout.path(RULES[job.rule].place, job.names)).exists()
     )
-    passing = max(map(estimate.passing, planned), default=0.0)
-    between = sorted(map(estimate.waiting, planned))[:-1]
+    passing = max(map(estimate.passing, jobs), default=0.0)
+    between = sorted(map(estimate.waiting, jobs))[:-1]
     if left + passing + sum(between) > free:
         rounds = f", others keep {sum(between) / 1e9:,.3g} between their rounds" if any(between) else ""
         yield (
@@ -61,6 +67,41 @@ def _disk(jobs: Sequence[Any], plan: Plan) -> Iterator[str]:
             f"{passing / 1e9:,.3g} while it runs{rounds}, and {free / 1e9:,.3g} are free: make room, put `results` "
             f"elsewhere, or run one experiment at a time"
         )
+
+
+def _memory(jobs: Sequence[Job], estimate: Estimate) -> Iterator[str]:
+    """Whether this machine holds the largest training's weights, gradients and optimizer, to say nothing of the rest.
+
+    Not what `compute` says: that is the most, and locally nobody holds a job to it.
+    """
+    taken, there = max(map(estimate.states, jobs), default=0.0), _machine_memory()
+    if taken > there:
+        yield (
+            f"a training takes {taken / 1e9:,.3g} GB of memory for weights, gradients and optimizer alone, and this "
+            f"machine has {there / 1e9:,.3g}: take a smaller model, train.lora, or a larger machine"
+        )
+
+
+def _machine_memory() -> float:
+    """Bytes of this machine's memory."""
+    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+
+
+def _budgets(jobs: Sequence[Job], estimate: Estimate, s: Settings) -> Iterator[str]:
+    """A line for each limit of a judge that its jobs together exceed."""
+    asked: dict[str, list[Work]] = {}
+    for job in jobs:
+        if job.kind == "judge":
+            asked.setdefault(job.names["judge"], []).append(estimate.of(job))
+    for name, works in asked.items():
+        requests, usd = sum(work.requests for work in works), sum(work.usd for work in works)
+        for key, cost, form in (("max_requests", requests, ",.0f"), ("max_usd", usd, ",.2f")):
+            limit = getattr(s.judges[name], key)
+            if limit is not None and cost > limit:
+                yield (
+                    f"judges.{name}.{key}: {len(works)} jobs ask for at most {cost:{form}} in all, "
+                    f"more than {limit:,g}: raise it, or take fewer prompts"
+                )
 
 
 # They take a model for its digest alone.
@@ -78,45 +119,71 @@ def _released(jobs: Sequence[Any]) -> Iterator[str]:
             yield from filter(None, (weights.lacking(Path(path).parent) for path in models))
 
 
-# What a job asks of a node, and the letter of `sinfo` for what a node of a partition has at most.
-_LIMITS = {"runtime": ("%l", "minutes"), "mem_mb": ("%m", "MB of memory"), "cores": ("%c", "cores")}
-
-
-def _slurm(jobs: Sequence[Any]) -> Iterator[str]:
-    """A line for each partition of Slurm and each resource of which it has less than a job asks for."""
-    if not shutil.which("sinfo"):
-        return
-    columns = "|".join(["%P", *(letter for letter, _ in _LIMITS.values())])
-    listed = subprocess.run(["sinfo", "-h", "-e", "-o", columns], capture_output=True, text=True).stdout
-    limits: dict[tuple[str, str], float] = {}
-    for line in listed.splitlines():
-        name, *values = line.split("|")
-        for need, value in zip(_LIMITS, values, strict=True):
-            for partition in (name.rstrip("*"), "") if name.endswith("*") else (name,):  # "": what no job has to name
-                limits[partition, need] = max(limits.get((partition, need), 0.0), _limit(value))
-    asked: dict[tuple[str, str], tuple[float, str]] = {}
-    for job in jobs:
-        partition = str(job.resources.get("slurm_partition", ""))
-        for need in _LIMITS:
-            value = float(job.threads if need == "cores" else job.resources.get(need, 0))
-            asked[partition, need] = max(asked.get((partition, need), (0.0, "")), (value, job.rule.name))
-    for (partition, need), (value, rule) in asked.items():
-        if value > (limit := limits.get((partition, need), math.inf)):
-            yield (
-                f"{rule}: a job asks for {value:,.0f} {_LIMITS[need][1]}, and the partition "
-                f"{partition or 'of Slurm'} has {limit:,.0f}: lower `compute`, or name another one in the profile"
-            )
-
-
-def _limit(value: str) -> float:
-    """A number as `sinfo` prints it, `16000+` included; of a time such as `1-00:30:00` its minutes."""
+def _minutes(value: str) -> float:
+    """The minutes of a time as `sinfo` prints it, such as `1-00:30:00`."""
     if value == "infinite":
         return math.inf
-    if ":" not in value:
-        return float(value.rstrip("+"))
     days, _, clock = value.rpartition("-")
     hours, minutes, seconds = ([0, 0] + [int(part) for part in clock.split(":")])[-3:]
     return 1440 * int(days or 0) + 60 * hours + minutes + seconds / 60
+
+
+def _least(value: str) -> float:
+    """A number as `sinfo` prints it, `16000+` included."""
+    return float(value.rstrip("+"))
+
+
+def _gpus(value: str) -> float:
+    """The GPUs among the generic resources of a node, such as `gpu:a100:4(S:0-1),nvme:1`."""
+    return float(sum(map(int, re.findall(r"\bgpu:(?:[^:,(]+:)?(\d+)", value))))
+
+
+# What a node of a partition has: the letter of `sinfo` for it, and how it is read.
+_NODE = {"minutes": ("%l", _minutes), "MB of memory": ("%m", _least), "cores": ("%c", _least), "GPUs": ("%G", _gpus)}
+
+
+def _slurm(jobs: Sequence[Any]) -> Iterator[str]:
+    """A line for each kind of job that no node of its partition of Slurm can take, at the last attempt."""
+    if not shutil.which("sinfo"):
+        return
+    columns = "|".join(["%P", *(letter for letter, _ in _NODE.values())])
+    listed = subprocess.run(["sinfo", "-a", "-h", "-e", "-o", columns], capture_output=True, text=True).stdout
+    nodes: dict[str, list[list[float]]] = {}
+    for line in listed.splitlines():
+        name, *values = line.split("|")
+        node = [read(value) for (_, read), value in zip(_NODE.values(), values, strict=True)]
+        for partition in (name.rstrip("*"), "") if name.endswith("*") else (name,):  # "": what no job has to name
+            nodes.setdefault(partition, []).append(node)
+    # What another cluster has is not listed.
+    here = [job for job in jobs if nodes and not {"cluster", "clusters", "slurm_cluster"} & {*job.resources.keys()}]
+    asked = {_asked(job): job.rule.name for job in here}
+    for (partitions, needs), rule in asked.items():
+        for name in {*partitions.split(",")} - {*nodes, ""}:
+            yield f"{rule}: Slurm has no partition {name!r}: name one in the profile"
+        there = [node for name in partitions.split(",") for node in nodes.get(name, [])]
+        fitting = (all(need <= has for need, has in zip(needs, node, strict=True)) for node in there)
+        if there and not any(fitting):
+            yield f"{rule}: {_too_much(needs, there, partitions)}: lower `compute`, or name another in the profile"
+
+
+def _asked(job: Any) -> tuple[str, tuple[float, ...]]:
+    """The partitions of a job, and what it asks of one node at its last attempt, in the order of `_NODE`."""
+    first, job.attempt = job.attempt, job.restart_times + 1
+    asked, cores = job.resources, job.threads
+    job.attempt = first
+    gpus = asked.get("leased", asked.get("gpu", 0))
+    needs = (asked.get("runtime", 0), asked.get("mem_mb", 0), cores, gpus)
+    return str(asked.get("slurm_partition", "")), tuple(map(float, needs))
+
+
+def _too_much(needs: Sequence[float], nodes: Sequence[Sequence[float]], partitions: str) -> str:
+    """What no node has: one thing, or all of them at once."""
+    where = f"the partition {partitions or 'of Slurm'}"
+    for name, need, most in zip(_NODE, needs, map(max, zip(*nodes, strict=True)), strict=True):
+        if need > most:
+            return f"a job asks for {need:,.0f} {name}, and {where} has {most:,.0f}"
+    all_of_it = ", ".join(f"{need:,.0f} {name}" for name, need in zip(_NODE, needs, strict=True) if need)
+    return f"a job asks for {all_of_it}, and no node of {where} has all of it"
 
 
 def _kubernetes(jobs: Sequence[Any]) -> Iterator[str]:

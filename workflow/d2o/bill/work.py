@@ -187,6 +187,15 @@ class Estimate:
             return 0.0
         return math.prod(self._checkpoints(job))
 
+    def states(self, job: Job) -> float:
+        """Bytes of a node's memory for a training's weights, gradients and optimizer. Reads no table."""
+        if job.kind != "train":
+            return 0.0
+        train = self._s.train_of(self._s.methods[job.names["method"]])
+        shape = self.shape(job.names["model"])
+        held = self._states(shape, train, self._trained(shape, train))
+        return train.ranks // train.nodes * (held.total if self._on_cpu else train.offload * held.optimizer)
+
     def _checkpoints(self, job: Job) -> tuple[int, float]:
         """How many checkpoints of a training are kept, and the bytes of each."""
         method = self._s.methods[job.names["method"]]
@@ -378,9 +387,7 @@ class Estimate:
     def _training_memory(self, shape: Shape, train: Train, training: Training, trained: float) -> tuple[float, float]:
         """Bytes on each device and of each node."""
         here = train.ranks // train.nodes
-        half = self._s.forward.precision != "fp32"
-        stage = max(train.zero_stage, 1) if half else train.zero_stage
-        held = arithmetic.states(shape.parameters, trained, stage, train.ranks, half)
+        held = self._states(shape, train, trained)
         passed = min(
             max(train.tokens_per_pass, training.tokens), train.groups_per_step * training.tokens / train.ranks
         )
@@ -392,6 +399,11 @@ class Estimate:
             return 0.0, here * (_PROCESS["train"] + held.total + _KEPT * kept + head) + data
         offloaded = held.optimizer if train.offload else 0.0
         return _CONTEXT + held.total - offloaded + kept + head, here * (_HOST + offloaded) + data
+
+    def _states(self, shape: Shape, train: Train, trained: float) -> arithmetic.States:
+        half = self._s.forward.precision != "fp32"
+        stage = max(train.zero_stage, 1) if half else train.zero_stage
+        return arithmetic.states(shape.parameters, trained, stage, train.ranks, half)
 
     def _training(self, names: Mapping[str, str]) -> Training:
         data, method = self.data(names["dataset"], names["model"]), self._s.methods[names["method"]]

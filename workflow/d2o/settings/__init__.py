@@ -658,11 +658,13 @@ class Judge(Section):
         8, "requests of a job under way at once; the profile's resource `requests` limits those of all jobs together"
     )
     max_requests: Positive | None = execution(
-        None, "questions of one job, two a prompt, above which none is asked; null: no limit"
+        None,
+        "questions, two a prompt, above which none is asked: of all jobs of a run together, as estimated before the "
+        "first one, and of each job; null: no limit",
     )
     price: Price | None = execution(None, "what the server charges; null: the estimate has no price")
     max_usd: AtLeast0 | None = execution(
-        None, "estimated USD of one job above which nothing is asked; needs price; null: no limit"
+        None, "estimated USD above which nothing is asked, as `max_requests`; needs price; null: no limit"
     )
 
     @field_validator("base_url")
