@@ -78,6 +78,8 @@ def test_memory_by_zero_stage():
     assert [state.optimizer / 1e9 for state in at] == [90, *[pytest.approx(90 / 64)] * 3]
     assert [state.gradients / 1e9 for state in at] == [45, 45, *[pytest.approx(1 + 30 / 64)] * 2]
     assert arithmetic.states(1e9, 1e9, 0, 1, half=False).total == 16e9
+    for half, stage, optimizer in ((True, 0, 20e9), (True, 2, 20e9 / 8), (False, 0, 16e9)):
+        assert arithmetic.states(1e9, 1e9, stage, 8, half, moving=True).optimizer == optimizer
     adapters = arithmetic.states(7.5e9, 2e7, 2, 8, half=True)
     assert adapters.total == pytest.approx(15e9, rel=0.01)
     assert sizes.checkpoint(6.74e9, 2, False) / 1e9 == pytest.approx(94.4, abs=0.1)
@@ -261,6 +263,35 @@ def test_the_memory_of_a_training_over_nodes_is_that_of_one(tmp_path, monkeypatc
         return Estimate(plan, hardware.DEVICES["H100"]).of(job).host
 
     assert host(nodes=4) == pytest.approx(host(nodes=1) / 4, rel=0.01)  # each node maps all groups
+
+
+def test_a_training_with_moving_references_takes_two_float32_copies_more(tmp_path, monkeypatch):
+    def host(ema: dict | None) -> float:
+        methods = yaml.safe_load(CONFIG.read_text())["methods"]
+        methods["d2o"] |= {"ema": ema}
+        plan = Plan(yaml.safe_load(small(tmp_path, monkeypatch, methods=methods).read_text()), "c")
+        job = next(job for job in jobs.planned() if job.rule == "train_method")
+        return Estimate(plan, hardware.DEVICES["cpu"]).of(job).host
+
+    average = {"decay": 0.9, "every": 2}
+    more = host({"positives": average, "negatives": average}) - host(None)
+    assert more == pytest.approx(8 * 134.5e6, rel=0.01)
+
+
+@pytest.mark.parametrize(("prompts", "seconds"), [(43_333, 40), (130_000, 100)])
+def test_the_groups_of_a_training_take_what_was_measured(tmp_path, monkeypatch, prompts, seconds):
+    """docs/measured.md: 130,000 groups of eleven positives and a negative, which three share, or none."""
+    methods = yaml.safe_load(CONFIG.read_text())["methods"]
+    methods["d2o"] |= {"k": 11}
+    sections = {"methods": methods, "positives": {"k": 11}}
+    plan = Plan(yaml.safe_load(small(tmp_path, monkeypatch, **sections).read_text()), "c")
+    estimate = Estimate(plan, hardware.DEVICES["H100"])
+    train = Human(130_000, prompts, 130_000, 130_000, 260_000)
+    data = rows.Data(train, train, train, 100, 100, 40, 230, "made up")
+    monkeypatch.setattr(estimate, "data", lambda *_: data)
+    job = next(job for job in jobs.planned() if job.rule == "train_method")
+    encoding = estimate.of(job).starting - hardware.DEVICES["H100"].starts["train"]
+    assert encoding == pytest.approx(seconds, rel=0.05)
 
 
 def test_what_is_unknown_ends_in_one_line(tmp_path, monkeypatch):

@@ -55,21 +55,24 @@ class States:
         return self.weights + self.gradients + self.optimizer
 
 
-def states(parameters: float, trained: float, stage: int, ranks: int, half: bool) -> States:
+def states(parameters: float, trained: float, stage: int, ranks: int, half: bool, moving: bool = False) -> States:
     """Weights, gradients and AdamW's states by ZeRO stage.
 
     In bf16 (`half`): weights of 2 bytes; gradients of 2 while they are made and 4 where passes add up; 12 for
     float32 weights and two moments. Stage 1 parts the optimizer among ranks, 2 the gradients too, 3 the weights too.
-    In fp32 all three are of 4, 4 and 8 bytes.
+    In fp32 all three are of 4, 4 and 8 bytes. Two moving references are float32 copies beside the optimizer's, parted
+    as these are.
 
     Args:
         trained: parameters that are trained; of adapters far fewer than `parameters`.
+        moving: with the moving references.
     """
+    copies = 8 * moving
     part = [1 / ranks if stage >= at else 1.0 for at in (1, 2, 3)]
     if not half:
-        return States(4 * parameters * part[2], 4 * trained * part[1], 8 * trained * part[0])
+        return States(4 * parameters * part[2], 4 * trained * part[1], (8 + copies) * trained * part[0])
     made = 2 * trained if stage < 2 else 2 * min(trained, 5e8)  # DeepSpeed's bucket
-    return States(2 * parameters * part[2], 4 * trained * part[1] + made, 12 * trained * part[0])
+    return States(2 * parameters * part[2], 4 * trained * part[1] + made, (12 + copies) * trained * part[0])
 
 
 def activations(shape: Shape, tokens: float, checkpointing: bool) -> float:

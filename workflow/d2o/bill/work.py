@@ -23,8 +23,9 @@ from d2o.train import schedule, sizes
 # what is logged of a step.
 _PROCESS, _CONTEXT = {"light": 0.15e9, "forward": 0.72e9, "engine": 1.15e9, "padded": 0.75e9, "train": 1.5e9}, 1.5e9
 _HOST, _TOKEN, _RESPONSE, _TOKENIZER, _ABOUT, _STEP = 5e9, 10.0, 300.0, 3.6e6, 4e3, 2e3
-# Seconds to encode a response; weights a second that leave a GGUF file; characters a token, compressed and not.
-_ENCODE, _DEQUANTISED, _TEXT, _LINE = 1e-4, 14e6, 2.2, 4.5
+# Seconds to encode one of a training's distinct answers, on 16 cores (docs/measured.md); weights a second that leave
+# a GGUF file; characters a token, compressed and not.
+_ENCODE, _DEQUANTISED, _TEXT, _LINE = 6.4e-5, 14e6, 2.2, 4.5
 # glibc keeps what passes of many sizes have freed: measured on CPUs.
 _KEPT = 1.6
 # Bytes of the head's logits held at once, and steps between two looks at the eight groups of the probe.
@@ -81,6 +82,7 @@ class Training:
     Attributes:
         groups: of the data.
         positives, negatives: of a group.
+        answers: distinct ones of all groups; those of a pool are shared by the negatives of a prompt.
         tokens: of a group, its prompt once.
         flops: of a forward pass of one group.
         steps: of the whole training.
@@ -89,6 +91,7 @@ class Training:
     groups: float
     positives: float
     negatives: float
+    answers: float
     tokens: float
     flops: float
     steps: int
@@ -191,9 +194,9 @@ class Estimate:
         """Bytes of a node's memory for a training's weights, gradients and optimizer. Reads no table."""
         if job.kind != "train":
             return 0.0
-        train = self._s.train_of(self._s.methods[job.names["method"]])
-        shape = self.shape(job.names["model"])
-        held = self._states(shape, train, self._trained(shape, train))
+        method, shape = self._s.methods[job.names["method"]], self.shape(job.names["model"])
+        train = self._s.train_of(method)
+        held = self._states(shape, method, train)
         return train.ranks // train.nodes * (held.total if self._on_cpu else train.offload * held.optimizer)
 
     def _checkpoints(self, job: Job) -> tuple[int, float]:
@@ -348,8 +351,8 @@ class Estimate:
         models = self._models(shape, train, ends)
         kept = models if self._plan.keep(names) == "model" else 0.0
         written = checkpoints * self._checkpoint(shape, method, train) + models
-        starting = device.starts["train"] + training.groups * (training.positives + training.negatives) * _ENCODE
-        held, host = self._training_memory(shape, train, training, trained)
+        starting = device.starts["train"] + training.answers * _ENCODE
+        held, host = self._training_memory(shape, method, train, training)
         return Work(
             rows=seen,
             tokens=seen * training.tokens,
@@ -384,10 +387,10 @@ class Estimate:
         ends = 2 * (shape.hidden + shape.queries) + 2 * (shape.hidden + shape.keys)
         return shape.layers * train.lora.rank * (ends + 3 * (shape.hidden + shape.inner))
 
-    def _training_memory(self, shape: Shape, train: Train, training: Training, trained: float) -> tuple[float, float]:
+    def _training_memory(self, shape: Shape, method: Method, train: Train, training: Training) -> tuple[float, float]:
         """Bytes on each device and of each node."""
         here = train.ranks // train.nodes
-        held = self._states(shape, train, trained)
+        held = self._states(shape, method, train)
         passed = min(
             max(train.tokens_per_pass, training.tokens), train.groups_per_step * training.tokens / train.ranks
         )
@@ -400,10 +403,10 @@ class Estimate:
         offloaded = held.optimizer if train.offload else 0.0
         return _CONTEXT + held.total - offloaded + kept + head, here * (_HOST + offloaded) + data
 
-    def _states(self, shape: Shape, train: Train, trained: float) -> arithmetic.States:
-        half = self._s.forward.precision != "fp32"
+    def _states(self, shape: Shape, method: Method, train: Train) -> arithmetic.States:
+        half, trained = self._s.forward.precision != "fp32", self._trained(shape, train)
         stage = max(train.zero_stage, 1) if half else train.zero_stage
-        return arithmetic.states(shape.parameters, trained, stage, train.ranks, half)
+        return arithmetic.states(shape.parameters, trained, stage, train.ranks, half, method.ema is not None)
 
     def _training(self, names: Mapping[str, str]) -> Training:
         data, method = self.data(names["dataset"], names["model"]), self._s.methods[names["method"]]
@@ -421,6 +424,7 @@ class Estimate:
             groups,
             positives,
             negatives,
+            positives * (human.prompts if own else groups) + negatives * groups,
             data.prompt + positives * answer + negatives * data.answer,
             arithmetic.group_flops(shape, data.prompt, each, positives + negatives),
             schedule.total_steps(train, round(groups)),
