@@ -163,6 +163,26 @@ def test_a_job_that_asks_for_gpus_does_not_run_without_them(machine, monkeypatch
             devices.device()
 
 
+@pytest.mark.parametrize(("built", "said", "told"), [
+    ("13.0", "12.4", "it is built for CUDA 13.0, and the driver has 12.4 (nvidia-smi): install a newer driver"),
+    ("12.10", "12.4", "it is built for CUDA 12.10, and the driver has 12.4 (nvidia-smi): install a newer driver"),
+    ("12.4", "12.10", "look at nvidia-smi"),
+    (None, "12.4", "look at nvidia-smi"),
+    ("13.0", "ERR!", "look at nvidia-smi"),
+])  # fmt: skip
+def test_a_driver_that_is_too_old_is_told(machine, monkeypatch, tmp_path, built, said, told):
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text(f"#!/bin/sh\necho '| NVIDIA-SMI 550.54  Driver Version: 550.54    CUDA Version: {said}     |'\n")
+    smi.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr("torch.version.cuda", built)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    machine(1, None)
+    devices.lease(1)
+    with pytest.raises(D2OError, match=re.escape(f"sees 0; {told}")):
+        devices.device()
+
+
 @pytest.mark.parametrize(("capability", "precision"), [((7, 5), "fp32"), ((8, 0), "bf16"), ((9, 0), "bf16")])
 def test_a_gpu_without_bf16_computes_in_fp32_where_it_may_choose(monkeypatch, capability, precision):
     monkeypatch.setattr(devices, "device", lambda: "cuda")

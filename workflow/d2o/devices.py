@@ -9,7 +9,9 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import shutil
 import socket
+import subprocess
 import sys
 import tempfile
 import time
@@ -79,11 +81,31 @@ def device() -> str:
 
     asked, seen = _asked() or 0, torch.cuda.device_count() if torch.cuda.is_available() else 0
     if seen < asked:
+        wanted, there = torch.version.cuda, _cuda_of_driver()
+        if not seen and wanted and there and _version(wanted) > _version(there):
+            way_out = (
+                f"it is built for CUDA {wanted}, and the driver has {there} (nvidia-smi): install a newer driver"
+            )
+        else:
+            way_out = "look at nvidia-smi, install with `make env LOCK=gpu`"
         raise D2OError(
-            f"devices: the job asks for {asked} GPUs, and torch {torch.__version__} sees {seen}; look at nvidia-smi, "
-            f"install with `make env LOCK=gpu`, or set compute.gpus: 0"
+            f"devices: the job asks for {asked} GPUs, and torch {torch.__version__} sees {seen}; {way_out}, "
+            f"or set compute.gpus: 0"
         )
     return "cuda" if seen else "cpu"
+
+
+def _cuda_of_driver() -> str | None:
+    """The newest CUDA that the driver of this machine has, by nvidia-smi; None where it does not answer."""
+    if not shutil.which("nvidia-smi"):
+        return None
+    said = subprocess.run(["nvidia-smi"], capture_output=True, text=True).stdout
+    version = re.search(r"CUDA (?:UMD )?Version *: *(\d+\.\d+)", said)
+    return version[1] if version else None
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(map(int, text.split(".")))
 
 
 def _asked() -> int | None:
