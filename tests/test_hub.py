@@ -296,6 +296,14 @@ def lacking_room(monkeypatch, jobs: list[SimpleNamespace], keep: str, free: floa
     return preflight.problems(jobs, Plan(config, "study.yaml"), executor)
 
 
-def test_the_reward_model_whose_main_branch_holds_no_safetensors_is_pinned_to_its_conversion():
-    rewards = yaml.safe_load((ROOT / "config" / "paper.yaml").read_text())["rewards"]
-    assert rewards["openassistant"]["source"]["revision"] == "refs/pr/3"
+def test_the_paper_is_pinned_to_commits_but_for_what_is_known_to_follow_a_branch():
+    """`main` of OpenAssistant's reward model holds no safetensors; `refs/pr/3` is its conversion."""
+    config = yaml.safe_load((ROOT / "config" / "paper.yaml").read_text())
+    entries = {
+        name: entry for key in ("models", "datasets", "rewards", "tasks") for name, entry in config[key].items()
+    }
+    revisions = {name: entry.get("source", entry)["revision"] for name, entry in entries.items()}
+    assert len(revisions) == 11
+    assert {name: revision for name, revision in revisions.items() if not re.fullmatch("[0-9a-f]{40}", revision)} == {
+        "alpaca-7b": "main", "pku-saferlhf": "v0", "openassistant": "refs/pr/3",
+    }  # fmt: skip

@@ -11,7 +11,9 @@ from threading import Lock, Thread
 from time import sleep
 
 import pytest
+import yaml
 
+from conftest import ROOT
 from d2o import judge, records, schemas
 from d2o.errors import D2OError
 from d2o.settings import Judge
@@ -382,3 +384,14 @@ def test_prompts_that_one_model_did_not_answer_are_left_out_and_counted(serve, t
 )
 def test_only_a_verdict_at_the_end_counts(reply, letter):
     assert judge.parse(reply)[0] == letter
+
+
+def test_a_job_takes_its_requests_of_those_that_each_profile_has_for_all():
+    text = (ROOT / "workflow" / "rules" / "judge.smk").read_text()
+    assert "requests=lambda wildcards: plan.settings.judges[wildcards.judge].concurrency,\n" in text
+    pairs = (ROOT / "workflow" / "rules" / "pair_quality.smk").read_text()
+    (changed,) = re.findall(r"use rule judge_responses as judge_pairs with:\n(.*?)\n\n\n", pairs, re.DOTALL)
+    assert "resources:" not in changed
+    for name in ("default", "slurm", "kubernetes"):
+        profile = yaml.safe_load((ROOT / "profiles" / name / "config.yaml").read_text())
+        assert profile["resources"] == {"requests": 16}

@@ -385,7 +385,7 @@ class Train(Section):
     snapshots: list[Positive] = Field(
         [], description="steps after which the weights are kept, and answer and are scored (Figures 3b, 4)"
     )
-    checkpoint_minutes: Above0 = execution(30.0, "minutes between checkpoints, for resuming")
+    checkpoint_minutes: Above0 = execution(15.0, "minutes between checkpoints, for resuming")
     keep_checkpoints: Positive = execution(1, "newest checkpoints that are kept")
     alarms: Alarms = execution(Alarms(), "when to warn or stop")
     trackers: list[Literal["wandb", "mlflow"]] = execution(
