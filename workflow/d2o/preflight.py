@@ -59,7 +59,7 @@ def _disk(jobs: Sequence[Job], estimate: Estimate, plan: Plan) -> Iterator[str]:
         if (size := estimate.models(job)) and not Path(plan.layout.path(RULES[job.rule].place, job.names)).exists()
     )
     passing = max(map(estimate.passing, jobs), default=0.0)
-    between = sorted(map(estimate.waiting, jobs))[:-1]
+    between = sorted(map(estimate.waiting, jobs))[:-1]  # one of them runs
     if left + passing + sum(between) > free:
         rounds = f", others keep {sum(between) / 1e9:,.3g} between their rounds" if any(between) else ""
         yield (
@@ -90,8 +90,9 @@ def _machine_memory() -> float:
 def _budgets(jobs: Sequence[Job], estimate: Estimate, s: Settings) -> Iterator[str]:
     """A line for each limit of a judge that its jobs together exceed."""
     asked: dict[str, list[Work]] = {}
+    limited = {name for name, judge in s.judges.items() if {judge.max_requests, judge.max_usd} != {None}}
     for job in jobs:
-        if job.kind == "judge":
+        if job.kind == "judge" and job.names["judge"] in limited:
             asked.setdefault(job.names["judge"], []).append(estimate.of(job))
     for name, works in asked.items():
         requests, usd = sum(work.requests for work in works), sum(work.usd for work in works)
