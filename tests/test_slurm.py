@@ -230,7 +230,6 @@ class Asking:
 ON_SLURM = (
     "--profile", "profiles/slurm", "--jobs", "8", "--slurm-no-account",
     "--slurm-status-command", "squeue", "--slurm-init-seconds-before-status-checks", "5",
-    "--default-resources", "slurm_partition=main", "nodes=1", "tasks=1", "tasks_per_gpu=0",
 )  # fmt: skip
 
 
