@@ -75,6 +75,22 @@ def test_the_format_that_fits(rows, expected, tmp_path):
     assert read_as(lines(tmp_path / "a.jsonl", rows)) == expected
 
 
+UNRATED = [None] * 300
+
+
+@pytest.mark.parametrize(("key", "labels"), [
+    ("label", [*UNRATED, "thumbs_up"]), ("rating", [*UNRATED, 5]), ("feedback", ["👍", "👎"]),
+    ("label", ["helpful", "unhelpful"]), ("liked", ["yes", "no"]), ("label", ["awful", "splendid"]),
+])  # fmt: skip
+def test_answers_that_may_be_liked_are_no_negatives(key, labels, tmp_path):
+    """Labels that nobody has given yet, or that say what nobody knows; whoever knows better says so."""
+    path = lines(tmp_path / "a.jsonl", [{"prompt": f"{i}?", "response": "So.", key: x} for i, x in enumerate(labels)])
+    assert "negatives  0 by the rule" in sheet(path)
+    assert f"negatives  {len(labels)} by the rule" in sheet(path, "negatives")
+    with pytest.raises(D2OError, match=r"no negative to train on: .*--negative LABEL"):
+        look.write_config(str(path), tmp_path / "c.yaml")
+
+
 def test_a_table_with_other_names(tmp_path):
     columns = {"prompt": "Question", "completion": "Answer", "label": "thumb"}
     assert read_as(table(tmp_path, "down", "up")) == {"format": "unpaired", "columns": columns}

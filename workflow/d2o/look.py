@@ -47,7 +47,7 @@ _ALIASES = {
     "feedback": ("label", "thumb", "thumbs", "vote", "liked", "verdict"),
     "rating": ("score", "stars", "grade"),
 }
-_LABELS = ("label", "rating", "feedback")
+_STARS = (1, 5)
 
 
 @dataclass(frozen=True)
@@ -156,8 +156,8 @@ def write_config(source: str, output: Path, format: str | None = None, negative:
 def fitting(source: str, format: str | None, negative: Sequence[str]) -> list[Fit]:
     """How formats read the first rows, those that read something, the best first.
 
-    Of formats that fit equally well that one is best which reads most columns: an answer that was rejected is no
-    negative where a label beside it says otherwise.
+    Of formats that fit that one is best which reads most columns: an answer is no negative where a label beside it
+    says otherwise, or says what nobody knows. Then the sheet asks what the label means.
     """
     if format not in (None, *FORMATS):
         raise D2OError(f"--format: {format!r} is none; there are: {', '.join(FORMATS)}")
@@ -175,7 +175,7 @@ def fitting(source: str, format: str | None, negative: Sequence[str]) -> list[Fi
             + (f". As {nearest.reading.format}: {nearest.reason}" if nearest and nearest.columns else "")
             + ". Prompts without answers are `evaluation_prompts` of a data set" * ("prompt" in first)
         )
-    return sorted(fits, key=lambda fit: (fit.bad > len(rows) / 100, not fit.read, -fit.columns, fit.bad))
+    return sorted(fits, key=lambda fit: (fit.bad > len(rows) / 100, -fit.columns, not fit.read, fit.bad))
 
 
 def _tried(source: str, rows: Sequence[Any], format: str, negative: Sequence[str]) -> Fit | None:
@@ -222,7 +222,10 @@ def _alias(key: str, names: Counter[str]) -> str | None:
 
 
 def _label(form: formats.Format, rows: Sequence[formats.Row], negative: Sequence[str]) -> dict[str, Any] | None:
-    """What labels say: as asked for, or of ratings those below the middle are negatives; None: as usual."""
+    """What labels say: as asked for, or of ratings those below the middle are negatives; None: as usual.
+
+    Where nobody has rated yet, it is the middle of five stars.
+    """
     if form.labels is None:
         return None
     if negative:
@@ -231,8 +234,8 @@ def _label(form: formats.Format, rows: Sequence[formats.Row], negative: Sequence
         return None
     given = (row.get("rating") for row in rows)
     told = (formats.plain(one) for value in given for one in (value if isinstance(value, list) else [value]))
-    numbers = [one for one in told if isinstance(one, int | float)]
-    return {"below": (min(numbers) + max(numbers)) / 2} if numbers else None
+    numbers = [one for one in told if isinstance(one, int | float)] or _STARS
+    return {"below": (min(numbers) + max(numbers)) / 2}
 
 
 # What it holds -----------------------------------------------------------------------------------
