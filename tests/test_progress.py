@@ -1,6 +1,7 @@
 """`d2o watch`: what is told of trainings under way."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -36,23 +37,40 @@ def test_a_training_tells_its_rate_and_the_time_left(folder):
     locks.release(lock)
 
 
-def test_what_is_shown_fits_a_terminal_and_markup_in_it_is_text(folder):
+def told(results) -> str:
+    """What the command prints."""
     environment = os.environ | {"PYTHONPATH": str(ROOT / "workflow"), "COLUMNS": "140"}
-    command = [sys.executable, "-m", "d2o", "watch", folder.parents[4]]
-    lock = locks.hold(folder)
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    locks.release(lock)
+    done = subprocess.run(
+        [sys.executable, "-m", "d2o", "watch", results], capture_output=True, text=True, env=environment
+    )
     assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_what_is_shown_fits_a_terminal_and_markup_in_it_is_text(folder):
+    lock = locks.hold(folder)
+    shown = told(folder.parents[4])
+    locks.release(lock)
     for part in ("demo/tiny/d2o/seed0", "4/10 (40%)", "0:03:00", "1,234", "█▆▃▁ 0.400", "–", "has [lost] much"):
-        assert part in done.stdout
+        assert part in shown
     with pytest.raises(D2OError, match="no such folder; name the folder of results"):
         progress.trainings(folder / "elsewhere")
 
 
+def test_a_loss_that_is_not_finite_is_told(folder):
+    with (folder / progress.LOG).open("w") as log:
+        for loss in (0.7, math.inf, math.nan):
+            log.write(json.dumps({"loss": loss, "seconds": 30}) + "\n")
+    assert "▁ nan" in told(folder.parents[4])
+
+
 @pytest.mark.parametrize(
     ("values", "drawn"),
-    [([], ""), ([None], ""), ([1.0], "▁"), ([2, 2, 2], "▁▁▁"), ([0, 7], "▁█"), ([0, None, 7, 3.5], "▁█▅")],
-)
+    [
+        ([], ""), ([None], ""), ([1.0], "▁"), ([2, 2, 2], "▁▁▁"), ([0, 7], "▁█"), ([0, None, 7, 3.5], "▁█▅"),
+        ([0, math.inf, 7, math.nan], "▁█"), ([math.nan], ""),
+    ],
+)  # fmt: skip
 def test_a_curve_in_characters(values, drawn):
     assert progress.sparkline(values) == drawn
     assert len(progress.sparkline(range(1000))) <= 24

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import time
 from collections.abc import Iterable, Sequence
@@ -81,8 +82,8 @@ def read(folder: Path, name: str) -> Training | None:
 
 
 def sparkline(values: Iterable[float | None], width: int = 24) -> str:
-    """The course of numbers in characters, from the lowest to the highest; at most `width` of them, means of runs."""
-    there = [value for value in values if value is not None]
+    """The course of finite numbers in characters, from the lowest to the highest; at most `width`, means of runs."""
+    there = [value for value in values if value is not None and math.isfinite(value)]
     size = max(1, -(-len(there) // width))
     means = [sum(part) / len(part) for part in (there[at : at + size] for at in range(0, len(there), size))]
     if not means:
