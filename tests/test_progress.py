@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -29,8 +30,18 @@ def folder(tmp_path):
 
 def test_a_training_tells_its_rate_and_the_time_left(folder):
     [training] = progress.trainings(folder.parents[4])
-    assert (training.name, training.active, training.steps) == ("demo/tiny/d2o/seed0", False, 10)
+    assert (training.name, training.steps) == ("demo/tiny/d2o/seed0", 10)
     assert len(training.records) == 4 and training.left == 6 * 30
+
+
+def test_a_training_of_another_machine_is_at_work_while_its_log_is_written(folder):
+    """Its lock is seen by its own machine alone."""
+    for steps, active in ((1, True), (4, True), (6, False)):
+        written = time.time() - steps * 30
+        os.utime(folder / progress.LOG, (written, written))
+        [training] = progress.trainings(folder.parents[4])
+        assert training.active == active
+    assert "not at work" in told(folder.parents[4])
     lock = locks.hold(folder)
     [training] = progress.trainings(folder.parents[4])
     assert training.active
@@ -62,6 +73,20 @@ def test_a_loss_that_is_not_finite_is_told(folder):
         for loss in (0.7, math.inf, math.nan):
             log.write(json.dumps({"loss": loss, "seconds": 30}) + "\n")
     assert "▁ nan" in told(folder.parents[4])
+
+
+def test_a_folder_of_results_in_another_is_looked_into(folder):
+    """As `d2o init` writes it: results/mine."""
+    results = folder.parents[4]
+    inner = results / "mine"
+    (results / "demo").rename(results.parent / "demo")
+    assert f"{results}: no training is under way" in told(results).replace("\n", "")
+    inner.mkdir()
+    (results.parent / "demo").rename(inner / "demo")
+    [training] = progress.trainings(results)
+    assert training.name == "mine/demo/tiny/d2o/seed0"
+    [training] = progress.trainings(inner)
+    assert training.name == "demo/tiny/d2o/seed0"
 
 
 @pytest.mark.parametrize(
