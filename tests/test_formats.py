@@ -233,6 +233,8 @@ def test_bad_ratings(rating, reason):
             {"format": "unpaired", "columns": {"promt": "q"}},
             r"columns\.promt: the format unpaired reads no 'promt'; did",
         ),
+        ({"format": "negatives", "columns": {"prompt": "text", "response": "text"}}, r"columns\.prompt: 'text' is also"),
+        ({"format": "negatives", "columns": {"prompt": "response"}}, r"columns\.prompt: 'response' is also what"),
         ({"format": "unpaired", "columns": {"prompt": ""}}, r"columns\.prompt: String should have at least 1"),
         ({"format": "trl"}, "format: Input should be"),
     ],

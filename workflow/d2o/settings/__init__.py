@@ -217,6 +217,10 @@ class Reading(Hub):
                 raise ValueError(
                     f"columns.{key}: the format {self.format} reads no {key!r}{suggestion(key, form.keys)}"
                 )
+        names = [self.columns.get(key, key) for key in form.keys]
+        for key, name in self.columns.items():
+            if names.count(name) > 1:
+                raise ValueError(f"columns.{key}: {name!r} is also what another key reads; each has its own column")
         if self.label and form.labels is None:
             raise ValueError(f"label: the rows of {self.format} need none; leave it out")
         if not self.label and form.labels is not None and not any(form.labels):
