@@ -233,7 +233,10 @@ def test_bad_ratings(rating, reason):
             {"format": "unpaired", "columns": {"promt": "q"}},
             r"columns\.promt: the format unpaired reads no 'promt'; did",
         ),
-        ({"format": "negatives", "columns": {"prompt": "text", "response": "text"}}, r"columns\.prompt: 'text' is also"),
+        (
+            {"format": "negatives", "columns": {"prompt": "text", "response": "text"}},
+            r"columns\.prompt: 'text' is also",
+        ),
         ({"format": "negatives", "columns": {"prompt": "response"}}, r"columns\.prompt: 'response' is also what"),
         ({"format": "unpaired", "columns": {"prompt": ""}}, r"columns\.prompt: String should have at least 1"),
         ({"format": "trl"}, "format: Input should be"),
@@ -398,6 +401,9 @@ def test_argilla_ranks_two_answers():
         (argilla(quality=[{"a": 1}]), "BadRow: the label is an object"),
         (ARGILLA | {"fields": None}, "BadRow: `fields` and `responses` are not objects"),
         (ARGILLA | {"responses": {"quality": ["bad"]}}, "BadRow: `responses` has an answer that is not an object"),
+        (ARGILLA | {"responses": {"quality": True}}, "BadRow: `responses` has an answer that is not an object"),
+        ({"quality.responses": True}, "BadRow: `quality.responses` or its status is not a list"),
+        ({"quality.responses": ["bad"], "quality.responses.status": 1}, "BadRow: `quality.responses` or its status"),
         (argilla(quality=["bad"]) | {"fields": {"prompt": "Is it new?"}}, "BadRow: no `response`"),
     ],
 )

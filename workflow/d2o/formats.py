@@ -217,6 +217,8 @@ def argilla(row: Row) -> Row:
         questions = {}
         for key in (key for key in row if key.endswith(".responses")):
             values, status = row[key] or [], row.get(f"{key}.status") or []
+            if not (isinstance(values, list) and isinstance(status, list)):
+                raise BadRow(f"`{texts.visible(key)}` or its status is not a list")
             status = [*status, *["submitted"] * (len(values) - len(status))]
             given = [one for one, said in zip(values, status, strict=False) if said in ("submitted", None)]
             questions[key.removesuffix(".responses")] = given
@@ -224,9 +226,12 @@ def argilla(row: Row) -> Row:
     fields, responses = row["fields"], row.get("responses") or {}
     if not isinstance(fields, dict) or not isinstance(responses, dict):
         raise BadRow("`fields` and `responses` are not objects")
-    if not all(isinstance(one, dict) for answers in responses.values() for one in answers or []):
+    given = {name: answers or [] for name, answers in responses.items()}
+    if not all(
+        isinstance(answers, list) and all(isinstance(one, dict) for one in answers) for answers in given.values()
+    ):
         raise BadRow("`responses` has an answer that is not an object")
-    return fields | {name: [one.get("value") for one in answers or []] for name, answers in responses.items()}
+    return fields | {name: [one.get("value") for one in answers] for name, answers in given.items()}
 
 
 def label_studio(row: Row) -> Row:
