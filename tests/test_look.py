@@ -68,6 +68,15 @@ def read_as(path: Path) -> dict:
             {"format": "rated", "columns": {"prompt": "question", "response": "answer", "rating": "stars"},
              "label": {"below": 3.0}},
         ),
+        # Numbers beyond yes and no are ratings, whatever their column is called.
+        (
+            [{"prompt": ASKED, "completion": f"No {i}.", "label": i or None} for i in range(6)],
+            {"format": "unpaired", "label": {"below": 3.0}},
+        ),
+        (chats("1", "10", ""), {"format": "chat", "label": {"below": 5.5}}),
+        (chats(-1, 0, 1, 2), {"format": "chat"}),
+        (chats(1, 5, "bad"), {"format": "chat"}),
+        ([argilla(good=[2, 4])], {"format": "argilla", "columns": {"label": "good"}, "label": {"below": 3.0}}),
         ([{key: f"\n\nHuman: A?\n\nAssistant: {key}." for key in ("chosen", "rejected")}], {"format": "hh-rlhf"}),
     ],
 )  # fmt: skip

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
+from math import isfinite
 from pathlib import Path
 from textwrap import wrap
 from typing import Any
@@ -47,7 +48,8 @@ _ALIASES = {
     "feedback": ("label", "thumb", "thumbs", "vote", "liked", "verdict"),
     "rating": ("score", "stars", "grade"),
 }
-_STARS = (1, 5)
+# Ratings where there are none yet; and numbers that are none, but say yes, no, or which of two.
+_STARS, _VOTES = (1, 5), {-1, 0, 1, 2}
 
 
 @dataclass(frozen=True)
@@ -230,11 +232,13 @@ def _label(form: formats.Format, rows: Sequence[formats.Row], negative: Sequence
         return None
     if negative:
         return {"negative": [*negative]}
-    if any(form.labels):
+    key = next(key for key in ("label", "feedback", "rating") if key in form.keys)
+    given = (row.get(key) for row in rows if row.get("response_1") is None)
+    told = [formats.plain(one) for value in given for one in (value if isinstance(value, list) else [value])]
+    numbers = [one for one in told if isinstance(one, int | float) and isfinite(one)]
+    if any(form.labels) and (any(one and isinstance(one, str) for one in told) or {*numbers} <= _VOTES):
         return None
-    given = (row.get("rating") for row in rows)
-    told = (formats.plain(one) for value in given for one in (value if isinstance(value, list) else [value]))
-    numbers = [one for one in told if isinstance(one, int | float)] or _STARS
+    numbers = numbers or _STARS
     return {"below": (min(numbers) + max(numbers)) / 2}
 
 
