@@ -10,6 +10,7 @@ from uuid import uuid4
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -189,6 +190,18 @@ def test_unpaired_messages():
 )
 def test_a_label_that_says_nothing(label, reason):
     assert why("unpaired", UNPAIRED | {"label": label}) == reason
+
+
+@pytest.mark.parametrize(("label", "rejected"), [("No", True), (False, True), ("yes", False), (True, False)])
+def test_a_bare_no_of_yaml_is_the_label_no(label, rejected):
+    named = yaml.safe_load("{negative: [no], positive: [yes]}")
+    assert named == {"negative": [False], "positive": [True]}
+    row = UNPAIRED | {"label": label}
+    assert told("unpaired", row, label=named) == (ASKED, [("No.", rejected)], None)
+
+
+def test_no_and_yes_are_no_usual_labels():
+    assert why("unpaired", UNPAIRED | {"label": "no"}) == "LeftOut: the label 'no' is in neither list"
 
 
 def test_labels_that_the_config_names():

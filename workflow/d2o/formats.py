@@ -318,9 +318,18 @@ def _verdict(label: Any, labels: Labels) -> bool | None:
         if isinstance(told, str):
             raise BadRow("the rating is a text, not a number")
         return told < labels.below
-    if any(plain(one) == told for one in labels.negative):
+    if any(_means(one, told) for one in labels.negative):
         return True
-    return False if any(plain(one) == told for one in labels.positive) else None
+    return False if any(_means(one, told) for one in labels.positive) else None
+
+
+# What YAML reads as false and true where it is not quoted, as in `negative: [no]`.
+_YAML = {False: ("false", "no", "off"), True: ("true", "yes", "on")}
+
+
+def _means(named: Any, told: Any) -> bool:
+    """Whether a label of the config is a plain one of the data."""
+    return told in _YAML[named] if isinstance(named, bool) else plain(named) == told
 
 
 # A side, perhaps after words such as `response_`; letters stand alone, for "upright" and "banana" are no votes.
@@ -565,10 +574,10 @@ _PKU_LABELS = (
     "response_1_severity_level",
 )
 _ASKED = ("prompt", "messages")
-# Usual labels of a rejected answer and of one that was liked.
+# Usual labels of a rejected answer and of one that was liked. Not yes and no, which may answer any question.
 _USUAL = Labels(
-    (False, 0, -1, "thumbs_down", "thumbs-down", "thumbs down", "down", "dislike", "bad", "negative", "rejected"),
-    (True, 1, "thumbs_up", "thumbs-up", "thumbs up", "up", "like", "good", "positive", "accepted"),
+    ("false", 0, -1, "thumbs_down", "thumbs-down", "thumbs down", "down", "dislike", "bad", "negative", "rejected"),
+    ("true", 1, "thumbs_up", "thumbs-up", "thumbs up", "up", "like", "good", "positive", "accepted"),
 )
 _EXPORT = ((_ASKED, ("response", "response_1"), "label"), ("response_2",), _USUAL)
 FORMATS = {

@@ -161,7 +161,8 @@ class Label(Section):
     """What the labels of a data set say: which answers people rejected, and which they liked.
 
     An answer without a label, or with one that is in neither list, is left out and counted. Labels are compared
-    without regard to case; 1, 1.0 and "1" are the same, 1 and true are not. Of several raters most decide.
+    without regard to case; 1, 1.0 and "1" are the same, 1 and true are not. false is "no" and "off" as well, true
+    "yes" and "on": YAML reads them so. Of several raters most decide.
     """
 
     negative: list[bool | int | float | str] = Field([], description="labels of an answer that people rejected")
