@@ -131,6 +131,13 @@ def test_no_format_fits(tmp_path):
         look.lines(str(tmp_path / "b.jsonl"))
 
 
+@pytest.mark.parametrize(("name", "text"), [("a.jsonl", "\n"), ("a.json", "[]"), ("a.csv", "prompt,response\n")])
+def test_a_file_without_rows(name, text, tmp_path):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(D2OError, match=rf"{name}: it has no row$"):
+        look.lines(str(tmp_path / name))
+
+
 def test_where_no_format_fits_the_nearest_says_why(tmp_path):
     """As a table written from messages by pandas or `datasets`."""
     path = cells(tmp_path / "a.csv", [{key: [said(key)] for key in ("prompt", "chosen", "rejected")}], str)

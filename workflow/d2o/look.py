@@ -166,6 +166,8 @@ def fitting(source: str, format: str | None, negative: Sequence[str]) -> list[Fi
     given = chain.from_iterable(datasets.file_rows(file) for file in datasets.files(source))
     with datasets.bounded(_MEMORY):
         rows = [row for _, row in islice(given, _TRIED)]
+    if not rows:
+        raise D2OError(f"{source}: it has no row")
     tried = [fit for name in ([format] if format else FORMATS) if (fit := _tried(source, rows, name, negative))]
     fits = [fit for fit in tried if fit.bad < len(rows)]
     if not fits:
