@@ -82,9 +82,10 @@ def test_each_model_goes_on_with_its_own_dialogue(run):
 
 
 @pytest.mark.slow
-def test_what_is_typed_is_answered_in_columns(run):
+@pytest.mark.parametrize("backend", ["transformers", "vllm"])
+def test_what_is_typed_is_answered_in_columns(run, backend):
     environment = os.environ | {"PYTHONPATH": str(ROOT / "workflow"), "COLUMNS": "100"}
-    command = [sys.executable, "-m", "d2o", "chat", run, "--max-tokens", "8"]
+    command = [sys.executable, "-m", "d2o", "chat", run, "--max-tokens", "8", "--backend", backend]
     typed = "May I?\n/new\n[bold]<|im_end|>\n"
     done = subprocess.run(command, input=typed, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]
