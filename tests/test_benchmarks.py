@@ -15,6 +15,7 @@ from d2o.forward import Row
 sys.path.append(str(ROOT / "benchmarks"))
 
 import peers
+import score
 import table
 import timing
 from workload import LENGTHS, Shape, packed_work, shared_work
@@ -58,9 +59,9 @@ def test_a_peer_with_other_logprobs_ends_the_run(wrong):
         timing.difference(logprobs, "fp32")
 
 
-def quick_run(script: str, folder, *options) -> str:
+def run(script: str, folder, *options) -> str:
     """Run a benchmark through; what it printed."""
-    command = [sys.executable, ROOT / "benchmarks" / script, "--quick", folder, *options]
+    command = [sys.executable, ROOT / "benchmarks" / script, folder, *options]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
@@ -68,7 +69,7 @@ def quick_run(script: str, folder, *options) -> str:
 
 @pytest.mark.slow
 def test_quick_run_writes_every_figure(tmp_path):
-    printed = quick_run("train_step.py", tmp_path)
+    printed = run("train_step.py", tmp_path, "--quick")
     result = json.loads((tmp_path / "train_step.json").read_text())
     assert printed.strip().endswith((tmp_path / "train_step.md").read_text().strip())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["train_step.json", "train_step.md"]
@@ -89,7 +90,7 @@ def test_quick_run_writes_every_figure(tmp_path):
 
 @pytest.mark.slow
 def test_quick_run_of_generation(tmp_path):
-    quick_run("generate.py", tmp_path)
+    run("generate.py", tmp_path, "--quick")
     result = json.loads((tmp_path / "generate.json").read_text())
     assert result["speedup_vs_transformers"] > 0
     (cell,) = result["by_k"].values()
@@ -99,10 +100,36 @@ def test_quick_run_of_generation(tmp_path):
 
 @pytest.mark.slow
 def test_quick_run_of_starting(tmp_path, tiny_model):
-    quick_run("startup.py", tmp_path, "--model", tiny_model)
+    run("startup.py", tmp_path, "--quick", "--model", tiny_model)
     result = json.loads((tmp_path / "startup.json").read_text())
     assert result["stages"].keys() == {"logprobs", "train", "scores", "responses", "tasks"}
     assert all(stage["over_torch"]["low"] > 1 for stage in result["stages"].values())
+
+
+@pytest.mark.slow
+def test_answers_are_scored_in_three_ways_alike(tmp_path):
+    sizes = ["--layers", "1", "--prompts", "2", "--answers", "3", "--rounds", "2"]
+    printed = run("score.py", tmp_path, *sizes, "--precision", "fp32")
+    result = json.loads((tmp_path / "score.json").read_text())
+    assert json.loads(printed) == result and result["lengths"].keys() == LENGTHS.keys()
+    for ways in result["lengths"].values():
+        assert ways["answers"] == 6 and 0 < ways["largest_difference"] <= score.ROUNDING["fp32"]
+        for name in ("our_seconds", "padded_over_ours", "sorted_over_ours"):
+            assert 0 < ways[name]["low"] <= ways[name]["median"] <= ways[name]["high"]
+
+
+def test_a_way_with_other_scores_ends_the_run(monkeypatch):
+    """As one that shares the wrong prompt's states would have."""
+    model = score.classifier(replace(SHAPE, layers=1), "fp32")
+    monkeypatch.setattr(score, "SMOLLM2", SHAPE)
+    plain = score.reward_inputs.score_all
+
+    def wrong(*arguments):
+        return [one + 0.01 * (arguments[-1] == "ours") for one in plain(*arguments)]
+
+    monkeypatch.setattr(score.reward_inputs, "score_all", wrong)
+    with pytest.raises(RuntimeError, match="brief: two ways differ by"):
+        score.measure(model, "brief", 2, 2, 1, score.ROUNDING["fp32"])
 
 
 @pytest.mark.slow

@@ -128,6 +128,13 @@ def test_d2o_commands(command):
             assert arguments, f"{command}: no subcommand {word}"
 
 
+def test_every_command_that_no_rule_runs_stands_in_a_document():
+    rules = "".join(path.read_text() for path in (ROOT / "workflow" / "rules").glob("*.smk"))
+    told = {command.words[1] for command in commands("d2o")}
+    for name in typer.main.get_command(cli.app).commands:
+        assert name in told or re.search(rf"\bd2o .*{name} ", rules), f"d2o {name} stands in no document"
+
+
 @every("python", "pytest")
 def test_scripts_and_tests_exist(command):
     path = ROOT / command.words[1]

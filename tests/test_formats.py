@@ -10,6 +10,7 @@ from uuid import uuid4
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -191,6 +192,18 @@ def test_a_label_that_says_nothing(label, reason):
     assert why("unpaired", UNPAIRED | {"label": label}) == reason
 
 
+@pytest.mark.parametrize(("label", "rejected"), [("No", True), (False, True), ("yes", False), (True, False)])
+def test_a_bare_no_of_yaml_is_the_label_no(label, rejected):
+    named = yaml.safe_load("{negative: [no], positive: [yes]}")
+    assert named == {"negative": [False], "positive": [True]}
+    row = UNPAIRED | {"label": label}
+    assert told("unpaired", row, label=named) == (ASKED, [("No.", rejected)], None)
+
+
+def test_no_and_yes_are_no_usual_labels():
+    assert why("unpaired", UNPAIRED | {"label": "no"}) == "LeftOut: the label 'no' is in neither list"
+
+
 def test_labels_that_the_config_names():
     label = {"negative": ["thumbs_down", 1, "bad"]}
     read = {
@@ -233,6 +246,11 @@ def test_bad_ratings(rating, reason):
             {"format": "unpaired", "columns": {"promt": "q"}},
             r"columns\.promt: the format unpaired reads no 'promt'; did",
         ),
+        (
+            {"format": "negatives", "columns": {"prompt": "text", "response": "text"}},
+            r"columns\.prompt: 'text' is also",
+        ),
+        ({"format": "negatives", "columns": {"prompt": "response"}}, r"columns\.prompt: 'response' is also what"),
         ({"format": "unpaired", "columns": {"prompt": ""}}, r"columns\.prompt: String should have at least 1"),
         ({"format": "trl"}, "format: Input should be"),
     ],
@@ -396,6 +414,9 @@ def test_argilla_ranks_two_answers():
         (argilla(quality=[{"a": 1}]), "BadRow: the label is an object"),
         (ARGILLA | {"fields": None}, "BadRow: `fields` and `responses` are not objects"),
         (ARGILLA | {"responses": {"quality": ["bad"]}}, "BadRow: `responses` has an answer that is not an object"),
+        (ARGILLA | {"responses": {"quality": True}}, "BadRow: `responses` has an answer that is not an object"),
+        ({"quality.responses": True}, "BadRow: `quality.responses` or its status is not a list"),
+        ({"quality.responses": ["bad"], "quality.responses.status": 1}, "BadRow: `quality.responses` or its status"),
         (argilla(quality=["bad"]) | {"fields": {"prompt": "Is it new?"}}, "BadRow: no `response`"),
     ],
 )

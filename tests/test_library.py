@@ -7,6 +7,7 @@ import re
 import runpy
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -39,12 +40,36 @@ def test_a_loop_of_ones_own_starts_at_log_2_and_falls(tiny_model, tmp_path):
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").num_parameters()
 
 
+def trained(kind, rows: list[dict], tiny_model, folder, **options):
+    """A trainer of a kind after four steps in single precision."""
+    from trl import DPOConfig
+
+    arguments = DPOConfig(
+        str(folder / kind.__name__), max_steps=4, per_device_train_batch_size=4, learning_rate=1e-3, beta=0.1,
+        logging_steps=1, report_to=[], save_strategy="no", bf16=False, gradient_checkpointing=False,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    trainer = kind(
+        model=model, args=arguments, train_dataset=Dataset.from_list(rows), processing_class=tokenizer, **options
+    )
+    trainer.train()
+    return trainer
+
+
+def losses_of(trainer) -> list[float]:
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def our_trainer():
+    return runpy.run_path(str(ROOT / "examples" / "trl_trainer.py"))["D2OTrainer"]
+
+
 @pytest.mark.slow
 def test_with_one_positive_and_dpos_loss_the_trainer_is_trls(tiny_model, tmp_path):
     """The loss of each step, by TRL's own tokens, forward pass and loss, and by ours."""
-    from trl import DPOConfig, DPOTrainer
+    from trl import DPOTrainer
 
-    ours = runpy.run_path(str(ROOT / "examples" / "trl_trainer.py"))["D2OTrainer"]
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     prompts = [f"May I ask {n}?" for n in range(8)]
     groups = [
@@ -58,20 +83,37 @@ def test_with_one_positive_and_dpos_loss_the_trainer_is_trls(tiny_model, tmp_pat
         }
         for row in groups
     ]
-
-    def train(kind, rows, **options) -> list[float]:
-        model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
-        arguments = DPOConfig(
-            str(tmp_path / kind.__name__), max_steps=4, per_device_train_batch_size=4, learning_rate=1e-3, beta=0.1,
-            logging_steps=1, report_to=[], save_strategy="no", bf16=False, gradient_checkpointing=False,
-        )  # fmt: skip
-        trainer = kind(
-            model=model, args=arguments, train_dataset=Dataset.from_list(rows), processing_class=tokenizer, **options
-        )
-        trainer.train()
-        return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-
-    mine = train(ours, groups, loss=lambda *pair: dpo(*pair, beta=0.1))
-    theirs = train(DPOTrainer, texts)
+    loss = partial(dpo, beta=0.1)
+    mine = losses_of(trained(our_trainer(), groups, tiny_model, tmp_path, loss=loss))
+    theirs = losses_of(trained(DPOTrainer, texts, tiny_model, tmp_path))
     assert len(mine) == 4 and mine[-1] < mine[0] == pytest.approx(math.log(2), abs=1e-4)
     assert mine == pytest.approx(theirs, abs=1e-4)
+
+
+@pytest.mark.slow
+def test_with_several_positives_the_trainers_loss_is_that_of_d2o(tiny_model, tmp_path):
+    """Of a plain forward pass for each answer, and the formula in plain numbers; the groups have 1 to 2 negatives."""
+    rows = [{"prompt": asked(f"May I ask {n}?"), "chosen": GOOD, "rejected": BAD[: 1 + n % 2]} for n in range(8)]
+    trainer = trained(our_trainer(), rows, tiny_model, tmp_path)
+    assert losses_of(trainer)[-1] < losses_of(trainer)[0] == pytest.approx(math.log(2), abs=1e-4)
+    initial, mended = (AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32) for _ in range(2))
+    mended.load_state_dict(trainer.model.state_dict())
+
+    @torch.inference_mode()
+    def logratio(prompt: list[int], answer: list[int]) -> float:
+        def logprob(model) -> float:
+            every = model(torch.tensor([prompt + answer])).logits[0].log_softmax(-1)
+            return sum(float(every[len(prompt) - 1 + n, token]) for n, token in enumerate(answer))
+
+        return logprob(mended) - logprob(initial)
+
+    terms = []
+    for row in trainer.train_dataset:
+        good, bad = (
+            [logratio(row["prompt_ids"], ids) for ids in row[f"{side}_ids"]] for side in ("chosen", "rejected")
+        )
+        assert (len(good), len(bad)) == (2, len(row["rejected_ids"]))
+        terms += [math.log1p(math.exp(-(0.1 * sum(good) / 2 - 0.1 * one))) for one in bad]
+    groups = trainer.data_collator(trainer.train_dataset)
+    assert len(terms) == 12
+    assert trainer.compute_loss(trainer.model, groups).item() == pytest.approx(sum(terms) / 12, abs=1e-4)

@@ -68,11 +68,36 @@ def read_as(path: Path) -> dict:
             {"format": "rated", "columns": {"prompt": "question", "response": "answer", "rating": "stars"},
              "label": {"below": 3.0}},
         ),
+        # Numbers beyond yes and no are ratings, whatever their column is called.
+        (
+            [{"prompt": ASKED, "completion": f"No {i}.", "label": i or None} for i in range(6)],
+            {"format": "unpaired", "label": {"below": 3.0}},
+        ),
+        (chats("1", "10", ""), {"format": "chat", "label": {"below": 5.5}}),
+        (chats(-1, 0, 1, 2), {"format": "chat"}),
+        (chats(1, 5, "bad"), {"format": "chat"}),
+        ([argilla(good=[2, 4])], {"format": "argilla", "columns": {"label": "good"}, "label": {"below": 3.0}}),
         ([{key: f"\n\nHuman: A?\n\nAssistant: {key}." for key in ("chosen", "rejected")}], {"format": "hh-rlhf"}),
     ],
 )  # fmt: skip
 def test_the_format_that_fits(rows, expected, tmp_path):
     assert read_as(lines(tmp_path / "a.jsonl", rows)) == expected
+
+
+UNRATED = [None] * 300
+
+
+@pytest.mark.parametrize(("key", "labels"), [
+    ("label", [*UNRATED, "thumbs_up"]), ("rating", [*UNRATED, 5]), ("feedback", ["👍", "👎"]),
+    ("label", ["helpful", "unhelpful"]), ("liked", ["yes", "no"]), ("label", ["awful", "splendid"]),
+])  # fmt: skip
+def test_answers_that_may_be_liked_are_no_negatives(key, labels, tmp_path):
+    """Labels that nobody has given yet, or that say what nobody knows; whoever knows better says so."""
+    path = lines(tmp_path / "a.jsonl", [{"prompt": f"{i}?", "response": "So.", key: x} for i, x in enumerate(labels)])
+    assert "negatives  0 by the rule" in sheet(path)
+    assert f"negatives  {len(labels)} by the rule" in sheet(path, "negatives")
+    with pytest.raises(D2OError, match=r"no negative to train on: .*--negative LABEL"):
+        look.write_config(str(path), tmp_path / "c.yaml")
 
 
 def test_a_table_with_other_names(tmp_path):
@@ -104,6 +129,13 @@ def test_no_format_fits(tmp_path):
         look.lines(str(path), "trl")
     with pytest.raises(D2OError, match="no such file"):
         look.lines(str(tmp_path / "b.jsonl"))
+
+
+@pytest.mark.parametrize(("name", "text"), [("a.jsonl", "\n"), ("a.json", "[]"), ("a.csv", "prompt,response\n")])
+def test_a_file_without_rows(name, text, tmp_path):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(D2OError, match=rf"{name}: it has no row$"):
+        look.lines(str(tmp_path / name))
 
 
 def test_where_no_format_fits_the_nearest_says_why(tmp_path):

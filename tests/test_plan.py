@@ -571,6 +571,16 @@ def test_an_entry_that_follows_a_branch_is_told(revision, told):
     assert [line.partition(":")[0] for line in warnings] == ["models.smollm2", "rewards.cost"] * told
 
 
+@pytest.mark.parametrize(
+    ("failed", "asked"), [(["d2o"], {"methods": ["d2o"]}), (["d2o/seed0"], {"methods": ["d2o"], "seeds": [0]})]
+)
+def test_a_human_evaluation_of_failed_trainings_alone_is_told(failed, asked):
+    demo = CONFIG["experiments"]["demo"] | {"failed": dict.fromkeys(failed, "diverged"), "human_eval": asked}
+    with pytest.raises(D2OError, match=r"c: experiments\.demo\.human_eval: every training that it asks about has"):
+        Plan(CONFIG | {"experiments": {"demo": demo}}, "c")
+    Plan(CONFIG | {"experiments": {"demo": demo | {"human_eval": {}}}}, "c")
+
+
 def test_a_run_that_no_experiment_makes_is_told():
     experiments = {"second": with_organism()["experiments"]["second"]}
     with pytest.raises(D2OError, match=r"c: models\.made\.run: .*demo/smollm2/dpo/seed0"):

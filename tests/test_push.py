@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -257,6 +258,18 @@ def test_an_upload_that_breaks_off_is_told(hub, run, monkeypatch):
     with pytest.raises(D2OError, match=r"^me/mended: nothing was committed \(.+\); check the network,"):
         push.push(run, "me/mended", public=False)
     assert hub.repositories["me/mended"]["files"] == {".gitattributes": b""}
+
+
+def test_a_hub_that_says_nothing_is_not_waited_for(run, tmp_path):
+    """In a process of its own, whose client has no time limit yet."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        variables = os.environ | {"HF_ENDPOINT": f"http://127.0.0.1:{silent.getsockname()[1]}", "HF_HUB_OFFLINE": "0"}
+        variables |= {"HF_HOME": str(tmp_path), "HF_TOKEN": TOKEN}
+        code = f"from d2o import push; push._PATIENCE = 1; push.push(push.Path({str(run)!r}), 'me/mended', False)"
+        done = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, timeout=60)
+    assert done.stderr.splitlines()[-1] == (
+        "d2o.errors.D2OError: me/mended: nothing was committed (timed out); check the network, and push again"
+    )
 
 
 def gone(file: Path) -> None:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -28,13 +29,29 @@ def run(tiny_model, tmp_path):
     return folder
 
 
-def test_a_run_answers_beside_the_model_that_it_was_trained_from(run, tiny_model):
-    initial = run.parents[3] / "models" / "tiny"
-    assert talk.model_folders([run]) == {"initial": initial, "d2o/seed0": run / "model"}
+def test_a_run_answers_beside_the_model_that_it_was_trained_from(run, tiny_model, monkeypatch):
+    monkeypatch.chdir(run.parents[4])
+    folders = {"initial": Path("results/models/tiny"), "d2o/seed0": Path("results/demo/tiny/d2o/seed0/model")}
+    assert talk.model_folders([run]) == folders
     named = [run / "model" / "manifest.json", run / "step6", tiny_model]
     assert list(talk.model_folders(named)) == ["initial", "d2o/seed0", "d2o/seed0/step6", tiny_model.name]
     with pytest.raises(D2OError, match="no model and no run with one; name a folder such as"):
         talk.model_folders([run.parent])
+
+
+def test_two_runs_of_one_method_are_told_apart(run):
+    other = run.parents[3] / "other" / "tiny" / "d2o" / "seed0"
+    other.parent.mkdir(parents=True)
+    other.symlink_to(run)
+    runs = ["demo/tiny/d2o/seed0", "other/tiny/d2o/seed0"]
+    assert list(talk.model_folders([run, other, run])) == ["initial", *runs]
+
+
+def test_a_run_is_named_from_inside(run, monkeypatch):
+    monkeypatch.chdir(run)
+    assert list(talk.model_folders([Path()])) == ["initial", "d2o/seed0"]
+    monkeypatch.chdir(run.parent)
+    assert list(talk.model_folders([Path("seed0/step6/../model")])) == ["initial", "d2o/seed0"]
 
 
 def test_each_model_goes_on_with_its_own_dialogue(run):
@@ -65,9 +82,10 @@ def test_each_model_goes_on_with_its_own_dialogue(run):
 
 
 @pytest.mark.slow
-def test_what_is_typed_is_answered_in_columns(run):
+@pytest.mark.parametrize("backend", ["transformers", "vllm"])
+def test_what_is_typed_is_answered_in_columns(run, backend):
     environment = os.environ | {"PYTHONPATH": str(ROOT / "workflow"), "COLUMNS": "100"}
-    command = [sys.executable, "-m", "d2o", "chat", run, "--max-tokens", "8"]
+    command = [sys.executable, "-m", "d2o", "chat", run, "--max-tokens", "8", "--backend", backend]
     typed = "May I?\n/new\n[bold]<|im_end|>\n"
     done = subprocess.run(command, input=typed, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]

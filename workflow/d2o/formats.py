@@ -217,6 +217,8 @@ def argilla(row: Row) -> Row:
         questions = {}
         for key in (key for key in row if key.endswith(".responses")):
             values, status = row[key] or [], row.get(f"{key}.status") or []
+            if not (isinstance(values, list) and isinstance(status, list)):
+                raise BadRow(f"`{texts.visible(key)}` or its status is not a list")
             status = [*status, *["submitted"] * (len(values) - len(status))]
             given = [one for one, said in zip(values, status, strict=False) if said in ("submitted", None)]
             questions[key.removesuffix(".responses")] = given
@@ -224,9 +226,12 @@ def argilla(row: Row) -> Row:
     fields, responses = row["fields"], row.get("responses") or {}
     if not isinstance(fields, dict) or not isinstance(responses, dict):
         raise BadRow("`fields` and `responses` are not objects")
-    if not all(isinstance(one, dict) for answers in responses.values() for one in answers or []):
+    given = {name: answers or [] for name, answers in responses.items()}
+    if not all(
+        isinstance(answers, list) and all(isinstance(one, dict) for one in answers) for answers in given.values()
+    ):
         raise BadRow("`responses` has an answer that is not an object")
-    return fields | {name: [one.get("value") for one in answers or []] for name, answers in responses.items()}
+    return fields | {name: [one.get("value") for one in answers] for name, answers in given.items()}
 
 
 def label_studio(row: Row) -> Row:
@@ -313,9 +318,18 @@ def _verdict(label: Any, labels: Labels) -> bool | None:
         if isinstance(told, str):
             raise BadRow("the rating is a text, not a number")
         return told < labels.below
-    if any(plain(one) == told for one in labels.negative):
+    if any(_means(one, told) for one in labels.negative):
         return True
-    return False if any(plain(one) == told for one in labels.positive) else None
+    return False if any(_means(one, told) for one in labels.positive) else None
+
+
+# What YAML reads as false and true where it is not quoted, as in `negative: [no]`.
+_YAML = {False: ("false", "no", "off"), True: ("true", "yes", "on")}
+
+
+def _means(named: Any, told: Any) -> bool:
+    """Whether a label of the config is a plain one of the data."""
+    return told in _YAML[named] if isinstance(named, bool) else plain(named) == told
 
 
 # A side, perhaps after words such as `response_`; letters stand alone, for "upright" and "banana" are no votes.
@@ -560,10 +574,10 @@ _PKU_LABELS = (
     "response_1_severity_level",
 )
 _ASKED = ("prompt", "messages")
-# Usual labels of a rejected answer and of one that was liked.
+# Usual labels of a rejected answer and of one that was liked. Not yes and no, which may answer any question.
 _USUAL = Labels(
-    (False, 0, -1, "thumbs_down", "thumbs-down", "thumbs down", "down", "dislike", "bad", "negative", "rejected"),
-    (True, 1, "thumbs_up", "thumbs-up", "thumbs up", "up", "like", "good", "positive", "accepted"),
+    ("false", 0, -1, "thumbs_down", "thumbs-down", "thumbs down", "down", "dislike", "bad", "negative", "rejected"),
+    ("true", 1, "thumbs_up", "thumbs-up", "thumbs up", "up", "like", "good", "positive", "accepted"),
 )
 _EXPORT = ((_ASKED, ("response", "response_1"), "label"), ("response_2",), _USUAL)
 FORMATS = {

@@ -35,16 +35,19 @@ def locate(source: Source) -> Path:
 
 
 @cache
-def bound_waiting() -> None:
+def bound_waiting(patience: float | None = None) -> None:
     """Give each request of the Hub's client a time limit: it names none for many, and waits for ever.
 
     Also of the clients that take its place, as after a connection that failed.
+
+    Args:
+        patience: seconds without a byte; None: what is enough for small requests and downloads.
     """
     from huggingface_hub import get_session, set_client_factory
 
     def bound(request: Any) -> None:
         limits = request.extensions["timeout"]
-        limits.update({phase: seconds or _PATIENCE for phase, seconds in limits.items()})
+        limits.update({phase: seconds or patience or _PATIENCE for phase, seconds in limits.items()})
 
     client = get_session()
     hooks = {"request": [*client.event_hooks["request"], bound]}

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
+from math import isfinite
 from pathlib import Path
 from textwrap import wrap
 from typing import Any
@@ -47,7 +48,8 @@ _ALIASES = {
     "feedback": ("label", "thumb", "thumbs", "vote", "liked", "verdict"),
     "rating": ("score", "stars", "grade"),
 }
-_LABELS = ("label", "rating", "feedback")
+# Ratings where there are none yet; and numbers that are none, but say yes, no, or which of two.
+_STARS, _VOTES = (1, 5), {-1, 0, 1, 2}
 
 
 @dataclass(frozen=True)
@@ -156,14 +158,16 @@ def write_config(source: str, output: Path, format: str | None = None, negative:
 def fitting(source: str, format: str | None, negative: Sequence[str]) -> list[Fit]:
     """How formats read the first rows, those that read something, the best first.
 
-    Of formats that fit equally well that one is best which reads most columns: an answer that was rejected is no
-    negative where a label beside it says otherwise.
+    Of formats that fit that one is best which reads most columns: an answer is no negative where a label beside it
+    says otherwise, or says what nobody knows. Then the sheet asks what the label means.
     """
     if format not in (None, *FORMATS):
         raise D2OError(f"--format: {format!r} is none; there are: {', '.join(FORMATS)}")
     given = chain.from_iterable(datasets.file_rows(file) for file in datasets.files(source))
     with datasets.bounded(_MEMORY):
         rows = [row for _, row in islice(given, _TRIED)]
+    if not rows:
+        raise D2OError(f"{source}: it has no row")
     tried = [fit for name in ([format] if format else FORMATS) if (fit := _tried(source, rows, name, negative))]
     fits = [fit for fit in tried if fit.bad < len(rows)]
     if not fits:
@@ -175,7 +179,7 @@ def fitting(source: str, format: str | None, negative: Sequence[str]) -> list[Fi
             + (f". As {nearest.reading.format}: {nearest.reason}" if nearest and nearest.columns else "")
             + ". Prompts without answers are `evaluation_prompts` of a data set" * ("prompt" in first)
         )
-    return sorted(fits, key=lambda fit: (fit.bad > len(rows) / 100, not fit.read, -fit.columns, fit.bad))
+    return sorted(fits, key=lambda fit: (fit.bad > len(rows) / 100, -fit.columns, not fit.read, fit.bad))
 
 
 def _tried(source: str, rows: Sequence[Any], format: str, negative: Sequence[str]) -> Fit | None:
@@ -222,17 +226,22 @@ def _alias(key: str, names: Counter[str]) -> str | None:
 
 
 def _label(form: formats.Format, rows: Sequence[formats.Row], negative: Sequence[str]) -> dict[str, Any] | None:
-    """What labels say: as asked for, or of ratings those below the middle are negatives; None: as usual."""
+    """What labels say: as asked for, or of ratings those below the middle are negatives; None: as usual.
+
+    Where nobody has rated yet, it is the middle of five stars.
+    """
     if form.labels is None:
         return None
     if negative:
         return {"negative": [*negative]}
-    if any(form.labels):
+    key = next(key for key in ("label", "feedback", "rating") if key in form.keys)
+    given = (row.get(key) for row in rows if row.get("response_1") is None)
+    told = [formats.plain(one) for value in given for one in (value if isinstance(value, list) else [value])]
+    numbers = [one for one in told if isinstance(one, int | float) and isfinite(one)]
+    if any(form.labels) and (any(one and isinstance(one, str) for one in told) or {*numbers} <= _VOTES):
         return None
-    given = (row.get("rating") for row in rows)
-    told = (formats.plain(one) for value in given for one in (value if isinstance(value, list) else [value]))
-    numbers = [one for one in told if isinstance(one, int | float)]
-    return {"below": (min(numbers) + max(numbers)) / 2} if numbers else None
+    numbers = numbers or _STARS
+    return {"below": (min(numbers) + max(numbers)) / 2}
 
 
 # What it holds -----------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import time
 from collections.abc import Iterable, Sequence
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 LOG, STATE = "train.jsonl", "watch.json"
 # Steps that rate and time left are taken from.
 _RECENT = 10
+# A log is being written where its last line is at most so many steps old, or seconds.
+_STEPS, _SECONDS = 5, 60
 _BLOCKS = "▁▂▃▄▅▆▇█"
 
 
@@ -29,7 +32,7 @@ class Training:
 
     Attributes:
         name: data set, model, method and seed.
-        active: whether a process of this machine is at work on it.
+        active: whether a process is at work on it: of this machine, by its lock; of another, by the log's age.
         steps: of the whole training.
         alarms: what goes wrong now, by the alarm's name.
         records: the lines of its log, a step each.
@@ -44,12 +47,17 @@ class Training:
     @property
     def left(self) -> float:
         """Seconds until the last step, at the rate of the last few."""
-        recent = [record["seconds"] for record in self.records[-_RECENT:]]
-        return (self.steps - len(self.records)) * sum(recent) / max(len(recent), 1)
+        return (self.steps - len(self.records)) * _step(self.records)
+
+
+def _step(records: Sequence[dict[str, Any]]) -> float:
+    """Seconds of a step: the mean of the last few."""
+    recent = [record["seconds"] for record in records[-_RECENT:]]
+    return sum(recent) / max(len(recent), 1)
 
 
 def trainings(results: Path) -> list[Training]:
-    """The trainings of a folder of results that have begun and are not over.
+    """The trainings of a folder of results, and of those in it, that have begun and are not over.
 
     Raises:
         D2OError: where there is no such folder.
@@ -57,6 +65,7 @@ def trainings(results: Path) -> list[Training]:
     if not results.is_dir():
         raise D2OError(f"{results}: no such folder; name the folder of results")
     patterns = [re.sub(r"\{\w+\}", "*", layout.pattern(place)) for place in ("checkpoints", "again_checkpoints")]
+    patterns += [f"*/{pattern}" for pattern in patterns]
     folders = sorted(state.parent for pattern in patterns for state in results.glob(f"{pattern}/{STATE}"))
     there = (read(folder, "/".join(folder.relative_to(results).parts[:-1])) for folder in folders)
     return [training for training in there if training]
@@ -69,6 +78,7 @@ def read(folder: Path, name: str) -> Training | None:
     """
     try:
         state, log = json.loads((folder / STATE).read_text()), (folder / LOG).read_text(errors="replace")
+        age = time.time() - (folder / LOG).stat().st_mtime
     except FileNotFoundError:
         return None
     records = []
@@ -77,12 +87,13 @@ def read(folder: Path, name: str) -> Training | None:
             records.append(json.loads(line))
         except ValueError:
             break
-    return Training(name, locks.held(folder), state["steps"], state["alarms"], records)
+    active = locks.held(folder) or age < max(_STEPS * _step(records), _SECONDS)
+    return Training(name, active, state["steps"], state["alarms"], records)
 
 
 def sparkline(values: Iterable[float | None], width: int = 24) -> str:
-    """The course of numbers in characters, from the lowest to the highest; at most `width` of them, means of runs."""
-    there = [value for value in values if value is not None]
+    """The course of finite numbers in characters, from the lowest to the highest; at most `width`, means of runs."""
+    there = [value for value in values if value is not None and math.isfinite(value)]
     size = max(1, -(-len(there) // width))
     means = [sum(part) / len(part) for part in (there[at : at + size] for at in range(0, len(there), size))]
     if not means:
@@ -103,7 +114,7 @@ def table(trainings: Sequence[Training]) -> Table:
         shown.add_row(
             Text(one.name),
             f"{done}/{one.steps} ({done / one.steps:.0%})",
-            _duration(one.left) if one.active else "not at work here",
+            _duration(one.left) if one.active else "not at work",
             f"{last.get('tokens_per_second', 0):,.0f}",
             *(_curve(one.records, key) for key in ("loss", "margin")),
             Text("; ".join(one.alarms.values())),
@@ -127,15 +138,20 @@ def watch(results: Path, every: float = 2.0) -> None:
     """Show the table until Ctrl-C, or once where the output is no terminal."""
     from rich.console import Console
     from rich.live import Live
+    from rich.text import Text
+
+    def shown() -> Table | Text:
+        there = trainings(results)
+        return table(there) if there else Text(f"{results}: no training is under way")
 
     console = Console()
     if not console.is_terminal:
-        console.print(table(trainings(results)))
+        console.print(shown())
         return
     with Live(console=console, auto_refresh=False) as live:
         try:
             while True:
-                live.update(table(trainings(results)), refresh=True)
+                live.update(shown(), refresh=True)
                 time.sleep(every)
         except KeyboardInterrupt:
             return

@@ -11,13 +11,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from d2o import records, weights
+from d2o import hub, records, weights
 from d2o.errors import D2OError
 from d2o.layout import PLACES, Layout
 from d2o.texts import line
 
 # What says in a repository that it was made here: another one is not written to.
 MARK = "d2o.json"
+# Seconds without a byte after which the Hub counts as not reached: it checks what was uploaded before it answers.
+_PATIENCE = 120
 _UPLOADED = {".safetensors", ".json", ".jinja", ".model", ".txt"}
 # Of the model's manifest, what a reader elsewhere may want; its inputs are paths of this machine.
 _TOLD = ("made", "seconds", "steps", "ranks", "groups", "precision", "peak_memory_gb", "settings", "versions")
@@ -121,6 +123,7 @@ def _commit(repository: str, files: Mapping[str, Path | bytes], public: bool, to
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
     from huggingface_hub.errors import RepositoryNotFoundError
 
+    hub.bound_waiting(_PATIENCE)
     api = HfApi(token=token)
     try:
         info = api.model_info(repository)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from d2o import chat, generation, layout, texts
@@ -18,25 +19,32 @@ def model_folders(named: list[Path]) -> dict[str, Path]:
         named: folders of runs (`…/d2o/seed0`), of their snapshots, or of models, or the manifests in them. The model
             that the first run was trained from comes first, as `initial`.
     Raises:
-        D2OError: where there is no model, or two have one name.
+        D2OError: where there is no model.
     """
-    folders: dict[str, Path] = {}
+    initial, places = None, {}
     for path in named:
-        folder = path.parent if path.name == "manifest.json" else path
+        folder = Path(os.path.normpath(path.absolute()))
+        folder = folder.parent if folder.name == "manifest.json" else folder
         run = folder.parent if folder.name == "model" else folder
         if (run / "model" / "config.json").exists():
             folder = run / "model"
-            if initial := _initial(run):
-                folders = {"initial": initial} | folders
+            initial = initial or _initial(run)
         if not (folder / "config.json").exists():
             raise D2OError(
                 f"{path}: no model and no run with one; name a folder such as results/demo/smollm2/d2o/seed0"
             )
-        depth = 3 if run.name.startswith("step") else 2
-        name = "/".join(run.parts[-depth:]) if folder.name == "model" else folder.name
-        if folders.setdefault(name, folder) != folder:
-            raise D2OError(f"{path}: another model is called {name} too; name one of them")
-    return folders
+        depth = 1 if folder == run else 3 if run.name.startswith("step") else 2
+        places[folder] = run.parts, depth
+    folders = ({"initial": initial} if initial else {}) | dict(zip(_names([*places.values()]), places, strict=True))
+    # As they can be typed: Snakemake knows its files by these names.
+    return {name: Path(os.path.relpath(folder)) for name, folder in folders.items()}
+
+
+def _names(places: Sequence[tuple[tuple[str, ...], int]]) -> list[str]:
+    """The last parts of different paths: so many as each has by itself, or more, until all names are different."""
+    names = ["/".join(parts[-depth:]) for parts, depth in places]
+    different = len({"initial", *names}) > len(names)
+    return names if different else _names([(parts, depth + 1) for parts, depth in places])
 
 
 def _initial(run: Path) -> Path | None:

@@ -97,6 +97,12 @@ def _problems(s: Settings) -> Iterator[str]:
     for name in tuned:
         if not stages.finished_trials(s, name):
             yield f"methods.{name}.tune: all of its trials failed; say so of the method"
+    for name, experiment in s.experiments.items():
+        if experiment.human_eval and len(stages.of(s, "human_eval", SimpleNamespace(experiment=name)).seeds) == 1:
+            yield (
+                f"experiments.{name}.human_eval: every training that it asks about has failed, and the initial model "
+                f"is left; name other methods or seeds, or leave it out"
+            )
     for name, organism in s.organisms.items():
         from d2o.organisms import load
 

@@ -161,7 +161,8 @@ class Label(Section):
     """What the labels of a data set say: which answers people rejected, and which they liked.
 
     An answer without a label, or with one that is in neither list, is left out and counted. Labels are compared
-    without regard to case; 1, 1.0 and "1" are the same, 1 and true are not. Of several raters most decide.
+    without regard to case; 1, 1.0 and "1" are the same, 1 and true are not. false is "no" and "off" as well, true
+    "yes" and "on": YAML reads them so. Of several raters most decide.
     """
 
     negative: list[bool | int | float | str] = Field([], description="labels of an answer that people rejected")
@@ -217,6 +218,10 @@ class Reading(Hub):
                 raise ValueError(
                     f"columns.{key}: the format {self.format} reads no {key!r}{suggestion(key, form.keys)}"
                 )
+        names = [self.columns.get(key, key) for key in form.keys]
+        for key, name in self.columns.items():
+            if names.count(name) > 1:
+                raise ValueError(f"columns.{key}: {name!r} is also what another key reads; each has its own column")
         if self.label and form.labels is None:
             raise ValueError(f"label: the rows of {self.format} need none; leave it out")
         if not self.label and form.labels is not None and not any(form.labels):
