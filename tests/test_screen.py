@@ -20,7 +20,10 @@ ROW = {
 @pytest.fixture
 def page(tmp_path):
     rows = [
+        ROW | {"method": "initial", "metric": "reward/harm", "mean": 0.4, "prompts": "validation"},
+        ROW | {"method": "initial", "metric": "reward/harm", "mean": 0.3, "prompts": "others"},
         ROW | {"method": "initial", "metric": "reward/harm", "mean": 0.5},
+        ROW | {"method": "initial", "metric": "task/mmlu", "mean": 0.25, "prompts": None, "better": "higher"},
         ROW | {"method": "[d2o]", "metric": "reward/harm", "mean": 0.2, "difference": -0.3, "p_adjusted": 0.01},
         ROW | {"method": "[d2o]", "metric": "reward/harm", "mean": 0.9, "prompts": "others"},
         ROW | {"method": "[d2o]", "metric": "reward/harm", "mean": 0.8, "seed": "0"},
@@ -44,12 +47,14 @@ def test_the_test_prompts_over_all_seeds_are_shown_and_names_are_no_markup(page,
         "0.500 [0.100, 0.300] ",
         "0.200 [0.100, 0.300] ▲",
         "[d2o]",
-        "harmlessness/win_rate ↑",
+        "harmlessness/win rate ↑",
+        "mmlu ↑",
+        "0.250 [0.100, 0.300] ",
         "0.625 [0.100, 0.300]",
         "0.700 [0.100, 0.300] ▼",
     ):
         assert part in shown
-    assert not any(other in shown for other in ("0.900", "0.800", "99.5"))
+    assert not any(other in shown for other in ("0.900", "0.800", "99.5", "0.400", "0.300 ["))
 
 
 def test_200_methods_are_one_screen(page, capsys, monkeypatch):

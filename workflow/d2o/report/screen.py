@@ -28,18 +28,23 @@ def show(page: str) -> None:
 
 
 def _table(title: str, block: pd.DataFrame):
+    """Of each metric what test prompts say, or else those of a file."""
+    import pandas as pd
     from rich.table import Table
     from rich.text import Text
 
-    block = block[block["seed"].eq("all") & block["better"].notna()]
-    block = block[~block.duplicated(["method", "metric"])]  # the test prompts come first
+    block = block[block["seed"].eq("all") & block["better"].notna() & block["prompts"].ne("validation")]
+    test = block["prompts"].isna() | block["prompts"].eq("test")  # questions of tasks have no origin
+    block = pd.concat([block[test], block[~test]])
+    block = block[~block.duplicated(["method", "metric"])]
     metrics = [metric for metric in block["metric"].unique() if not metric.endswith("_by_subject")]
     chosen = sorted((m for m in metrics if m.startswith(_FIRST)), key=lambda m: _rank(m, metrics))[:_METRICS]
     cells = block.set_index(["method", "metric"])
     shown = Table("method", title=title, caption="mean [95 %], ▲ better, ▼ worse than the initial model (p < 0.05)")
     for metric in chosen:
         shown.add_column(
-            Text(f"{metric.partition('/')[2]} {'↑' if _higher(block, metric) else '↓'}"), justify="right"
+            Text(f"{metric.partition('/')[2].replace('_', ' ')} {'↑' if _higher(block, metric) else '↓'}"),
+            justify="right",
         )
     methods = block["method"].unique()
     for method in methods[:_METHODS]:
