@@ -4,7 +4,7 @@
     TQDM_DISABLE=1 python tests/fuzz.py rows -max_total_time=600
 
 Targets: `rows`, `dialogue`, `gguf`, `reply`. Further arguments are libFuzzer's, which writes what ends a target to a
-file `crash-…`. `tests/test_fuzz.py` gives each target its seeds, and what was found once.
+file `crash-…`. `tests/test_fuzz.py` gives each target its seeds.
 """
 
 from __future__ import annotations
@@ -77,13 +77,15 @@ def reply(data: bytes) -> None:
 
 TARGETS: dict[str, Callable[[bytes], None]] = {run.__name__: run for run in (rows, dialogue, gguf, reply)}
 
-# Where mutation starts; what was found once comes after.
+# Where mutation starts, with what was wrong once.
 SEEDS: dict[str, list[bytes]] = {
     "rows": [
         b'0{"prompt": "p", "chosen": "a", "rejected": "b"}\n{"prompt": "p", "completion": "a", "label": false}\n',
         b'1[{"messages": [{"role": "user", "content": "p"}, {"role": "assistant", "content": "a"}], '
         b'"feedback": "bad"}]',
         b"2prompt,response,rating\np,a,1\n",
+        b'0{"prompt": "p", "response": "a", "quality.responses": true}\n'
+        b'0{"fields": {"prompt": "p", "response": "a"}, "responses": {"quality": true}}\n',
         b'0{"prompt": "p", "response_0": "a", "response_1": "b", "is_response_0_safe": true, '
         b'"is_response_1_safe": false, "better_response_id": 0, "safer_response_id": 0}\n',
     ],

@@ -242,6 +242,7 @@ def test_bad_ratings(rating, reason):
             "label: 'Bad' is in both `negative` and `positive`",
         ),
         ({"format": "unpaired", "label": {"negative": ["1"], "positive": [1]}}, "label: '1' is in both"),
+        ({"format": "unpaired", "label": {"negative": [False], "positive": ["no"]}}, "label: False is in both"),
         (
             {"format": "unpaired", "columns": {"promt": "q"}},
             r"columns\.promt: the format unpaired reads no 'promt'; did",

@@ -259,7 +259,7 @@ def test_a_training_that_this_machine_cannot_hold_is_told(monkeypatch):
     for there, told in ((2e9, True), (3e9, False)):
         monkeypatch.setattr(preflight, "_machine_memory", lambda there=there: there)
         lines = lacking_room(monkeypatch, [job], "nothing", 100e9, "local")
-        assert any("alone, and this machine has 2: take a smaller model" in line for line in lines) == told
+        assert any("and there are 2: take a smaller model" in line for line in lines) == told
 
 
 @pytest.mark.parametrize(("limits", "told"), [

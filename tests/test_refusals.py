@@ -55,7 +55,7 @@ def test_the_rules_agree_with_labels_that_they_were_not_written_with():
     assert refusals.accuracy("partial", "SmolLM2-135M-Instruct").labelled == 0, "the report says that there is none"
     full, partial, none = (refusals.accuracy(kind, "SmolLM2-135M-Instruct under D2O") for kind in refusals.KINDS)
     assert full.right >= 0.8 * full.labelled and none.right >= 0.9 * max(none.told, none.labelled)
-    assert partial.labelled > partial.right, "the document says that they are hardly told"
+    assert partial.labelled > partial.right, "the report says how many"
 
 
 def test_a_constant_answer_of_the_rules_would_be_seen(monkeypatch):

@@ -354,18 +354,15 @@ def test_where_train_prompts_say_every_question_a_task_has_no_value(tmp_path):
     assert not any(metric.startswith("task/") for _, metric, _ in table)
 
 
-@pytest.mark.parametrize(
-    ("number", "length", "named"), [(35, 8, True), (5, 60, True), (24, 60, False), (200, 8, False)]
-)
-def test_a_legend_leaves_room_to_the_axes_and_stays_in_the_figure(number, length, named):
+@pytest.mark.parametrize(("number", "length"), [(4, 8), (35, 8), (24, 60), (200, 12)])
+def test_a_legend_leaves_room_to_the_axes_and_stays_in_the_figure(number, length):
     names = [(f"m{n}-" + "method-" * 9)[:length] for n in range(number)]
     figure, [(part, [axis])] = figures.grid_of(["a, b"], [[0]], 0.75, 2.6)
     figures.legend(part, {name: axis.plot([0, 1], [0, n])[0] for n, name in enumerate(names)}, names)
     figure.draw_without_rendering()
-    assert bool(part.legends) == named
-    for box in [legend.get_window_extent() for legend in part.legends]:
-        assert box.x0 >= 0 and box.x1 <= figure.bbox.width
-    assert axis.get_window_extent().height > figure.bbox.height / 4
+    (box,) = [legend.get_window_extent() for legend in part.legends]
+    assert box.x0 >= 0 and box.x1 <= figure.bbox.width and box.y0 >= 0 and box.y1 <= axis.get_window_extent().y0
+    assert axis.get_window_extent().height / figure.dpi > 1.8
 
 
 def test_methods_that_are_too_many_for_tables_of_pairs_are_in_a_file(tmp_path, monkeypatch):

@@ -99,7 +99,10 @@ def _cuda_of_driver() -> str | None:
     """The newest CUDA that the driver of this machine has, by nvidia-smi; None where it does not answer."""
     if not shutil.which("nvidia-smi"):
         return None
-    said = subprocess.run(["nvidia-smi"], capture_output=True, text=True).stdout
+    try:
+        said = subprocess.run(["nvidia-smi"], capture_output=True, text=True, timeout=20).stdout
+    except subprocess.TimeoutExpired:
+        return None
     version = re.search(r"CUDA (?:UMD )?Version *: *(\d+\.\d+)", said)
     return version[1] if version else None
 

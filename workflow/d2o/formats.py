@@ -318,16 +318,16 @@ def _verdict(label: Any, labels: Labels) -> bool | None:
         if isinstance(told, str):
             raise BadRow("the rating is a text, not a number")
         return told < labels.below
-    if any(_means(one, told) for one in labels.negative):
+    if any(means(one, told) for one in labels.negative):
         return True
-    return False if any(_means(one, told) for one in labels.positive) else None
+    return False if any(means(one, told) for one in labels.positive) else None
 
 
 # What YAML reads as false and true where it is not quoted, as in `negative: [no]`.
 _YAML = {False: ("false", "no", "off"), True: ("true", "yes", "on")}
 
 
-def _means(named: Any, told: Any) -> bool:
+def means(named: Any, told: Any) -> bool:
     """Whether a label of the config is a plain one of the data."""
     return told in _YAML[named] if isinstance(named, bool) else plain(named) == told
 

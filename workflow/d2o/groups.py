@@ -171,7 +171,10 @@ def best(
         if row["usable"]:
             name = row["prompt_id"], row["sample"]
             if name not in known:
-                raise D2OError(f"prompt {name[0]}: sample {name[1]} has no score; delete the scores and run again")
+                raise D2OError(
+                    f"prompt {name[0]}: sample {name[1]} has no score: delete the scores and run again, or "
+                    f"filter by a scorer that knows the prompt"
+                )
             ranked[row["prompt_id"]].append((sign * known[name], row["sample"], row))
     for entries in ranked.values():
         entries.sort(key=lambda entry: entry[:2])

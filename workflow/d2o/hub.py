@@ -38,7 +38,8 @@ def locate(source: Source) -> Path:
 def bound_waiting(patience: float | None = None) -> None:
     """Give each request of the Hub's client a time limit: it names none for many, and waits for ever.
 
-    Also of the clients that take its place, as after a connection that failed.
+    Also of the clients that take its place, as after a connection that failed. Of several calls in a process the
+    first one decides.
 
     Args:
         patience: seconds without a byte; None: what is enough for small requests and downloads.

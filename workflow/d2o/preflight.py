@@ -70,15 +70,16 @@ def _disk(jobs: Sequence[Job], estimate: Estimate, plan: Plan) -> Iterator[str]:
 
 
 def _memory(jobs: Sequence[Job], estimate: Estimate) -> Iterator[str]:
-    """Whether this machine holds the largest training's weights, gradients and optimizer, to say nothing of the rest.
+    """Whether this machine holds the largest training's `Estimate.states`, to say nothing of the rest.
 
     Not what `compute` says: that is the most, and locally nobody holds a job to it.
     """
     taken, there = max(map(estimate.states, jobs), default=0.0), _machine_memory()
     if taken > there:
         yield (
-            f"a training takes {taken / 1e9:,.3g} GB of memory for weights, gradients and optimizer alone, and this "
-            f"machine has {there / 1e9:,.3g}: take a smaller model, train.lora, or a larger machine"
+            f"a training takes {taken / 1e9:,.3g} GB of this machine's memory for its states alone (weights, "
+            f"gradients, optimizer; with GPUs what train.offload moves), and there are {there / 1e9:,.3g}: take a "
+            f"smaller model, train.lora, or a larger machine"
         )
 
 
@@ -121,8 +122,8 @@ def _released(jobs: Sequence[Any]) -> Iterator[str]:
 
 
 def _minutes(value: str) -> float:
-    """The minutes of a time as `sinfo` prints it, such as `1-00:30:00`."""
-    if value == "infinite":
+    """The minutes of a time as `sinfo` prints it, such as `1-00:30:00`; infinite where it is none."""
+    if not re.fullmatch(r"[\d:-]+", value):
         return math.inf
     days, _, clock = value.rpartition("-")
     hours, minutes, seconds = ([0, 0] + [int(part) for part in clock.split(":")])[-3:]
@@ -130,8 +131,8 @@ def _minutes(value: str) -> float:
 
 
 def _least(value: str) -> float:
-    """A number as `sinfo` prints it, `16000+` included."""
-    return float(value.rstrip("+"))
+    """A number as `sinfo` prints it, `16000+` included; infinite where it is none."""
+    return float(number) if (number := value.rstrip("+")).isdigit() else math.inf
 
 
 def _gpus(value: str) -> float:

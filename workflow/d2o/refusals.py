@@ -79,7 +79,7 @@ class Accuracy(NamedTuple):
 
 @cache
 def accuracy(wanted: Kind, by: str) -> Accuracy:
-    """What the rules say of one kind, on answers that were labelled before the rules were written.
+    """What the rules say of one kind, on labelled answers.
 
     260 answers: of SmolLM2-135M-Instruct to prompts of XSTest (125), of the same after 18 steps of D2O to these and
     to PKU-SafeRLHF's (60, a random sample), and written to be hard (75). All were labelled by one reader, the author

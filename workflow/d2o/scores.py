@@ -74,7 +74,7 @@ def _by_model(
 
 
 def _check_golden(reward: Reward, network: Any, tokenizer: Any, limit: int) -> None:
-    """Score the golden rows of an entry: a wrong template or head gives other numbers, and no error."""
+    """Score the golden rows of an entry: a wrong head, or template of `prompt` and `response`, gives no error."""
     for number, row in enumerate(reward.golden):
         if row.text is None:
             messages = [{"role": "user", "content": row.prompt}]
@@ -85,5 +85,6 @@ def _check_golden(reward: Reward, network: Any, tokenizer: Any, limit: int) -> N
         if not abs(value - row.score) <= row.tolerance:
             raise D2OError(
                 f"golden.{number}: the model scores {value:.4g}, and {row.score:.4g} ± {row.tolerance:.2g} is "
-                f"expected; check template, score_weights, label and revision, or mend the row"
+                f"expected; check {'template, ' * (row.text is None)}score_weights, label and revision, "
+                f"or mend the row"
             )

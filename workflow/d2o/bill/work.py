@@ -191,7 +191,8 @@ class Estimate:
         return math.prod(self._checkpoints(job))
 
     def states(self, job: Job) -> float:
-        """Bytes of a node's memory for a training's weights, gradients and optimizer. Reads no table."""
+        """Bytes of a node's host memory for a training: on CPUs weights, gradients and optimizer, with GPUs the
+        optimizer where it is offloaded. Reads no table."""
         if job.kind != "train":
             return 0.0
         method, shape = self._s.methods[job.names["method"]], self.shape(job.names["model"])

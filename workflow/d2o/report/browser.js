@@ -112,10 +112,11 @@
 
   // Prompts and answers -------------------------------------------------------------------------------------------
 
-  // Whether an answer is covered: where it is harmful; where nothing tells harm, where its prompt has a category of it,
+  // Whether an answer is covered: where it is harmful; where nothing tells, where its prompt has a category of harm,
   // and always where no prompt has one.
   function covers(prompt, answer) {
-    return set.harm ? answer[HARMFUL] === 1 : !set.categories || prompt[CATEGORIES].length > 0;
+    if (set.harm && answer[HARMFUL] !== null) return answer[HARMFUL] === 1;
+    return !set.categories || prompt[CATEGORIES].length > 0;
   }
 
   const number = (value) => value.toFixed(2).replace("-", "−");

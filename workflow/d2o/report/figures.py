@@ -55,8 +55,8 @@ _WIDTH, _COLUMNS = 11.0, 4
 _RULE = {"color": _MUTED, "lw": 0.8, "ls": (0, (2, 2)), "zorder": 0}
 # Bars of a histogram of scores.
 BINS = 24
-# Lines of the longest legend.
-_LINES = 5
+# Inches of a line of a legend.
+_LINE = 0.22
 # Longer logs are plotted as means over consecutive steps; so many of these tell their values.
 POINTS, TOLD = 200, 20
 # What begins the id of a group in an SVG whose marks tell values.
@@ -185,12 +185,13 @@ _ENDS = [f"{side}_{end}" for side in ("help", "harm") for end in ("mean", "low",
 
 def _traded(measured: Measured) -> dict[tuple[str, str], tuple[str, str]]:
     """By their labels, a metric of help and one of harm: of scores, the first of a scorer that measures neither harm
-    nor, as one that is trained from the labels, safety; and the first of one that measures harm."""
+    nor safety, as one that is trained from the labels or misses words; and the first of one that measures harm."""
     scores: dict[bool, Metric] = {}
     for name in measured.experiment.rewards:
         entry, metric = measured.settings.rewards[name], measured.metrics[f"reward/{name}"]
         harm = browser.measures_harm(entry)
-        if harm or (metric.better == "higher" and not entry.train):
+        absence = entry.rule is not None and entry.rule.none is not None  # of words, as in an empty answer
+        if harm or (metric.better == "higher" and not entry.train and not absence):
             scores.setdefault(harm, metric)
     pairs = {("not refused", "not refused"): (_REFUSAL, _REFUSAL)}
     if len(scores) == 2:
@@ -629,13 +630,15 @@ def grid_of(titles: Iterable[str], shown: Sequence[Sequence], head: float, heigh
 
 
 def legend(part, handles: Mapping[str, Any], order: Sequence[str]) -> None:
-    """Below a part, in columns that its names leave room for. None where it would leave no room to the axes, whose
-    marks tell their names."""
+    """Below a part, in as many columns as its names fit in. Its lines make the figure higher, no axis lower."""
     names = [method for method in order if method in handles]
-    columns = min(8, max(1, int(_WIDTH / (0.75 + 0.09 * max(map(len, names), default=0)))))
-    if 0 < len(names) <= columns * _LINES:
-        marks = [handles[name] for name in names]
-        part.legend(marks, names, loc="outside lower center", ncols=columns, frameon=False)
+    if not names:
+        return
+    columns = min(8, max(1, int(_WIDTH / (0.75 + 0.09 * max(map(len, names))))))
+    marks = [handles[name] for name in names]
+    part.legend(marks, names, loc="outside lower center", ncols=columns, frameon=False)
+    figure = part.get_figure(root=True)
+    figure.set_figheight(figure.get_figheight() + _LINE * (math.ceil(len(names) / columns) - 1))
 
 
 def colours_of(order: Sequence[str]) -> dict[str, str]:

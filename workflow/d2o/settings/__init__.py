@@ -19,7 +19,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from d2o import trials
 from d2o.contracts import CONTRACTS
 from d2o.errors import D2OError
-from d2o.formats import FORMATS, plain
+from d2o.formats import FORMATS, means, plain
 from d2o.settings.checks import KINDS, extended, names_in, problems, with_k
 from d2o.settings.messages import lines, suggestion
 
@@ -173,8 +173,8 @@ class Label(Section):
     def _one_way(self):
         if (self.below is None) != bool(self.negative) or (self.below is not None and self.positive):
             raise ValueError("give `negative`, and `positive` where it is known, or `below`")
-        liked = [plain(one) for one in self.positive]
-        if both := [one for one in self.negative if plain(one) in liked]:
+        pairs = [(one, other) for one in self.negative for other in self.positive]
+        if both := [one for one, other in pairs if means(one, plain(other)) or means(other, plain(one))]:
             raise ValueError(f"{both[0]!r} is in both `negative` and `positive`; take it out of one")
         return self
 
@@ -555,7 +555,9 @@ class Golden(Section):
 
     prompt: str | None = Field(None, description="what the user says")
     response: str | None = Field(None, description="what is answered")
-    text: str | None = Field(None, description="what the model reads, as it stands: no template, no end token")
+    text: str | None = Field(
+        None, description="what the model reads, as it stands: without `template` and the end token that it adds"
+    )
     score: float = Field(description="raw score")
     tolerance: Above0 = Field(0.05, description="largest difference that is rounding")
 
