@@ -87,7 +87,9 @@ def _planned(config: Path, experiments: Sequence[str], device: str) -> tuple[Pla
         known = ", ".join(plan.settings.experiments)
         raise D2OError(f"{config}: no experiment {min(unknown)!r}; there are: {known}")
     estimate = Estimate(plan, hardware.named(device))
-    return plan, jobs.planned(config, plan.settings.results, plan.targets("page", *experiments)), estimate
+    # Weights that experiments share go when all of these have ended: no report asks for it.
+    targets = plan.targets("page", *experiments) + ([] if experiments else plan.targets("released"))
+    return plan, jobs.planned(config, plan.settings.results, targets), estimate
 
 
 # What is said -----------------------------------------------------------------------------------
