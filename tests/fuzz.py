@@ -13,9 +13,10 @@ import functools
 import json
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import FunctionType
 
 from d2o import datasets, formats, judge, models
 from d2o.errors import D2OError
@@ -100,6 +101,30 @@ SEEDS: dict[str, list[bytes]] = {
 }
 
 
+# Whose functions are watched for new paths; all of torch's would take minutes.
+_WATCHED = (
+    "d2o",
+    "gguf",
+    "ijson",
+    "json",
+    "transformers.configuration_utils",
+    "transformers.integrations.gguf",
+    "transformers.modeling_gguf_pytorch_utils",
+)
+
+
+def _functions() -> Iterator[FunctionType]:
+    for name, module in sorted(sys.modules.items()):
+        if name.startswith(_WATCHED):
+            spaces = [vars(module), *(vars(one) for one in vars(module).values() if isinstance(one, type))]
+            yield from {
+                one
+                for space in spaces
+                for one in space.values()
+                if isinstance(one, FunctionType) and one.__module__ == name
+            }
+
+
 def main() -> None:
     """The command line."""
     import atheris
@@ -111,7 +136,8 @@ def main() -> None:
     for number, seed in enumerate(SEEDS[name]):
         (corpus / f"seed{number}").write_bytes(seed)
         TARGETS[name](seed)  # imports all that it needs
-    atheris.instrument_all()
+    for function in _functions():
+        atheris.instrument_func(function)
     atheris.Setup([sys.argv[0], *sys.argv[1:], str(corpus)], TARGETS[name])
     atheris.Fuzz()
 
