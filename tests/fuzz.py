@@ -95,7 +95,8 @@ SEEDS: dict[str, list[bytes]] = {
         b"a\n\nAssistant: b\n\nHuman: c\n\nAssistant: d\0",
     ],
     "gguf": [
-        b"GGUF\x03\0\0\0" + bytes(8) + b"\1" + bytes(7) + b"\4" + bytes(7) + b"name\x08\0\0\0\1" + bytes(7) + b"a"
+        b"GGUF\x03\0\0\0" + bytes(8) + b"\1" + bytes(7) + b"\4" + bytes(7) + b"name\x08\0\0\0\1" + bytes(7) + b"a",
+        b"GGUF\x03\0\0\0" + bytes(8) + b"\1" + bytes(7) + 8 * b"\xff" + b"name",  # a name of 2^64 - 1 bytes
     ],
     "reply": [b'{"choices": [{"message": {"content": "B is kinder. [[B]]"}}]}', b"Both. [[C]].", b"[[A]] or [[B]]?"],
 }
