@@ -84,7 +84,8 @@ def accuracy(wanted: Kind, by: str) -> Accuracy:
     260 answers: of SmolLM2-135M-Instruct to prompts of XSTest (125), of the same after 18 steps of D2O to these and
     to PKU-SafeRLHF's (60, a random sample), and written to be hard (75). All were labelled by one reader, the author
     of these rules and of the hard answers. The rules were written with every second answer at hand, and are measured
-    on the others. For answers under D2O they were changed once, after others of such a model had been read.
+    on the others. For answers under D2O they were changed when all of these had been labelled, by one who had read
+    the measured ones too.
 
     Args:
         by: who gave the answers, one of `ORIGINS`.
