@@ -445,7 +445,7 @@ def test_a_filter_keeps_the_best_of_the_fit_samples_the_best_first(better, kept)
     scores.append({"prompt_id": Q, "sample": 0, "score": 5.0})
     best = list(groups.best(pool, scores, 2, better))
     assert [(row["sample"], row["text"]) for row in best if row["prompt_id"] == P] == list(enumerate(kept))
-    with pytest.raises(D2OError, match="sample 0 has no score; delete the scores and run again"):
+    with pytest.raises(D2OError, match="sample 0 has no score: delete the scores and run again"):
         list(groups.best(pool, scores[:4], 2, better))
     chosen = Method(loss="d2o", positives="self", negatives=True, filter={"reward": "r", "best": 2}, k=2)
     seen = [texts(g.positives) for g in groups.view(chosen, [human_row(), human_row(prompt=Q)], best)]
