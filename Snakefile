@@ -16,6 +16,7 @@ from snakemake.utils import min_version
 from d2o import preflight
 from d2o.errors import D2OError
 from d2o.layout import PLACES
+from d2o.needs import Needs
 from d2o.plan import Plan
 from d2o.report import screen
 
@@ -29,6 +30,7 @@ if not workflow.overwrite_configfiles:
 
 try:
     plan = Plan(config, origin=", ".join(map(str, workflow.configfiles)))
+    needs = Needs(plan)
 except D2OError as error:
     raise WorkflowError(str(error)) from None
 

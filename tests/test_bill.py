@@ -6,12 +6,14 @@ import json
 import re
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 import yaml
 
 from conftest import ROOT
-from d2o import bill, chat, groups, layout
+from d2o import bill, chat, groups, layout, schemas, settings
 from d2o.bill import arithmetic, hardware, jobs, rows, shapes
+from d2o.bill.jobs import Job
 from d2o.bill.rows import Human
 from d2o.bill.shapes import Shape
 from d2o.bill.work import Estimate
@@ -161,6 +163,15 @@ def test_a_job_is_counted_once_whatever_the_number_of_its_outputs():
     assert str(snapshot.benchmark("results")).endswith("d2o/seed0/step6/logs/responses.benchmark.tsv")
 
 
+@pytest.mark.parametrize("rule", [name for name, about in jobs.RULES.items() if about.kind in settings.JOBS])
+def test_the_wildcards_of_a_rule_tell_what_its_job_takes(rule):
+    about = jobs.RULES[rule]
+    names = dict.fromkeys(layout.wildcards(about.place), "name")
+    job = Job.of(about.kind, names)
+    assert (job.kind, job.names) == (about.kind, names)
+    assert getattr(Estimate, f"_{job.rule}") is getattr(Estimate, f"_{rule}")
+
+
 # Rows --------------------------------------------------------------------------------------------
 
 
@@ -184,7 +195,8 @@ def test_groups_are_counted_as_a_training_makes_them(method):
     ]
     wanted = Method.model_validate(method)
     made = list(groups.view(wanted, human, pool))
-    counted = rows._human(human)
+    columns = pa.schema([schemas.NEGATIVES.field(name) for name in rows._COUNTED])
+    counted = rows._human(pa.Table.from_pylist(human, columns))
     assert counted.groups(wanted, by_prompt=False) == len(made)
     assert counted.groups(wanted, by_prompt=True) == len(groups.merged(made))
 

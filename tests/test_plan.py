@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from itertools import product
 from typing import Any
 
 import pytest
@@ -17,6 +16,7 @@ from snakemake.iocontainers import Wildcards
 from conftest import ROOT, edited, overwritten
 from d2o import settings
 from d2o.errors import D2OError
+from d2o.needs import Needs
 from d2o.plan import Plan, stages
 from d2o.sources import source_digest
 
@@ -80,7 +80,8 @@ def test_a_kind_of_jobs_asks_for_what_it_needs_and_after_a_failure_for_more():
 
     def asked(kind: str, attempt: int, **names: str) -> list[int]:
         return [
-            plan.needs(kind, resource)(wildcards(**names), attempt) for resource in ("threads", "mem_mb", "runtime")
+            Needs(plan).of(kind, resource)(wildcards(**names), attempt)
+            for resource in ("threads", "mem_mb", "runtime")
         ]
 
     assert [asked("scores", attempt) for attempt in (1, 2, 3)] == [
@@ -90,13 +91,49 @@ def test_a_kind_of_jobs_asks_for_what_it_needs_and_after_a_failure_for_more():
     assert asked("scores", 1, reward="short") == [1, 4000, 60]
 
 
-def test_every_kind_of_the_papers_jobs_asks_for_more_after_a_failure():
+PAPER = yaml.safe_load((ROOT / "config" / "paper.yaml").read_text())
+# A job of each kind of the paper's, where no reward model is trained.
+OF_PAPER = {"dataset": "pku-saferlhf", "model": "alpaca-7b", "seed": "0"}
+KINDS = {
+    "positives": {"pool": "corrected-seed0-k11", "shard": "1-of-1"},
+    "reference_logprobs": {"table": "corrected-seed0-k11"},
+    "train": {"method": "dpo-ori"},
+    "responses": {"method": "dpo-ori", "snapshot": ""},
+    "heldout_logprobs": {"method": "dpo-ori", "snapshot": ""},
+    "scores": {"method": "dpo-ori", "snapshot": "", "reward": "fsfairx"},
+    "tasks": {"method": "dpo-ori", "task": "mmlu"},
+}
+WITHOUT_SEED = ("positives", "reference_logprobs")
+
+
+def of_paper(config: dict, kind: str, attempt: int = 1) -> tuple[int, int]:
+    """MB and minutes that one of the paper's jobs asks for."""
+    needs = Needs(Plan(config, "paper.yaml"))
+    names = {key: value for key, value in OF_PAPER.items() if key != "seed" or kind not in WITHOUT_SEED} | KINDS[kind]
+    return tuple(needs.of(kind, resource)(Wildcards(fromdict=names), attempt) for resource in ("mem_mb", "runtime"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_job_asks_by_its_model_and_its_rows_and_after_a_failure_for_more(kind):
     """What asks for all of `compute` at once fails again as it did."""
-    plan = Plan(yaml.safe_load((ROOT / "config" / "paper.yaml").read_text()), "paper.yaml")
-    assert plan.settings.compute.jobs.keys() == {*settings.JOBS} - {"rewards"}  # none is trained there
-    for kind, resource in product(plan.settings.compute.jobs, ("mem_mb", "runtime")):
-        first, second = (plan.needs(kind, resource)(wildcards(reward="fsfairx"), attempt) for attempt in (1, 2))
-        assert first < second, (kind, resource)
+    first, second = (of_paper(PAPER, kind, attempt) for attempt in (1, 2))
+    most = (1000 * PAPER["compute"]["memory_gb"], PAPER["compute"]["minutes"])
+    assert all(a < b <= c for a, b, c in zip(first, second, most, strict=True))
+    if kind not in ("scores", "tasks"):  # of another model, or other questions
+        larger = copy.deepcopy(PAPER)
+        larger["models"]["alpaca-7b"]["hub"] = "PKU-Alignment/alpaca-70b-reproduced"
+        assert of_paper(larger, kind)[1] > 2 * first[1]
+    if kind not in ("train", "tasks"):  # so many steps, whatever the rows
+        fewer = copy.deepcopy(PAPER)
+        fewer["datasets"]["pku-saferlhf"] |= {"train_prompts": 150, "test_prompts": 15}
+        fewer["datasets"]["pku-saferlhf"]["validation_prompts"] = 10
+        assert of_paper(fewer, kind)[1] < first[1] or first[1] == 15  # the least that is asked for
+    nameless = copy.deepcopy(PAPER)
+    nameless["compute"]["device"] = None
+    assert of_paper(nameless, kind) == most
+    own = copy.deepcopy(PAPER)
+    own["compute"]["jobs"][kind] = {"memory_gb": 7, "minutes": 20}
+    assert of_paper(own, kind, 2) == (14000, 40)
 
 
 def test_profiles_of_clusters_say_how_often_a_job_is_tried_again_and_no_rule_does():
@@ -109,7 +146,7 @@ def test_profiles_of_clusters_say_how_often_a_job_is_tried_again_and_no_rule_doe
 def test_every_job_that_runs_a_model_asks_by_its_kind():
     rules = "".join(path.read_text() for path in (ROOT / "workflow" / "rules").glob("*.smk"))
     assert "settings.compute" not in rules
-    assert set(re.findall(r'plan\.needs\("(\w+)"', rules)) == set(settings.JOBS)
+    assert set(re.findall(r'needs\.of\("(\w+)"', rules)) == set(settings.JOBS)
 
 
 @pytest.mark.parametrize(("jobs", "message"), [

@@ -19,6 +19,7 @@ from snakemake_executor_plugin_slurm.utils import set_gres_string
 
 from conftest import ROOT
 from d2o import preflight, records
+from d2o.needs import Needs
 from d2o.plan import Plan
 from test_pipeline import CONFIG, Project
 
@@ -120,8 +121,8 @@ def training(ranks: int, nodes: int, gpus: int, profile: str = "slurm") -> Magic
     config["train"] |= {"ranks": ranks, "nodes": nodes}
     plan = Plan(config | {"compute": config["compute"] | {"gpus": gpus}}, "c")
     rule = (ROOT / "workflow" / "rules" / "train.smk").read_text()
-    asked = re.findall(r'(\w+)=plan\.training\("(\w+)"\)', rule)
-    return job(profile, **{name: plan.training(need)(SimpleNamespace(method="dpo")) for name, need in asked})
+    asked = re.findall(r'(\w+)=needs\.training\("(\w+)"\)', rule)
+    return job(profile, **{name: Needs(plan).training(need)(SimpleNamespace(method="dpo")) for name, need in asked})
 
 
 def submitted(job: MagicMock) -> dict[str, str]:

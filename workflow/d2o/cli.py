@@ -484,8 +484,12 @@ def plan(
     config: Annotated[Path, typer.Argument(help="a config", exists=True, dir_okay=False)],
     experiments: Annotated[list[str] | None, typer.Argument(help="of it; all where none is named")] = None,
     device: Annotated[
-        str, typer.Option(help="what the jobs run on: H100, H200, A100, L40S, or a core of a cpu")
-    ] = "H100",
+        str | None,
+        typer.Option(
+            help="what the jobs run on: H100, H200, A100, L40S, or a core of a cpu; by itself that of the config, or "
+            "where it names none an H100, without `compute.gpus` a cpu"
+        ),
+    ] = None,
     check: Annotated[bool, typer.Option("--check", help="compare with what the finished jobs have taken")] = False,
 ) -> None:
     """What a config will take: jobs, tokens, hours, memory, disk, a judge's requests; nothing is run."""

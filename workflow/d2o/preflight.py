@@ -31,7 +31,7 @@ def problems(jobs: Sequence[Any], plan: Plan, executor: str) -> list[str]:
     here, submitted = executor == "local", [job for job in jobs if not job.is_local]
     lines = {line for job in jobs for line in _of_job(job, plan.settings, here)}
     planned = [Job(job.rule.name, tuple(job.wildcards.items())) for job in jobs if job.rule.name in RULES]
-    estimate = Estimate(plan, hardware.named("H100" if plan.settings.compute.gpus else "cpu"))
+    estimate = Estimate(plan, hardware.named(hardware.of(plan.settings.compute)))
     where = _kubernetes if executor == "kubernetes-volume" else _slurm
     around = _memory(planned, estimate) if here else where(submitted)
     budgets = _budgets(planned, estimate, plan.settings)

@@ -22,11 +22,11 @@ rule compute_heldout_logprobs:
         "<point>/logs/heldout_logprobs.log",
     benchmark:
         "<point>/logs/heldout_logprobs.benchmark.tsv"
-    threads: plan.needs("heldout_logprobs", "threads")
+    threads: needs.of("heldout_logprobs", "threads")
     resources:
-        mem_mb=plan.needs("heldout_logprobs", "mem_mb"),
-        runtime=plan.needs("heldout_logprobs", "runtime"),
-        gpu=plan.needs("heldout_logprobs", "gpu"),
+        mem_mb=needs.of("heldout_logprobs", "mem_mb"),
+        runtime=needs.of("heldout_logprobs", "runtime"),
+        gpu=needs.of("heldout_logprobs", "gpu"),
     conda:
         plan.environment("train")
     priority: 1

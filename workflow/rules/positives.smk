@@ -24,11 +24,11 @@ rule sample_positives:
         "<base>/logs/positives-{pool}-{shard}.log",
     benchmark:
         "<base>/logs/positives-{pool}-{shard}.benchmark.tsv"
-    threads: plan.needs("positives", "threads")
+    threads: needs.of("positives", "threads")
     resources:
-        mem_mb=plan.needs("positives", "mem_mb"),
-        runtime=plan.needs("positives", "runtime"),
-        gpu=plan.needs("positives", "gpu"),
+        mem_mb=needs.of("positives", "mem_mb"),
+        runtime=needs.of("positives", "runtime"),
+        gpu=needs.of("positives", "gpu"),
         execution=plan.execution("sampling"),
     conda:
         plan.environment("generation")

@@ -22,11 +22,11 @@ rule compute_reference_logprobs:
         "<base>/logs/reference_logprobs-{table}.log",
     benchmark:
         "<base>/logs/reference_logprobs-{table}.benchmark.tsv"
-    threads: plan.needs("reference_logprobs", "threads")
+    threads: needs.of("reference_logprobs", "threads")
     resources:
-        mem_mb=plan.needs("reference_logprobs", "mem_mb"),
-        runtime=plan.needs("reference_logprobs", "runtime"),
-        gpu=plan.needs("reference_logprobs", "gpu"),
+        mem_mb=needs.of("reference_logprobs", "mem_mb"),
+        runtime=needs.of("reference_logprobs", "runtime"),
+        gpu=needs.of("reference_logprobs", "gpu"),
     conda:
         plan.environment("train")
     shell:

@@ -22,11 +22,11 @@ rule answer_prompts:
         "<point>/logs/responses.log",
     benchmark:
         "<point>/logs/responses.benchmark.tsv"
-    threads: plan.needs("responses", "threads")
+    threads: needs.of("responses", "threads")
     resources:
-        mem_mb=plan.needs("responses", "mem_mb"),
-        runtime=plan.needs("responses", "runtime"),
-        gpu=plan.needs("responses", "gpu"),
+        mem_mb=needs.of("responses", "mem_mb"),
+        runtime=needs.of("responses", "runtime"),
+        gpu=needs.of("responses", "gpu"),
         execution=plan.execution("responses"),
     conda:
         plan.environment("generation")

@@ -49,11 +49,11 @@ rule train_reward:
         "<data>/rewards/logs/{reward}.log",
     benchmark:
         "<data>/rewards/logs/{reward}.benchmark.tsv"
-    threads: plan.needs("rewards", "threads")
+    threads: needs.of("rewards", "threads")
     resources:
-        mem_mb=plan.needs("rewards", "mem_mb"),
-        runtime=plan.needs("rewards", "runtime"),
-        gpu=plan.needs("rewards", "gpu"),
+        mem_mb=needs.of("rewards", "mem_mb"),
+        runtime=needs.of("rewards", "runtime"),
+        gpu=needs.of("rewards", "gpu"),
     conda:
         plan.environment("train")
     shell:
@@ -79,11 +79,11 @@ rule score_responses:
         "<point>/logs/scores-{reward}.log",
     benchmark:
         "<point>/logs/scores-{reward}.benchmark.tsv"
-    threads: plan.needs("scores", "threads")
+    threads: needs.of("scores", "threads")
     resources:
-        mem_mb=plan.needs("scores", "mem_mb"),
-        runtime=plan.needs("scores", "runtime"),
-        gpu=plan.needs("scores", "gpu"),
+        mem_mb=needs.of("scores", "mem_mb"),
+        runtime=needs.of("scores", "runtime"),
+        gpu=needs.of("scores", "gpu"),
         execution=plan.execution("scores"),
     conda:
         plan.environment("train")

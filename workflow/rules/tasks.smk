@@ -76,11 +76,11 @@ rule answer_questions:
         "<run>/logs/tasks-{task}.log",
     benchmark:
         "<run>/logs/tasks-{task}.benchmark.tsv"
-    threads: plan.needs("tasks", "threads")
+    threads: needs.of("tasks", "threads")
     resources:
-        mem_mb=plan.needs("tasks", "mem_mb"),
-        runtime=plan.needs("tasks", "runtime"),
-        gpu=plan.needs("tasks", "gpu"),
+        mem_mb=needs.of("tasks", "mem_mb"),
+        runtime=needs.of("tasks", "runtime"),
+        gpu=needs.of("tasks", "gpu"),
     conda:
         plan.environment("tasks")
     priority: 1

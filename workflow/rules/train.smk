@@ -29,16 +29,16 @@ rule train_method:
         "<run>/logs/train.log",
     benchmark:
         "<run>/logs/train.benchmark.tsv"
-    threads: plan.needs("train", "threads")
+    threads: needs.of("train", "threads")
     resources:
-        mem_mb=plan.needs("train", "mem_mb"),
-        runtime=plan.needs("train", "runtime"),
-        gpu=plan.training("gpu"),
-        leased=plan.training("leased"),
-        nodes=plan.training("nodes"),
-        tasks=plan.training("tasks"),
-        mpi=plan.training("mpi"),
-        gres=plan.training("gres"),
+        mem_mb=needs.of("train", "mem_mb"),
+        runtime=needs.of("train", "runtime"),
+        gpu=needs.training("gpu"),
+        leased=needs.training("leased"),
+        nodes=needs.training("nodes"),
+        tasks=needs.training("tasks"),
+        mpi=needs.training("mpi"),
+        gres=needs.training("gres"),
         execution=plan.execution("train"),
     conda:
         plan.environment("train")

@@ -23,14 +23,14 @@ from d2o.settings import JOBS, Need
 _ORDER = ["models", *JOBS, "judge", OTHERS]
 
 
-def lines(config: Path, experiments: Sequence[str], device: str) -> list[str]:
+def lines(config: Path, experiments: Sequence[str], device: str | None) -> list[str]:
     """The bill of a config, line by line.
 
     Args:
         experiments: those whose reports are wanted; empty: all.
-        device: key of `hardware.DEVICES`.
+        device: key of `hardware.DEVICES`; None: `hardware.of` the config.
     """
-    plan, planned, estimate = _planned(config, experiments, device)
+    plan, planned, estimate, device = _planned(config, experiments, device)
     works = [(job, estimate.of(job)) for job in planned]
     on_cpu = not hardware.named(device).memory
     rows = [_row(kind, [work for job, work in works if job.kind == kind]) for kind in _ORDER]
@@ -50,7 +50,7 @@ def lines(config: Path, experiments: Sequence[str], device: str) -> list[str]:
     return [*page, *_exceeded(plan, works, device), *estimate.notes, *_known(estimate, trainings or planned)]
 
 
-def check(config: Path, experiments: Sequence[str], device: str) -> list[str]:
+def check(config: Path, experiments: Sequence[str], device: str | None) -> list[str]:
     """Estimates beside what the finished jobs of a config have taken, kind by kind, line by line.
 
     Times are compared after one number, by which the device is slower than assumed, is taken from the trainings, or
@@ -59,7 +59,7 @@ def check(config: Path, experiments: Sequence[str], device: str) -> list[str]:
     Raises:
         D2OError: where no job is finished.
     """
-    plan, planned, estimate = _planned(config, experiments, device)
+    plan, planned, estimate, device = _planned(config, experiments, device)
     results = plan.settings.results
     pairs = [(job, estimate.of(job), taken) for job in planned if (taken := measured.of(job, results))]
     if not pairs:
@@ -81,15 +81,16 @@ def check(config: Path, experiments: Sequence[str], device: str) -> list[str]:
     return page
 
 
-def _planned(config: Path, experiments: Sequence[str], device: str) -> tuple[Plan, list[Job], Estimate]:
+def _planned(config: Path, experiments: Sequence[str], device: str | None) -> tuple[Plan, list[Job], Estimate, str]:
     plan = Plan(yaml.safe_load(config.read_text()), str(config))
+    device = device or hardware.of(plan.settings.compute)
     if unknown := set(experiments) - plan.settings.experiments.keys():
         known = ", ".join(plan.settings.experiments)
         raise D2OError(f"{config}: no experiment {min(unknown)!r}; there are: {known}")
     estimate = Estimate(plan, hardware.named(device))
     # Weights that experiments share go when all of these have ended: no report asks for it.
     targets = plan.targets("page", *experiments) + ([] if experiments else plan.targets("released"))
-    return plan, jobs.planned(config, plan.settings.results, targets), estimate
+    return plan, jobs.planned(config, plan.settings.results, targets), estimate, device
 
 
 # What is said -----------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from d2o.errors import D2OError
+from d2o.settings import Compute
 from d2o.settings.messages import suggestion
 
 
@@ -53,3 +54,8 @@ def named(name: str) -> Device:
     if name not in DEVICES:
         raise D2OError(f"--device: there is no {name!r}{suggestion(name, DEVICES)}")
     return DEVICES[name]
+
+
+def of(compute: Compute) -> str:
+    """The name of the device that jobs run on: the config's, or an H100 where they take GPUs."""
+    return compute.device or ("H100" if compute.gpus else "cpu")

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from d2o import layout
 from d2o.errors import D2OError
@@ -76,6 +77,15 @@ class Job:
 
     rule: str
     wildcards: tuple[tuple[str, str], ...]
+
+    @classmethod
+    def of(cls, kind: str, wildcards: Any) -> Job:
+        """The job of a kind that Snakemake gives such wildcards; of rules that differ in none, the first."""
+        names = dict(wildcards.items())
+        rule = next(
+            r for r, about in RULES.items() if about.kind == kind and layout.wildcards(about.place) == {*names}
+        )
+        return cls(rule, tuple(names.items()))
 
     @property
     def names(self) -> dict[str, str]:

@@ -9,7 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from d2o import datasets, records, schemas
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from d2o import datasets, records
 from d2o.formats import FORMATS
 from d2o.layout import Layout
 from d2o.settings import Dataset, Method, Settings, Task
@@ -20,8 +23,8 @@ CHARACTERS, TEMPLATE, INSTRUCTION = 4.0, 20.0, 20.0
 ANSWER, AGAIN = 0.45, 0.1
 # Of a question of a task, tokens, and of its choices alone; of an unknown task, questions.
 QUESTION, CHOICES, QUESTIONS = 85.0, 25.0, 10_000
-# Prompts that are read to know how long they are in a model's own tokens.
-_READ = 100
+# Prompts that are read to know how long they are in a model's own tokens; columns by which answers are counted.
+_READ, _COUNTED = 100, ["split", "prompt_id", "positive", "negative", "positive_unsafe"]
 
 
 @dataclass(frozen=True)
@@ -102,33 +105,44 @@ def of(s: Settings, dataset: str, model: str) -> Data:
 
 
 def _read(tables: Sequence[Path], model: Path, s: Settings) -> Data:
-    columns = [field for field in schemas.NEGATIVES.names if field not in ("categories", "severity")]
-    negatives, pairs = (records.read_any(path, columns).to_pylist() for path in tables[:2])
-    prompts = records.read_any(tables[2], ["prompt_id", "messages", "origin"]).to_pylist()
-    trained = [row for row in negatives if row["split"] == "train"]
-    held_out = [row for row in negatives if row["split"] != "train"]
-    prompt, answer = _lengths((trained or held_out)[:: max(1, len(trained or held_out) // _READ)], model, s)
+    negatives, pairs = (records.read_any(path, _COUNTED) for path in tables[:2])
+    origins = records.read_any(tables[2], ["origin"])["origin"].to_pylist()
+    trained = pc.equal(negatives["split"], "train")
+    prompt, answer = _lengths(_some(tables[0]), model, s)
     return Data(
-        _human(trained),
-        _human([row for row in pairs if row["split"] == "train"]),
-        _human(held_out),
-        len(prompts),
-        sum(row["origin"] != "validation" for row in prompts),
+        _human(negatives.filter(trained)),
+        _human(pairs.filter(pc.equal(pairs["split"], "train"))),
+        _human(negatives.filter(pc.invert(trained))),
+        len(origins),
+        sum(origin != "validation" for origin in origins),
         prompt,
         answer,
         f"rows and lengths of {tables[0].parent}",
     )
 
 
-def _human(rows: Sequence[Mapping[str, Any]]) -> Human:
-    answers = {(row["prompt_id"], text) for row in rows for text in (row["positive"], row["negative"]) if text}
-    return Human(
-        len(rows),
-        len({row["prompt_id"] for row in rows}),
-        sum(row["positive"] is not None for row in rows),
-        sum(row["positive"] is not None and row["positive_unsafe"] is False for row in rows),
-        len(answers),
+def _human(table: pa.Table) -> Human:
+    positive = table["positive"]
+    safe = pc.and_(pc.is_valid(positive), pc.fill_null(pc.invert(table["positive_unsafe"]), False))
+    answers = pa.concat_tables(
+        table.select(["prompt_id", side]).rename_columns(["prompt_id", "text"]) for side in ("positive", "negative")
     )
+    answers = answers.filter(pc.fill_null(pc.not_equal(answers["text"], ""), False))
+    return Human(
+        table.num_rows,
+        pc.count_distinct(table["prompt_id"]).as_py(),
+        table.num_rows - positive.null_count,
+        pc.sum(safe).as_py() or 0,
+        answers.group_by(["prompt_id", "text"]).aggregate([]).num_rows,
+    )
+
+
+def _some(path: Path) -> list[dict[str, Any]]:
+    """About `_READ` rows of the negatives' table, evenly spread: of those trained on, where there are any."""
+    table = records.read_any(path, ["split", "messages", "positive", "negative"])
+    trained = table.filter(pc.equal(table["split"], "train"))
+    table = trained if trained.num_rows else table
+    return table.take([*range(0, table.num_rows, max(1, table.num_rows // _READ))]).to_pylist()
 
 
 def _lengths(rows: Sequence[Mapping[str, Any]], model: Path, s: Settings) -> tuple[float, float]:

@@ -47,8 +47,6 @@ _ASKED_BY = {
 # Artifacts of an experiment that only some have: the key that asks for them.
 _ONLY_WITH = {"pair_quality_figure": "pair_quality"}
 _ONLY_WITH |= dict.fromkeys(["human_key", "human_pages", "human_verdicts"], "human_eval")
-# What an exact scorer takes.
-_SMALL = {"threads": 1, "mem_mb": 4000, "runtime": 60, "gpu": 0}
 # Of a wildcard, those that must be known before it.
 _NEEDS = {"organism": {"dataset"}, "seed": {"method"}, "snapshot": {"method"}}
 _NEEDS |= {name: {"dataset", "model", "method", "seed"} for name in ("round", "pool", "table")}
@@ -472,53 +470,6 @@ class Plan:
             return " ".join(f"--{flag} {path}" for path in ([paths] if isinstance(paths, str) else paths))
 
         return flags
-
-    def training(self, need: str) -> Callable:
-        """A training's resources: one GPU a rank, none on a CPU; `leased` are those of one node.
-
-        Over several nodes a task on each, and `gres`, the GPUs of one: without it Slurm may put 7 of 8 on one node.
-        Slurm's plugin starts a job with `mpi` outside of a step, on the first node; `d2o train` starts the others.
-        """
-
-        def needed(wildcards) -> int | str | None:  # None: the job has no such resource
-            train = self.settings.train_of(self.settings.methods[wildcards.method])
-            gpus = train.ranks if self.settings.compute.gpus else 0
-            leased, several = gpus // train.nodes, train.nodes > 1
-            return {
-                "gpu": gpus,
-                "leased": leased,
-                "nodes": train.nodes,
-                "tasks": train.nodes,
-                "mpi": "srun" if several else None,
-                "gres": f"gpu:{leased}" if several and gpus else None,
-            }[need]
-
-        return needed
-
-    def needs(self, jobs: str, resource: str) -> Callable[[Any, int], int]:
-        """A rule's `threads`, or one of its resources `mem_mb`, `runtime` and `gpu`, for a kind of jobs.
-
-        What the first attempt asks for is in `compute.jobs`; each further one asks for as much memory and time again,
-        at most for those of `compute`. An exact scorer takes little, whatever is asked for there.
-        """
-        compute = self.settings.compute
-        need = compute.jobs.get(jobs, settings.Need())
-
-        def needed(wildcards, attempt: int) -> int:
-            if jobs == "scores" and self.settings.rewards[wildcards.reward].rule:
-                return _SMALL[resource]
-            match resource:
-                case "threads":
-                    return need.threads or compute.threads
-                case "mem_mb":
-                    return 1000 * min((need.memory_gb or compute.memory_gb) * attempt, compute.memory_gb)
-                case "runtime":
-                    return min((need.minutes or compute.minutes) * attempt, compute.minutes)
-                case "gpu":
-                    return compute.gpus
-            raise KeyError(resource)
-
-        return needed
 
     def _path(self, place: str, wildcards, **names: Any) -> str:
         return self.layout.path(place, _names(wildcards), **names)

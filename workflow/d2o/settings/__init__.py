@@ -779,7 +779,7 @@ class Task(Questions):
 
 
 class Need(Section):
-    """What a kind of jobs asks for at its first attempt; null: as much as `compute` says."""
+    """What a kind of jobs asks for at its first attempt; null: by the `device`, or else as much as `compute` says."""
 
     threads: Positive | None = Field(None, description="cores")
     memory_gb: Positive | None = Field(None, description="GB of memory")
@@ -792,10 +792,15 @@ class Compute(Section):
     threads: Positive = Field(8, description="cores")
     memory_gb: Positive = Field(64, description="GB of memory")
     minutes: Positive = Field(720, description="minutes until a cluster may stop the job")
+    device: Literal["H100", "H200", "A100", "L40S", "cpu"] | None = Field(
+        None,
+        description="what the GPUs, or the cores, are: each job asks for twice the memory and four times the minutes "
+        "that `d2o plan` says it takes there, up to the above; null: for all of the above",
+    )
     jobs: dict[Literal[JOBS], Need] = Field(
         {},
-        description="by kind of job, such as `scores`, what is less than the above; each further attempt asks for as "
-        "much memory and time again, up to the above",
+        description="by kind of job, such as `scores`, what else it asks for; each further attempt asks for as much "
+        "memory and time again, up to the above",
     )
     gpus: Annotated[int, Field(ge=0)] = Field(
         0,

@@ -1,0 +1,92 @@
+"""What jobs ask of the machine or the cluster: the `threads` and resources of the rules that run a model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from d2o.bill import hardware
+from d2o.bill.jobs import Job
+from d2o.bill.work import Estimate
+from d2o.plan import Plan
+from d2o.settings import Need
+
+# What an exact scorer takes.
+_SMALL = {"threads": 1, "mem_mb": 4000, "runtime": 60, "gpu": 0}
+# What a first attempt asks for beside what `d2o plan` says of the job: so many times the memory and the time.
+_ROOM, _SLACK = 2, 4
+# Nobody asks for less: GB, and minutes, of which a job loses the last five (`--signal=TERM@300` of the profile).
+_LEAST_GB, _LEAST_MINUTES = 4, 15
+
+
+class Needs:
+    """What the jobs of a plan ask for, as functions of their wildcards: resources of rules."""
+
+    def __init__(self, plan: Plan):
+        self._s = plan.settings
+        self._estimate = Estimate(plan, hardware.named(hardware.of(plan.settings.compute)))
+
+    def of(self, kind: str, resource: str) -> Callable[[Any, int], int]:
+        """A rule's `threads`, or one of its resources `mem_mb`, `runtime` and `gpu`.
+
+        The first attempt asks for what `compute.jobs` says of its kind; where that says nothing and `compute.device`
+        is known, for twice the memory and four times the time of the job's own estimate; else for all of `compute`.
+        Each further attempt asks for as much memory and time again, at most for those of `compute`. An exact scorer
+        takes little, whatever is asked for there.
+
+        Args:
+            kind: of jobs, one of `settings.JOBS`.
+        """
+
+        def needed(wildcards, attempt: int) -> int:
+            if kind == "scores" and self._s.rewards[wildcards.reward].rule:
+                return _SMALL[resource]
+            compute, need = self._s.compute, self._s.compute.jobs.get(kind, Need())
+            match resource:
+                case "threads":
+                    return need.threads or compute.threads
+                case "mem_mb":
+                    return 1000 * min((need.memory_gb or self._memory(kind, wildcards)) * attempt, compute.memory_gb)
+                case "runtime":
+                    return min((need.minutes or self._minutes(kind, wildcards)) * attempt, compute.minutes)
+                case "gpu":
+                    return compute.gpus
+            raise KeyError(resource)
+
+        return needed
+
+    def training(self, resource: str) -> Callable:
+        """A training's resources: one GPU a rank, none on a CPU; `leased` are those of one node.
+
+        Over several nodes a task on each, and `gres`, the GPUs of one: without it Slurm may put 7 of 8 on one node.
+        Slurm's plugin starts a job with `mpi` outside of a step, on the first node; `d2o train` starts the others.
+        """
+
+        def needed(wildcards) -> int | str | None:  # None: the job has no such resource
+            train = self._s.train_of(self._s.methods[wildcards.method])
+            gpus = train.ranks if self._s.compute.gpus else 0
+            leased, several = gpus // train.nodes, train.nodes > 1
+            return {
+                "gpu": gpus,
+                "leased": leased,
+                "nodes": train.nodes,
+                "tasks": train.nodes,
+                "mpi": "srun" if several else None,
+                "gres": f"gpu:{leased}" if several and gpus else None,
+            }[resource]
+
+        return needed
+
+    def _memory(self, kind: str, wildcards) -> int:
+        """GB of memory."""
+        if not self._s.compute.device:
+            return self._s.compute.memory_gb
+        host = self._estimate.of(Job.of(kind, wildcards)).host
+        return max(_LEAST_GB, math.ceil(_ROOM * host / 1e9))
+
+    def _minutes(self, kind: str, wildcards) -> int:
+        if not self._s.compute.device:
+            return self._s.compute.minutes
+        seconds = self._estimate.of(Job.of(kind, wildcards)).seconds
+        return max(_LEAST_MINUTES, math.ceil(_SLACK * seconds / 60))
