@@ -80,10 +80,7 @@ include: "workflow/rules/report.smk"
 
 # Below the rules: constraints reach the wildcards of path variables only in rules that are there already.
 wildcard_constraints:
-    organism=r"[A-Za-z0-9._-]+",
-    dataset=r"[A-Za-z0-9._-]+",
-    model=r"[A-Za-z0-9._-]+",
-    method=r"[A-Za-z0-9._-]+",
+    **plan.names(),
     seed=r"\d+",
     round=r"\d+",
     snapshot=r"(/step\d+)?",

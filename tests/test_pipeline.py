@@ -105,6 +105,13 @@ def restored(project):
     project.configure(config)
 
 
+@pytest.mark.parametrize("path", ["reports/nope/report.html", "demo/tiny/d2o/seed0/scores/nope.parquet"])
+def test_a_path_with_a_name_of_no_entry_has_no_rule(path, project):
+    printed = project.snakemake(f"results/{path}", "-n", check=False)
+    assert f"No rule to produce results/{path}" in printed
+    assert "Traceback" not in printed
+
+
 def test_every_artifact_is_there_and_says_what_made_it(project):
     results = project.folder / "results"
     run = results / "demo" / "tiny" / "d2o" / "seed0"

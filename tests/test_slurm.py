@@ -3,10 +3,12 @@
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import MagicMock
@@ -236,7 +238,7 @@ ON_SLURM = (
 
 @pytest.mark.slow
 def test_the_small_pipeline_on_slurm(slurm, tiny_model, tmp_path):
-    """Trainings, one of them over both nodes, go on where Slurm has sent a SIGTERM, as before their time is up.
+    """A training goes on where Slurm has ended it: one as its time is up, one over both nodes by `scancel`.
 
     The shards of a pool run side by side, and one that is killed at its first try is submitted again.
     """
@@ -253,7 +255,7 @@ def test_the_small_pipeline_on_slurm(slurm, tiny_model, tmp_path):
     pool = "results/demo/tiny/positives/corrected-k2.parquet"
     with ThreadPoolExecutor() as beside:
         printed = beside.submit(project.snakemake, "all", over_two, pool, *ON_SLURM)
-        under_way, shards = dict(runs), []
+        under_way, shards, ended = dict(runs), [], []
         while (under_way or not shards) and not printed.done():
             if not shards and len(running := jobs_of("sample_positives")) == 2:
                 shards = running
@@ -261,10 +263,11 @@ def test_the_small_pipeline_on_slurm(slurm, tiny_model, tmp_path):
             for name, folder in list(under_way.items()):
                 log = folder / "checkpoints" / "train.jsonl"
                 if log.exists() and log.read_text():
-                    run("scancel", "--signal=TERM", *jobs_of("train_method", name))
+                    ended.append(beside.submit({"dpo": time_is_up, "over-two": cancel}[name], name))
                     del under_way[name]
             time.sleep(0.2)
         assert "has been submitted with SLURM jobid" in printed.result()
+        assert [one.result() for one in ended] == [None, None]
     assert len(shards) == 2, "never side by side"
     assert printed.result().count("Trying to restart job") == 3
     assert (project.folder / pool).exists()
@@ -276,6 +279,35 @@ def test_the_small_pipeline_on_slurm(slurm, tiny_model, tmp_path):
     assert len(weights) == 1, "over two nodes the weights are others"
     assert (project.folder / "results" / "reports" / "tiny" / "report.html").exists()
     assert "Nothing to be done" in project.snakemake("all")
+
+
+def cancel(name: str) -> None:
+    run("scancel", "--signal=TERM", *jobs_of("train_method", name))
+
+
+def time_is_up(name: str) -> None:
+    """Five minutes are left to a training, and Slurm sends the SIGTERM of the profile's `--signal`.
+
+    Slurm looks once in half a minute: the training is held until then, however quick this machine is.
+    """
+    held = [int(pid) for pid in run("pgrep", "-f", "--", f"--checkpoints [^ ]*/{name}/seed0/").stdout.split()]
+    for pid in held:
+        os.kill(pid, signal.SIGSTOP)
+    run("scontrol", "update", f"JobId={','.join(jobs_of('train_method', name))}", "TimeLimit=5")
+    while any(map(waiting, held)):
+        time.sleep(0.2)
+    for pid in held:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+
+
+def waiting(pid: int) -> bool:
+    """Whether a stopped process has got no SIGTERM yet."""
+    try:
+        status = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return status["State"].startswith("T") and not int(status["ShdPnd"], 16) >> (signal.SIGTERM - 1) & 1
 
 
 def jobs_of(rule: str, name: str = "") -> list[str]:

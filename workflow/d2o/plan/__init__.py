@@ -6,6 +6,7 @@ The rules stay declarative: each asks a `Plan`, so that changing one key of the 
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from itertools import product
@@ -76,6 +77,21 @@ class Plan:
         section whose artifact lies there, made otherwise."""
         s = self.settings
         return [*checks.undated(s), *checks.moving(s), *checks.replaced(s, self._crossed)]
+
+    def names(self) -> dict[str, str]:
+        """By wildcard that stands for an entry of the config, the pattern of their names: no rule makes another."""
+        s = self.settings
+        entries = {
+            "organism": s.organisms,
+            "dataset": s.datasets,
+            "model": s.models,
+            "method": ["initial", *s.methods],
+            "reward": s.rewards,
+            "judge": s.judges,
+            "task": s.tasks,
+            "experiment": s.experiments,
+        }
+        return {wildcard: "|".join(map(re.escape, names)) or r"(?!)" for wildcard, names in entries.items()}
 
     # Targets -------------------------------------------------------------------------------------
 
