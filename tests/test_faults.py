@@ -1,6 +1,7 @@
 """Faults at random moments: whatever dies, the same command ends with what an undisturbed run has made.
 
-D2O_FAULTS says how many (2; `make test-faults` takes 100), D2O_FAULTS_SEED which.
+D2O_FAULTS says how many (2; `make test-faults` takes 100), D2O_FAULTS_SEED which. More than two meet online rounds, a
+judge and weights that are released, too.
 """
 
 import json
@@ -11,6 +12,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,12 +21,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from d2o import records, verify
-from test_pipeline import CONFIG, Project
+from test_judge import CHECK, Server
+from test_pipeline import CONFIG, KEYS, Project
 
 pytestmark = pytest.mark.slow
 
 FAULTS, SEED = int(os.environ.get("D2O_FAULTS", "2")), int(os.environ.get("D2O_FAULTS_SEED", "0"))
-# Every kind of stage that needs no network: samples in two shards, a training on two ranks.
+# Samples in two shards, a training on two ranks.
 SMALL = CONFIG | {
     "experiments": {"tiny": {"datasets": ["demo"], "models": ["tiny"], "methods": ["initial", "d2o"],
                              "rewards": ["safety"], "tasks": ["mmlu"]}},
@@ -32,6 +35,10 @@ SMALL = CONFIG | {
     "engine": {"backend": "transformers", "max_num_seqs": 16},
     "train": CONFIG["train"] | {"ranks": 2, "steps": 12, "checkpoint_minutes": 0.001},
 }  # fmt: skip
+# What waits for others, or goes when they are done.
+ROUNDS = {"datasets": ["demo"], "models": ["tiny"], "methods": ["initial", "online"], "judges": ["wise"],
+          "keep": "nothing"}  # fmt: skip
+ONLINE = {"extends": "d2o", "online": {"start": 4, "every": 6, "share": 0.5}}
 ALL = [sys.executable, "-m", "snakemake", "--cores", "2", "all"]
 
 
@@ -43,7 +50,7 @@ class Run:
         self._log = (project.folder / log).open("w+")
         self._process = subprocess.Popen(
             [*ALL, *arguments], cwd=project.folder, stdout=self._log, stderr=subprocess.STDOUT,
-            start_new_session=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
+            start_new_session=True, env=os.environ | KEYS | {"OMP_NUM_THREADS": "1"},
         )  # fmt: skip
 
     def wait(self, seconds: float | None = None) -> int | None:
@@ -172,11 +179,18 @@ def made(project: Project) -> dict[str, object]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tiny_model, tmp_path_factory) -> Project:
+def undisturbed(tiny_model, tmp_path_factory) -> Iterator[Project]:
     project = Project(tmp_path_factory.mktemp("undisturbed"), tiny_model)
-    project.configure(SMALL | {"models": project.config["models"]})
+    wise = Server(lambda text: "yes" if text == CHECK else "[[A]]")
+    config = SMALL | {"models": project.config["models"]}
+    if FAULTS > 2:
+        config["experiments"] = config["experiments"] | {"rounds": ROUNDS}
+        config["methods"] = config["methods"] | {"online": ONLINE}
+        config["judges"] = {"wise": wise.settings().model_dump(exclude_defaults=True)}
+    project.configure(config)
     project.snakemake("all")
-    return project
+    yield project
+    wise.close()
 
 
 def test_whatever_dies_the_same_command_ends_with_the_same(undisturbed, disturbed):

@@ -63,6 +63,10 @@ class Server:
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         Thread(target=self.http.serve_forever, daemon=True).start()
 
+    def close(self) -> None:
+        self.http.shutdown()
+        self.http.server_close()
+
     def settings(self, **changed) -> Judge:
         url = f"http://127.0.0.1:{self.http.server_port}/v1"
         return Judge(**{"base_url": url, "model": "wise", "concurrency": 3} | changed)
@@ -82,8 +86,7 @@ def serve(monkeypatch):
 
     yield start
     for server in started:
-        server.http.shutdown()
-        server.http.server_close()
+        server.close()
 
 
 @pytest.fixture
