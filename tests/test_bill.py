@@ -37,7 +37,9 @@ def test_the_size_of_a_model_is_known_by_its_name():
     assert shapes.of_name("SmolLM2-135M-Instruct.Q4_1.gguf")[0].parameters == pytest.approx(134.5e6, rel=0.001)
     assert shapes.of_name("microsoft/Phi-3-mini-4k-instruct")[0].parameters == pytest.approx(3.82e9, rel=0.01)
     assert shapes.of_name("Qwen/Qwen2-1.5B-Instruct")[0].parameters == pytest.approx(1.54e9, rel=0.01)
-    for name, size in {"some-30B": 30e9, "llm-v0.1-1.1b": 1.1e9, "tiny_410M": 410e6}.items():
+    sizes = {"some-30B": 30e9, "llm-v0.1-1.1b": 1.1e9, "tiny_410M": 410e6, "gemma-2-27b-it": 27e9, "vicuna-13b": 13e9,
+             "Qwen3-1.7B": 1.7e9, "deepseek-llm-67b": 67e9, "Mixtral-8x7B": 47e9}  # fmt: skip
+    for name, size in sizes.items():
         assert shapes.of_name(name)[0].parameters == pytest.approx(size, rel=0.35), name
     assert shapes.of_name("FsfairX-LLaMA3-RM-v0.1")[0].parameters == pytest.approx(8.03e9, rel=0.01)
     assert "no size" in shapes.of_name("mystery")[1]
@@ -169,7 +171,7 @@ def test_the_wildcards_of_a_rule_tell_what_its_job_takes(rule):
     names = dict.fromkeys(layout.wildcards(about.place), "name")
     job = Job.of(about.kind, names)
     assert (job.kind, job.names) == (about.kind, names)
-    assert getattr(Estimate, f"_{job.rule}") is getattr(Estimate, f"_{rule}")
+    assert job.rule == rule or {job.rule, rule} == {"train_method", "train_again"}
 
 
 # Rows --------------------------------------------------------------------------------------------

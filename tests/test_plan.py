@@ -14,11 +14,12 @@ import yaml
 from snakemake.iocontainers import Wildcards
 
 from conftest import ROOT, edited, overwritten
-from d2o import settings
+from d2o import records, schemas, settings
 from d2o.errors import D2OError
 from d2o.needs import Needs
 from d2o.plan import Plan, stages
 from d2o.sources import source_digest
+from rows import asked, human_row, prompt
 
 CONFIG = yaml.safe_load((ROOT / "tests" / "data" / "config.yaml").read_text())
 NAMES = {
@@ -128,12 +129,40 @@ def test_a_job_asks_by_its_model_and_its_rows_and_after_a_failure_for_more(kind)
         fewer["datasets"]["pku-saferlhf"] |= {"train_prompts": 150, "test_prompts": 15}
         fewer["datasets"]["pku-saferlhf"]["validation_prompts"] = 10
         assert of_paper(fewer, kind)[1] < first[1] or first[1] == 15  # the least that is asked for
+    assert of_paper(PAPER, kind, 3) == most
     nameless = copy.deepcopy(PAPER)
     nameless["compute"]["device"] = None
     assert of_paper(nameless, kind) == most
     own = copy.deepcopy(PAPER)
     own["compute"]["jobs"][kind] = {"memory_gb": 7, "minutes": 20}
     assert of_paper(own, kind, 2) == (14000, 40)
+
+
+def test_vllm_takes_memory_for_each_of_its_processes():
+    parallel = copy.deepcopy(PAPER)
+    parallel["engine"]["tensor_parallel"] = parallel["compute"]["gpus"] = 8
+    assert of_paper(parallel, "positives")[0] == 8 * of_paper(PAPER, "positives")[0]
+
+
+def test_a_job_asks_by_what_is_known_when_it_is_submitted(tmp_path, monkeypatch):
+    """Preflight asks before there is any table. A table that cannot be read is no reason to submit nothing."""
+    config = copy.deepcopy(PAPER) | {"results": str(tmp_path / "results")}
+    config["datasets"]["pku-saferlhf"]["hub"] = "unknown/rows"
+    needs = Needs(Plan(config, "c"))
+    job = Wildcards(fromdict={key: v for key, v in OF_PAPER.items() if key != "seed"} | KINDS["positives"])
+
+    def minutes() -> int:
+        return needs.of("positives", "runtime")(job, 1)
+
+    assumed, folder = minutes(), tmp_path / "results" / "pku-saferlhf"
+    folder.mkdir(parents=True)
+    rows = [human_row(asked(f"Question {n}?"), f"answer {n}") for n in range(40)]
+    records.write_table(folder / "negatives.parquet", schemas.NEGATIVES, rows)
+    records.write_table(folder / "pairs.parquet", schemas.NEGATIVES, rows)
+    records.write_table(folder / "prompts.parquet", schemas.PROMPTS, [prompt(asked("Question 41?"))])
+    assert 15 == minutes() < assumed
+    (folder / "negatives.parquet").write_bytes(b"no table")
+    assert Needs(Plan(config, "c")).of("positives", "runtime")(job, 1) == PAPER["compute"]["minutes"]
 
 
 def test_profiles_of_clusters_say_how_often_a_job_is_tried_again_and_no_rule_does():

@@ -6,6 +6,7 @@ import math
 import os
 import pickle
 import random
+import re
 import shutil
 import signal
 import socket
@@ -20,6 +21,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.distributed as dist
+from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
 from safetensors.torch import load_file
 
 from d2o import chat, groups, progress, records, rounds, schemas
@@ -40,6 +43,7 @@ from d2o.settings import (
     execution_keys,
 )
 from d2o.train import Inputs, data, run, schedule, watch
+from d2o.train import checkpoints as checkpointing
 from d2o.weights import ADAPTER
 from rows import asked, human_row, pooled
 
@@ -828,6 +832,38 @@ def test_a_checkpoint_is_due_when_the_minutes_have_passed_on_rank_0(tiny_model, 
         ]
     )
     assert [(tmp_path / f"rank{rank}").read_text() for rank in (0, 1)] == ["[False, True]"] * 2
+
+
+def test_weights_of_a_checkpoint_are_mapped_not_copied(tiny_model, tmp_path):
+    """Each of a node's ranks reads all of them: eight copies of 7 billion are 108 GB."""
+
+    def anonymous() -> float:
+        """MB of memory of this process that no file backs."""
+        return int(re.search(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1000
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    (tiny_model / "manifest.json").write_text("{}")
+    kept = checkpointing.Checkpoints(tmp_path / "kept", stage(DPO), Inputs(tiny_model, tiny_model / "config.json"))
+    folder = kept.folder / "step1"
+    folder.mkdir()
+    torch.save({"module": torch.ones(50_000_000)}, folder / "weights.pt")
+    torch.save({"moved": []}, folder / "rank0.pt")
+    records.write_json(folder / checkpointing._WHOLE, checkpointing._digests(folder))
+
+    loaded = []
+    reader = TorchCheckpointEngine()  # as DeepSpeed reads the file of all weights
+
+    def load(where: Path, tag: str) -> None:
+        loaded.append(reader.load(str(where / tag / "weights.pt"), map_location=lambda storage, place: storage))
+
+    engine, before = SimpleNamespace(load_checkpoint=load), anonymous()
+    try:
+        assert kept.load(SimpleNamespace(deepspeed=engine, device=torch.device("cpu")), 9) == (1, {"moved": []})
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        dist.destroy_process_group()
+    assert loaded[0]["module"].sum() == 50_000_000
+    assert anonymous() - before < 50  # of 200
 
 
 @pytest.mark.slow

@@ -211,7 +211,7 @@ def _forward(model: Path) -> Iterator[Finding]:
 
 def _policy(model: Path, precision: str) -> Policy:
     """The model on the device, of whose weights the first layer's get gradients: they went through all layers."""
-    policy = forward.load(model, precision).to(devices.device())
+    policy = forward.load(model, precision, device=devices.device())
     policy.requires_grad_(False)
     policy.lm.get_decoder().layers[0].requires_grad_(True)
     return policy

@@ -64,9 +64,9 @@ def _loaded(settings: Forward, model: Path, tokenised: list[groups.Group]) -> fo
 
     from d2o import forward
 
-    device = torch.device(devices.device())
-    policy = forward.load(model, settings.precision).to(device)
-    policy.check(tokenised, device)
+    device = devices.device()
+    policy = forward.load(model, settings.precision, device=device)
+    policy.check(tokenised, torch.device(device))
     return policy
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from d2o.bill import hardware
 from d2o.bill.jobs import Job
-from d2o.bill.work import Estimate
+from d2o.bill.work import Estimate, Work
+from d2o.errors import D2OError
 from d2o.plan import Plan
 from d2o.settings import Need
 
@@ -16,6 +17,8 @@ from d2o.settings import Need
 _SMALL = {"threads": 1, "mem_mb": 4000, "runtime": 60, "gpu": 0}
 # What a first attempt asks for beside what `d2o plan` says of the job: so many times the memory and the time.
 _ROOM, _SLACK = 2, 4
+# Attempts that believe it.
+_BELIEVED = 2
 # Nobody asks for less: GB, and minutes, of which a job loses the last five (`--signal=TERM@300` of the profile).
 _LEAST_GB, _LEAST_MINUTES = 4, 15
 
@@ -32,8 +35,8 @@ class Needs:
 
         The first attempt asks for what `compute.jobs` says of its kind; where that says nothing and `compute.device`
         is known, for twice the memory and four times the time of the job's own estimate; else for all of `compute`.
-        Each further attempt asks for as much memory and time again, at most for those of `compute`. An exact scorer
-        takes little, whatever is asked for there.
+        A second attempt asks for twice as much, a third for three times, or, where it was an estimate, for all of
+        `compute`; none for more than that. An exact scorer takes little, whatever is asked for there.
 
         Args:
             kind: of jobs, one of `settings.JOBS`.
@@ -47,9 +50,11 @@ class Needs:
                 case "threads":
                     return need.threads or compute.threads
                 case "mem_mb":
-                    return 1000 * min((need.memory_gb or self._memory(kind, wildcards)) * attempt, compute.memory_gb)
+                    own = need.memory_gb or self._estimated(_memory, kind, wildcards, attempt) or compute.memory_gb
+                    return 1000 * min(own * attempt, compute.memory_gb)
                 case "runtime":
-                    return min((need.minutes or self._minutes(kind, wildcards)) * attempt, compute.minutes)
+                    own = need.minutes or self._estimated(_minutes, kind, wildcards, attempt) or compute.minutes
+                    return min(own * attempt, compute.minutes)
                 case "gpu":
                     return compute.gpus
             raise KeyError(resource)
@@ -78,15 +83,20 @@ class Needs:
 
         return needed
 
-    def _memory(self, kind: str, wildcards) -> int:
-        """GB of memory."""
-        if not self._s.compute.device:
-            return self._s.compute.memory_gb
-        host = self._estimate.of(Job.of(kind, wildcards)).host
-        return max(_LEAST_GB, math.ceil(_ROOM * host / 1e9))
+    def _estimated(self, of: Callable[[Work], int], kind: str, wildcards, attempt: int) -> int | None:
+        """What the job's estimate comes to; None where there is none, or it was wrong twice."""
+        if not self._s.compute.device or attempt > _BELIEVED:
+            return None
+        try:
+            return of(self._estimate.of(Job.of(kind, wildcards)))
+        except D2OError:  # a table that is damaged, perhaps; whoever reads it says so
+            return None
 
-    def _minutes(self, kind: str, wildcards) -> int:
-        if not self._s.compute.device:
-            return self._s.compute.minutes
-        seconds = self._estimate.of(Job.of(kind, wildcards)).seconds
-        return max(_LEAST_MINUTES, math.ceil(_SLACK * seconds / 60))
+
+def _memory(work: Work) -> int:
+    """GB of memory."""
+    return max(_LEAST_GB, math.ceil(_ROOM * work.host / 1e9))
+
+
+def _minutes(work: Work) -> int:
+    return max(_LEAST_MINUTES, math.ceil(_SLACK * work.seconds / 60))

@@ -96,12 +96,18 @@ _UNKNOWN = (Human(10_000, 10_000, 10_000, 10_000, 20_000), 10_000, (200, 400))
 
 def of(s: Settings, dataset: str, model: str) -> Data:
     """What is known of a data set, or assumed."""
-    place = Layout(s.results).path
-    names = {"dataset": dataset, "model": model}
-    tables = [Path(place(name, names)) for name in ("negatives", "pairs", "prompts")]
-    if all(table.exists() for table in tables):
-        return _read(tables, Path(place("model", names)).parent, s)
+    if known(s, dataset):
+        return _read(_tables(s, dataset), Path(Layout(s.results).path("model", model=model)).parent, s)
     return _assumed(s, s.datasets[dataset])
+
+
+def known(s: Settings, dataset: str) -> bool:
+    """Whether the tables of a data set are finished."""
+    return all(table.exists() for table in _tables(s, dataset))
+
+
+def _tables(s: Settings, dataset: str) -> list[Path]:
+    return [Path(Layout(s.results).path(name, dataset=dataset)) for name in ("negatives", "pairs", "prompts")]
 
 
 def _read(tables: Sequence[Path], model: Path, s: Settings) -> Data:

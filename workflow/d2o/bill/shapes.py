@@ -61,7 +61,8 @@ class Shape:
         return 4 * self.layers * self.keys
 
 
-# By what a repository's name holds, without case; the first that fits.
+# By what a repository's name holds, without case, and not in the middle of a number (27b, 1.7b, 8x7b); the first that
+# fits. Then by the size in it, of a mixture of experts by that of all.
 _KNOWN = {
     "smollm2-135m": Shape(30, 576, 1536, 576, 192, 49152, tied=True),
     "phi-3-mini": Shape(32, 3072, 8192, 3072, 3072, 32064),
@@ -72,7 +73,8 @@ _KNOWN = {
     "7b": Shape(32, 4096, 11008, 4096, 4096, 32000),
     "13b": Shape(40, 5120, 13824, 5120, 5120, 32000),
 }
-_SIZE = re.compile(r"(?<![\d.])(\d+(?:\.\d+)?)([bm])(?![a-z])", re.IGNORECASE)
+_INSIDE = r"(?<![\d.x])"
+_SIZE = re.compile(r"(?<![\d.])(?:(\d+)x)?(\d+(?:\.\d+)?)([bm])(?![a-z])", re.IGNORECASE)
 
 
 def of_folder(folder: Path) -> Shape | None:
@@ -103,10 +105,10 @@ def of_config(config: Mapping[str, Any]) -> Shape:
 def of_name(name: str) -> tuple[Shape, str]:
     """The shape by a repository's or file's name, and what it was taken for."""
     for known, shape in _KNOWN.items():
-        if known in name.lower():
+        if re.search(_INSIDE + re.escape(known), name.lower()):
             return shape, known
     if size := _SIZE.search(name):
-        return _of_size(float(size[1]) * {"b": 1e9, "m": 1e6}[size[2].lower()]), size[0]
+        return _of_size(int(size[1] or 1) * float(size[2]) * {"b": 1e9, "m": 1e6}[size[3].lower()]), size[0]
     return _KNOWN["7b"], "7b, for the name has no size"
 
 

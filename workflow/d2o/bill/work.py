@@ -12,6 +12,7 @@ from d2o import rounds
 from d2o.bill import arithmetic, rows, shapes
 from d2o.bill.hardware import DISK, Device
 from d2o.bill.jobs import Job
+from d2o.bill.rows import Data
 from d2o.bill.shapes import Shape
 from d2o.contracts import CONTRACTS
 from d2o.plan import Plan, stages
@@ -102,20 +103,26 @@ class Estimate:
 
     Attributes:
         notes: a line for each model that was known by its name only.
-        data: what is known of a data set for a model, by their names.
     """
 
     def __init__(self, plan: Plan, device: Device):
         self._plan, self._s, self._place = plan, plan.settings, plan.layout.path
         self._device, self._on_cpu = device, not device.memory
         self.notes: dict[str, None] = {}
-        self.data = cache(lambda dataset, model: rows.of(plan.settings, dataset, model))
-        self._generated = cache(lambda table, most: rows.generated(Path(table), most))
+        self._data = cache(lambda dataset, model, _: rows.of(plan.settings, dataset, model))
+        self._lengths = cache(lambda table, most, _: rows.generated(Path(table), most))
 
     def of(self, job: Job) -> Work:
         """What one job takes."""
         made = getattr(self, f"_{job.rule}", None)
         return made(job.names) if made else Work.table(0.0, seconds=self._device.starts["light"])
+
+    def data(self, dataset: str, model: str) -> Data:
+        """What is known of a data set for a model, by their names; anew once its tables are there."""
+        return self._data(dataset, model, rows.known(self._s, dataset))
+
+    def _generated(self, table: str, most: int) -> float:
+        return self._lengths(table, most, Path(table).exists())
 
     def _running(self, kind: str, flops: float, held: float, speed: float = 1.0) -> dict[str, float]:
         """Operations, time and memory of a job that computes with one device, or with all cores of a job.
@@ -191,14 +198,15 @@ class Estimate:
         return math.prod(self._checkpoints(job))
 
     def states(self, job: Job) -> float:
-        """Bytes of a node's host memory for a training: on CPUs weights, gradients and optimizer, with GPUs the
-        optimizer where it is offloaded. Reads no table."""
+        """Bytes of a node's host memory for a training: on CPUs weights, gradients and optimizer, with GPUs what is
+        offloaded. Reads no table."""
         if job.kind != "train":
             return 0.0
         method, shape = self._s.methods[job.names["method"]], self.shape(job.names["model"])
         train = self._s.train_of(method)
         held = self._states(shape, method, train)
-        return train.ranks // train.nodes * (held.total if self._on_cpu else train.offload * held.optimizer)
+        each = held.total if self._on_cpu else self._offloaded(held, shape, train)
+        return train.ranks // train.nodes * each
 
     def _checkpoints(self, job: Job) -> tuple[int, float]:
         """How many checkpoints of a training are kept, and the bytes of each."""
@@ -280,7 +288,7 @@ class Estimate:
             starting=device.starts["engine"],
             devices=self._held,
             device=engine.gpu_memory_utilization * device.memory,
-            host=_PROCESS["engine"] + weights + room if self._on_cpu else _HOST,
+            host=_PROCESS["engine"] + weights + room if self._on_cpu else used * _HOST,
         )
 
     def _sampled(self, names: Mapping[str, str], pool: str) -> float:
@@ -333,7 +341,9 @@ class Estimate:
         start = boundaries[-1] if boundaries else 0
         return self._steps(names, training, training.steps - start, ends=True)
 
-    _train_again = _train_method
+    def _train_again(self, names: Mapping[str, str]) -> Work:
+        training = self._training(names)
+        return self._steps(names, training, training.steps, ends=True)
 
     def _train_to_round(self, names: Mapping[str, str]) -> Work:
         boundaries, number = [0, *self._boundaries(names)], int(names["round"])
@@ -401,8 +411,15 @@ class Estimate:
         data = training.groups * (training.tokens * _TOKEN + responses * _RESPONSE)
         if self._on_cpu:
             return 0.0, here * (_PROCESS["train"] + held.total + _KEPT * kept + head) + data
-        offloaded = held.optimizer if train.offload else 0.0
-        return _CONTEXT + held.total - offloaded + kept + head, here * (_HOST + offloaded) + data
+        moved = train.offload * (held.optimizer + (held.weights if train.zero_stage == 3 else 0.0))
+        host = here * (_HOST + self._offloaded(held, shape, train)) + data
+        return _CONTEXT + held.total - moved + kept + head, host
+
+    def _offloaded(self, held: arithmetic.States, shape: Shape, train: Train) -> float:
+        """Bytes of a rank that DeepSpeed keeps in host memory: the optimizer, its gradients in float32, under ZeRO 3
+        the weights too."""
+        gradients = 4 * self._trained(shape, train) / train.ranks
+        return train.offload * (held.optimizer + gradients + (held.weights if train.zero_stage == 3 else 0.0))
 
     def _states(self, shape: Shape, method: Method, train: Train) -> arithmetic.States:
         half, trained = self._s.forward.precision != "fp32", self._trained(shape, train)

@@ -151,9 +151,16 @@ def _say_padded(problem: str) -> None:
     print(f"forward: {problem}; each response runs in a padded row of its own, several times slower", file=sys.stderr)
 
 
-def load(folder: Path, precision: str, route: Route = "shared") -> Policy:
-    """The model of a folder, with weights in `bf16` or `fp32`; `auto` as `dtypes.precision`."""
-    keep_freed_memory()
+def load(folder: Path, precision: str, route: Route = "shared", device: str = "cpu") -> Policy:
+    """The model of a folder, with weights in `bf16` or `fp32`; `auto` as `dtypes.precision`.
+
+    Args:
+        device: as of `devices.device`. Weights that are stored in another precision are converted there, and do not
+            pass through the machine's memory.
+    """
+    if device == "cpu":
+        keep_freed_memory()
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[dtypes.precision(precision)]
     trust = model_folders.trusts_code(folder)
-    return Policy(AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=trust), route)
+    lm = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=trust, device_map=device)
+    return Policy(lm, route)

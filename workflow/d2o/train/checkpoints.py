@@ -13,6 +13,7 @@ from typing import NoReturn
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.utils.serialization import config as torch_files
 
 from d2o import locks, records
 from d2o.errors import D2OError
@@ -160,8 +161,10 @@ class Checkpoints:
         for folder in folders:
             problem = "" if _step(folder) > until else _problem(folder)
             if problem is None:
-                engine.deepspeed.load_checkpoint(self.folder, tag=folder.name)
-                state = torch.load(folder / f"rank{dist.get_rank()}.pt", map_location=engine.device)
+                # Every rank reads the file with all weights: mapped, a node holds it once, and gives it back.
+                with torch_files.patch("load.mmap", True):
+                    engine.deepspeed.load_checkpoint(self.folder, tag=folder.name)
+                    state = torch.load(folder / f"rank{dist.get_rank()}.pt", map_location=engine.device)
                 self._say(f"going on after step {_step(folder)}")
                 return _step(folder), state
             dist.barrier()

@@ -54,7 +54,9 @@ def run(stage: TrainStage, inputs: Inputs, checkpoints: Path, output: Path) -> N
     data = _shared(stage, inputs, checkpoints / "groups.arrow")
     train, method, total = stage.train, stage.method, data.total
 
-    policy = forward.load(inputs.model, stage.forward.precision, data.route)
+    # Under ZeRO 3 no device has to hold all weights.
+    whole = devices.device() if train.zero_stage < 3 else "cpu"
+    policy = forward.load(inputs.model, stage.forward.precision, data.route, whole)
     if train.lora:
         adapters.attach(policy, train.lora)
     if train.gradient_checkpointing:
