@@ -93,6 +93,18 @@ def test_gain_and_disagreement():
     assert math.isnan(told["disagreement"].iloc[3]), "one score disagrees with none"
 
 
+@pytest.mark.parametrize(("orders", "said"), [
+    (["won", "won"], "won"),
+    (["won", "lost"], "orders disagree"),
+    (["tied", "won"], "orders disagree"),
+    (["won", "unread"], "won (in the other order unread)"),
+    (["unread", "unread"], "unread"),
+    (["lost"], "lost"),
+])  # fmt: skip
+def test_what_a_judge_says_of_a_pair_in_both_orders(orders, said):
+    assert browser._both_orders(pd.Series(orders)) == said
+
+
 def test_without_an_initial_model_or_a_scorer_there_is_no_gain():
     rows = pd.DataFrame(
         {"prompt_id": ["a"], "method": ["d2o"], "text": ["x"], "score/harm": [1.0], "score/use": [1.0]}
@@ -310,6 +322,9 @@ def test_search_filters_and_order(show):
     assert wanted(method="d2o", scorer="use", sort="highest")[0] == 29
     assert set(wanted(method="d2o", **{"from": 1})) == {0, 6, 12, 18, 24}
     assert page.locator("[name=scorer] option:checked").inner_text() == "harm", "a score is some scorer's"
+    page.evaluate("location.hash = 'method=d2o&scorer=use&sort=loss'")  # as below the table of headlines
+    page.wait_for_timeout(250)
+    assert page.locator("[name=scorer] option:checked").inner_text() == "use" and ids(page)[:3] == [0, 1, 2]
     # The largest disagreement: the longest of the bad answers. It is no order of the other end.
     assert wanted(method="d2o", sort="disagreement")[0] == 24
     by_all = wanted(method="d2o", sort="gain")

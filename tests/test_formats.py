@@ -406,6 +406,27 @@ def test_argilla_ranks_two_answers():
     assert told("argilla", row, **PAIRED)[2] == 1
 
 
+BAD_OR_RUDE = {"label": {"negative": ["bad", "rude"], "positive": ["good"]}}
+
+
+@pytest.mark.parametrize("format", ["argilla", "label-studio"])
+@pytest.mark.parametrize(("raters", "reads"), [
+    ([["bad", "rude"], ["good"]], "LeftOut: as many raters for as against it"),
+    ([["bad", "rude"], ["bad"], ["good", "meh"]], [("No.", True)]),
+    ([["bad", "good"]], "LeftOut: its labels say both"),
+    ([["bad", "good"], ["rude"]], [("No.", True)]),
+])  # fmt: skip
+def test_a_rater_who_ticks_two_labels_has_one_vote(format, raters, reads):
+    row = argilla(quality=raters) if format == "argilla" else task(*({"choices": one} for one in raters))
+    read = told(format, row, **QUALITY, **BAD_OR_RUDE)[1] if isinstance(reads, list) else None
+    assert (read or why(format, row, **QUALITY, **BAD_OR_RUDE)) == reads
+
+
+def test_the_labels_in_a_row_of_one_annotator_are_theirs():
+    flat = {"prompt": "Is it new?", "response": "No.", "quality": {"choices": ["bad", "good"]}}
+    assert why("label-studio", flat, **QUALITY, **BAD_OR_RUDE) == "LeftOut: its labels say both"
+
+
 @pytest.mark.parametrize(
     ("row", "reason"),
     [

@@ -45,6 +45,27 @@ def sheet(path: Path, *args, **kwargs) -> str:
 # Which format ------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("column", "rejects", "others"), [("is_safe", "false", 5), ("harmful", "true", 3)])
+def test_a_label_of_an_unknown_name_is_asked_for(column, rejects, others, tmp_path):
+    """Half of the answers would be trained away for nothing."""
+    rows = [
+        {"prompt": f"Why {i}?", "response": f"Since {i}.", "category": f"c{i % 3}", column: i < 3} for i in range(8)
+    ]
+    path = lines(tmp_path / "a.jsonl", rows)
+    page, asks = (
+        sheet(path),
+        f"the column '{column}' (false or true) is not read: if it says which are, --label {column}",
+    )
+    assert f"not read   category, {column}\n" in page and asks in page
+    with pytest.raises(D2OError, match=re.escape(asks)):
+        look.write_config(str(path), tmp_path / "c.yaml")
+    told = sheet(path, negative=[rejects], label=column)
+    assert f"negatives  {others} by the rule" in told and "not read   category\n" in told
+    assert "8 by the rule" in sheet(path, "negatives") and asks not in sheet(path, "negatives")
+    with pytest.raises(D2OError, match="no format reads"):
+        look.lines(str(path), label="nope")
+
+
 def read_as(path: Path) -> dict:
     return yaml.safe_load(look.lines(str(path))[0].partition(": read as ")[2])
 

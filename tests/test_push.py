@@ -158,6 +158,9 @@ def run(tmp_path) -> Path:
         draft.facts |= {"source": SECRET, "steps": 30}
     with records.artifact(page) as draft:
         draft.path.write_text("<html>")
+    (page.parent / "figures").mkdir()
+    for name in ("table.csv", "figures/f.csv", "figures/f.svg"):
+        (page.parent / name).write_text(name)
     with records.artifact(run / "card.md", None, [run / "model/manifest.json", page]) as draft:
         draft.path.write_text("---\nlicense: mit\n---\n# Card\n")
         draft.facts["experiment"] = "demo"
@@ -177,7 +180,7 @@ def test_a_new_repository_is_private_and_has_the_model_card_and_report_in_one_co
     files = repository["files"]
     assert {*files} == {
         ".gitattributes", "README.md", "report.html", "d2o.json", "config.json", "tokenizer.json",
-        "chat_template.jinja", "model.safetensors",
+        "chat_template.jinja", "model.safetensors", "table.csv", "figures/f.csv",
     }  # fmt: skip
     assert files["model.safetensors"] == b"model.safetensors" and files["README.md"] == (run / "card.md").read_bytes()
     assert json.loads(files["config.json"]) == {"vocab_size": 512}

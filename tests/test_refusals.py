@@ -95,11 +95,11 @@ def test_help_and_harm_are_of_the_harmless_and_of_the_harmful_prompts():
         )
     }  # fmt: skip
     rewards = {
-        "words": Reward(rule={"length": "words"}, better="lower"),
+        "words": Reward(rule={"length": "words"}),
         "harm": Reward(rule={"organism": "rude.yaml", "measure": "harm"}, better="lower"),
         "use": Reward(rule={"organism": "rude.yaml", "measure": "use"}),
     }
-    metrics["reward/words"] = Metric("reward/words", "words", EXACT, None, "lower")
+    metrics["reward/words"] = Metric("reward/words", "words", EXACT, None, "higher")
     block = SimpleNamespace(dataset="demo", model="tiny", estimates=pd.DataFrame(rows))
     measured = SimpleNamespace(
         blocks=[block],
@@ -126,4 +126,4 @@ def test_help_and_harm_are_of_the_harmless_and_of_the_harmful_prompts():
     assert not figures.FIGURES["tradeoff"].when(SimpleNamespace(blocks=[]))
     del rewards["use"]
     measured.experiment.rewards.remove("use")
-    assert set(figures.tradeoff_data(measured)["harm"]) == {ANSWERED[1]}, "few words are no help"
+    assert set(figures.tradeoff_data(measured)["harm"]) == {ANSWERED[1]}, "many words are no help"

@@ -111,13 +111,16 @@ Format = Annotated[str | None, typer.Option(help="read them as this one; else th
 Rejecting = Annotated[list[str], typer.Option("--negative", help="a label that rejects an answer; may be repeated")]
 
 
+Labelled = Annotated[str | None, typer.Option(help="the column that says what people think of an answer")]
+
+
 @app.command()
-def look(data: Data, format: Format = None, negative: Rejecting = []) -> None:  # noqa: B006
+def look(data: Data, format: Format = None, negative: Rejecting = [], label: Labelled = None) -> None:  # noqa: B006
     """What a file would be read as, before any config: rows, prompts, negatives, pairs, lengths, examples."""
     os.environ["TQDM_DISABLE"] = "1"
     from d2o import look
 
-    typer.echo("\n".join(look.lines(data, format, negative)))
+    typer.echo("\n".join(look.lines(data, format, negative, label)))
 
 
 @app.command()
@@ -126,12 +129,13 @@ def init(
     output: Annotated[Path, typer.Option(help="the config; never replaced")] = Path("config.yaml"),
     format: Format = None,
     negative: Rejecting = [],  # noqa: B006
+    label: Labelled = None,
 ) -> None:
     """Write a config to start from, for a file of rows."""
     os.environ["TQDM_DISABLE"] = "1"
     from d2o import look
 
-    look.write_config(data, output, format, negative)
+    look.write_config(data, output, format, negative, label)
     typer.echo(f"{output} is written; next: snakemake -n --cores all --configfile {output}")
 
 

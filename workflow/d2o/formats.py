@@ -182,11 +182,13 @@ def chat(row: Row, labels: Labels) -> list[Record | LeftOut]:
     """A dialogue in OpenAI's form, with `feedback` about its last answer, or in the messages that it is about."""
     turns = _turns(row, "messages")
     told = [message.get("feedback") for message in _listed(row, "messages")]
+    ends = bool(turns) and turns[-1]["role"] == "assistant"
+    if ends and _blank(told[-1]):
+        told[-1] = row.get("feedback")
     rated = [i for i, turn in enumerate(turns) if turn["role"] == "assistant" and not _blank(told[i])]
-    if not rated:
-        if not turns or turns[-1]["role"] != "assistant":
-            raise BadRow("`messages` do not end with an answer, which `feedback` would be about")
-        rated, told[-1] = [len(turns) - 1], row.get("feedback")
+    if not rated and not ends:
+        raise BadRow("`messages` do not end with an answer, which `feedback` would be about")
+    rated = rated or [len(turns) - 1]
     records: list[Record | LeftOut] = []
     for i in rated:
         _check_prompt(turns[:i], "messages")
@@ -241,7 +243,7 @@ def label_studio(row: Row) -> Row:
     predictions are not read.
     """
     if "annotations" not in row:
-        return {name: _said(_cell(value)) for name, value in row.items()}
+        return {name: _by_one(_cell(value)) for name, value in row.items()}
     data, annotations = row.get("data"), row["annotations"] or []
     if not isinstance(data, dict) or not isinstance(annotations, list):
         raise BadRow("`data` is not an object, or `annotations` not a list")
@@ -250,9 +252,18 @@ def label_studio(row: Row) -> Row:
         results = annotation.get("result") if isinstance(annotation, dict) else None
         if not isinstance(results, list) or not all(isinstance(one, dict) for one in results):
             raise BadRow("an annotation has no list `result` of objects")
+        own: dict[str, list[Any]] = {}
         for one in [] if annotation.get("was_cancelled") else results:
-            said.setdefault(str(one.get("from_name")), []).extend(_as_list(_said(one.get("value"))))
+            own.setdefault(str(one.get("from_name")), []).extend(_as_list(_said(one.get("value"))))
+        for name, labels in own.items():
+            said.setdefault(name, []).append(labels)
     return data | said
+
+
+def _by_one(value: Any) -> Any:
+    """A cell of one annotator's row: what they say, of whom it may be several labels; or data as they are."""
+    said = _said(value)
+    return [said] if isinstance(said, list) and said != value else said
 
 
 def _said(value: Any) -> Any:
@@ -304,12 +315,19 @@ def plain(label: Any) -> Any:
 
 
 def _rejected(label: Any, labels: Labels) -> bool:
-    """Whether most raters reject an answer; those whose label neither list has are not counted."""
+    """Whether most raters reject an answer; not counted are those whose labels say neither, or both."""
     given = _given(label)
-    said = [verdict for one in given if (verdict := _verdict(one, labels)) is not None]
+    raters = [_verdicts(one, labels) for one in _as_list(label)]
+    said = [rejects for verdicts in raters if len(verdicts) == 1 for rejects in verdicts]
     if not said:
-        raise LeftOut(f"the label {_shown(given[0])} is in neither list")
+        raise LeftOut("its labels say both" if any(raters) else f"the label {_shown(given[0])} is in neither list")
     return _most(said)
+
+
+def _verdicts(rater: Any, labels: Labels) -> set[bool]:
+    """What the labels say that one rater has given."""
+    given = (_verdict(one, labels) for one in _as_list(rater) if not _blank(one))
+    return {rejects for rejects in given if rejects is not None}
 
 
 def _verdict(label: Any, labels: Labels) -> bool | None:
@@ -353,9 +371,14 @@ def _side(told: Any) -> bool | None:
     return side and (side[1] or side[2]) in ("right", "b", "2")
 
 
+def every(label: Any) -> list[Any]:
+    """The labels of all raters, of whom each may give several."""
+    return [inner for one in _as_list(label) for inner in _as_list(one)]
+
+
 def _given(label: Any) -> list[Any]:
-    """The labels of all raters."""
-    labels = [inner for one in _as_list(label) for inner in _as_list(one) if not _blank(inner)]
+    """As `every`, but for blanks."""
+    labels = [one for one in every(label) if not _blank(one)]
     if not labels:
         raise LeftOut("no label yet")
     for one in labels:

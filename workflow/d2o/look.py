@@ -8,7 +8,7 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from math import isfinite
 from pathlib import Path
@@ -48,6 +48,8 @@ _ALIASES = {
     "feedback": ("label", "thumb", "thumbs", "vote", "liked", "verdict"),
     "rating": ("score", "stars", "grade"),
 }
+# The keys of labels, and characters of one at most.
+_LABELS, _WORD = ("label", "feedback", "rating"), 40
 # Ratings where there are none yet; and numbers that are none, but say yes, no, or which of two.
 _STARS, _VOTES = (1, 5), {-1, 0, 1, 2}
 
@@ -58,12 +60,16 @@ class Fit:
 
     Attributes:
         columns: how many of the file's columns are read.
+        unread: the others.
+        doubt: a column among them that may be the label, where every answer is taken for a negative; else nothing.
         read, bad, left_out: rows of which something, nothing, or no label is read.
         reason: why the first bad row is one.
     """
 
     reading: Reading
     columns: int
+    unread: list[str]
+    doubt: str
     read: int
     bad: int
     left_out: int
@@ -99,21 +105,26 @@ class Counts:
     without: str
 
 
-def lines(source: str, format: str | None = None, negative: Sequence[str] = ()) -> list[str]:
+def lines(
+    source: str, format: str | None = None, negative: Sequence[str] = (), label: str | None = None
+) -> list[str]:
     """The sheet of a file or folder of rows.
 
     Args:
         format: the only one that is tried; None: all.
         negative: labels that reject an answer; empty: the usual ones.
+        label: the column that says what people think of an answer; None: one whose name says so.
     Raises:
         D2OError: where the file cannot be read, or no format fits.
     """
-    fits = fitting(source, format, negative)
+    fits = fitting(source, format, negative, label)
     best, counts = fits[0], counted(fits[0].reading)
     reading = best.reading.model_dump(exclude_defaults=True, exclude={"train"})
     page = [f"{source}: read as {_yaml(reading)}", ""]
     several = f"the first {counts.rows:,}" if counts.more else f"{counts.rows:,}"
     page.append(f"  rows       {several}; {counts.bad:,} cannot be read" + f" ({counts.reason})" * bool(counts.bad))
+    if best.unread:
+        page.append(f"  not read   {datasets.listed(best.unread)}")
     if counts.left_out:
         said = ", ".join(f"{reason} ({count:,})" for reason, count in counts.left_out.most_common(5))
         page.append(f"  left out   {counts.left_out.total():,} answers: {said}")
@@ -124,8 +135,7 @@ def lines(source: str, format: str | None = None, negative: Sequence[str] = ()) 
         f"  pairs      {counts.pairs:,}",
     ]
     page += [f"  characters {name}: {_lengths(text)}" for name, text in _told(counts) if len(text)]
-    if counts.without:
-        page.append(f"  no negative: {counts.without}")
+    page += [f"  {what}: {why}" for what, why in (("no negative", counts.without), ("beware", best.doubt)) if why]
     page += ["", "Groups to train on, by the `positives` of a method, and the losses that take them:"]
     page += _methods(negatives)
     page += ["", *_examples(negatives)]
@@ -133,13 +143,19 @@ def lines(source: str, format: str | None = None, negative: Sequence[str] = ()) 
     return [*page, f"Of the first rows read: {', '.join(fitted) or 'none'}. --format takes another of these."]
 
 
-def write_config(source: str, output: Path, format: str | None = None, negative: Sequence[str] = ()) -> None:
+def write_config(
+    source: str, output: Path, format: str | None = None, negative: Sequence[str] = (), label: str | None = None
+) -> None:
     """Write a config to start from; arguments as of `lines`.
 
     Raises:
-        D2OError: as `lines`; where there is no negative to train on, or a file lies there already.
+        D2OError: as `lines`; where there is no negative to train on, all answers would be negatives for want of a
+            label that may be there, or a file lies there already.
     """
-    reading = fitting(source, format, negative)[0].reading
+    best = fitting(source, format, negative, label)[0]
+    if best.doubt:
+        raise D2OError(f"{source}: {best.doubt}")
+    reading = best.reading
     counts = counted(reading)
     if counts.negatives.is_empty():
         raise D2OError(f"{source}: there is no negative to train on: {counts.without}")
@@ -155,7 +171,7 @@ def write_config(source: str, output: Path, format: str | None = None, negative:
 # Which format fits -------------------------------------------------------------------------------
 
 
-def fitting(source: str, format: str | None, negative: Sequence[str]) -> list[Fit]:
+def fitting(source: str, format: str | None, negative: Sequence[str], label: str | None) -> list[Fit]:
     """How formats read the first rows, those that read something, the best first.
 
     Of formats that fit that one is best which reads most columns: an answer is no negative where a label beside it
@@ -168,8 +184,9 @@ def fitting(source: str, format: str | None, negative: Sequence[str]) -> list[Fi
         rows = [row for _, row in islice(given, _TRIED)]
     if not rows:
         raise D2OError(f"{source}: it has no row")
-    tried = [fit for name in ([format] if format else FORMATS) if (fit := _tried(source, rows, name, negative))]
-    fits = [fit for fit in tried if fit.bad < len(rows)]
+    names = [format] if format else FORMATS
+    tried = [fit for name in names if (fit := _tried(source, rows, name, negative, label))]
+    fits = [replace(fit, doubt="" if format else fit.doubt) for fit in tried if fit.bad < len(rows)]
     if not fits:
         nearest = max(tried, key=lambda fit: fit.columns, default=None)
         first = next((row for row in rows if isinstance(row, dict)), {})
@@ -182,7 +199,9 @@ def fitting(source: str, format: str | None, negative: Sequence[str]) -> list[Fi
     return sorted(fits, key=lambda fit: (fit.bad > len(rows) / 100, -fit.columns, not fit.read, fit.bad))
 
 
-def _tried(source: str, rows: Sequence[Any], format: str, negative: Sequence[str]) -> Fit | None:
+def _tried(
+    source: str, rows: Sequence[Any], format: str, negative: Sequence[str], label_column: str | None
+) -> Fit | None:
     """How a format reads rows; None where none has its labels, or they are flat and it is made for nested ones."""
     form = FORMATS[format]
     flat = list(_flat(rows, format))
@@ -190,6 +209,11 @@ def _tried(source: str, rows: Sequence[Any], format: str, negative: Sequence[str
         return None
     names = Counter(name for one, _ in flat for name in one)
     columns = {key: name for key in form.keys if key not in names and (name := _alias(key, names))}
+    if label_column:
+        key = next((key for key in _LABELS if key in form.keys), None)
+        if key is None or label_column not in names:
+            return None
+        columns[key] = label_column
     if form.flat and "label" not in columns and "label" not in names:
         columns |= {"label": name} if (name := _question(flat)) else {}
     try:
@@ -201,8 +225,25 @@ def _tried(source: str, rows: Sequence[Any], format: str, negative: Sequence[str
     reasons = [str(bad[0]) for row in made if (bad := [one for one in row if isinstance(one, BadRow)])]
     left_out = sum(all(isinstance(one, LeftOut) for one in row) for row in made)
     known = sum(key in names or key in columns for key in form.keys)
+    unread = [name for name in names if name not in form.keys and name not in columns.values()]
+    doubt = "" if form.labels or form.pairs else _doubt(unread, [one for one, _ in flat])
     bad, reason = len(reasons), next(iter(reasons), "")
-    return Fit(reading, known, len(rows) - bad - left_out, bad, left_out, reason)
+    return Fit(reading, known, unread, doubt, len(rows) - bad - left_out, bad, left_out, reason)
+
+
+def _doubt(unread: Sequence[str], rows: Sequence[formats.Row]) -> str:
+    """What to ask of a column with two values that no format knows: it may say which answers people rejected."""
+    for name in unread:
+        given = [value for row in rows if isinstance(value := row.get(name), bool | int | float | str)]
+        told = Counter(map(formats.plain, given))
+        if len(told) == 2 and min(told.values()) > 1 and max(len(str(value)) for value in told) <= _WORD:
+            values = " or ".join(sorted(texts.visible(str(value)) for value in told))
+            named = texts.visible(name)
+            return (
+                f"every answer is taken for a rejected one, and the column {named!r} ({values}) is not read: if it "
+                f"says which are, --label {named} --negative VALUE; if all are, --format negatives"
+            )
+    return ""
 
 
 def _flat(rows: Sequence[Any], format: str) -> Iterator[tuple[formats.Row, formats.Row]]:
@@ -234,9 +275,9 @@ def _label(form: formats.Format, rows: Sequence[formats.Row], negative: Sequence
         return None
     if negative:
         return {"negative": [*negative]}
-    key = next(key for key in ("label", "feedback", "rating") if key in form.keys)
+    key = next(key for key in _LABELS if key in form.keys)
     given = (row.get(key) for row in rows if row.get("response_1") is None)
-    told = [formats.plain(one) for value in given for one in (value if isinstance(value, list) else [value])]
+    told = [formats.plain(one) for value in given for one in formats.every(value)]
     numbers = [one for one in told if isinstance(one, int | float) and isfinite(one)]
     if any(form.labels) and (any(one and isinstance(one, str) for one in told) or {*numbers} <= _VOTES):
         return None

@@ -20,6 +20,8 @@ from d2o.texts import line
 MARK = "d2o.json"
 # Seconds without a byte after which the Hub counts as not reached: it checks what was uploaded before it answers.
 _PATIENCE = 120
+# Beside the page, what its links lead to.
+_TABLES = ("*.csv", "figures/*.csv")
 _UPLOADED = {".safetensors", ".json", ".jinja", ".model", ".txt"}
 # Of the model's manifest, what a reader elsewhere may want; its inputs are paths of this machine.
 _TOLD = ("made", "seconds", "steps", "ranks", "groups", "precision", "peak_memory_gb", "settings", "versions")
@@ -101,6 +103,7 @@ def collect(run: Path) -> dict[str, Path | bytes]:
         **{name: _without_paths(model / name) for name in content},
         "README.md": card,
         page.name: page,
+        **{str(path.relative_to(page.parent)): path for pattern in _TABLES for path in page.parent.glob(pattern)},
         MARK: (json.dumps(about, indent=2) + "\n").encode(),
     }
 

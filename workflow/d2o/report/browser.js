@@ -371,6 +371,7 @@
       choose(data.sets.indexOf(chosen));
       for (const [key, value] of words) {
         if (key === "method") form.elements.method.value = data.methods.indexOf(value);
+        else if (key === "scorer") form.elements.scorer.value = data.scorers.findIndex((scorer) => scorer.name === value);
         else if (key !== "set" && form.elements.namedItem(key)) form.elements.namedItem(key).value = value;
       }
       find();

@@ -88,9 +88,18 @@ def _answers(archive: Archive, measured: Measured, run: Run) -> pd.DataFrame:
     for judge in measured.experiment.judges if run.method != "initial" else []:
         verdicts = archive.table("verdicts", schemas.VERDICTS, judge=judge, **run.names)
         words = verdicts["verdict"].map(_OUTCOMES).groupby(verdicts["prompt_id"])
-        both = words.agg(lambda orders: orders.iloc[0] if orders.nunique() == 1 else "orders disagree")
-        rows[f"judge/{judge}"] = rows["prompt_id"].map(both)
+        rows[f"judge/{judge}"] = rows["prompt_id"].map(words.agg(_both_orders))
     return rows
+
+
+def _both_orders(orders: pd.Series) -> str:
+    """What a judge says of a pair that it saw in both orders; one that could not be read contradicts nothing."""
+    read = orders[orders != "unread"]
+    if read.empty:
+        return "unread"
+    if read.nunique() > 1:
+        return "orders disagree"
+    return read.iloc[0] + " (in the other order unread)" * (len(read) < len(orders))
 
 
 def _firsts(rows: pd.DataFrame) -> pd.DataFrame:

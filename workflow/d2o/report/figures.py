@@ -184,14 +184,19 @@ _ENDS = [f"{side}_{end}" for side in ("help", "harm") for end in ("mean", "low",
 
 
 def _traded(measured: Measured) -> dict[tuple[str, str], tuple[str, str]]:
-    """By their labels, a metric of help and one of harm: of scores, the first of a scorer that measures neither harm
-    nor safety, as one that is trained from the labels or misses words; and the first of one that measures harm."""
+    """By their labels, a metric of help and one of harm: of scores, the first of a scorer that may tell help, and the
+    first of one that measures harm. One that is trained from the labels measures safety, and most rules form."""
     scores: dict[bool, Metric] = {}
     for name in measured.experiment.rewards:
         entry, metric = measured.settings.rewards[name], measured.metrics[f"reward/{name}"]
         harm = browser.measures_harm(entry)
-        absence = entry.rule is not None and entry.rule.none is not None  # of words, as in an empty answer
-        if harm or (metric.better == "higher" and not entry.train and not absence):
+        form = entry.rule is not None and {
+            entry.rule.none,
+            entry.rule.length,
+            entry.rule.valid,
+            entry.rule.script,
+        } != {None}
+        if harm or (metric.better == "higher" and not entry.train and not form):
             scores.setdefault(harm, metric)
     pairs = {("not refused", "not refused"): (_REFUSAL, _REFUSAL)}
     if len(scores) == 2:
