@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
-from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -343,21 +342,6 @@ def test_argilla():
     assert told("argilla", talked, **stars) == (TALK, [("No.", True)], None)
 
 
-@pytest.mark.parametrize("flatten", [False, True])
-def test_what_argilla_writes_is_read(flatten):
-    argilla = pytest.importorskip("argilla", reason="Argilla is not installed")
-    from argilla.records._io import GenericIO
-
-    raters = [uuid4() for _ in range(3)]
-    said = [argilla.Response("quality", "bad", user_id=one, status="submitted") for one in raters[:2]]
-    said += [argilla.Response("quality", "good", user_id=raters[2], status="submitted")]
-    fields = {"prompt": "Is it new?", "response": "No."}
-    made = [argilla.Record(fields=fields, responses=said), argilla.Record(fields=fields)]
-    done, pending = GenericIO.to_list(made, flatten=flatten)
-    assert told("argilla", done, **QUALITY) == (ASKED, [("No.", True)], None)
-    assert why("argilla", pending, **QUALITY) == "LeftOut: no label yet"
-
-
 PAIRED = {"columns": {"response_1": "one", "response_2": "two", "label": "best"}}
 
 
@@ -472,27 +456,24 @@ def test_label_studio():
         assert told("label-studio", flat | {"quality": rating}, **stars)[1] == [("No.", True)]
 
 
-LABELLING = """<View><Text name="t" value="$response"/><Rating name="stars" toName="t"/>
-<Choices name="quality" toName="t"><Choice value="bad"/><Choice value="good"/></Choices></View>"""
+# Written by argilla 2.8.0 and label-studio-sdk 2.1.2, of a few answers that up to three raters labelled. In the last
+# two files a row is of one annotator.
+EXPORTS = Path(__file__).parent / "data" / "exports"
 
 
-@pytest.mark.parametrize("kind", ["json_min", "csv"])
-def test_what_label_studio_converts_is_read(kind, tmp_path):
-    converter = pytest.importorskip(
-        "label_studio_sdk.converter.converter", reason="Label Studio's SDK is not installed", exc_type=ImportError
-    )
-    row = task({"choices": ["bad"]})
-    row["annotations"][0] |= dict.fromkeys(("completed_by", "created_at", "updated_at", "lead_time"), 1)
-    row["annotations"][0]["result"].append(
-        {"from_name": "stars", "to_name": "t", "type": "rating", "value": {"rating": 2}}
-    )
-    (tmp_path / "in.json").write_text(json.dumps([row]))
-    convert = getattr(converter.Converter(LABELLING, project_dir=None), f"convert_to_{kind}")
-    convert(str(tmp_path / "in.json"), str(tmp_path / "out"), is_dir=False, **({"sep": ","} if kind == "csv" else {}))
-    (path,) = (tmp_path / "out").iterdir()
-    for column, label in (("quality", None), ("stars", {"below": 3})):
-        rows, _ = read(tmp_path, path, "label-studio", columns={"label": column}, label=label)
-        assert [answer["unsafe"] for answer in rows[0]["responses"]] == [True]
+@pytest.mark.parametrize(("file", "format", "by_choice", "by_stars"), [
+    ("argilla-nested.jsonl", "argilla", [True, False, True], [True, False, True]),
+    ("argilla-flat.jsonl", "argilla", [True, False, True], [True, False, True]),
+    ("label-studio.json", "label-studio", [True, False], [True, False]),
+    ("label-studio-min.json", "label-studio", [True, True, False, False], [True, True, False, False]),
+    ("label-studio.csv", "label-studio", [True, True, False, False], [True, True, False, False]),
+])  # fmt: skip
+def test_what_their_own_packages_write_is_read(file, format, by_choice, by_stars, tmp_path):
+    label = {"negative": ["bad", "rude"], "positive": ["good"]}
+    for column, says, rejected in (("quality", label, by_choice), ("stars", {"below": 3}, by_stars)):
+        rows, manifest = read(tmp_path, EXPORTS / file, format, columns={"label": column}, label=says)
+        assert [answer["unsafe"] for row in rows for answer in row["responses"]] == rejected
+        assert manifest["left_out"] == ({"no label yet": 1} if format == "argilla" else {})
 
 
 @pytest.mark.parametrize(("side", "better"), [("left", 0), ("right", 1)])

@@ -282,8 +282,8 @@ def _result(value: Any) -> Any:
 
 
 def _cell(value: Any) -> Any:
-    """A cell of Label Studio's CSV, which holds ratings and sides as JSON."""
-    if not isinstance(value, str) or not re.match(rf'\[\{{"({"|".join(_RESULTS)})":', value):
+    """A cell of Label Studio's CSV, which holds ratings, sides and several choices as JSON."""
+    if not isinstance(value, str) or not re.match(rf'\[?\{{"({"|".join(_RESULTS)})":', value):
         return value
     try:
         return json.loads(value)
