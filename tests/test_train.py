@@ -496,7 +496,7 @@ def test_every_loss_starts_at_its_reference_in_bf16(tables, tiny_model, tmp_path
     from d2o import forward, logprobs
 
     load = forward.load
-    monkeypatch.setattr(forward, "load", lambda folder, precision: load(folder, precision, route))
+    monkeypatch.setattr(forward, "load", lambda folder, precision, device: load(folder, precision, route))
     shutil.copytree(tables, tmp_path, dirs_exist_ok=True)
     for name, samples in (("human", None), ("pool", tmp_path / "pool.parquet")):
         output, bf16 = tmp_path / "bf16" / f"references-{name}.parquet", Forward(precision="bf16")
