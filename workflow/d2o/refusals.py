@@ -81,11 +81,11 @@ class Accuracy(NamedTuple):
 def accuracy(wanted: Kind, by: str) -> Accuracy:
     """What the rules say of one kind, on labelled answers.
 
-    260 answers: of SmolLM2-135M-Instruct to prompts of XSTest (125), of the same after 18 steps of D2O to these and
-    to PKU-SafeRLHF's (60, a random sample), and written to be hard (75). All were labelled by one reader, the author
-    of these rules and of the hard answers. The rules were written with every second answer at hand, and are measured
-    on the others. For answers under D2O they were changed when all of these had been labelled, by one who had read
-    the measured ones too.
+    280 answers: of SmolLM2-135M-Instruct to prompts of XSTest (125) and PKU-SafeRLHF (20), of the same after 18
+    steps of D2O to both (60, a random sample), and written to be hard (75). The language model that wrote these rules
+    and the hard answers labelled all of them. The rules were written with every second answer at hand, and are
+    measured on the others. For answers under D2O they were changed when all of these had been read, the measured
+    ones too; the 20 came later, and nothing was changed for them.
 
     Args:
         by: who gave the answers, one of `ORIGINS`.
