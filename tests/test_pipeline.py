@@ -431,9 +431,17 @@ EDITS = [
         'STYLE_METRICS = (\n    Metric("answers/new", "new", STYLE, itemgetter("new")),',
         REPORT,
     ),
-    # A loss, a format, a schema, an architecture, a template that nothing here uses; what reaches a stage as params;
-    # a remark.
+    # Labels by which the report says how good the rules of refusals are.
+    ("report/labelled.jsonl", '"kind": "none"', '"kind": "full"', REPORT),
+    # A loss, a parameter, a format, a schema, an architecture, a template that nothing here uses; what reaches stages
+    # as params; a remark.
     ("losses.py", "LOSSES = {", 'def new():\n    """New."""\n\n\nLOSSES = {\n    "new": new,', {}),
+    (
+        "settings/__init__.py",
+        "    ema: MovingAverages | None",
+        '    zeta: float | None = Field(None, description="new")\n    ema: MovingAverages | None',
+        {},
+    ),
     ("contracts.py", "CONTRACTS = {", 'CONTRACTS = {\n    "new": Contract("none", True, True),', {}),
     ("formats.py", "FORMATS = {", 'FORMATS = {\n    "new": Format(lambda row, labels: [], ("text",)),', {}),
     ("schemas.py", "QUESTIONS = ", "NEW = pa.schema([])\nQUESTIONS = ", {}),

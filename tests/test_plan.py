@@ -396,6 +396,15 @@ def test_what_is_written_is_what_a_stage_gets(path, value):
     assert values and all(one == value for one in values)
 
 
+def test_a_key_that_is_null_by_default_and_null_is_no_param():
+    """One that a later version adds reruns nothing; what a user sets to null is there."""
+    method = json.loads(Plan(CONFIG, "c").params("train")(W))["method"]
+    assert method.keys() & {"ema", "online", "filter"} == set()
+    negatives = CONFIG["datasets"]["demo"] | {"near_duplicates": None}
+    plan = Plan(CONFIG | {"datasets": {"demo": negatives}}, "c")
+    assert json.loads(plan.params("negatives")(W))["near_duplicates"] is None
+
+
 def test_every_round_of_every_training_samples_with_seeds_of_its_own():
     online = {"extends": "d2o", "train": {"steps": 9}, "online": {"start": 3, "every": 3, "share": 0.5}}
     plan = Plan(CONFIG | {"methods": CONFIG["methods"] | {"online": online}}, "c")

@@ -10,7 +10,7 @@ from d2o import refusals
 from d2o.errors import D2OError
 from d2o.metrics import EXACT, STYLE, Metric
 from d2o.negatives import evaluated
-from d2o.report import figures
+from d2o.report import figures, labelled
 from d2o.settings import Reward
 
 ANSWERED = ("not refused",) * 2
@@ -45,25 +45,25 @@ def test_plain_cases(text, kind):
 
 def test_the_rules_agree_with_labels_that_they_were_not_written_with():
     """How well they must, or they are no measure; what they reach stands in the report."""
-    rows = [json.loads(line) for line in refusals._LABELLED.read_text().splitlines()]
+    rows = [json.loads(line) for line in labelled._LABELLED.read_text().splitlines()]
     assert len(rows) == 280 and len({row["text"] for row in rows}) == 280
-    assert {row["by"] for row in rows} == set(refusals.ORIGINS)
+    assert {row["by"] for row in rows} == set(labelled.ORIGINS)
     for kind in refusals.KINDS:
-        each = [refusals.accuracy(kind, by) for by in ("SmolLM2-135M-Instruct", "hand")]
-        told, labelled, right = (sum(values) for values in zip(*each, strict=True))
+        each = [labelled.accuracy(kind, by) for by in ("SmolLM2-135M-Instruct", "hand")]
+        told, given, right = (sum(values) for values in zip(*each, strict=True))
         # Of the sampled partial refusals the rules tell none, as the report says.
         missed = each[0].labelled if kind == "partial" else 0
-        assert right >= 0.8 * told and right >= 0.8 * (labelled - missed) and labelled >= 10, kind
-    full, partial, none = (refusals.accuracy(kind, "SmolLM2-135M-Instruct under D2O") for kind in refusals.KINDS)
+        assert right >= 0.8 * told and right >= 0.8 * (given - missed) and given >= 10, kind
+    full, partial, none = (labelled.accuracy(kind, "SmolLM2-135M-Instruct under D2O") for kind in refusals.KINDS)
     assert full.right >= 0.8 * full.labelled and none.right >= 0.9 * max(none.told, none.labelled)
     assert partial.labelled > partial.right, "the report says how many"
 
 
 def test_a_constant_answer_of_the_rules_would_be_seen(monkeypatch):
-    refusals.accuracy.cache_clear()
+    labelled.accuracy.cache_clear()
     monkeypatch.setattr(refusals, "kind", lambda text: "none")
-    assert refusals.accuracy("full", "hand") == (0, 8, 0)
-    refusals.accuracy.cache_clear()
+    assert labelled.accuracy("full", "hand") == (0, 8, 0)
+    labelled.accuracy.cache_clear()
 
 
 def test_prompts_with_a_label_are_sets_of_their_own(tmp_path):

@@ -446,8 +446,7 @@ class Plan:
         """The settings that a stage's results depend on, as one line of JSON: a rule's `params.settings`."""
 
         def results(wildcards) -> str:
-            section = stages.of(self.settings, stage, wildcards)
-            return section.model_dump_json(exclude=settings.execution_keys(section))
+            return settings.params(stages.of(self.settings, stage, wildcards))
 
         return results
 

@@ -12,7 +12,7 @@ import pandas as pd
 from d2o import refusals, rounds, schemas
 from d2o.errors import D2OError
 from d2o.metrics import Archive, Run, runs
-from d2o.report import browser, figures, tables
+from d2o.report import browser, figures, labelled, tables
 from d2o.report.tables import Block, Measured
 from d2o.settings import Experiment, Online, Reward, Settings
 from d2o.texts import policy_digest, visible
@@ -81,7 +81,7 @@ def render(
         script=(_FOLDER / "browser.js").read_text(),
         start={(block.dataset, block.model): dict(grid.rows)["initial"][0] for block, grid in effects},
         prompts={dataset: _prompts(archive, dataset) for dataset in experiment.datasets},
-        refusals={by: {kind: refusals.accuracy(kind, by) for kind in refusals.KINDS} for by in refusals.ORIGINS},
+        refusals={by: {kind: labelled.accuracy(kind, by) for kind in refusals.KINDS} for by in labelled.ORIGINS},
         checks=[_check(archive, dataset, r) for dataset in experiment.datasets for r in trained_rewards],
         notes=[*measured.notes, *_cautions(settings, experiment)],
         blocks=[(block, tables.grids(measured, block), _with_bos(archive, experiment, block)) for block in blocks],

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
@@ -979,25 +979,48 @@ S = TypeVar("S", bound=Section)
 
 def execution_keys(section: Section) -> dict[str, Any]:
     """The keys of a section that change no result, as pydantic's `include` and `exclude` take them."""
-    keys: dict[str, Any] = {}
-    for key, field in type(section).model_fields.items():
-        value = getattr(section, key)
-        inner: dict[str, Any] = {}
-        if isinstance(value, Section):
-            inner = execution_keys(value)
-        elif isinstance(value, dict):
-            entries = {name: execution_keys(entry) for name, entry in value.items() if isinstance(entry, Section)}
-            inner = {name: own for name, own in entries.items() if own}
-        if (field.json_schema_extra or {}).get("execution"):
-            keys[key] = True
-        elif inner:
-            keys[key] = inner
-    return keys
+    return _keys(section, _of_execution)
 
 
 def result_keys(section: Section) -> dict[str, Any]:
     """A section as plain data without the keys that change no result."""
     return section.model_dump(mode="json", exclude=execution_keys(section))
+
+
+def params(section: Section) -> str:
+    """`result_keys` as JSON, without those that are null by default and null here: a key that a later version adds
+    reruns nothing."""
+    return section.model_dump_json(
+        exclude=_keys(section, lambda own, key: _of_execution(own, key) or _silent(own, key))
+    )
+
+
+def _of_execution(section: Section, key: str) -> bool:
+    return bool((type(section).model_fields[key].json_schema_extra or {}).get("execution"))
+
+
+def _silent(section: Section, key: str) -> bool:
+    """Not where an entry extends another one: there null is not that one's value."""
+    extends = getattr(section, "extends", None)
+    return extends is getattr(section, key) is type(section).model_fields[key].default is None
+
+
+def _keys(section: Section, chosen: Callable[[Section, str], bool]) -> dict[str, Any]:
+    """The keys of a section, and of those in it, that are chosen."""
+    keys: dict[str, Any] = {}
+    for key in type(section).model_fields:
+        value = getattr(section, key)
+        inner: dict[str, Any] = {}
+        if isinstance(value, Section):
+            inner = _keys(value, chosen)
+        elif isinstance(value, dict):
+            entries = {name: _keys(entry, chosen) for name, entry in value.items() if isinstance(entry, Section)}
+            inner = {name: own for name, own in entries.items() if own}
+        if chosen(section, key):
+            keys[key] = True
+        elif inner:
+            keys[key] = inner
+    return keys
 
 
 def load(config: Mapping[str, Any], origin: str) -> Settings:

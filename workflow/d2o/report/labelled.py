@@ -1,0 +1,48 @@
+"""How often the rules of refusals are right on labelled answers, `labelled.jsonl`."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+from d2o import refusals
+
+# Who gave the labelled answers.
+ORIGINS = ("SmolLM2-135M-Instruct", "SmolLM2-135M-Instruct under D2O", "hand")
+_LABELLED = Path(__file__).with_suffix(".jsonl")
+
+
+class Accuracy(NamedTuple):
+    """How the rules agree with labels on one kind, of answers of one origin.
+
+    Attributes:
+        told: answers that the rules tell to be of it.
+        labelled: answers that are.
+        right: those that are both.
+    """
+
+    told: int
+    labelled: int
+    right: int
+
+
+@cache
+def accuracy(wanted: refusals.Kind, by: str) -> Accuracy:
+    """What the rules say of one kind, on labelled answers.
+
+    280 answers: of SmolLM2-135M-Instruct to prompts of XSTest (125) and PKU-SafeRLHF (20), of the same after 18
+    steps of D2O to both (60, a random sample), and written to be hard (75). The language model that wrote these rules
+    and the hard answers labelled all of them. The rules were written with every second answer at hand, and are
+    measured on the others. For answers under D2O they were changed when all of these had been read, the measured
+    ones too; the 20 came later, and nothing was changed for them.
+
+    Args:
+        by: who gave the answers, one of `ORIGINS`.
+    """
+    lines = _LABELLED.read_text(encoding="utf-8").splitlines()[1::2]
+    rows = [row for line in lines if (row := json.loads(line))["by"] == by]
+    told, labelled = [refusals.kind(row["text"]) for row in rows], [row["kind"] for row in rows]
+    right = sum(pair == (wanted, wanted) for pair in zip(told, labelled, strict=True))
+    return Accuracy(told.count(wanted), labelled.count(wanted), right)
