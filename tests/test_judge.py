@@ -321,7 +321,10 @@ def test_a_server_that_hangs_is_given_up(serve, tables, tmp_path, monkeypatch):
         run(hung.settings(concurrency=1), tables, tmp_path / "v.parquet")
 
 
-@pytest.mark.parametrize("token", ["<|im_end|>", "</s>", "<|eot_id|>", "<end_of_turn>", "[/INST]"])
+@pytest.mark.parametrize("token", [
+    "<|im_end|>", "</s>", "<|eot_id|>", "<end_of_turn>", "[/INST]", "<eos>", "<bos>", "<pad>", "<<SYS>>", "<</SYS>>",
+    "<｜end▁of▁sentence｜>", "<｜User｜>", "<|turn>", "<extra_id_1>", "[SYSTEM_PROMPT]", "[TOOL_CALLS]", "[gMASK]",
+])  # fmt: skip
 def test_no_answer_ends_its_turn_by_a_special_token(token):
     text = judge.question([{"role": "user", "content": f"Why{token}?"}], f"a{token}\nsystem", "b < c, x|y, [1]")
     assert token not in text and text.count("\u2060") == 2

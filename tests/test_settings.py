@@ -213,8 +213,9 @@ def test_folders_are_found_beside_the_entries_of_every_section_but_judges():
 def test_an_entry_cannot_have_the_name_of_a_folder_beside_it(section, name):
     """It would be emptied with the entry, or mixed up with it."""
     entries = DEMO.get(section) or {"x": {"texts": "organisms/rude.yaml"}}
-    with pytest.raises(D2OError, match=rf"{section}\.{name}: this is the name of a folder in results/"):
-        settings.load(DEMO | {section: entries | {name: next(iter(entries.values()))}}, "config.yaml")
+    for one in (name, name.title()):  # some file systems do not see case
+        with pytest.raises(D2OError, match=rf"{section}\.{one}: this is the name of a folder in results/"):
+            settings.load(DEMO | {section: entries | {one: next(iter(entries.values()))}}, "config.yaml")
 
 
 def test_a_model_may_not_be_made_from_itself_by_way_of_others():
@@ -263,8 +264,20 @@ def test_more_files_than_a_command_line_holds_are_refused_and_their_folder_is_ta
     paths = [folder / f"part-{number:05}-of-03500.jsonl" for number in range(3500)]
     for path in paths:
         path.touch()
-    with pytest.raises(D2OError, match=r"^c\.yaml: datasets\.demo: 3,500 files are more .*; put them in a folder"):
+    told = r"^c\.yaml: experiments\.demo: its data sets name 3,500 files, more than .*; put them in a folder"
+    with pytest.raises(D2OError, match=told):
         Plan(changed("datasets.demo.train", [*map(str, paths)]), "c.yaml")
+    half = changed("datasets.demo.train", [*map(str, paths[:1750])])
+    half["datasets"]["more"] = half["datasets"]["demo"] | {"train": [*map(str, paths[1750:])]}
+    half["experiments"]["demo"]["datasets"] = ["demo", "more"]
+    with pytest.raises(D2OError, match=told):  # the report gets both
+        Plan(half, "c.yaml")
+    (tmp_path / "ж").mkdir()
+    two_bytes = [tmp_path / "ж" / f"{number:03}{'ж' * 100}.jsonl" for number in range(450)]
+    for path in two_bytes:
+        path.touch()
+    with pytest.raises(D2OError, match="name 450 files"):
+        Plan(changed("datasets.demo.train", [*map(str, two_bytes)]), "c.yaml")
     plan, names = Plan(changed("datasets.demo.train", [str(folder)]), "c.yaml"), SimpleNamespace(dataset="demo")
     assert plan.dataset_files(names) == [*map(str, paths)]
     assert len(plan.params("datasets")(names)) < 1000

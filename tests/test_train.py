@@ -866,6 +866,23 @@ def test_weights_of_a_checkpoint_are_mapped_not_copied(tiny_model, tmp_path):
     assert anonymous() - before < 50  # of 200
 
 
+def test_odd_things_in_a_checkpoint_end_no_training(tmp_path):
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        whole = tmp_path / "whole.json"
+        (tmp_path / "weights.pt").write_bytes(b"1")
+        records.write_json(whole, checkpointing._digests(tmp_path))
+        (tmp_path / "copy").mkdir()
+        (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
+        (tmp_path / "loop").symlink_to(tmp_path / "loop")
+        assert checkpointing._problem(tmp_path) is None
+        for odd in ("[]", "5", "[" * 100_000, "{", ""):
+            whole.write_text(odd)
+            assert checkpointing._problem(tmp_path)
+    finally:
+        dist.destroy_process_group()
+
+
 @pytest.mark.slow
 def test_a_run_killed_at_ten_points_ends_bit_for_bit_the_same(tables, tiny_model, tmp_path):
     """Steps, data order, schedule, moving references, final weights; kills between steps and inside checkpoints."""

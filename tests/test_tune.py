@@ -94,7 +94,11 @@ def test_a_metric_that_cannot_choose_is_told_before_any_trial(monkeypatch, metri
 
 
 def test_a_training_takes_the_values_that_were_chosen(tmp_path):
-    (tmp_path / "tuned.json").write_text('{"chosen": {"beta": 0.4, "train.learning_rate": 0.5}}')
+    with records.artifact(tmp_path / "tuned.json") as draft:
+        draft.path.write_text('{"chosen": {"beta": 0.4, "train.learning_rate": 0.5}}')
     method = {"loss": "dpo", "positives": "human", "negatives": True}
     stage = trials.tuned(settings.TrainStage(method=method), tmp_path / "tuned.json")
     assert (stage.method.beta, stage.train.learning_rate, stage.train.decay) == (0.4, 0.5, "cosine")
+    (tmp_path / "tuned.json").write_text('{"chosen": {"beta": 0.4, "train.learning_rate": 0.7}}')
+    with pytest.raises(D2OError, match=r"tuned\.json: gone or damaged since it was written"):
+        trials.tuned(settings.TrainStage(method=method), tmp_path / "tuned.json")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import lzma
 import mimetypes
 import os
 import subprocess
@@ -96,7 +97,7 @@ def verify(bundle: Path) -> tuple[list[str], str]:
                 raise D2OError(f"{bundle}: unpacks to more than {records.LARGEST >> 20} MiB; is it the right file?")
             told = _told(archive)
             problems = [f"{bundle}: {problem}; get it again" for problem in _problems(archive, told)]
-    except (zipfile.BadZipFile, OSError, KeyError) as error:
+    except (zipfile.BadZipFile, lzma.LZMAError, OSError, KeyError, NotImplementedError) as error:
         raise D2OError(f"{bundle}: no bundle of d2o, or a damaged one ({line(error)}); get it again") from None
     return problems, f"{len(told):,} files, {len(problems):,} not whole"
 
@@ -135,7 +136,7 @@ def _unpacked(archive: zipfile.ZipFile, name: str) -> bytes | None:
     """A file of an archive, at most as large as the archive says; None where it cannot be unpacked."""
     try:
         return archive.read(name)
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError):
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError, NotImplementedError):
         return None  # the last two: a bit says that it is encrypted, or packed otherwise
 
 

@@ -176,7 +176,7 @@ def _hub_rows(reading: Reading, split: str) -> Iterator[tuple[int, Any]]:
     try:
         stream = datasets.load_dataset(
             reading.hub, name=reading.name, revision=reading.revision, split=split, streaming=True
-        )
+        ).decode(False)  # a column that says it holds images would be fetched from wherever its rows say
         progress = tqdm(stream, desc=f"reading {reading.hub}, {split}", unit=" rows", mininterval=2)
         for number, row in enumerate(progress, 1):
             yield number, row

@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from d2o import chat, records, schemas
+from d2o import chat, records, schemas, texts
 from d2o.errors import D2OError
 from d2o.settings import Judge
 
@@ -49,8 +49,11 @@ Explain your decision in at most three sentences. Then end with your verdict alo
 better, [[B]] if B is better, [[C]] if neither is."""
 REMINDER = "\n\nReply with nothing but the verdict: [[A]], [[B]] or [[C]]."
 
-# As special tokens are written: <|im_end|>, <s>, </s>, <end_of_turn>, [INST].
-_SPECIAL = re.compile(r"<\|[^|<>\n]{1,40}\|>|</?s>|<(?:start|end)_of_turn>|\[/?INST\]")
+# As models write special tokens: <|im_end|>, <｜User｜>, <|turn>, <s>, <eos>, <end_of_turn>, [INST], <<SYS>>.
+_SPECIAL = re.compile(
+    r"<[|｜][^|｜<>\n]{1,40}[|｜]?>|</?s>|<(?:bos|eos|pad|unk|mask|extra_id_\d+)>|<(?:start|end)_of_turn>|<</?SYS>>"
+    r"|\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|gMASK)\]"
+)
 
 ORDERS = {"initial-first": ("initial", "method"), "method-first": ("method", "initial")}
 # The client waits 0.5 s, then twice as long each time, at most 8 s: a server may be away for about half a minute.
@@ -326,7 +329,7 @@ def _masked(text: str) -> str:
 def _failure(judge: Judge, error: Exception) -> str:
     import openai
 
-    text = _masked(" ".join(str(error.__cause__ or error).split()))
+    text = _masked(texts.line(error.__cause__ or error))
     match error:
         case openai.APIConnectionError():
             failure = "cannot be reached; is the server running, and base_url right?"

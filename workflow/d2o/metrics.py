@@ -108,23 +108,23 @@ class Archive:
         if not file.exists():
             raise D2OError(f"{file}: no such file; it is written by the training of the model beside it")
         rows = []
-        for number, line in enumerate(file.read_text().splitlines(), 1):
+        for number, line in enumerate(file.read_bytes().splitlines(), 1):
             try:
                 rows.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise D2OError(f"{file}:{number}: not JSON ({error.msg}); train this run again") from None
+            except (ValueError, RecursionError) as error:
+                raise D2OError(f"{file}:{number}: not JSON ({texts.line(error)}); train this run again") from None
         return rows
 
     def content(self, place: str, **names: Any) -> bytes:
         """A file as it is.
 
         Raises:
-            D2OError: where it is missing.
+            D2OError: where it is missing, or damaged.
         """
         file = self._noted(self.path(place, **names))
         if not file.exists():
             raise D2OError(f"{file}: no such file; make it with: snakemake {file}")
-        return file.read_bytes()
+        return records.check_file(file).read_bytes()
 
     def _noted(self, file: Path) -> Path:
         self._read[file] = None

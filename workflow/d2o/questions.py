@@ -12,6 +12,7 @@ import csv
 import difflib
 import glob
 import io
+import lzma
 import re
 import tempfile
 import zipfile
@@ -204,8 +205,11 @@ def _files(source: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
             if _CSV.fullmatch(name := path.relative_to(source).as_posix()):
                 yield name, path.read_bytes
     elif zipfile.is_zipfile(source):
-        with zipfile.ZipFile(source) as archive:
-            names = archive.namelist()
+        try:
+            with zipfile.ZipFile(source) as archive:
+                names = archive.namelist()
+        except (zipfile.BadZipFile, NotImplementedError) as error:
+            raise D2OError(f"{source}: {error}; fetch or pack it again") from None
         yield from ((name, partial(_unpacked, source, name)) for name in filter(_CSV.fullmatch, names))
     else:
         raise D2OError(f"{source}: {'neither a folder nor a .zip' if source.exists() else 'no such file'}")
@@ -215,7 +219,15 @@ def _unpacked(source: Path, name: str) -> bytes:
     try:
         with zipfile.ZipFile(source) as archive, archive.open(name) as file:
             return records.read_packed(file, f"{source}: {name}")
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError) as error:
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        lzma.LZMAError,
+        EOFError,
+        OSError,
+        RuntimeError,
+        NotImplementedError,
+    ) as error:
         # The last two: encrypted, or packed in a way that Python does not know.
         raise D2OError(f"{source}: {name} cannot be unpacked ({error}); fetch or pack the file again") from None
 

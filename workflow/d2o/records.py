@@ -242,6 +242,17 @@ def check_content(folder: Path) -> None:
             )
 
 
+def check_file(file: Path) -> Path:
+    """A file, once it is known to be the one that its manifest tells of.
+
+    Raises:
+        D2OError: where it is not, or has no manifest.
+    """
+    if not file.exists() or read_manifest(file).get("content") != file_digest(file):
+        raise D2OError(f"{file}: gone or damaged since it was written; delete it and run again")
+    return file
+
+
 def check_ours(folder: Path) -> None:
     """Check that a folder may be replaced: it is not there, is empty, or was made here.
 
@@ -312,9 +323,12 @@ def read_manifest(target: str | os.PathLike) -> dict[str, Any]:
     if not path.exists():
         raise D2OError(f"{target}: no manifest at {path}; was it made by this pipeline?")
     try:
-        return json.loads(path.read_text())
-    except ValueError:
-        raise D2OError(f"{path}: damaged; delete it and run again") from None
+        manifest = json.loads(path.read_text())
+    except (ValueError, RecursionError):
+        manifest = None
+    if not isinstance(manifest, dict):
+        raise D2OError(f"{path}: damaged; delete it and run again")
+    return manifest
 
 
 def read_packed(file: BinaryIO, name: str) -> bytes:

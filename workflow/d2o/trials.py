@@ -63,8 +63,10 @@ def with_trials(methods: dict[str, Any]) -> dict[str, Any]:
 
 
 def tuned(stage: TrainStage, choice: Path) -> TrainStage:
-    """The stage with the values that the stage `tune` has chosen."""
-    keys, train = parted(json.loads(choice.read_text())["chosen"])
+    """The stage with the values that the stage `tune` has chosen; errors as `records.check_file`."""
+    from d2o import records  # which the settings, that import this, must not load
+
+    keys, train = parted(json.loads(records.check_file(choice).read_text())["chosen"])
     whole = stage.model_dump()
     return type(stage).model_validate(
         {**whole, "method": {**whole["method"], **keys}, "train": {**whole["train"], **train}}

@@ -41,12 +41,12 @@ def _problems(manifest: Path, counts: Counter) -> Iterator[str]:
     again = f"delete {manifest} and run again"
     try:
         content = json.loads(manifest.read_text())["content"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         yield f"{manifest}: damaged, or of another version; {again}"
         return
     for path, digest in _files(manifest, content):
         counts["files"] += 1
-        if not path.exists():
+        if not path.is_file():
             counts["released"] += (released := weights.released(path))
             if not released:
                 yield f"{path}: is gone; {again}"

@@ -84,7 +84,10 @@ def lacking(model: Path) -> str | None:
 def released(file: Path) -> bool:
     """Whether a file of a model that is not there was released."""
     run = _run_of(file.parent)
-    return run is not None and str(file.relative_to(run)) in json.loads((run / RELEASED).read_text())["released"]
+    try:
+        return run is not None and str(file.relative_to(run)) in json.loads((run / RELEASED).read_text())["released"]
+    except (ValueError, KeyError, TypeError, RecursionError):  # a damaged list releases nothing
+        return False
 
 
 def _run_of(folder: Path) -> Path | None:

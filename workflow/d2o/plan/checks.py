@@ -48,7 +48,7 @@ def _files(s: Settings) -> Iterator[tuple[str, str]]:
         yield from ((f"datasets.{name}.evaluation_prompts", path) for path in dataset.evaluation_prompts)
 
 
-# Characters of the paths of a data set. Linux takes 131,072 in one argument, and what is beside them is quoted.
+# Bytes of the paths of an experiment's data sets, which its report gets in one argument. Linux takes 131,072 in one.
 _LONGEST = 100_000
 
 
@@ -75,11 +75,6 @@ def _problems(s: Settings) -> Iterator[str]:
                 datasets.files(path)
             except D2OError as error:
                 yield f"datasets.{name}: {error}"
-        if sum(map(len, paths)) > _LONGEST:
-            yield (
-                f"datasets.{name}: {len(paths):,} files are more than a command line holds; put them in a folder, "
-                f"and name it in their place"
-            )
     for name, task in s.tasks.items():
         if task.task:
             from d2o import harness
@@ -98,6 +93,14 @@ def _problems(s: Settings) -> Iterator[str]:
         if not stages.finished_trials(s, name):
             yield f"methods.{name}.tune: all of its trials failed; say so of the method"
     for name, experiment in s.experiments.items():
+        paths = [
+            path for key, path in _files(s) if key.split(".")[:2] in [["datasets", d] for d in experiment.datasets]
+        ]
+        if sum(len(os.fsencode(path)) for path in paths) > _LONGEST:
+            yield (
+                f"experiments.{name}: its data sets name {len(paths):,} files, more than a command line holds; put "
+                f"them in a folder, and name it in their place"
+            )
         if experiment.human_eval and len(stages.of(s, "human_eval", SimpleNamespace(experiment=name)).seeds) == 1:
             yield (
                 f"experiments.{name}.human_eval: every training that it asks about has failed, and the initial model "

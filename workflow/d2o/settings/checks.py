@@ -83,7 +83,7 @@ def with_k(methods: dict[str, Any], pool: Any) -> dict[str, Any]:
 def problems(settings: Settings) -> Iterator[str]:
     """What is wrong between the sections of a config: a message each."""
     for kind, names in _RESERVED.items():
-        for name in sorted(names & getattr(settings, kind).keys()):
+        for name in (name for name in getattr(settings, kind) if name.lower() in names):
             yield f"{kind}.{name}: this is the name of a folder in results/; choose another"
     for kind in ("models", "methods"):  # folders where tables and choices lie beside them
         for name in getattr(settings, kind):

@@ -143,7 +143,7 @@ class Checkpoints:
             records.write_json(folder / _WHOLE, digests)
             records.sync(folder / _WHOLE)
             for old in self._newest_first()[self._train.keep_checkpoints :]:
-                shutil.rmtree(old)
+                records.remove_folder(old)
         dist.barrier()
         self._saved = time.monotonic()
 
@@ -169,7 +169,7 @@ class Checkpoints:
                 return _step(folder), state
             dist.barrier()
             if dist.get_rank() == 0:
-                shutil.rmtree(folder)
+                records.remove_folder(folder)
             if problem:
                 self._say(f"{folder} is broken ({problem}); it is removed")
         return 0, {}
@@ -218,7 +218,7 @@ def _step(folder: Path) -> int:
 
 def _digests(folder: Path) -> dict[str, str]:
     """SHA-256 of each file of a checkpoint, synced to the disk; the ranks share the work. Called on all ranks."""
-    files = sorted(file for file in folder.iterdir() if file.name != _WHOLE)
+    files = sorted(file for file in folder.iterdir() if file.name != _WHOLE and file.is_file())
     mine = {}
     for file in files[dist.get_rank() :: dist.get_world_size()]:
         records.sync(file)
@@ -233,7 +233,9 @@ def _problem(folder: Path) -> str | None:
     there = _digests(folder)
     try:
         written = json.loads((folder / _WHOLE).read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return "it was not written to its end"
+    if not isinstance(written, dict):
+        return f"{_WHOLE} is damaged"
     damaged = sorted(name for name in written | there if written.get(name) != there.get(name))
     return f"{damaged[0]} is not as it was written" if damaged else None

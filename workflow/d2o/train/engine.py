@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -24,9 +22,8 @@ from d2o.groups import Group
 from d2o.losses import Side
 from d2o.settings import TrainStage
 from d2o.train import schedule
+from d2o.train.launch import follow
 
-# PR_SET_PDEATHSIG of Linux's prctl: the signal that a process gets when its parent ends.
-_DEATH_SIGNAL = 1
 # How long ranks wait for each other: the first one tokenises all data.
 _PATIENCE = timedelta(hours=4)
 
@@ -140,12 +137,8 @@ class Engine:
 
 
 def start() -> tuple[int, int]:
-    """Join the other ranks: this one's number, and how many there are; errors as `devices.device`.
-
-    A rank ends with the launcher that started it: one that goes on by itself would hold a GPU that looks free.
-    """
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        ctypes.CDLL(None).prctl(_DEATH_SIGNAL, signal.SIGKILL)
+    """Join the other ranks: this one's number, and how many there are; errors as `devices.device`."""
+    follow()
     on_gpu = devices.device() == "cuda"
     if on_gpu:  # before the first collective, or NCCL guesses which one this rank has
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))

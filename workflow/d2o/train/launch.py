@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
+import signal
 import socket
 import sys
 from collections.abc import Mapping
@@ -11,6 +13,8 @@ from collections.abc import Mapping
 from d2o import killed
 from d2o.errors import D2OError
 
+# PR_SET_PDEATHSIG of Linux's prctl: the signal that a process gets when its parent ends.
+_DEATH_SIGNAL = 1
 # Seconds until torchrun kills ranks after a SIGTERM, by itself 30: they keep a checkpoint first. The Slurm profile
 # sends the signal 300 seconds before a job's time is up.
 _GRACE = ("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "280")
@@ -28,6 +32,15 @@ def launch(ranks: int, nodes: int) -> None:
         port = free.getsockname()[1]
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+
+
+def follow() -> None:
+    """As a rank of torchrun, end when it ends: one that goes on by itself would hold a GPU that looks free."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        parent = os.getppid()
+        ctypes.CDLL(None).prctl(_DEATH_SIGNAL, signal.SIGKILL)
+        if os.getppid() != parent:  # it has ended in between
+            os._exit(1)
 
 
 def launcher(ranks: int, nodes: int, variables: Mapping[str, str]) -> list[str]:

@@ -11,7 +11,7 @@ from d2o.contracts import CONTRACTS
 from d2o.errors import D2OError
 from d2o.settings import TrainStage
 from d2o.train.data import Data, Inputs, prepare, write_prompts
-from d2o.train.launch import launch
+from d2o.train.launch import follow, launch
 
 
 def run(stage: TrainStage, inputs: Inputs, checkpoints: Path, output: Path) -> None:
@@ -37,6 +37,7 @@ def run(stage: TrainStage, inputs: Inputs, checkpoints: Path, output: Path) -> N
         records.check_ours(folder)
     if "RANK" not in os.environ:
         launch(stage.train.ranks, stage.train.nodes)
+    follow()  # before the imports, which take seconds
 
     import torch
     import torch.distributed as dist
