@@ -582,8 +582,8 @@ def test_prompts_of_one_pattern_that_are_not_near_are_not_compared_all_with_all_
     monkeypatch.setattr(leaks, "jaccard", lambda *sets: counted.append(1) or jaccard(*sets))
     pairs = list(leaks.near_pairs([*texts, *asked], origins(2000, 400), 0.7))
     assert len(counted) < 2000 * 12 * 110
-    found = {i for i, j, _ in pairs if j >= 2000}
-    assert found <= set(range(200)) and len(found) > 190  # compared all with all: 199
+    near = {i for i, j, _ in pairs if j >= 2000}
+    assert near <= set(range(200)) and len(near) > 190  # compared all with all: 199
     assert "prompts are of a pattern that more than 100 others have" in capsys.readouterr().err
 
 

@@ -383,8 +383,8 @@ def test_trials_are_methods_of_their_own():
     methods = settings.load(TUNED, "c").methods
     names = {method: trials.names(method, methods[method].tune) for method in "ab"}
     assert list(methods) == ["a", "b", *names["a"], *names["b"]] and len(set(names["a"])) == 4
-    found = [(methods[name].beta, methods[name].train["epochs"]) for name in names["a"]]
-    assert found == [(0.1, 1), (0.1, 2), (0.2, 1), (0.2, 2)]
+    values = [(methods[name].beta, methods[name].train["epochs"]) for name in names["a"]]
+    assert values == [(0.1, 1), (0.1, 2), (0.2, 1), (0.2, 2)]
     assert not any(methods[name].tune for name in names["a"])
     assert set(names["a"]) < set(trials.names("a", {"beta": [0.3, 0.1, 0.2], "train.epochs": [1, 2]}))
     taken = {names["a"][1]: TUNED["methods"]["a"] | {"tune": {}}}

@@ -78,7 +78,7 @@ class Talk:
         self._said: dict[str, list[dict[str, str]]] = {name: [] for name in self._models}
 
     def ask(self, prompt: str) -> dict[str, str]:
-        """Each model's answer; with it, its dialogue goes on. A dialogue too long for the context begins anew."""
+        """Each model's answer; with it, its dialogue goes on. A dialogue too long for the context begins again."""
         self._turn += 1
         answers = {}
         for name, model in self._models.items():

@@ -118,7 +118,7 @@ class Estimate:
         return made(job.names) if made else Work.table(0.0, seconds=self._device.starts["light"])
 
     def data(self, dataset: str, model: str) -> Data:
-        """What is known of a data set for a model, by their names; anew once its tables are there."""
+        """What is known of a data set for a model, by their names; looked up again once its tables are there."""
         return self._data(dataset, model, rows.known(self._s, dataset))
 
     def _generated(self, table: str, most: int) -> float:
@@ -454,15 +454,15 @@ class Estimate:
         return list(rounds.boundaries(method.online, steps)) if method.online else []
 
     def _round_prompts(self, names: Mapping[str, str]) -> float:
-        """Distinct prompts of the steps of an online round: groups are drawn without regard to prompts."""
+        """Distinct prompts of the steps of an online round: groups come in random order."""
         train = self._s.train_of(self._s.methods[names["method"]])
         boundaries = [*self._boundaries(names), train.steps]
         number = int(names["round"])
-        drawn = (boundaries[number] - boundaries[number - 1]) * train.groups_per_step
+        seen = (boundaries[number] - boundaries[number - 1]) * train.groups_per_step
         prompts = self.data(names["dataset"], names["model"]).train.prompts
         if train.group_by == "prompt":
-            return min(prompts, drawn)
-        return prompts * (1 - (1 - 1 / max(prompts, 1)) ** drawn)
+            return min(prompts, seen)
+        return prompts * (1 - (1 - 1 / max(prompts, 1)) ** seen)
 
     # Scores --------------------------------------------------------------------------------------
 

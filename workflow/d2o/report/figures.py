@@ -374,11 +374,11 @@ def pool_data(sheet: Mapping[str, Any], scores: Mapping[str, Sequence[float]]) -
         scores: by reward model; none where the pool was not scored.
     """
     lengths, counts = zip(*((int(length), count) for length, count in sheet["tokens"].items()), strict=True)
-    drawn = [("length, tokens", np.histogram(lengths, min(40, max(lengths)), weights=counts))]
-    drawn += [(f"score, {reward}", np.histogram(values, 40)) for reward, values in scores.items()]
+    panels = [("length, tokens", np.histogram(lengths, min(40, max(lengths)), weights=counts))]
+    panels += [(f"score, {reward}", np.histogram(values, 40)) for reward, values in scores.items()]
     bars = [
         pd.DataFrame({"panel": panel, "from": edges[:-1], "to": edges[1:], "samples": heights})
-        for panel, (heights, edges) in drawn
+        for panel, (heights, edges) in panels
     ]
     marked = pd.DataFrame({"panel": "marked", "name": sheet["flags"].keys(), "samples": sheet["flags"].values()})
     columns = ["panel", "name", "from", "to", "samples"]

@@ -451,7 +451,8 @@ class Method(Section):
     )
     negatives: bool = Field(False, description="whether the group holds the human negative")
     pairs: Literal["negatives", "all"] = Field(
-        "negatives", description="human rows used: those with a negative of the data set's rule, or all pairs"
+        "negatives",
+        description="which human answers are used: those with a negative of the data set's rule, or all pairs",
     )
     k: Positive | None = Field(
         None, description="positives per group of `self`; null: `positives.k`, or the `best` of a filter"
@@ -942,8 +943,8 @@ class Settings(Section):
 
     @model_validator(mode="after")
     def _fits_together(self):
-        if faults := list(problems(self)):
-            raise ValueError("\n".join(faults))
+        if wrong := list(problems(self)):
+            raise ValueError("\n".join(wrong))
         return self
 
     def train_of(self, method: Method) -> Train:

@@ -134,7 +134,7 @@ def run(stage: TrainStage, inputs: Inputs, checkpoints: Path, output: Path) -> N
 
 
 def _shared(stage: TrainStage, inputs: Inputs, groups: Path) -> Data:
-    """The data, in a file that rank 0 makes and all map; anew at each start, a round may have come.
+    """The data, in a file that rank 0 makes and all map; made again at each start, for a round may have come.
 
     Raises:
         D2OError: on rank 0, as `prepare`; the others exit without a word.
