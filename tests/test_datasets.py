@@ -515,3 +515,22 @@ def test_memory_does_not_grow_with_the_file(suffix, tmp_path):
 def test_real_data(format, name, rows, bad, tmp_path):
     assert len(read(format, [DATA / name], tmp_path)) == rows - bad
     assert len(rejected(tmp_path)) == bad
+
+
+def test_a_name_that_is_not_utf8_is_told_before_it_is_read(tmp_path):
+    """A manifest would name it, and be half written."""
+    (tmp_path / os.fsdecode(b"M\xfcller.jsonl")).write_text("{}")
+    with pytest.raises(D2OError, match=r"M\\udcfcller\.jsonl: its name is not UTF-8; give the file another one"):
+        datasets.files(str(tmp_path))
+
+
+def test_no_picture_is_fetched_from_where_a_row_says(monkeypatch):
+    """A Hub's README says of what type its columns are, those that nobody reads too."""
+    import datasets as library
+
+    kinds = library.Features({"prompt": library.Value("string"), "picture": library.Image()})
+    rows = [{"prompt": "Why?", "picture": {"path": "http://127.0.0.1:9/a.png", "bytes": None}}]
+    made = library.Dataset.from_list(rows, features=kinds).to_iterable_dataset()
+    monkeypatch.setattr(library, "load_dataset", lambda *args, **kwargs: made)
+    reading = Reading(format="negatives", hub="a/rows", revision="main", train=["train"])
+    assert [row for _, row in datasets._hub_rows(reading, "train")] == rows

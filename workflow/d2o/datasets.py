@@ -180,14 +180,13 @@ def _hub_rows(reading: Reading, split: str) -> Iterator[tuple[int, Any]]:
         progress = tqdm(stream, desc=f"reading {reading.hub}, {split}", unit=" rows", mininterval=2)
         for number, row in enumerate(progress, 1):
             yield number, row
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise D2OError(
-            f"{reading.hub}, split {split}, revision {reading.revision}: {reason}; "
-            f"check hub, name, revision and splits, and that the Hub can be reached"
-        ) from None
     except (MemoryError, SystemError) as error:
         raise _too_large(f"{reading.hub}, split {split}", number) from error
+    except Exception as error:  # whatever a repository's files lead the library into: a script, odd YAML, no network
+        raise D2OError(
+            f"{reading.hub}, split {split}, revision {reading.revision}: {texts.line(error)}; "
+            f"check hub, name, revision and splits, and that the Hub can be reached"
+        ) from None
 
 
 def files(source: str) -> list[Path]:
@@ -201,6 +200,9 @@ def files(source: str) -> list[Path]:
         inside = sorted(file for file in path.iterdir() if file.name.lower().endswith(_SUFFIXES) and file.is_file())
         if not inside:
             raise D2OError(f"{path}: a folder without any file of rows; {known}")
+        for file in inside:
+            if not texts.is_unicode(str(file)):
+                raise D2OError(f"{texts.visible(str(file))}: its name is not UTF-8; give the file another one")
         return inside
     if not path.name.lower().endswith(_SUFFIXES):
         raise D2OError(f"{path}: unknown suffix; {known}")

@@ -554,7 +554,7 @@ def _categories(row: Row, key: str) -> list[str] | None:
         return None
     if not isinstance(flags, dict) or not all(isinstance(flag, bool) for flag in flags.values()):
         raise BadRow(f"`{key}` is not an object of true and false")
-    if any(re.search("[\ud800-\udfff]", name) for name in flags):
+    if not all(map(texts.is_unicode, flags)):
         raise BadRow(f"`{key}` is an object with a name that is half a character (a lone surrogate)")
     return [name for name, flag in flags.items() if flag]
 

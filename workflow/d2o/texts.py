@@ -7,12 +7,17 @@ import hashlib
 import re
 from collections.abc import Iterable, Sequence
 
-_UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069]")
+_UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def visible(name: str) -> str:
     """A name out of the data as it can stand in a line: what controls the line, or turns what follows, is escaped."""
     return _UNSEEN.sub(lambda match: f"\\u{ord(match[0]):04x}", name)
+
+
+def is_unicode(text: str) -> bool:
+    """Whether UTF-8 can write a text: not half a surrogate pair, as in JSON, or in a file's name that is Latin-1."""
+    return not re.search("[\ud800-\udfff]", text)
 
 
 def line(error: BaseException) -> str:

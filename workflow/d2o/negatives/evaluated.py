@@ -6,13 +6,12 @@ import csv
 import gzip
 import io
 import json
-import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from d2o import identities, records, refusals
+from d2o import identities, records, refusals, texts
 from d2o.errors import D2OError
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".csv.gz")
@@ -38,7 +37,7 @@ def prompts(files: list[str]) -> list[dict[str, Any]]:
             text = row.get("prompt") if isinstance(row, dict) else None
             if not isinstance(text, str) or not text.strip():
                 raise D2OError(f"{path}: row {number}: no text in `prompt`; mend the row or take it out")
-            if re.search(r"[\ud800-\udfff]", text):  # JSON can spell half of a surrogate pair, UTF-8 cannot
+            if not texts.is_unicode(text):
                 raise D2OError(f"{path}: row {number}: half a character in `prompt`; mend the row")
             messages = [{"role": "user", "content": text}]
             label = f", {row['label']}" if row.get("label") in refusals.LABELS else ""

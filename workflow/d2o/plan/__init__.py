@@ -19,7 +19,7 @@ from d2o.contracts import CONTRACTS
 from d2o.layout import Layout
 from d2o.plan import checks, stages
 from d2o.sources import source_digest
-from d2o.texts import visible
+from d2o.texts import is_unicode, visible
 
 # Artifacts that the initial model has as well.
 _OF_INITIAL = {"responses", "heldout_logprobs", "scores", "answers"}
@@ -164,6 +164,8 @@ class Plan:
         for file in files:
             if {"{", "}"} & {*file}:
                 self._end(f"human_eval.answers: {visible(file)}: a name with braces; give the file another one")
+            if not is_unicode(file):
+                self._end(f"human_eval.answers: {visible(file)}: its name is not UTF-8; give the file another one")
         return files
 
     def annotated(self, wildcards) -> str:
