@@ -246,7 +246,7 @@ def test_the_command_leases_unless_the_config_says_share(tmp_path, share, status
 def test_every_rule_that_is_given_gpus_leases_them():
     texts = "".join(path.read_text() for path in sorted((ROOT / "workflow" / "rules").glob("*.smk")))
     rules = re.split(r"(?m)^rule ", texts)
-    asking = [rule for rule in rules if re.search(r"gpu=plan", rule)]
+    asking = [rule for rule in rules if re.search(r"gpu=needs", rule)]
     assert len(asking) == 8
     leased = {rule.partition(":")[0]: re.search(r"python -m d2o --gpus {resources\.(\w+)} ", rule) for rule in asking}
     # Those of a training may lie on several nodes.
