@@ -850,7 +850,7 @@ def test_a_scorer_that_chose_the_positives_is_told(tmp_path, rewards):
 
 def test_the_data_sheet_of_a_pool(full):
     folder, page, _ = full
-    assert "67 of 68 is usable; sampled again: 1." in page.text
+    assert "67 of 68 are usable; sampled again: 1." in page.text
     assert "repeating, truncated" in page.text
     assert 'aria-label="Lengths of the samples, and their flags"' in (folder / "report.html").read_text()
 
