@@ -7,6 +7,7 @@ judge and weights that are released, too.
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -158,6 +159,10 @@ def finished(project: Project) -> None:
             subprocess.run([*ALL, "--unlock"], cwd=project.folder, check=True, capture_output=True)
         elif "another process is at work here" in printed:  # what a killed Snakemake has left
             psutil.wait_procs(run.stages(), timeout=120)
+        elif told := re.search(r"error: \S+: gone since it was written; delete (\S+) and run again", printed):
+            (
+                project.folder / told[1]
+            ).unlink()  # a table that vanished, in a folder of which Snakemake knows the manifest
         else:
             pytest.fail(printed[-4000:])
     pytest.fail(f"it never ends: {printed[-4000:]}")
