@@ -321,6 +321,13 @@ def test_a_server_that_hangs_is_given_up(serve, tables, tmp_path, monkeypatch):
         run(hung.settings(concurrency=1), tables, tmp_path / "v.parquet")
 
 
+def test_no_line_holds_half_of_a_key(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-planted")
+    settings = Judge(base_url="http://127.0.0.1:9/v1", model="wise")
+    for before in range(280, 300):
+        assert "sk-" not in judge._failure(settings, ValueError("x" * before + "sk-planted"))
+
+
 @pytest.mark.parametrize("token", [
     "<|im_end|>", "</s>", "<|eot_id|>", "<end_of_turn>", "[/INST]", "<eos>", "<bos>", "<pad>", "<<SYS>>", "<</SYS>>",
     "<｜end▁of▁sentence｜>", "<｜User｜>", "<|turn>", "<extra_id_1>", "[SYSTEM_PROMPT]", "[TOOL_CALLS]", "[gMASK]",

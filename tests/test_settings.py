@@ -268,8 +268,8 @@ def test_more_files_than_a_command_line_holds_are_refused_and_their_folder_is_ta
     with pytest.raises(D2OError, match=told):
         Plan(changed("datasets.demo.train", [*map(str, paths)]), "c.yaml")
     half = changed("datasets.demo.train", [*map(str, paths[:1750])])
-    half["datasets"]["more"] = half["datasets"]["demo"] | {"train": [*map(str, paths[1750:])]}
-    half["experiments"]["demo"]["datasets"] = ["demo", "more"]
+    half["datasets"]["one.more"] = half["datasets"]["demo"] | {"train": [*map(str, paths[1750:])]}
+    half["experiments"]["demo"]["datasets"] = ["demo", "one.more"]
     with pytest.raises(D2OError, match=told):  # the report gets both
         Plan(half, "c.yaml")
     (tmp_path / "ж").mkdir()

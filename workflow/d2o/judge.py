@@ -329,7 +329,7 @@ def _masked(text: str) -> str:
 def _failure(judge: Judge, error: Exception) -> str:
     import openai
 
-    text = _masked(texts.line(error.__cause__ or error))
+    text = texts.line(error.__cause__ or error, os.environ.get("OPENAI_API_KEY", ""))
     match error:
         case openai.APIConnectionError():
             failure = "cannot be reached; is the server running, and base_url right?"

@@ -68,7 +68,7 @@ def push(run: Path, repository: str, public: bool) -> str:
         cause = error.__cause__ or error
         status = getattr(getattr(cause, "response", None), "status_code", None)
         # Signatures stand in the queries of addresses.
-        told = re.sub(r"\?\S+", "", line(cause).replace(token, "…"))
+        told = re.sub(r"\?\S+", "", line(cause, token))
         reason = f"{status}: {told}" if status else told
         way_out = _WAYS_OUT.get(status, "check the network, and push again")
         raise D2OError(f"{repository}: nothing was committed ({reason}); {way_out}") from None

@@ -20,9 +20,14 @@ def is_unicode(text: str) -> bool:
     return not re.search("[\ud800-\udfff]", text)
 
 
-def line(error: BaseException) -> str:
-    """What an error says, on one line that is not too long; its kind where it says nothing."""
-    return visible(" ".join(str(error).split()))[:300] or type(error).__name__
+def line(error: BaseException, secret: str = "") -> str:
+    """What an error says, on one line that is not too long; its kind where it says nothing.
+
+    Args:
+        secret: what it must not say; masked before the line is cut, which might leave half of it.
+    """
+    said = str(error).replace(secret, "***") if secret else str(error)
+    return visible(" ".join(said.split()))[:300] or type(error).__name__
 
 
 def policy_digest(content: str) -> str:

@@ -111,10 +111,10 @@ def _tables(s: Settings, dataset: str) -> list[Path]:
 
 
 def _read(tables: Sequence[Path], model: Path, s: Settings) -> Data:
-    negatives, pairs = (records.read_any(path, _COUNTED) for path in tables[:2])
+    negatives, pairs = records.read_any(tables[0], [*_COUNTED, "messages"]), records.read_any(tables[1], _COUNTED)
     origins = records.read_any(tables[2], ["origin"])["origin"].to_pylist()
     trained = pc.equal(negatives["split"], "train")
-    prompt, answer = _lengths(_some(tables[0]), model, s)
+    prompt, answer = _lengths(_some(negatives), model, s)
     return Data(
         _human(negatives.filter(trained)),
         _human(pairs.filter(pc.equal(pairs["split"], "train"))),
@@ -143,9 +143,8 @@ def _human(table: pa.Table) -> Human:
     )
 
 
-def _some(path: Path) -> list[dict[str, Any]]:
+def _some(table: pa.Table) -> list[dict[str, Any]]:
     """About `_READ` rows of the negatives' table, evenly spread: of those trained on, where there are any."""
-    table = records.read_any(path, ["split", "messages", "positive", "negative"])
     trained = table.filter(pc.equal(table["split"], "train"))
     table = trained if trained.num_rows else table
     return table.take([*range(0, table.num_rows, max(1, table.num_rows // _READ))]).to_pylist()

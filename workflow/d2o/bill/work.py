@@ -411,15 +411,18 @@ class Estimate:
         data = training.groups * (training.tokens * _TOKEN + responses * _RESPONSE)
         if self._on_cpu:
             return 0.0, here * (_PROCESS["train"] + held.total + _KEPT * kept + head) + data
-        moved = train.offload * (held.optimizer + (held.weights if train.zero_stage == 3 else 0.0))
+        moved = self._moved(held, train)
         host = here * (_HOST + self._offloaded(held, shape, train)) + data
         return _CONTEXT + held.total - moved + kept + head, host
 
+    @staticmethod
+    def _moved(held: arithmetic.States, train: Train) -> float:
+        """Bytes that a device does not hold with `train.offload`: the optimizer, under ZeRO 3 the weights too."""
+        return train.offload * (held.optimizer + (held.weights if train.zero_stage == 3 else 0.0))
+
     def _offloaded(self, held: arithmetic.States, shape: Shape, train: Train) -> float:
-        """Bytes of a rank that DeepSpeed keeps in host memory: the optimizer, its gradients in float32, under ZeRO 3
-        the weights too."""
-        gradients = 4 * self._trained(shape, train) / train.ranks
-        return train.offload * (held.optimizer + gradients + (held.weights if train.zero_stage == 3 else 0.0))
+        """Bytes of a rank that DeepSpeed keeps in host memory: what is moved there, and gradients in float32."""
+        return self._moved(held, train) + train.offload * 4 * self._trained(shape, train) / train.ranks
 
     def _states(self, shape: Shape, method: Method, train: Train) -> arithmetic.States:
         half, trained = self._s.forward.precision != "fp32", self._trained(shape, train)

@@ -93,9 +93,8 @@ def _problems(s: Settings) -> Iterator[str]:
         if not stages.finished_trials(s, name):
             yield f"methods.{name}.tune: all of its trials failed; say so of the method"
     for name, experiment in s.experiments.items():
-        paths = [
-            path for key, path in _files(s) if key.split(".")[:2] in [["datasets", d] for d in experiment.datasets]
-        ]
+        keys = {f"datasets.{n}.{key}" for n in experiment.datasets for key in ("train", "test", "evaluation_prompts")}
+        paths = [path for key, path in _files(s) if key in keys]
         if sum(len(os.fsencode(path)) for path in paths) > _LONGEST:
             yield (
                 f"experiments.{name}: its data sets name {len(paths):,} files, more than a command line holds; put "
