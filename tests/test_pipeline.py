@@ -265,6 +265,10 @@ def test_weights_are_released_and_come_back_for_a_further_task(restored):
     restored.snakemake()
     assert not list((run / "model").glob("*.safetensors")) and not (run / "again").exists()
     assert before == [(path.stat().st_mtime_ns, path.read_bytes()) for path in (responses, manifest)]
+    page = restored.folder / "results" / "reports" / "gone" / "report.html"
+    page.unlink()
+    restored.snakemake()  # no weights are asked for
+    assert page.exists() and not list((run / "model").glob("*.safetensors"))
     restored.snakemake(command)  # for the other tests
     restored.configure(config)
     assert restored.would_run() == {}

@@ -160,6 +160,8 @@ def test_a_model_that_a_job_loads_is_looked_at_before_the_first_job(tmp_path):
     assert len([*preflight._released([job("fetch_model", [end])])]) == 1, "a model that is made of a run"
     assert "rounds/1/policy" in next(iter(preflight._released([job("sample_round", [policy])])))
     assert not [*preflight._released([job("merge_round", [policy])])], "its digest is enough"
+    for rule in ("write_report", "write_card", "train", "all"):
+        assert not [*preflight._released([job(rule, [end])])], "its manifest is enough"
     trains = job("train_method", [tmp_path / "n.parquet"], [str(end)])
     assert not [*preflight._released([trains, job("answer_prompts", [end], model=snapshot)])]
 

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from d2o import devices, hub, weights
 from d2o.bill import hardware
-from d2o.bill.jobs import RULES, Job
+from d2o.bill.jobs import OTHERS, RULES, Job
 from d2o.bill.work import Estimate, Work
 from d2o.plan import Plan
 from d2o.settings import Hub, Settings
@@ -106,10 +106,6 @@ def _budgets(jobs: Sequence[Job], estimate: Estimate, s: Settings) -> Iterator[s
                 )
 
 
-# They take a model for its digest alone.
-_NOT_LOADED = ("merge_positives", "merge_round")
-
-
 def _released(jobs: Sequence[Any]) -> Iterator[str]:
     """A line for each model that is to be loaded and whose weights are not there; not where it is made again."""
     made = {str(path) for job in jobs for path in job.output}
@@ -117,7 +113,8 @@ def _released(jobs: Sequence[Any]) -> Iterator[str]:
         models = [str(path) for path in job.input if str(path).endswith("/manifest.json") and str(path) not in made]
         if models and (snapshot := job.params.get("model")):  # in the place of the model that it led to
             models = [str(snapshot)]
-        if job.rule.name not in _NOT_LOADED:
+        # The others, such as reports, cards and merged pools, take its manifest or its digest alone.
+        if job.rule.name in RULES and RULES[job.rule.name].kind != OTHERS:
             yield from filter(None, (weights.lacking(Path(path).parent) for path in models))
 
 
