@@ -1,6 +1,7 @@
 """The command lines that start the ranks of a training, on one node and on several."""
 
 import re
+import subprocess
 import sys
 
 import pytest
@@ -94,3 +95,23 @@ def test_two_trainings_in_one_job_meet_at_ports_of_their_own():
 
     ports = {port(SLURM_JOB_ID=job, SLURM_STEP_ID=step) for job in ("1", "2", "999999") for step in ("0", "1")}
     assert len(ports) == 6 and all(1024 < int(number) < 32768 for number in ports)
+
+
+_JOINS = """
+import os, socket, sys
+from d2o.train.launch import launch
+
+launch(1, 1)
+taken = socket.socket()  # what another job has opened before this one has imported torch
+taken.bind(("127.0.0.1", int(os.environ["MASTER_PORT"])))
+taken.listen()
+import torch.distributed as dist
+
+dist.init_process_group("gloo")
+print(dist.get_rank(), dist.get_world_size())
+"""
+
+
+def test_a_rank_alone_takes_no_port_that_another_job_has_taken():
+    done = subprocess.run([sys.executable, "-c", _JOINS], capture_output=True, text=True)
+    assert done.stdout.split() == ["0", "1"], done.stderr

@@ -6,7 +6,6 @@ import ctypes
 import os
 import re
 import signal
-import socket
 import sys
 from collections.abc import Mapping
 
@@ -27,11 +26,9 @@ def launch(ranks: int, nodes: int) -> None:
         os.environ.setdefault(*_GRACE)
         killed.ends()
         os.execvp(line[0], line)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    # Whatever port is free when torch asks for it: one chosen here could be another job's by then.
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
 
 
 def follow() -> None:
