@@ -199,7 +199,8 @@ class Results:
                 draft.path.mkdir()
                 draft.facts |= {"pool": "corrected-k4", "reference_noise": None if method == "sft" else 0.0123}
                 draft.facts |= {"groups": 1234} | ({"short_groups": 57} if method == "d2o" else {})
-            folder.joinpath("train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+            with records.artifact(folder / "train.jsonl") as draft:
+                draft.path.write_text("".join(json.dumps(line) + "\n" for line in lines))
         texts = ["I’m sorry, I can’t help." if trained else "Sure, " + NASTY for _ in self.ids]
         answers = [self._sample(p, 0, None, t) for p, t in zip(self.ids, texts, strict=True)]
         write(folder / "responses.parquet", schemas.SAMPLES, answers)
@@ -791,6 +792,15 @@ def test_a_missing_artifact_is_named_and_nothing_is_written(tmp_path, name):
     with pytest.raises(D2OError, match=rf"dpo/seed1/{re.escape(name)}: no such file"):
         report.write(chosen, tmp_path, tmp_path / "reports/demo/report.html")
     assert not (tmp_path / "reports").exists()
+
+
+def test_a_digit_of_a_training_log_that_is_another_one_is_seen(tmp_path):
+    chosen = config(tasks=[])
+    Results(tmp_path, chosen)
+    log = tmp_path / "pku/smol/dpo/seed1/train.jsonl"
+    log.write_text(log.read_text().replace("0.69", "0.68", 1))
+    with pytest.raises(D2OError, match="dpo/seed1/train.jsonl: gone or damaged since it was written; delete it"):
+        report.write(chosen, tmp_path, tmp_path / "reports/demo/report.html")
 
 
 def test_scores_of_other_prompts_are_refused(tmp_path):

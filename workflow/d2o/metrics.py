@@ -102,13 +102,10 @@ class Archive:
         """The lines of a run's training log.
 
         Raises:
-            D2OError: where it is missing or a line is not JSON.
+            D2OError: as `content`, and where a line is not JSON.
         """
-        file = self._noted(self.path("train_log", **run.names))
-        if not file.exists():
-            raise D2OError(f"{file}: no such file; it is written by the training of the model beside it")
-        rows = []
-        for number, line in enumerate(file.read_bytes().splitlines(), 1):
+        file, rows = self.path("train_log", **run.names), []
+        for number, line in enumerate(self.content("train_log", **run.names).splitlines(), 1):
             try:
                 rows.append(json.loads(line))
             except (ValueError, RecursionError) as error:

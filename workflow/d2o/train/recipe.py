@@ -9,6 +9,7 @@ from pathlib import Path
 from d2o import chat, devices, dtypes, model_folders, records, trials
 from d2o.contracts import CONTRACTS
 from d2o.errors import D2OError
+from d2o.progress import LOG
 from d2o.settings import TrainStage
 from d2o.train.data import Data, Inputs, prepare, write_prompts
 from d2o.train.launch import follow, launch
@@ -125,7 +126,8 @@ def run(stage: TrainStage, inputs: Inputs, checkpoints: Path, output: Path) -> N
     if rank == 0 and data.next:
         write_prompts(data, stage, inputs.negatives, output.with_name("negatives.parquet"))
     elif rank == 0:
-        shutil.copy(checkpoints / "train.jsonl", output.with_name("train.jsonl"))
+        with records.artifact(output.with_name(LOG), stage) as draft:
+            shutil.copy(checkpoints / LOG, draft.path)
         with records.artifact(board, stage) as draft:
             shutil.copytree(checkpoints / "tensorboard", draft.path)
     _export(engine, stage, inputs, output, facts)
