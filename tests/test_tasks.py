@@ -13,6 +13,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -401,6 +403,23 @@ def test_a_task_of_the_harness_is_read_from_local_files(arc, tmp_path):
     questions.fetch(Questions(task="arc_easy", data=arc, limit=12), tmp_path / "q")
     assert records.read_manifest(tmp_path / "q")["subjects"] == {"arc_easy": {"train": 3, "test": 13}}
     assert asked_by(tmp_path / "q") == {("arc_easy", n): f"What comes after {n}?" for n in range(12)}
+
+
+def test_a_small_file_of_a_task_takes_no_more_memory_than_reading_has(arc, tmp_path):
+    """878 bytes that ask for 4 GB."""
+    path = tmp_path / "bomb.parquet"
+    question = pa.DictionaryArray.from_arrays(pa.array([0] * 1024, pa.int32()), ["x" * 4_000_000])
+    answers = {"choices": [science(1)["choices"]] * 1024, "answerKey": ["A"] * 1024}
+    pq.write_table(pa.table({"question": question, **answers}), path, compression="zstd")
+    source = Questions(task="arc_easy", data={"train": str(path), "test": str(path)})
+    code = (
+        "from pathlib import Path; from d2o import questions; from d2o.settings import Questions\n"
+        "questions._MEMORY = 1\n"
+        f"questions.fetch(Questions(**{source.model_dump()}), Path({str(tmp_path / 'q')!r}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert f"D2OError: {path}, {path}: cannot be read (it unpacks to more than 1 GB)" in done.stderr
+    assert not (tmp_path / "q").exists()
 
 
 def test_wrong_tasks_of_the_harness_are_told_in_one_line(arc, tmp_path):

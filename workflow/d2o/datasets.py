@@ -11,8 +11,6 @@ import gzip
 import io
 import json
 import lzma
-import re
-import resource
 import sys
 import zlib
 from collections import Counter
@@ -28,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from d2o import formats, hub, records, schemas, texts
+from d2o import formats, hub, memory, records, schemas, texts
 from d2o.errors import D2OError
 from d2o.formats import BadRow, LeftOut
 from d2o.settings import Reading
@@ -59,7 +57,7 @@ def read(reading: Reading, output: Path) -> None:
     inputs = [file for source in sources for file in files(source)]
     rejected = output.with_name(f"{output.name}.rejected.jsonl")
     counts, first, left_out = Counter(train=0, test=0, rejected=0, left_out=0), "", Counter[str]()
-    with records.artifact(output, reading, inputs) as draft, bounded(reading.memory_gb):
+    with records.artifact(output, reading, inputs) as draft, memory.bounded(reading.memory_gb):
         with (
             records.artifact(rejected, reading) as leavings,
             leavings.path.open("w", encoding="utf-8") as bad,
@@ -93,21 +91,6 @@ def read(reading: Reading, output: Path) -> None:
         draft.facts |= {"rows": table.count, "counts": dict(counts), "left_out": dict(left_out)}
     summary = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items())
     print(f"rows: {summary}" + f" ({_counted(left_out)})" * bool(left_out), file=sys.stderr)
-
-
-@contextmanager
-def bounded(memory_gb: float) -> Iterator[None]:
-    """Inside, this process takes about so many GB more memory at most: a small file may unpack to any size."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    there = re.search(r"VmData:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    # What is mapped counts, used or not: Arrow's allocator maps about 1 GB at once.
-    limit = int(there[1]) * 1024 + int((memory_gb + 1) * 1e9)
-    known = [one for one in (limit, soft, hard) if one != resource.RLIM_INFINITY]
-    resource.setrlimit(resource.RLIMIT_DATA, (min(known), hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
 
 def reason_of(outcome: LeftOut, known: Counter[str]) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 import polars as pl
 import yaml
 
-from d2o import datasets, formats, records, schemas, settings, texts
+from d2o import datasets, formats, memory, records, schemas, settings, texts
 from d2o.contracts import CONTRACTS
 from d2o.errors import D2OError
 from d2o.formats import FORMATS, BadRow, LeftOut
@@ -180,7 +180,7 @@ def fitting(source: str, format: str | None, negative: Sequence[str], label: str
     if format not in (None, *FORMATS):
         raise D2OError(f"--format: {format!r} is none; there are: {', '.join(FORMATS)}")
     given = chain.from_iterable(datasets.file_rows(file) for file in datasets.files(source))
-    with datasets.bounded(_MEMORY):
+    with memory.bounded(_MEMORY):
         rows = [row for _, row in islice(given, _TRIED)]
     if not rows:
         raise D2OError(f"{source}: it has no row")
@@ -296,7 +296,7 @@ def counted(reading: Reading) -> Counts:
     given = datasets.rows(reading)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows.parquet"
-        with datasets.bounded(_MEMORY), records.TableWriter(path, schemas.ROWS) as table:
+        with memory.bounded(_MEMORY), records.TableWriter(path, schemas.ROWS) as table:
             for split, _, number, row in islice(given, _COUNTED):
                 rows += 1
                 for outcome in formats.outcomes(row, reading):
