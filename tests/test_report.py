@@ -799,7 +799,7 @@ def test_a_digit_of_a_training_log_that_is_another_one_is_seen(tmp_path):
     Results(tmp_path, chosen)
     log = tmp_path / "pku/smol/dpo/seed1/train.jsonl"
     log.write_text(log.read_text().replace("0.69", "0.68", 1))
-    with pytest.raises(D2OError, match="dpo/seed1/train.jsonl: gone or damaged since it was written; delete it"):
+    with pytest.raises(D2OError, match=r"dpo/seed1/train\.jsonl: gone or damaged since it was written; delete it"):
         report.write(chosen, tmp_path, tmp_path / "reports/demo/report.html")
 
 
