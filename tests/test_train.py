@@ -1030,6 +1030,8 @@ def test_damage_and_company_are_told_in_a_line(tables, tiny_model, tmp_path):
     whole = log.read_text()
     log.write_text(whole.replace('"step"', "step", 1))
     assert f"{log}: line 1 is damaged; delete {kept} to start again from step 0" in refused(line)
+    log.write_text(whole.replace('"loss": 0.', '"loss": 1.', 1))  # a line that can be read
+    assert f"{log}: line 1 is damaged" in refused(line)
     log.write_text(whole.splitlines(keepends=True)[0])
     assert f"{log}: line 2 is damaged" in refused(line)
     log.write_bytes(b"\xff" + whole.encode())

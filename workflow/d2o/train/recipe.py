@@ -127,7 +127,7 @@ def run(stage: TrainStage, inputs: Inputs, checkpoints: Path, output: Path) -> N
         write_prompts(data, stage, inputs.negatives, output.with_name("negatives.parquet"))
     elif rank == 0:
         with records.artifact(output.with_name(LOG), stage) as draft:
-            shutil.copy(checkpoints / LOG, draft.path)
+            log.write(draft.path)
         with records.artifact(board, stage) as draft:
             shutil.copytree(checkpoints / "tensorboard", draft.path)
     _export(engine, stage, inputs, output, facts)

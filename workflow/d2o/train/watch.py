@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -194,14 +195,14 @@ class Watch:
         self._active = dist.get_rank() == 0
         self._path, self._state, self._total = folder / LOG, folder / STATE, total
         there = first and self._path.exists()
-        lines = self._path.read_text(errors="replace").splitlines()[:first] if there else []
+        lines = self._path.read_text(errors="replace").splitlines(keepends=True)[:first] if there else []
         self._history = _records(self._path, lines, first)
         self._raised: set[str] = set()
         self._began = time.monotonic()
         dist.barrier()
         if self._active:
             draft = self._path.with_name(f".{self._path.name}.tmp")
-            draft.write_text("".join(f"{line}\n" for line in lines))
+            draft.write_text("".join(lines))
             draft.replace(self._path)
             self._tell({})
             self._trackers = [_TensorBoard(folder / "tensorboard", first)]
@@ -231,7 +232,7 @@ class Watch:
         raised = alarms(self._history, self._limits)
         if self._active:
             with self._path.open("a") as file:
-                file.write(json.dumps(record) + "\n")
+                file.write(records.sealed(record))
             numbers = {k: v for k, v in record.items() if k != "step" and v is not None}
             for tracker in self._trackers:
                 tracker.log(numbers, record["step"])
@@ -258,6 +259,10 @@ class Watch:
         square = self._history[0]["logratio_square"]
         return None if square is None else round(math.sqrt(square), 4)
 
+    def write(self, path: Path) -> None:
+        """Write all lines, without their checksums."""
+        path.write_text("".join(json.dumps(record) + "\n" for record in self._history))
+
     def close(self) -> None:
         """Flush everything."""
         self._bar.close()
@@ -266,15 +271,10 @@ class Watch:
 
 
 def _records(path: Path, lines: Sequence[str], steps: int) -> list[dict[str, Any]]:
-    records = []
-    for line in lines:
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            break
-    if len(records) < steps:
-        raise D2OError(f"{path}: line {len(records) + 1} is damaged; delete {path.parent} to start again from step 0")
-    return records
+    history = [*takewhile(bool, map(records.unsealed, lines))]
+    if len(history) < steps:
+        raise D2OError(f"{path}: line {len(history) + 1} is damaged; delete {path.parent} to start again from step 0")
+    return history
 
 
 class _TensorBoard:
