@@ -101,12 +101,38 @@ class Run:
                 second = Run(self._project, log="second.log")
                 refused = second.wait(300) == 1 and "cannot be locked" in second.printed()
                 assert refused or self.wait(0) is not None, second.printed()[-2000:]  # or the first has just ended
+            case "bit" | "page":
+                files = sorted((self._project.folder / "results").rglob("*"))
+                if whole := [path for path in files if keeps_data(path)]:
+                    damage(random.choice(whole), victim, random)
         return doing
 
 
-VICTIMS = ("snakemake", "stage", "SIGTERM", "everything", "table", "clock", "second", "disk")
+VICTIMS = ("snakemake", "stage", "SIGTERM", "everything", "table", "clock", "second", "bit", "page", "disk")
 # Those after which Snakemake goes on to its end, or to the job that fails.
-HARMLESS = ("table", "clock", "second")
+HARMLESS = ("table", "clock", "second", "bit", "page")
+
+
+def keeps_data(path: Path) -> bool:
+    """Whether a file is one that a stage has finished, or goes on with; links lead out of the results."""
+    if (
+        path.is_symlink()
+        or path.name.startswith(".")
+        or path.suffix not in (".parquet", ".safetensors", ".jsonl", ".pt")
+    ):
+        return False
+    return path.is_file() and path.stat().st_size > 0
+
+
+def damage(path: Path, what: str, random: random.Random) -> None:
+    """Flip a bit of a file, or make a page of it zeros."""
+    with path.open("r+b") as file:
+        place = random.randrange(path.stat().st_size)
+        start = place if what == "bit" else place - place % 4096
+        file.seek(start)
+        there = file.read(1 if what == "bit" else 4096)
+        file.seek(start)
+        file.write(bytes([there[0] ^ 1 << random.randrange(8)]) if what == "bit" else bytes(len(there)))
 
 
 @pytest.fixture
@@ -159,13 +185,32 @@ def finished(project: Project) -> None:
             subprocess.run([*ALL, "--unlock"], cwd=project.folder, check=True, capture_output=True)
         elif "another process is at work here" in printed:  # what a killed Snakemake has left
             psutil.wait_procs(run.stages(), timeout=120)
-        elif told := re.search(r"error: \S+: gone since it was written; delete (\S+) and run again", printed):
-            (
-                project.folder / told[1]
-            ).unlink()  # a table that vanished, in a folder of which Snakemake knows the manifest
+        elif told := re.search(f"(?:error: |^)(\\S+): .*{DELETE}", printed, re.MULTILINE):
+            delete(project, *told.groups())
         else:
             pytest.fail(printed[-4000:])
     pytest.fail(f"it never ends: {printed[-4000:]}")
+
+
+# The way out of what is damaged, or of a table that has vanished from a folder of which Snakemake knows the manifest.
+DELETE = r"; delete (\S+)(?: and (\S+))?,? (?:and run(?: snakemake)? again|to start again)"
+
+
+def delete(project: Project, named: str, *told: str | None) -> None:
+    """As a message says: a file or folder, or `it`, the one that the message is about."""
+    for name in filter(None, told):
+        path = project.folder / (named if name == "it" else name)
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def mended(project: Project) -> None:
+    """As `finished`, and what only `d2o verify` sees is made again as it says."""
+    finished(project)
+    for problem in verify.verify(project.folder / "results")[0]:
+        if ": damaged; delete" in problem:
+            named, *told = re.match(f"(\\S+): damaged{DELETE}", problem).groups()
+            delete(project, named, *told)
+    finished(project)
 
 
 def made(project: Project) -> dict[str, object]:
@@ -228,7 +273,7 @@ def test_whatever_dies_the_same_command_ends_with_the_same(undisturbed, disturbe
                 break
             struck.append({"victim": victim, **fault})
             print(json.dumps(struck[-1]), flush=True)
-        finished(project)
+        mended(project)
         there = made(project)
         vanished = {name for name in expected if name.endswith(".parquet") and name not in there}
         assert len(vanished) <= sum(fault["victim"] == "table" for fault in struck), "nobody asks for those again"

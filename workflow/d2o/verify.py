@@ -38,7 +38,9 @@ def verify(folder: Path) -> tuple[list[str], str]:
 
 
 def _problems(manifest: Path, counts: Counter) -> Iterator[str]:
-    again = f"delete {manifest} and run again"
+    # What Snakemake misses: a folder's manifest, or the file that one lies beside.
+    target = manifest if manifest.name == "manifest.json" else _beside(manifest)
+    again = f"delete {target} and run again"
     try:
         content = json.loads(manifest.read_text())["content"]
     except (ValueError, KeyError, TypeError, RecursionError):
@@ -49,7 +51,7 @@ def _problems(manifest: Path, counts: Counter) -> Iterator[str]:
         if not path.is_file():
             counts["released"] += (released := weights.released(path))
             if not released:
-                yield f"{path}: is gone; {again}"
+                yield f"{path}: is gone; {'run again' if path == target else again}"
         elif records.file_digest(path) != digest:
             yield f"{path}: damaged; {again}"
 
@@ -57,4 +59,8 @@ def _problems(manifest: Path, counts: Counter) -> Iterator[str]:
 def _files(manifest: Path, content: str | dict[str, str]) -> list[tuple[Path, str]]:
     if isinstance(content, dict):
         return [(manifest.parent / name, digest) for name, digest in content.items()]
-    return [(manifest.with_name(manifest.name.removesuffix(".manifest.json")), content)]
+    return [(_beside(manifest), content)]
+
+
+def _beside(manifest: Path) -> Path:
+    return manifest.with_name(manifest.name.removesuffix(".manifest.json"))
