@@ -115,13 +115,8 @@ HARMLESS = ("table", "clock", "second", "bit", "page")
 
 def keeps_data(path: Path) -> bool:
     """Whether a file is one that a stage has finished, or goes on with; links lead out of the results."""
-    if (
-        path.is_symlink()
-        or path.name.startswith(".")
-        or path.suffix not in (".parquet", ".safetensors", ".jsonl", ".pt")
-    ):
-        return False
-    return path.is_file() and path.stat().st_size > 0
+    kept = path.suffix in (".parquet", ".safetensors", ".jsonl", ".pt") and not path.name.startswith(".")
+    return kept and path.is_file() and not path.is_symlink() and path.stat().st_size > 0
 
 
 def damage(path: Path, what: str, random: random.Random) -> None:
