@@ -331,7 +331,9 @@ def test_damage_is_found_and_the_way_out_told(results, name, damage):
     (line,) = problems
     # What Snakemake then misses, and makes again.
     missed = results / ("t.parquet" if name.startswith("t.") else "seed0/model/manifest.json")
-    way_out = "is gone; run again" if missed == path and damage == "gone" else f"; delete {missed} and run again"
+    way_out = f"; delete {missed} and run again"
+    if missed == path and damage == "gone":
+        way_out = f"; run again, or delete {path}.manifest.json if nothing that is asked for needs it"
     assert line.startswith(f"{path}: ") and line.endswith(way_out)
     assert counted.endswith("1 not whole")
 
