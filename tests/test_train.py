@@ -1042,6 +1042,9 @@ def test_damage_and_company_are_told_in_a_line(tables, tiny_model, tmp_path):
     small = [python, "-c", _SMALL_DISK, *arguments]
     assert "0.0 GB are free, and the training writes up to 0.0: 2 checkpoints of" in refused(small)
 
+    broken = [python, "-c", _FAILING_DISK, *arguments]
+    assert f"{kept / 'step4'}: the checkpoint could not be written ([Errno 5] Input/output error)" in refused(broken)
+
     mark = kept / "run.json"
     whole = mark.read_text()
     for damaged in (whole.replace('"ranks": 1', '"ranks": 3'), "[]"):
@@ -1056,6 +1059,22 @@ def test_damage_and_company_are_told_in_a_line(tables, tiny_model, tmp_path):
     assert not kept.exists()
     assert not (tmp_path / ".checkpoints.lock").exists()
 
+
+# What it is told to bring to the disk under `step4` does not get there.
+_FAILING_DISK = """
+import errno, os
+from d2o import cli
+
+sync = os.fsync
+
+def failing(handle):
+    if "/step4/" in os.readlink(f"/proc/self/fd/{handle}"):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+    sync(handle)
+
+os.fsync = failing
+cli.main()
+"""
 
 _SMALL_DISK = """
 import shutil

@@ -129,6 +129,12 @@ class Checkpoints:
                 self.folder, tag=folder.name, save_latest=False, exclude_frozen_parameters=True
             )
             torch.save(state, folder / f"rank{dist.get_rank()}.pt")
+            dist.barrier()
+            digests = _digests(folder)
+            if dist.get_rank() == 0:
+                records.sync(self.folder / LOG)
+                records.write_json(folder / _WHOLE, digests)
+                records.sync(folder / _WHOLE)
         except (OSError, RuntimeError) as error:  # a full disk is the one, or the other from torch's writer
             if isinstance(error, RuntimeError) and "write" not in str(error):
                 raise
@@ -136,12 +142,7 @@ class Checkpoints:
                 f"{folder}: the checkpoint could not be written ({error}); make room, and the same command goes on "
                 f"after the step of the checkpoint before"
             ) from None
-        dist.barrier()
-        digests = _digests(folder)
         if dist.get_rank() == 0:
-            records.sync(self.folder / LOG)
-            records.write_json(folder / _WHOLE, digests)
-            records.sync(folder / _WHOLE)
             for old in self._newest_first()[self._train.keep_checkpoints :]:
                 records.remove_folder(old)
         dist.barrier()
