@@ -435,7 +435,7 @@ def test_what_every_job_of_every_experiment_gets_can_be_read(name):
     read = set()
     for stage, place in MADE.items():
         for experiment in plan.settings.experiments:
-            for names in plan._crossed(place, experiment):
+            for names in plan.crossed(place, experiment):
                 w = wildcards(**{"experiment": experiment} | names)
                 section = stages.of(plan.settings, stage, w)
                 got = settings.parse(type(section), plan.params(stage)(w), plan.execution(stage)(w))

@@ -23,7 +23,7 @@ def config(tmp_path, monkeypatch) -> dict:
     plan = Plan(demo, "c")
     for _, stage, place in checks._MADE_BY:
         for experiment in plan.settings.experiments:
-            for names in plan._crossed(place, experiment):
+            for names in plan.crossed(place, experiment):
                 w = Wildcards(fromdict={key: str(value) for key, value in names.items()})
                 artifact = Path(plan.layout.path(place, names))
                 if place == "fetched_reward" or (place == "trained_reward" and names["reward"] != "safety"):
