@@ -418,7 +418,7 @@ def test_a_small_file_of_a_task_takes_no_more_memory_than_reading_has(arc, tmp_p
         f"questions.fetch(Questions(**{source.model_dump()}), Path({str(tmp_path / 'q')!r}))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert f"D2OError: {path}, {path}: cannot be read (it unpacks to more than 1 GB)" in done.stderr
+    assert f"D2OError: {path}: cannot be read (it unpacks to more than 1 GB)" in done.stderr
     assert not (tmp_path / "q").exists()
 
 

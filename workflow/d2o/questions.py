@@ -42,7 +42,7 @@ Readers = dict[str, dict[str, Callable[[], Multiple]]]  # subject → split → 
 
 # Characters of a cell.
 _LONGEST = 1 << 17
-# GB that reading takes at most beside the libraries. The largest tasks of the harness have some hundred MB.
+# GB that reading local files of a task takes at most. The largest tasks of the harness have some hundred MB.
 _MEMORY = 4.0
 # Names of subjects become names of files, of tasks and a part of the prompt.
 _SUBJECT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -60,7 +60,7 @@ def fetch(source: Questions, folder: Path, metric: str | None = None) -> None:
             split, a question does not have four choices and an answer among them, or as `harness.load` and
             `harness.choose_metric`.
     """
-    with records.artifact(folder, source) as draft, memory.bounded(_MEMORY):
+    with records.artifact(folder, source) as draft:
         (draft.path / "data").mkdir(parents=True)
         if source.task:
             counts, asked = _write_task(source, metric, draft.path)
@@ -119,12 +119,14 @@ def _local_splits(source: Questions, cache: str, task: ConfigurableTask, _: dict
     if len(forms) > 1 or None in forms:
         raise D2OError(f"{', '.join(map(str, files.values()))}: expected files of one kind of {', '.join(_FORMATS)}")
     try:
-        return load_files(forms.pop(), files, cache)
+        with memory.bounded(_MEMORY):
+            return load_files(forms.pop(), files, cache)
     except (OSError, ValueError, MemoryError, datasets.exceptions.DatasetsError) as error:
         cause = error.__cause__ or error
         full = isinstance(cause, MemoryError)
         reason = f"it unpacks to more than {_MEMORY:g} GB" if full else " ".join(str(cause).split())
-        raise D2OError(f"{', '.join(map(str, files.values()))}: cannot be read ({reason}); mend the file") from None
+        names = ", ".join(dict.fromkeys(map(str, files.values())))
+        raise D2OError(f"{names}: cannot be read ({reason}); mend the file") from None
 
 
 def _hub_splits(source: Questions, task: ConfigurableTask, options: dict[str, Any]) -> Mapping[str, Dataset]:

@@ -38,7 +38,7 @@ def verify(folder: Path) -> tuple[list[str], str]:
 
 
 def _problems(manifest: Path, counts: Counter) -> Iterator[str]:
-    # What Snakemake misses: a folder's manifest, or the file that one lies beside.
+    # What Snakemake makes again once it is deleted: a folder's manifest, or the file that one lies beside.
     target = manifest if manifest.name == "manifest.json" else _beside(manifest)
     again = f"delete {target} and run again"
     try:
@@ -51,8 +51,8 @@ def _problems(manifest: Path, counts: Counter) -> Iterator[str]:
         if not path.is_file():
             counts["released"] += (released := weights.released(path))
             if not released:
-                missed = f"run again, or delete {manifest} if nothing that is asked for needs it"
-                yield f"{path}: is gone; {missed if path == target else again}"
+                there_none = f"run again, or delete {manifest} if nothing that is asked for needs it"
+                yield f"{path}: is gone; {there_none if path == target else again}"
         elif records.file_digest(path) != digest:
             yield f"{path}: damaged; {again}"
 

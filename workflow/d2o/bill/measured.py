@@ -27,7 +27,9 @@ def of(job: Job, results: str) -> dict[str, float] | None:
         taken["host"] = float(last["max_rss"]) * 2**20
     place = Layout(results).path
     if job.rule == "train_method":
-        taken["tokens"] = _trained(Path(place("train_log", job.names)))
+        log = Path(place("train_log", job.names))
+        if log.exists():
+            taken["tokens"] = _trained(log)
     elif job.kind in _ANSWERED:
         table = Path(place(_POOLS.get(job.rule, RULES[job.rule].place), job.names))
         if table.exists():

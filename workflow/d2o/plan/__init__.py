@@ -21,8 +21,8 @@ from d2o.texts import is_unicode, visible
 
 # What a report is made from.
 _REPORTED = [
-    "negatives", "pair_quality_figure", "trained", "responses", "heldout_logprobs", "scores", "verdicts", "answers",
-    "leaks", "pool_sheet", "pool_scores", "round_sheet", "tuned", "human_verdicts",
+    "negatives", "pair_quality_figure", "trained", "train_log", "responses", "heldout_logprobs", "scores", "verdicts",
+    "answers", "leaks", "pool_sheet", "pool_scores", "round_sheet", "tuned", "human_verdicts",
 ]  # fmt: skip
 _PAIRS = ["pair_prompts", "pair_scores", "pair_verdicts"]
 # What asks for the artifacts that not every experiment needs.

@@ -125,22 +125,25 @@ class Checkpoints:
         """
         folder = self.folder / f"step{step}"
         try:
-            engine.deepspeed.save_checkpoint(
-                self.folder, tag=folder.name, save_latest=False, exclude_frozen_parameters=True
-            )
-            torch.save(state, folder / f"rank{dist.get_rank()}.pt")
+            try:
+                engine.deepspeed.save_checkpoint(
+                    self.folder, tag=folder.name, save_latest=False, exclude_frozen_parameters=True
+                )
+                torch.save(state, folder / f"rank{dist.get_rank()}.pt")
+            except RuntimeError as error:  # so torch's writer tells of a full disk
+                if "write" not in str(error):
+                    raise
+                raise OSError(str(error)) from None
             dist.barrier()
             digests = _digests(folder)
             if dist.get_rank() == 0:
                 records.sync(self.folder / LOG)
                 records.write_json(folder / _WHOLE, digests)
                 records.sync(folder / _WHOLE)
-        except (OSError, RuntimeError) as error:  # a full disk is the one, or the other from torch's writer
-            if isinstance(error, RuntimeError) and "write" not in str(error):
-                raise
+        except OSError as error:
             raise D2OError(
-                f"{folder}: the checkpoint could not be written ({error}); make room, and the same command goes on "
-                f"after the step of the checkpoint before"
+                f"{folder}: the checkpoint could not be written ({error}); make room or mend the disk, and the same "
+                f"command goes on after the step of the checkpoint before"
             ) from None
         if dist.get_rank() == 0:
             for old in self._newest_first()[self._train.keep_checkpoints :]:
