@@ -25,7 +25,7 @@ _NEEDS |= {name: {"dataset", "model", "method", "seed"} for name in ("round", "p
 
 
 class Crossing:
-    """A config's names, crossed: a row of them for each artifact that an experiment needs, and the artifact's path."""
+    """A config's names, crossed: a row for each artifact that an experiment needs, and the artifact's path."""
 
     def __init__(self, s: settings.Settings):
         """
