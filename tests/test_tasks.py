@@ -405,6 +405,7 @@ def test_a_task_of_the_harness_is_read_from_local_files(arc, tmp_path):
     assert asked_by(tmp_path / "q") == {("arc_easy", n): f"What comes after {n}?" for n in range(12)}
 
 
+@pytest.mark.slow
 def test_a_small_file_of_a_task_takes_no_more_memory_than_reading_has(arc, tmp_path):
     """878 bytes that ask for 4 GB."""
     path = tmp_path / "bomb.parquet"
