@@ -51,8 +51,8 @@ def _problems(manifest: Path, counts: Counter) -> Iterator[str]:
         if not path.is_file():
             counts["released"] += (released := weights.released(path))
             if not released:
-                there_none = f"run again, or delete {manifest} if nothing that is asked for needs it"
-                yield f"{path}: is gone; {there_none if path == target else again}"
+                missed = f"run again, or delete {manifest} if nothing that is asked for needs it"
+                yield f"{path}: is gone; {missed if path == target else again}"  # Snakemake misses its own outputs
         elif records.file_digest(path) != digest:
             yield f"{path}: damaged; {again}"
 
