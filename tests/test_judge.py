@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
+import tracemalloc
 from collections import Counter
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Lock, Thread
@@ -23,7 +26,7 @@ CHECK = "Reply with the word yes."
 
 
 class Server:
-    """A chat server. `opinion` takes a text and returns a reply, the HTTP status of a failure, or a page."""
+    """A chat server. `opinion` takes a text and returns a reply, the status of a failure, a page, or what answers."""
 
     def __init__(self, opinion):
         self.opinion, self.asked, self.keys, self.lock = opinion, [], set(), Lock()
@@ -40,7 +43,9 @@ class Server:
                     reply = outer.opinion(text) if known else 404
                     if isinstance(reply, str):
                         outer.asked.append(text)
-                if isinstance(reply, bytes):
+                if callable(reply):
+                    reply(self)
+                elif isinstance(reply, bytes):
                     self.answer(200, reply, "text/html")
                 elif isinstance(reply, int):
                     self.answer(reply, json.dumps({"error": {"message": f"failure {reply}"}}).encode())
@@ -297,6 +302,41 @@ def test_one_odd_reply_is_an_unread_verdict_and_blocks_nothing(serve, tables, tm
     for (prompt_id, _), row in verdicts.items():
         assert (row["verdict"] == "unread") == (prompt_id == "p2")
     assert verdicts["p2", "initial-first"]["reason"] == ("refused" if isinstance(odd, int) else "unparsable")
+
+
+def _never_ends(request: BaseHTTPRequestHandler) -> None:
+    request.send_response(400)
+    request.end_headers()
+    while True:
+        request.wfile.write(b"x" * 65_536)
+
+
+@cache
+def _packed() -> bytes:
+    return gzip.compress(bytes(200_000_000), 1)
+
+
+def _unpacks(request: BaseHTTPRequestHandler) -> None:
+    body = _packed()
+    assert request.headers["Accept-Encoding"] == "identity"
+    request.send_response(400)
+    request.send_header("Content-Encoding", "gzip")
+    request.send_header("Content-Length", str(len(body)))
+    request.end_headers()
+    request.wfile.write(body)
+
+
+@pytest.mark.parametrize("answer", [_never_ends, _unpacks])
+def test_an_error_is_not_read_to_its_end(serve, tables, tmp_path, answer):
+    server = serve(lambda text: answer if "ask 2?" in text else honest(text))
+    _packed()
+    tracemalloc.start()
+    verdicts = run(server.settings(), tables, tmp_path / "v.parquet")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert verdicts["p2", "initial-first"]["reason"] == "refused"
+    assert verdicts["p1", "initial-first"]["verdict"] == "method"
+    assert peak < 30_000_000
 
 
 def test_a_server_that_echoes_the_key_gives_it_to_no_table_and_no_message(serve, tables, tmp_path, monkeypatch):

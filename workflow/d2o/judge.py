@@ -239,10 +239,7 @@ async def _ask_all(judge: Judge, questions: dict[str, str], keep: Callable[[str,
                 else:
                     keep(key, None, "refused")
 
-    # A server that needs no key accepts any; one that needs a key refuses this one and says so.
-    key = os.environ.get("OPENAI_API_KEY") or "none"
-    options = {"base_url": judge.base_url, "api_key": key, "max_retries": RETRIES, "timeout": _PATIENCE}
-    async with openai.AsyncOpenAI(**options) as client:
+    async with _client(judge) as client:
         await _check(client, judge)
         ends = await asyncio.gather(*(work() for _ in range(judge.concurrency)), return_exceptions=True)
     for end in ends:
@@ -250,6 +247,41 @@ async def _ask_all(judge: Judge, questions: dict[str, str], keep: Callable[[str,
             raise D2OError(f"{_failure(judge, end)}; the verdicts so far are kept: run again to go on")
         if end is not None:
             raise end
+
+
+def _client(judge: Judge):
+    """The client of a judge's server. It reads no body of more than `_LONGEST` bytes, an error's neither."""
+    import httpx2
+    import openai
+
+    class Cut(httpx2.AsyncByteStream):
+        def __init__(self, body: httpx2.AsyncByteStream):
+            self.body = body
+
+        async def __aiter__(self):
+            read = 0
+            async for part in self.body:
+                yield part
+                if (read := read + len(part)) > _LONGEST:
+                    return
+
+        async def aclose(self) -> None:
+            await self.body.aclose()
+
+    async def cut(response: httpx2.Response) -> None:
+        response.stream = Cut(response.stream)
+        # Nothing packed was asked for, and a megabyte may unpack to a thousand.
+        response.headers.pop("Content-Encoding", None)
+
+    return openai.AsyncOpenAI(
+        base_url=judge.base_url,
+        # A server that needs no key accepts any; one that needs a key refuses this one and says so.
+        api_key=os.environ.get("OPENAI_API_KEY") or "none",
+        max_retries=RETRIES,
+        timeout=_PATIENCE,
+        default_headers={"Accept-Encoding": "identity"},
+        http_client=openai.DefaultAsyncHttpxClient(event_hooks={"response": [cut]}),
+    )
 
 
 async def _verdict(client, judge: Judge, text: str) -> tuple[str | None, str]:
