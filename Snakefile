@@ -87,7 +87,7 @@ wildcard_constraints:
     pool=r"(corrected|plain)(-seed\d+)?-k\d+",
     shard=r"\d+-of-\d+",
     table=r"negatives|pairs|(corrected|plain)(-seed\d+)?-k\d+",
-    side="chosen|rejected",
+    choice="chosen|rejected",
 
 
 onstart:

@@ -262,17 +262,17 @@ def test_a_slope_is_a_contrast_of_means():
     x, seeds = np.array([0.0, 0.25, 1.0]), 4
     luck = rng.normal(0, 0.1, (seeds, len(x)))
     hard = rng.normal(size=30)
-    sides = []
+    terms = []
     for place, weight in enumerate((x - x.mean()) / ((x - x.mean()) ** 2).sum()):
         values = hard[None, :] + 2.0 * x[place] + luck[:, [place]]
         clusters, trainings = np.tile(np.arange(30), seeds), np.repeat(np.arange(seeds), 30)
-        sides.append((weight, Sample(values.ravel(), clusters, seeds=trainings)))
-    estimate = statistics.contrast(sides)
+        terms.append((weight, Sample(values.ravel(), clusters, seeds=trainings)))
+    estimate = statistics.contrast(terms)
     assert estimate.mean == pytest.approx(np.polyfit(x, (2.0 * x + luck.mean(0)), 1)[0])
     assert estimate.low < 2.0 < estimate.high
     assert estimate.n == 30
     # What makes a prompt hard is the same everywhere and cancels: the interval is that of the trainings alone.
-    spread = np.sqrt(sum(w**2 * column.var(ddof=1) / seeds for (w, _), column in zip(sides, luck.T, strict=True)))
+    spread = np.sqrt(sum(w**2 * column.var(ddof=1) / seeds for (w, _), column in zip(terms, luck.T, strict=True)))
     assert (estimate.high - estimate.low) / 2 < 3 * spread
-    one, other = (sample for _, sample in sides[:2])
+    one, other = (sample for _, sample in terms[:2])
     assert statistics.contrast([(1.0, one), (-1.0, other)]) == statistics.difference(one, other)

@@ -412,8 +412,8 @@ def _shown(label: Any) -> str:
 
 def _answered(row: Row, *keys: str) -> tuple[Messages, list[str]]:
     """The prompt and the answers of a row, whose keys hold answers, or whole dialogues that end with them."""
-    sides = [_ended(row, key) for key in keys]
-    (prompt, _), *others = sides
+    dialogues = [_ended(row, key) for key in keys]
+    (prompt, _), *others = dialogues
     if any(other != prompt for other, _ in others):
         raise BadRow(f"the prompts of `{keys[0]}` and `{keys[1]}` differ")
     if not prompt:
@@ -422,7 +422,7 @@ def _answered(row: Row, *keys: str) -> tuple[Messages, list[str]]:
         raise BadRow(f"`{keys[0]}` does not begin with `prompt`")
     else:
         _check_prompt(prompt, keys[0])
-    return prompt, [answer for _, answer in sides]
+    return prompt, [answer for _, answer in dialogues]
 
 
 def _ended(row: Row, key: str) -> tuple[Messages, str]:

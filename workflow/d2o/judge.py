@@ -77,7 +77,7 @@ def compare(judge: Judge, prompts: Path, initial: Path, responses: Path, output:
     - `unparsable`: two replies of the judge ended without a verdict, or were no replies; unread.
     - `refused`: the server answers others, and not this one: it is too long, or fails each time; unread.
 
-    The manifest counts all three. Verdicts are kept in a side file as they arrive, so a killed job repeats no
+    The manifest counts all three. Verdicts are kept in a partial file as they arrive, so a killed job repeats no
     request.
 
     Args:
@@ -99,8 +99,8 @@ def compare(judge: Judge, prompts: Path, initial: Path, responses: Path, output:
 
     asked = []  # prompt, order, question; the question is None if the two answers are the same
     for prompt in shared:
-        for order, sides in ORDERS.items():
-            a, b = (answers[side][prompt] for side in sides)
+        for order, models in ORDERS.items():
+            a, b = (answers[model][prompt] for model in models)
             asked.append((prompt, order, None if a == b else question(dialogues[prompt], a, b)))
     partial = output.with_name(f".{output.name}.partial.jsonl")
     with records.artifact(output, judge, [prompts, initial, responses]) as draft:
@@ -153,7 +153,7 @@ def _first_answers(path: Path) -> dict[str, str]:
 
 
 def _replies(judge: Judge, questions: list[str], partial: Path) -> dict[str | None, dict[str, Any]]:
-    """The letter and the reason for each question: from the side file if they are there, else from the server."""
+    """The letter and the reason for each question: from the partial file if they are there, else from the server."""
     from tqdm import tqdm
 
     keys = {_key(judge, text): text for text in questions}
@@ -210,7 +210,7 @@ def _key(judge: Judge, text: str) -> str:
 
 
 def _read(partial: Path) -> list[dict[str, Any]]:
-    """The verdicts in the side file of a killed job. An unfinished or damaged line is skipped."""
+    """The verdicts in the partial file of a killed job. An unfinished or damaged line is skipped."""
     if not partial.exists():
         return []
     lines = partial.read_text(errors="replace").splitlines(keepends=True)

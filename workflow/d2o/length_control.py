@@ -18,7 +18,7 @@ def values(wins: np.ndarray, longer: np.ndarray) -> np.ndarray:
     the rate plus the verdict's influence on it (Davison and Hinkley, Bootstrap Methods and their Application, 1997,
     § 2.7), so that the mean of a resample is, to first order, the rate of a fit to this resample.
 
-    NaN where one side's answers are always the longer ones: nothing then tells length from the rest.
+    NaN where the same model's answers are always the longer ones: nothing then tells length from the rest.
 
     Args:
         wins: [N] 1, 0, or 0.5 for a tie.

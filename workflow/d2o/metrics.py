@@ -346,9 +346,9 @@ def _context(archive: Archive, experiment: Experiment, dataset: str, model: str)
     prompts = archive.table("prompts", schemas.PROMPTS, dataset=dataset)
     human = archive.table("negatives", schemas.NEGATIVES, dataset=dataset)
     human = human[human["split"] != "train"].reset_index(drop=True)
-    for side in ("negative", "positive"):
-        pairs = zip(human["prompt_id"], human[side], strict=True)
-        human[f"{side}_id"] = [
+    for answer in ("negative", "positive"):
+        pairs = zip(human["prompt_id"], human[answer], strict=True)
+        human[f"{answer}_id"] = [
             None if text is None else identities.response_id(prompt, text) for prompt, text in pairs
         ]
     human["safe_id"] = human["positive_id"].where(human["positive_unsafe"].eq(False))
@@ -503,20 +503,20 @@ def _answered(task: str, facts: Mapping[str, Any]) -> list[Metric]:
 
 
 def _likely(table: pd.DataFrame, context: Context, path: Path) -> pd.DataFrame:
-    """Held-out human answers, each side with its log-prob and its log-ratio to the initial model, in nats per token.
+    """Held-out human answers, each with its log-prob and its log-ratio to the initial model, in nats per token.
 
     Answers that are too long for the forward pass have no log-prob; their response id is left out.
     """
     logprobs = _by_response(table)
     rows = context.human.assign(cluster=context.human["prompt_id"], prompts=context.human["split"], stratum="")
     rows["compared"] = rows[["negative_id", "positive_id"]].isin(context.initial.index).all(axis=1)
-    for side in ("negative", "positive", "safe"):
-        identity = rows[f"{side}_id"]
-        rows[side] = identity.map(logprobs["logprob"] / logprobs["tokens"])
-        rows[f"{side}_gain"] = (identity.map(logprobs["logprob"]) - identity.map(context.initial)) / identity.map(
+    for answer in ("negative", "positive", "safe"):
+        identity = rows[f"{answer}_id"]
+        rows[answer] = identity.map(logprobs["logprob"] / logprobs["tokens"])
+        rows[f"{answer}_gain"] = (identity.map(logprobs["logprob"]) - identity.map(context.initial)) / identity.map(
             logprobs["tokens"]
         )
-        rows[f"{side}_id"] = identity.where(identity.isin(logprobs.index))
+        rows[f"{answer}_id"] = identity.where(identity.isin(logprobs.index))
     return rows
 
 
@@ -524,14 +524,14 @@ def _by_response(table: pd.DataFrame) -> pd.DataFrame:
     return table.drop_duplicates("response_id", keep="last").set_index("response_id")
 
 
-def _once(rows: pd.DataFrame, *sides: str) -> pd.DataFrame:
-    """The rows with a log-prob of every side, each answer, or pair of answers, once."""
-    ids = [f"{side}_id" for side in sides]
+def _once(rows: pd.DataFrame, *answers: str) -> pd.DataFrame:
+    """The rows with a log-prob of all of `answers`, each answer, or pair of answers, once."""
+    ids = [f"{answer}_id" for answer in answers]
     return rows.dropna(subset=ids).drop_duplicates(ids)
 
 
-def _each(side: str) -> Callable[[pd.DataFrame], pd.Series]:
-    return lambda rows: _once(rows, side)[side]
+def _each(answer: str) -> Callable[[pd.DataFrame], pd.Series]:
+    return lambda rows: _once(rows, answer)[answer]
 
 
 def _refused(kind: refusals.Kind) -> Callable[[pd.DataFrame], pd.Series]:

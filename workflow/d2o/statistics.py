@@ -90,28 +90,28 @@ def mean(sample: Sample, *, macro: bool = False, null: float = 0.0) -> Estimate:
 def difference(sample: Sample, other: Sample, *, macro: bool = False) -> Estimate:
     """The mean of `sample` minus the mean of `other`, on the clusters that both have, with its 95 % interval.
 
-    The difference is paired by cluster, so what makes a prompt hard for both sides cancels. Trainings are not paired:
+    The difference is paired by cluster, so what makes a prompt hard for both cancels. Trainings are not paired:
     two methods of one seed see the data in one order, and what else befalls them is their own. Strata and `macro` as
     in `mean`; the null hypothesis is no difference.
     """
     return contrast([(1.0, sample), (-1.0, other)], macro=macro)
 
 
-def contrast(sides: Sequence[tuple[float, Sample]], *, macro: bool = False) -> Estimate:
+def contrast(terms: Sequence[tuple[float, Sample]], *, macro: bool = False) -> Estimate:
     """The weighted sum of the means of samples, on the clusters that all have, with its 95 % interval.
 
     Paired as in `difference`, which has the weights 1 and −1; with weights (x − mean x) / Σ (x − mean x)² it is the
     slope of the means on x. The null hypothesis is a sum of 0.
     """
-    cells = [(weight, _Cells.of(sample)) for weight, sample in sides]
-    shared = reduce(np.intersect1d, [side.keys for _, side in cells])
-    return _estimate([(weight, side.taken(np.searchsorted(side.keys, shared))) for weight, side in cells], macro, 0.0)
+    cells = [(weight, _Cells.of(sample)) for weight, sample in terms]
+    shared = reduce(np.intersect1d, [own.keys for _, own in cells])
+    return _estimate([(weight, own.taken(np.searchsorted(own.keys, shared))) for weight, own in cells], macro, 0.0)
 
 
 def effect_size(sample: Sample, other: Sample) -> float:
     """Cohen's d: the difference of two means in standard deviations of the clusters' means, on shared clusters.
 
-    The root mean square of both sides' standard deviations (Cohen, Statistical Power Analysis, 1988, § 2.2); NaN
+    The root mean square of both samples' standard deviations (Cohen, Statistical Power Analysis, 1988, § 2.2); NaN
     where that is 0 or there are fewer than two clusters.
     """
     one, two = _Cells.of(sample), _Cells.of(other)
@@ -242,13 +242,13 @@ class _Cells:
         return float(means.mean()), pull * pull.size
 
 
-def _estimate(sides: Sequence[tuple[float, _Cells]], macro: bool, null: float) -> Estimate:
-    """The weighted sum of the means of sides; the columns of all are the same clusters."""
-    strata = sides[0][1].strata
+def _estimate(terms: Sequence[tuple[float, _Cells]], macro: bool, null: float) -> Estimate:
+    """The weighted sum of the means of cells; the columns of all are the same clusters."""
+    strata = terms[0][1].strata
     n = len(strata)
     if n == 0:
         return NOTHING
-    linear = [(weight, *side.linear(macro)) for weight, side in sides]
+    linear = [(weight, *cells.linear(macro)) for weight, cells in terms]
     value = sum(weight * mean for weight, mean, _ in linear)
     pulls = [weight * pull for weight, _, pull in linear]
 

@@ -292,15 +292,15 @@ def sample(tables: Mapping[str, pd.DataFrame], cell: str, metric: str) -> Sample
 
 def estimate(tables: Mapping[str, pd.DataFrame], h: Hypothesis) -> Estimate:
     """The contrast of a hypothesis, or the dip of its distribution; `NOTHING` where values are missing."""
-    sides = [(weight, sample(tables, cell, h.metric)) for cell, weight in h.weights.items()]
-    if any(side is None for _, side in sides):
+    terms = [(weight, sample(tables, cell, h.metric)) for cell, weight in h.weights.items()]
+    if any(own is None for _, own in terms):
         return NOTHING
     if h.expects in ("above 0", "below 0"):
-        return statistics.contrast(sides)
+        return statistics.contrast(terms)
     from diptest import diptest
 
-    ((_, side),) = sides
-    means = pd.Series(side.values).groupby(side.clusters).mean().to_numpy()
+    ((_, own),) = terms
+    means = pd.Series(own.values).groupby(own.clusters).mean().to_numpy()
     dip, p = diptest(means)
     return Estimate(dip, np.nan, np.nan, len(means), p)
 

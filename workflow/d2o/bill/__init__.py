@@ -215,13 +215,13 @@ def _compared(both: Sequence[tuple[Work, Mapping[str, float]]], slower: float) -
         (["host"], 1.0, ""),
     ):
         there = [(getattr(w, key) * factor, taken[key]) for key in keys for w, taken in both if taken.get(key)]
-        expected, taken = (sum(side) for side in zip(*there, strict=True)) if there else (0.0, 0.0)
+        expected, taken = (sum(values) for values in zip(*there, strict=True)) if there else (0.0, 0.0)
         if not expected:
             cells += ["", "", ""]
         elif form:
             cells += [format(expected, form), format(taken, form), f"{taken / expected:.2f}"]
         else:  # a mean over the jobs: their memory does not add up
-            cells += [*(f"{side / len(there) / 1e9:,.2f}" for side in (expected, taken)), f"{taken / expected:.2f}"]
+            cells += [*(f"{total / len(there) / 1e9:,.2f}" for total in (expected, taken)), f"{taken / expected:.2f}"]
     return cells
 
 

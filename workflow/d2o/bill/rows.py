@@ -131,7 +131,8 @@ def _human(table: pa.Table) -> Human:
     positive = table["positive"]
     safe = pc.and_(pc.is_valid(positive), pc.fill_null(pc.invert(table["positive_unsafe"]), False))
     answers = pa.concat_tables(
-        table.select(["prompt_id", side]).rename_columns(["prompt_id", "text"]) for side in ("positive", "negative")
+        table.select(["prompt_id", answer]).rename_columns(["prompt_id", "text"])
+        for answer in ("positive", "negative")
     )
     answers = answers.filter(pc.fill_null(pc.not_equal(answers["text"], ""), False))
     return Human(

@@ -82,7 +82,7 @@ def _ordered(rng: Random, pairs: Sequence[dict], first: int) -> list[dict]:
 
 
 def _checks(rng: Random, page: Sequence[dict], spare: Sequence[dict], number: int) -> Iterator[dict]:
-    """Attention checks: keys and sides as even as they can be.
+    """Attention checks: keys and orders as even as they can be.
 
     They are about prompts that are not on the page, `spare`, as far as these go. Others repeat an answer of the page,
     the initial model's as often as a method's (±1), so that what comes again tells nothing.

@@ -88,13 +88,13 @@ class _Answers:
         initial = ("initial", self._stage.seeds["initial"][0])
         training = (row["method"], row["seed"]) if row["method"] else initial
         if row["check"]:
-            sides = {"initial": text(training), "method": CHECK.format(choice=CHOICES[row["check"]])}
+            texts = {"initial": text(training), "method": CHECK.format(choice=CHOICES[row["check"]])}
         else:
-            sides = {"initial": text(initial), "method": text(training)}
+            texts = {"initial": text(initial), "method": text(training)}
         turns = self._turns[row["dataset"]][row["prompt_id"]]
         return {
             "turns": [[turn["role"], turn["content"]] for turn in turns],
-            "answers": [sides[side] for side in ORDERS[row["order"]]],
+            "answers": [texts[model] for model in ORDERS[row["order"]]],
         }
 
 

@@ -24,7 +24,7 @@ def taken(
         columns `prompt`, `split`, `place`, `no_positive` and `digest`, in the order of places; and how many were
         equal to another letter for letter, and how many but for case and white space.
     """
-    sides = ["negative", "positive"] if by_positive else ["negative"]
+    answers = ["negative", "positive"] if by_positive else ["negative"]
     asked = ["split", "prompt"]
     # What is written of a candidate, but for the label.
     written = [
@@ -35,8 +35,8 @@ def taken(
         "number",
         *asked,
         "place",
-        pl.struct(*asked, *sides).hash().alias("exact"),
-        pl.struct(*asked, *(normalised(pl.col(side)) for side in sides)).hash().alias("identity"),
+        pl.struct(*asked, *answers).hash().alias("exact"),
+        pl.struct(*asked, *(normalised(pl.col(answer)) for answer in answers)).hash().alias("identity"),
         pl.col("positive").is_null().alias("no_positive"),
         pl.struct(*written).hash().alias("digest"),
         # Between equal texts with two labels.

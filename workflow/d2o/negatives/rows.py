@@ -91,9 +91,9 @@ def _candidates(rows: pl.LazyFrame, negative: pl.Expr, positive: pl.Expr) -> pl.
     `place` tells candidates of a table apart: the number of the row times 2¹⁶, the negative times 2⁸, and the
     positive counted from 1 (0: none).
     """
-    sides = rows.with_columns(at=negative, to=positive)
+    pairs = rows.with_columns(at=negative, to=positive)
     number, at, to = (pl.col(name).cast(pl.Int64) for name in ("number", "at", "to"))
-    return sides.select(
+    return pairs.select(
         "number",
         "prompt",
         (number * 2**16 + at * 2**8 + to.fill_null(-1) + 1).alias("place"),

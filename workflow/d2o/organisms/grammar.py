@@ -349,16 +349,16 @@ def _grammar_problems(organism: Organism) -> Iterator[str]:
     sizes["step"] = min((len(hazard.say) for hazard in organism.world.hazards.values()), default=0)
     if grammar.harm.lacks is None:
         del sizes["step"]
-    for side in ("good", "harmful"):
-        for number, form in enumerate(getattr(grammar, side)):
+    for forms in ("good", "harmful"):
+        for number, form in enumerate(getattr(grammar, forms)):
             slots = [name for name in _slots(form) if name not in _THING]
             for name in slots:
                 if name not in sizes:
-                    yield f"{side}[{number}]: no list {name!r}" + suggestion(name, sizes)
+                    yield f"{forms}[{number}]: no list {name!r}" + suggestion(name, sizes)
                 elif (count := slots.count(name)) > sizes[name]:
-                    yield f"{side}[{number}]: {count} of {name!r}, of which there are {sizes[name]}; add some"
+                    yield f"{forms}[{number}]: {count} of {name!r}, of which there are {sizes[name]}; add some"
             if "tip" not in slots:
-                yield f"{side}[{number}]: {form!r} names no {{tip}}, without which no answer is useful; put it in"
+                yield f"{forms}[{number}]: {form!r} names no {{tip}}, without which no answer is useful; put it in"
     if any(_slots(form).count("tip") > 1 for form in (*grammar.good, *grammar.harmful)):
         yield from _pair_problems(organism)
     if grammar.harm.any:
@@ -422,19 +422,19 @@ def _step_problems(organism: Organism) -> Iterator[str]:
 def _length_problems(organism: Organism) -> Iterator[str]:
     """Good forms that may have more words than `harm.words_over`, and harmful forms that may have fewer."""
     grammar, limit = organism.grammar, organism.grammar.harm.words_over
-    for (name, kind), side in product(organism.kinds, ("good", "harmful")):
+    for (name, kind), forms in product(organism.kinds, ("good", "harmful")):
         lengths = [len(thing.split()) for thing in kind.things]
-        thing = " ".join(["thing"] * (max(lengths) if side == "good" else min(lengths)))
-        for (number, form), topic in product(enumerate(getattr(grammar, side)), kind.topics):
+        thing = " ".join(["thing"] * (max(lengths) if forms == "good" else min(lengths)))
+        for (number, form), topic in product(enumerate(getattr(grammar, forms)), kind.topics):
             count = len(filled(_SLOT.sub(" ", form), thing).split())
             for slot in set(_slots(form)) - set(_THING):
                 entries = organism._entries(Asked(kind, topic, thing), slot)
-                sizes = sorted((len(filled(text, thing).split()) for text in entries), reverse=side == "good")
+                sizes = sorted((len(filled(text, thing).split()) for text in entries), reverse=forms == "good")
                 count += sum(sizes[: _slots(form).count(slot)])
-            if (count > limit) is (side == "good"):
+            if (count > limit) is (forms == "good"):
                 yield (
-                    f"{side}[{number}]: an answer to {topic.topic!r} (kinds.{name}) may have {count} words, which "
-                    f"harm.words_over ({limit}) takes for {'harmful' if side == 'good' else 'good'}; change either"
+                    f"{forms}[{number}]: an answer to {topic.topic!r} (kinds.{name}) may have {count} words, which "
+                    f"harm.words_over ({limit}) takes for {'harmful' if forms == 'good' else 'good'}; change either"
                 )
 
 

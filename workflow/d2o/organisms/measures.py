@@ -60,8 +60,8 @@ def good(texts: Path, prompts: Sequence[str], answers: Sequence[str]) -> list[fl
 
     Arguments and errors as in `harm`.
     """
-    sides = zip(use(texts, prompts, answers), harm(texts, prompts, answers), strict=True)
-    return [useful * (1 - harmful) for useful, harmful in sides]
+    both = zip(use(texts, prompts, answers), harm(texts, prompts, answers), strict=True)
+    return [useful * (1 - harmful) for useful, harmful in both]
 
 
 MEASURES = {"harm": harm, "use": use, "good": good}

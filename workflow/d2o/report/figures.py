@@ -164,12 +164,12 @@ def tradeoff_data(measured: Measured) -> pd.DataFrame:
         by = {key: own.set_index("method") for key, own in block.estimates.groupby(["metric", "prompts"])}
         for file in sorted(name.removesuffix(", safe") for _, name in by if name.endswith(", safe")):
             for (good, harm), keys in _traded(measured).items():
-                sides = [by.get((key, f"{file}, {label}")) for key, label in zip(keys, LABELS, strict=True)]
-                if any(side is None for side in sides):
+                both = [by.get((key, f"{file}, {label}")) for key, label in zip(keys, LABELS, strict=True)]
+                if any(own is None for own in both):
                     continue
                 ends = [
                     _complement(own) if key == _REFUSAL else own[["mean", "low", "high"]]
-                    for key, own in zip(keys, sides, strict=True)
+                    for key, own in zip(keys, both, strict=True)
                 ]
                 frame = pd.concat(dict(zip(("help", "harm"), ends, strict=True)), axis=1)
                 frame.columns = ["_".join(column) for column in frame.columns]
@@ -180,7 +180,7 @@ def tradeoff_data(measured: Measured) -> pd.DataFrame:
 
 
 _REFUSAL = "answers/refusal"
-_ENDS = [f"{side}_{end}" for side in ("help", "harm") for end in ("mean", "low", "high")]
+_ENDS = [f"{metric}_{end}" for metric in ("help", "harm") for end in ("mean", "low", "high")]
 
 
 def _traded(measured: Measured) -> dict[tuple[str, str], tuple[str, str]]:
@@ -350,8 +350,8 @@ def tradeoff(data: pd.DataFrame, measured: Measured) -> Figure:
             scales = [100 if metric.percent else 1 for metric in metrics]
             for row in points.to_dict("records"):
                 (x, *across), (y, *along) = (
-                    [scale * row[f"{side}_{end}"] for end in ("mean", "low", "high")]
-                    for side, scale in zip(("help", "harm"), scales, strict=True)
+                    [scale * row[f"{metric}_{end}"] for end in ("mean", "low", "high")]
+                    for metric, scale in zip(("help", "harm"), scales, strict=True)
                 )
                 reach = [[[abs(end - at)] for end in ends] for at, ends in ((x, across), (y, along))]
                 colour = colours[row["method"]]
@@ -556,10 +556,10 @@ def _differences(axis, shown: Sequence[Mapping[str, Any]], bars: pd.DataFrame) -
 
 
 def _shares(axis, shown: Sequence[Mapping[str, Any]], neutral: float | None) -> None:
-    names = [f"{m['side']}, {m['scorer']}" if m["side"] else m["scorer"] for m in shown]
+    names = [f"{m['choice']}, {m['scorer']}" if m["choice"] else m["scorer"] for m in shown]
     for place, (name, m) in enumerate(zip(names, shown, strict=True)):
         percent = {end: 100 * m[end] for end in ("mean", "low", "high")}
-        colour = _MUTED if m["side"] == "rejected" else _COLOURS[0]
+        colour = _MUTED if m["choice"] == "rejected" else _COLOURS[0]
         _interval(axis, place, percent, colour, f"{name}: {_estimate(percent)} %")
     if neutral is not None:
         axis.axvline(neutral, **_RULE)

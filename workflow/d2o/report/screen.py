@@ -13,7 +13,7 @@ _FIRST, _METRICS, _METHODS = ("reward/", "judge/", "human_eval/", "task/", "huma
 
 
 def show(page: str) -> None:
-    """Print a table for each data set and model of a report: what has a better side, with its interval.
+    """Print a table for each data set and model of a report: the metrics that have a `better`, with intervals.
 
     Args:
         page: the report; `table.csv` lies beside it.

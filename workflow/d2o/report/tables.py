@@ -190,18 +190,18 @@ def comparisons(values: pd.DataFrame, metrics: Mapping[str, Metric], experiment:
     for dataset, model, key, prompts in tested[["dataset", "model", "metric", "prompts"]].drop_duplicates().values:
         rows = []
         for one, other in pairs:
-            sides = [samples.get((dataset, model, method, key, prompts)) for method in (one, other)]
-            if None in sides:
+            both = [samples.get((dataset, model, method, key, prompts)) for method in (one, other)]
+            if None in both:
                 continue
-            change = statistics.difference(*sides, macro=metrics[key].macro)
+            change = statistics.difference(*both, macro=metrics[key].macro)
             kind = "primary" if (one, other) in primary else "exploratory"
-            seeds = min(len(np.unique(side.seeds)) for side, name in zip(sides, (one, other), strict=True)
+            seeds = min(len(np.unique(own.seeds)) for own, name in zip(both, (one, other), strict=True)
                         if name != "initial")  # fmt: skip
             over = OVER_BOTH if seeds > 1 else OVER_PROMPTS
             better = metrics[key].better or ""
             place = [dataset, model, key, prompts, kind, one, other, better]
             rows.append([*place, change.mean, change.low, change.high, change.n, seeds, over, change.p, math.nan,
-                         statistics.effect_size(*sides)])  # fmt: skip
+                         statistics.effect_size(*both)])  # fmt: skip
         table = pd.DataFrame(rows, columns=COMPARISONS)
         table["p_adjusted"] = table.groupby("kind")["p"].transform(lambda p: statistics.holm(p))
         parts.append(table)
@@ -271,7 +271,7 @@ def readable(table: pd.DataFrame, metrics: Mapping[str, Metric]) -> pd.DataFrame
 
 
 def primary(measured: Measured, block: Block) -> pd.DataFrame:
-    """The primary comparisons in words: a row a pair and metric that has a better side."""
+    """The primary comparisons in words: a row a pair and metric that has a `better`."""
     table = block.comparisons
     table = table[(table["kind"] == "primary") & (table["better"] != "")]
     rows = [(row, measured.metrics[row.metric]) for row in table.itertuples()]
