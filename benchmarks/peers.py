@@ -210,7 +210,7 @@ def _trl_trainer(lm: PreTrainedModel, checkpointing: bool, cached: bool):
 def _trl_row(group: Group, cached: bool) -> dict:
     (chosen,), (rejected,) = group.positives, group.negatives
     row = {"prompt_ids": group.prompt, "chosen_ids": chosen.ids, "rejected_ids": rejected.ids}
-    references = {"ref_chosen_logps": chosen.reference, "ref_rejected_logps": rejected.reference}
+    references = {"ref_chosen_logps": chosen.reference_logprob, "ref_rejected_logps": rejected.reference_logprob}
     return row | references if cached else row
 
 
@@ -278,5 +278,5 @@ def _sides(tokens: Tensor, groups: Sequence[Group]) -> Iterator[Side]:
     sides = [side for group in groups for side in (group.positives, group.negatives)]
     lengths = [[len(response.ids) for response in side] for side in sides]
     for side, n, part in zip(sides, lengths, tokens.split([sum(n) for n in lengths]), strict=True):
-        references = torch.tensor([response.reference for response in side], device=tokens.device)
+        references = torch.tensor([response.reference_logprob for response in side], device=tokens.device)
         yield Side.of(part, torch.tensor(n, device=tokens.device), references)

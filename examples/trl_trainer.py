@@ -53,7 +53,7 @@ class D2OTrainer(DPOTrainer):
         responses = [response for group in groups for response in group.responses]
         device = self.accelerator.device
         for response, logprob in zip(responses, self.reference.sums(Row.of(groups).to(device)).tolist(), strict=True):
-            response.reference = logprob
+            response.reference_logprob = logprob
         terms = sides(self.policy, groups, device)
         metrics = self._metrics["train" if self.model.training else "eval"]
         for side, those in zip(("chosen", "rejected"), zip(*terms, strict=True), strict=True):

@@ -226,11 +226,11 @@ def test_an_answer_that_was_cut_is_another_than_the_same_words_finished(tokenize
     both = (groups.Answer("yes"), groups.Answer("yes", finished=False))
     (group,) = tokenised([groups.Texts(P, MESSAGES, both)], tokenizer)
     rows = [{"response_id": r.response_id, "logprob": -len(r.ids), "tokens": len(r.ids)} for r in group.responses]
-    groups.attach_references(group, groups.references(rows))
-    assert [r.reference for r in group.responses] == [-len(r.ids) for r in group.responses]
+    groups.attach_reference_logprobs(group, groups.reference_logprobs(rows))
+    assert [r.reference_logprob for r in group.responses] == [-len(r.ids) for r in group.responses]
     more = rows + [row | {"logprob": -99.0} for row in rows]
-    groups.attach_references(group, groups.references(more))  # the first row counts
-    assert group.positives[0].reference == rows[0]["logprob"]
+    groups.attach_reference_logprobs(group, groups.reference_logprobs(more))  # the first row counts
+    assert group.positives[0].reference_logprob == rows[0]["logprob"]
 
 
 def test_limits_are_counted(tokenizer):
@@ -276,15 +276,15 @@ def test_references_belong_to_their_responses(tokenizer):
     (group,) = tokenised([groups.Texts(P, MESSAGES, (groups.Answer("yes"),))], tokenizer)
     (response,) = group.responses
     row = {"response_id": identities.response_id(P, "yes"), "logprob": -3.0, "tokens": len(response.ids)}
-    groups.attach_references(group, groups.references([row]))
-    assert response.reference == -3.0
+    groups.attach_reference_logprobs(group, groups.reference_logprobs([row]))
+    assert response.reference_logprob == -3.0
     for broken, problem in [
         ([], "is missing"),
         ([row | {"tokens": 99}], "has 99 tokens and not"),
         ([row | {"logprob": math.nan}], "has the log-prob nan"),
     ]:
         with pytest.raises(D2OError, match=problem):
-            groups.attach_references(group, groups.references(broken))
+            groups.attach_reference_logprobs(group, groups.reference_logprobs(broken))
 
 
 @pytest.mark.parametrize(

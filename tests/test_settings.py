@@ -341,11 +341,11 @@ def test_shipped_configs_are_valid(path, monkeypatch):
 
 def test_generated_files_have_not_drifted():
     assert (ROOT / "config" / "schema.json").read_text() == docs.schema(), "run `make settings`"
-    assert (ROOT / "config" / "README.md").read_text() == docs.reference(), "run `make settings`"
+    assert (ROOT / "config" / "README.md").read_text() == docs.settings_page(), "run `make settings`"
 
 
 def test_the_table_of_losses_names_each_with_its_source():
-    rows = docs.reference().split("## Losses")[1].splitlines()
+    rows = docs.settings_page().split("## Losses")[1].splitlines()
     for loss, contract in CONTRACTS.items():
         (row,) = (row for row in rows if row.startswith(f"| `{loss}` |"))
         assert all(f"`{key}`" in row for key in contract.parameters)

@@ -213,14 +213,14 @@ def test_groups_out_of_the_file_are_those_of_the_tables_in_their_order(tiny_mode
 
     tokenizer = chat.load_tokenizer(tiny_model)
     texts = [text for text in groups.view(online.method, human, pool) if text.prompt_id != prompts[3]]
-    known = groups.references(
+    known = groups.reference_logprobs(
         row for path in read["reference_logprobs"] for row in records.read_table(path, schemas.LOGPROBS)
     )
     assert len(before.groups) == len(texts) == 6
     for group, text in zip(before.groups, texts, strict=True):
         assert group.prompt.tolist() == chat.encode_prompt(tokenizer, text.messages)
         assert said(tokenizer, group.responses) == [answer.text for answer in text.answers]
-        assert [response.reference for response in group.responses] == [
+        assert [response.reference_logprob for response in group.responses] == [
             known[response.response_id][0] for response in group.responses
         ]
         assert not group.positives[0].ids.flags.owndata

@@ -266,7 +266,7 @@ def _step(model: Path, folder: Path) -> Iterator[Finding]:
     if importlib.util.find_spec("deepspeed") is None:
         raise Skip("deepspeed is not installed")
     tables = _write_tables(model, folder)
-    inputs = {precision: _with_references(tables, precision, folder) for precision in _STEP}
+    inputs = {precision: _with_reference_logprobs(tables, precision, folder) for precision in _STEP}
     truth = _plain_step(inputs["fp32"], folder / "groups.arrow")
     gpus = torch.cuda.device_count() if devices.device() == "cuda" else 0
     together = [] if gpus == 1 else [("bf16", gpus or 2)]
@@ -301,8 +301,8 @@ def _plain_step(inputs: Inputs, groups: Path) -> _Change:
     each = []
     for group in batch:
         row = Row.of([group])
-        references = torch.tensor([response.reference for response in group.responses])
-        side, middle = Side.of(policy(row), row.lengths, references), len(group.positives)
+        known = torch.tensor([response.reference_logprob for response in group.responses])
+        side, middle = Side.of(policy(row), row.lengths, known), len(group.positives)
         each.append(losses.of(stage.method)(side.part(0, middle), side.part(middle, len(group.responses))))
     torch.stack(each).mean().backward()
     norm = float(torch.nn.utils.clip_grad_norm_(weights, stage.train.clip))
@@ -361,15 +361,15 @@ def _write_tables(model: Path, folder: Path) -> Inputs:
     return Inputs(model, negatives, [samples])
 
 
-def _with_references(inputs: Inputs, precision: str, folder: Path) -> Inputs:
-    """The inputs with the references of all responses: a training takes those of its own precision only."""
-    references = {
+def _with_reference_logprobs(inputs: Inputs, precision: str, folder: Path) -> Inputs:
+    """The inputs with the reference log-probs of all responses: a training takes those of its own precision only."""
+    outputs = {
         folder / f"{precision}-negatives.parquet": None,
         folder / f"{precision}-pool.parquet": inputs.samples[0],
     }
-    for path, samples in references.items():
+    for path, samples in outputs.items():
         logprobs.compute(Forward(precision=precision), inputs.model, inputs.negatives, samples, "train", path)
-    return replace(inputs, reference_logprobs=list(references))
+    return replace(inputs, reference_logprobs=list(outputs))
 
 
 # Generation ------------------------------------------------------------------------------------------

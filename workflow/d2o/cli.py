@@ -572,7 +572,7 @@ def verify(path: Annotated[Path, typer.Argument(help="folder of results, or a bu
 def schema(folder: Annotated[Path, typer.Argument(help="where to write")] = Path("config")) -> None:
     """Write schema.json and README.md, generated from the settings."""
     folder.joinpath("schema.json").write_text(docs.schema())
-    folder.joinpath("README.md").write_text(docs.reference())
+    folder.joinpath("README.md").write_text(docs.settings_page())
 
 
 if __name__ == "__main__":

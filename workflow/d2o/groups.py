@@ -22,7 +22,7 @@ _PROBED = 8
 # Prompts that are tokenised at once, with all their answers.
 _TOGETHER = 64
 # By response, its log-prob (nats) and number of tokens.
-References = dict[str, tuple[float, int]]
+ReferenceLogprobs = dict[str, tuple[float, int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class Response:
 
     response_id: str
     ids: Sequence[int]
-    reference: float = math.nan
+    reference_logprob: float = math.nan
 
 
 @dataclass(slots=True)
@@ -310,19 +310,19 @@ class Tokeniser:
             yield place, Group(prompt_id, trunk, *sides)
 
 
-def references(table: Iterable[Mapping[str, Any]]) -> References:
-    """The references in rows of `schemas.LOGPROBS`; of several rows of one response the first one counts."""
-    known: References = {}
+def reference_logprobs(table: Iterable[Mapping[str, Any]]) -> ReferenceLogprobs:
+    """The log-probs in rows of `schemas.LOGPROBS`; of several rows of one response the first one counts."""
+    known: ReferenceLogprobs = {}
     for row in table:
         known.setdefault(row["response_id"], (row["logprob"], row["tokens"]))
     return known
 
 
-def attach_references(group: Group, known: References) -> None:
+def attach_reference_logprobs(group: Group, known: ReferenceLogprobs) -> None:
     """Fill in the log-prob of a group's responses under the reference.
 
     Args:
-        known: made by `references`.
+        known: made by `reference_logprobs`.
     Raises:
         D2OError: where a response is missing, its log-prob is not a number, or it has another number of tokens
             there: the table then belongs to another tokenizer, template or limit.
@@ -336,7 +336,7 @@ def attach_references(group: Group, known: References) -> None:
         elif not math.isfinite(logprob):
             problem = f"has the log-prob {logprob}"
         else:
-            response.reference = logprob
+            response.reference_logprob = logprob
             continue
         raise D2OError(
             f"reference log-probs: response {response.response_id} of prompt {group.prompt_id} {problem}; "

@@ -30,31 +30,31 @@ class Side(NamedTuple):
 
     Attributes:
         logprobs: log π_θ(y|x), summed over tokens, nats.
-        references: log π_ref(y|x), summed over tokens, nats; NaN if the loss needs no reference.
+        reference_logprobs: log π_ref(y|x), summed over tokens, nats; NaN if the loss needs no reference.
         lengths: |y|, tokens.
         complements: Σ_t log(1 − p_t), nats; 1 − p_t is at least `FLOOR`.
     """
 
     logprobs: Tensor
-    references: Tensor
+    reference_logprobs: Tensor
     lengths: Tensor
     complements: Tensor
 
     @classmethod
-    def of(cls, tokens: Tensor, lengths: Tensor, references: Tensor) -> Side:
+    def of(cls, tokens: Tensor, lengths: Tensor, reference_logprobs: Tensor) -> Side:
         """Make a side from the log-probs of its tokens. All arguments are on one device.
 
         Args:
             tokens: [T] log π_θ(y_t|x, y_<t), the responses one after the other.
             lengths: [n] integers, tokens of each response; their sum is T.
-            references: [n] as the attribute.
+            reference_logprobs: [n] as the attribute.
         """
         owner = torch.arange(len(lengths), device=tokens.device).repeat_interleave(lengths, output_size=len(tokens))
 
         def total(values: Tensor) -> Tensor:
             return values.new_zeros(len(lengths)).index_add(0, owner, values)
 
-        return cls(total(tokens), references, lengths.to(tokens.dtype), total(_complement(tokens)))
+        return cls(total(tokens), reference_logprobs, lengths.to(tokens.dtype), total(_complement(tokens)))
 
     def part(self, start: int, stop: int) -> Side:
         """The side with the responses from `start` up to `stop`, `stop` not included."""
@@ -63,7 +63,7 @@ class Side(NamedTuple):
     @property
     def logratios(self) -> Tensor:
         """log (π_θ(y|x) / π_ref(y|x)), nats, shape [n]."""
-        return self.logprobs - self.references
+        return self.logprobs - self.reference_logprobs
 
     @property
     def means(self) -> Tensor:

@@ -20,8 +20,8 @@ def sides(policy: nn.Module, groups: Sequence[Group], device: torch.device | str
         device: where its weights are.
     """
     row = Row.of(groups).to(device)
-    references = [response.reference for group in groups for response in group.responses]
-    whole = Side.of(policy(row), row.lengths, torch.tensor(references, device=device))
+    logprobs = [response.reference_logprob for group in groups for response in group.responses]
+    whole = Side.of(policy(row), row.lengths, torch.tensor(logprobs, device=device))
     pairs, start = [], 0
     for group in groups:
         middle, stop = start + len(group.positives), start + len(group.responses)

@@ -24,7 +24,7 @@ def keys(section: type[BaseModel]) -> str:
     return "\n\n".join(f"{key}: {kind}, {default}. {meaning}" for key, kind, default, meaning in _rows(section))
 
 
-def reference() -> str:
+def settings_page() -> str:
     """`config/README.md`: every section as a table, in the order in which they are first named; the losses."""
     text = [
         "# Settings",

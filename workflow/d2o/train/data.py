@@ -70,7 +70,7 @@ class Data:
         total: steps of the whole training.
         until: the step before which the next round has to be sampled, or `total`.
         next: the steps of that round; empty after the last.
-        route: of the forward pass, the one that the tables of references were computed on: in bf16 the log-probs of
+        route: of the forward pass, the one that the reference log-probs were computed on: in bf16 the log-probs of
             one route agree, however rows are filled, and those of two do not.
     """
 
@@ -114,7 +114,7 @@ class Data:
 
 
 def prepare(stage: TrainStage, inputs: Inputs, output: Path) -> None:
-    """Write the groups with their references into one file, for `Data`.
+    """Write the groups with their reference log-probs into one file, for `Data`.
 
     Raises:
         D2OError: where there is no group to train on, a response lacks its reference, a table was made by another
@@ -124,12 +124,12 @@ def prepare(stage: TrainStage, inputs: Inputs, output: Path) -> None:
     human = records.read_table(inputs.negatives, schemas.NEGATIVES)
     texts = _texts(stage, inputs, human)
     tables, columns = [*inputs.reference_logprobs, *inputs.fresh_logprobs], ["response_id", "logprob", "tokens"]
-    references = groups.references(_rows(tables, schemas.LOGPROBS, columns)) if tables else None
+    known = groups.reference_logprobs(_rows(tables, schemas.LOGPROBS, columns)) if tables else None
     tokenizer = chat.load_tokenizer(inputs.model)
     ours, others = (groups.Tokeniser(tokenizer, stage.forward) for _ in range(2))
     with records.artifact(output, stage) as draft, stored.Writer(draft.path) as file:
         fitting, short = {}, 0
-        for place, group in _tokenised(ours, dict(enumerate(texts)), references):
+        for place, group in _tokenised(ours, dict(enumerate(texts)), known):
             file.add(0, place, group)
             fitting[place] = texts[place]
             short += len(group.positives) < (stage.method.k or 0)
@@ -137,7 +137,7 @@ def prepare(stage: TrainStage, inputs: Inputs, output: Path) -> None:
         if marked := counts["broken_up"]:
             print(f"train: {marked:,} texts hold special tokens, which are read as text", file=sys.stderr)
         for number, path in enumerate(inputs.fresh, start=1):
-            for place, group in _tokenised(others, _renewed(stage.method.online, fitting, path), references):
+            for place, group in _tokenised(others, _renewed(stage.method.online, fitting, path), known):
                 file.add(number, place, group)
         prompts = {text.prompt_id for text in fitting.values()}
         probe = groups.probed(stage.method, human, _pool(stage, inputs), prompts)
@@ -179,13 +179,13 @@ def _rows(paths: Iterable[Path], schema: pa.Schema, columns: list[str]) -> Itera
 
 
 def _tokenised(
-    tokeniser: groups.Tokeniser, texts: Mapping[int, Texts], references: groups.References | None
+    tokeniser: groups.Tokeniser, texts: Mapping[int, Texts], known: groups.ReferenceLogprobs | None
 ) -> Iterator[tuple[int, Group]]:
     """The groups that fit, by their places; those of a prompt one after the other, to share its answers."""
     places = sorted(texts, key=lambda place: texts[place].prompt_id)
     for index, group in tokeniser.groups(texts[place] for place in places):
-        if references is not None:
-            groups.attach_references(group, references)
+        if known is not None:
+            groups.attach_reference_logprobs(group, known)
         yield places[index], group
 
 
@@ -221,7 +221,7 @@ def _counts(
 
 
 def _route(stage: TrainStage, inputs: Inputs) -> str:
-    """The route that the tables of references were computed on; `shared` where there is none.
+    """The route that the reference log-probs were computed on; `shared` where there is none.
 
     Raises:
         D2OError: where a table was made by another model or in another precision, or two on different routes.

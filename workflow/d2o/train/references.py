@@ -75,7 +75,7 @@ class MovingReferences:
                 self._logprobs[side] = self._compute(side, range(start, min(start + average.every, self._total)))
             for group in members:
                 for response, logprob in zip(getattr(group, side), self._logprobs[side][group.row], strict=True):
-                    response.reference = logprob
+                    response.reference_logprob = logprob
 
     def _compute(self, side: str, steps: range) -> dict[int, list[float]]:
         """The log-probs of one side of each group of these steps, by the group's row."""

@@ -15,7 +15,7 @@ _BATCH = 256
 # The `round` of the groups by which a training is watched; that of a pool is 0, and online rounds count from 1.
 PROBE = -1
 _IDS = pa.list_(pa.int32())
-_SIDE = pa.list_(pa.struct([("response_id", pa.string()), ("ids", _IDS), ("reference", pa.float64())]))
+_SIDE = pa.list_(pa.struct([("response_id", pa.string()), ("ids", _IDS), ("reference_logprob", pa.float64())]))
 # `place` says where in the order of its round a group stands; numbers may be left out. `reach` is how far back a
 # token looks: the tokens of the prompt with its longest response.
 _SCHEMA = pa.schema(
@@ -48,7 +48,11 @@ class Writer:
         }
         for side in ("positives", "negatives"):
             row[side] = [
-                {"response_id": response.response_id, "ids": response.ids, "reference": response.reference}
+                {
+                    "response_id": response.response_id,
+                    "ids": response.ids,
+                    "reference_logprob": response.reference_logprob,
+                }
                 for response in getattr(group, side)
             ]
         self._rows.append(row)
@@ -97,10 +101,10 @@ class Groups(Sequence[Group]):
 
 
 def _responses(side: pa.ListScalar) -> Iterator[Response]:
-    names, ids, references = side.values.flatten()
+    names, ids, logprobs = side.values.flatten()
     tokens, ends = ids.values.to_numpy(), ids.offsets.to_pylist()
-    for name, start, end, reference in zip(names.to_pylist(), ends, ends[1:], references.to_pylist(), strict=False):
-        yield Response(name, tokens[start:end], reference)
+    for name, start, end, logprob in zip(names.to_pylist(), ends, ends[1:], logprobs.to_pylist(), strict=False):
+        yield Response(name, tokens[start:end], logprob)
 
 
 def read(path: Path, rounds: int) -> tuple[list[Groups], Groups]:

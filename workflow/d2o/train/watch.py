@@ -53,8 +53,8 @@ def observe(loss: Tensor, positives: Side, negatives: Side) -> Tensor:
         logratios = torch.cat([positives.logratios, negatives.logratios])
         values = [loss.detach(), *_differences(positives, negatives), logratios.square().mean()]
         for side in (positives, negatives):
-            values += [side.logprobs.mean(), side.references.mean(), side.logratios.mean()]
-            values += [side.means.mean(), (side.references / side.lengths).mean()]
+            values += [side.logprobs.mean(), side.reference_logprobs.mean(), side.logratios.mean()]
+            values += [side.means.mean(), (side.reference_logprobs / side.lengths).mean()]
         return torch.stack([value.double() for value in values])
 
 
