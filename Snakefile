@@ -1,7 +1,13 @@
 """The experiment: human negatives in; an aligned model, its baselines and a report out."""
 
+import locale
 import os
 import sys
+
+if locale.getencoding().lower() != "utf-8" and not sys.flags.utf8_mode:
+    raise WorkflowError(
+        f"this locale's encoding is {locale.getencoding()}, and all files here are UTF-8: set PYTHONUTF8=1"
+    )
 
 # Here and in jobs: this checkout's code, run by the Python that runs Snakemake (`--sdm conda` gives jobs another).
 sys.path.insert(0, os.path.join(workflow.current_basedir, "workflow"))

@@ -11,7 +11,7 @@ from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Lock, Thread
-from time import sleep
+from time import monotonic, sleep
 
 import pytest
 import yaml
@@ -326,6 +326,31 @@ def _unpacks(request: BaseHTTPRequestHandler) -> None:
     request.wfile.write(body)
 
 
+def _drips(request: BaseHTTPRequestHandler) -> None:
+    request.send_response(400)
+    request.end_headers()
+    while True:
+        request.wfile.write(b"x")
+        sleep(0.05)
+
+
+def _hangs(request: BaseHTTPRequestHandler) -> None:
+    sleep(1.5)
+    request.answer(400, b"")
+
+
+# To ask again after silence is no part of the test; without a limit of its own a drip lasts as long as all tries may.
+@pytest.mark.parametrize(("answer", "retries"), [(_drips, 20), (_hangs, 0)])
+def test_one_question_without_an_end_blocks_nothing(serve, tables, tmp_path, monkeypatch, answer, retries):
+    monkeypatch.setattr(judge, "RETRIES", retries)
+    monkeypatch.setattr(judge, "_PATIENCE", 0.4)
+    server, began = serve(lambda text: answer if "ask 2?" in text else honest(text)), monotonic()
+    verdicts = run(server.settings(), tables, tmp_path / "v.parquet")
+    assert verdicts["p2", "initial-first"]["reason"] == "refused"
+    assert verdicts["p1", "initial-first"]["verdict"] == "method"
+    assert monotonic() - began < 5
+
+
 @pytest.mark.parametrize("answer", [_never_ends, _unpacks])
 def test_an_error_is_not_read_to_its_end(serve, tables, tmp_path, answer):
     server = serve(lambda text: answer if "ask 2?" in text else honest(text))
@@ -346,6 +371,22 @@ def test_a_server_that_echoes_the_key_gives_it_to_no_table_and_no_message(serve,
     assert server.keys == {"Bearer sk-secret"}
     assert verdicts["p0", "initial-first"]["reason"] == "You are ***."
     assert "(no such key: ***)" in judge._failure(server.settings(), ValueError("no such key: sk-secret"))
+
+
+@pytest.mark.parametrize("key", ["sk-planted\n", " sk-planted\t"])
+def test_a_key_read_with_its_line_end_is_the_key(serve, tables, tmp_path, monkeypatch, key):
+    server = serve(lambda text: "You are sk-planted.\n[[A]]")
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    verdicts = run(server.settings(), tables, tmp_path / "v.parquet")
+    assert server.keys == {"Bearer sk-planted"}
+    assert verdicts["p0", "initial-first"]["reason"] == "You are ***."
+
+
+@pytest.mark.parametrize("key", ["sk-\nplanted", "sk-plantéd", "sk-\x00planted"])
+def test_a_key_that_no_request_can_carry_is_told_and_not_said(serve, tables, tmp_path, monkeypatch, key):
+    monkeypatch.setattr(judge.os, "environ", {**judge.os.environ, "OPENAI_API_KEY": key})
+    with pytest.raises(D2OError, match=r"^OPENAI_API_KEY: holds a character that no key can have; set it again$"):
+        run(serve(honest).settings(), tables, tmp_path / "v.parquet")
 
 
 def test_a_lone_surrogate_in_a_reply_is_kept_out_of_the_table(serve, tables, tmp_path):

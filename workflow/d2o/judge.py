@@ -13,6 +13,7 @@ import json
 import os
 import re
 import sys
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -250,7 +251,7 @@ async def _ask_all(judge: Judge, questions: dict[str, str], keep: Callable[[str,
 
 
 def _client(judge: Judge):
-    """The client of a judge's server. It reads no body of more than `_LONGEST` bytes, an error's neither."""
+    """The client of a judge's server. No body, an error's neither, is read beyond `_LONGEST` and `_PATIENCE`."""
     import httpx2
     import openai
 
@@ -259,10 +260,10 @@ def _client(judge: Judge):
             self.body = body
 
         async def __aiter__(self):
-            read = 0
+            read, end = 0, time.monotonic() + _PATIENCE
             async for part in self.body:
                 yield part
-                if (read := read + len(part)) > _LONGEST:
+                if (read := read + len(part)) > _LONGEST or time.monotonic() > end:
                     return
 
         async def aclose(self) -> None:
@@ -276,7 +277,7 @@ def _client(judge: Judge):
     return openai.AsyncOpenAI(
         base_url=judge.base_url,
         # A server that needs no key accepts any; one that needs a key refuses this one and says so.
-        api_key=os.environ.get("OPENAI_API_KEY") or "none",
+        api_key=_api_key() or "none",
         max_retries=RETRIES,
         timeout=_PATIENCE,
         default_headers={"Accept-Encoding": "identity"},
@@ -353,15 +354,27 @@ async def _check(client, judge: Judge) -> None:
             raise D2OError(f"judge: {judge.base_url}: no OpenAI-compatible API there; does the URL end in /v1?")
 
 
+def _api_key() -> str:
+    """The key of the environment; empty where there is none.
+
+    Raises:
+        D2OError: where no request can carry it. The HTTP library would quote it.
+    """
+    key = os.environ.get("OPENAI_API_KEY", "").strip()  # a file that it was read from may end in a newline
+    if not (key.isascii() and key.isprintable()):
+        raise D2OError("OPENAI_API_KEY: holds a character that no key can have; set it again")
+    return key
+
+
 def _masked(text: str) -> str:
     """A text of the server's without the key, which some echo."""
-    return text.replace(key, "***") if (key := os.environ.get("OPENAI_API_KEY")) else text
+    return text.replace(key, "***") if (key := _api_key()) else text
 
 
 def _failure(judge: Judge, error: Exception) -> str:
     import openai
 
-    text = texts.line(error.__cause__ or error, os.environ.get("OPENAI_API_KEY", ""))
+    text = texts.line(error.__cause__ or error, _api_key())
     match error:
         case openai.APIConnectionError():
             failure = "cannot be reached; is the server running, and base_url right?"
