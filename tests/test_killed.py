@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from conftest import ROOT
 from d2o import killed
 
 CGROUP = Path("/sys/fs/cgroup")
@@ -109,10 +110,18 @@ def test_the_kernels_messages_name_a_process(tmp_path, monkeypatch, job, named):
     os.close(held)
 
 
+NOT_UTF8 = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
 def test_a_locale_that_is_not_utf8_changes_nothing(tmp_path):
     (tmp_path / "t.parquet.manifest.json").write_text(json.dumps({"of": "Käthe"}, ensure_ascii=False))
-    variables = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)} | variables
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)} | NOT_UTF8
     command = [sys.executable, "-m", "d2o", "show", str(tmp_path / "t.parquet")]
     done = subprocess.run(command, capture_output=True, encoding="utf-8", env=environment)
     assert json.loads(done.stdout) == {"of": "Käthe"}, done.stderr
+
+
+def test_snakemake_in_a_locale_that_is_not_utf8_is_told_the_way_out():
+    command = [sys.executable, "-m", "snakemake", "-n", "--nolock"]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", cwd=ROOT, env=os.environ | NOT_UTF8)
+    assert done.returncode == 1 and "all files here are UTF-8: set PYTHONUTF8=1" in done.stderr
