@@ -124,4 +124,4 @@ def test_a_locale_that_is_not_utf8_changes_nothing(tmp_path):
 def test_snakemake_in_a_locale_that_is_not_utf8_is_told_the_way_out():
     command = [sys.executable, "-m", "snakemake", "-n", "--nolock"]
     done = subprocess.run(command, capture_output=True, encoding="utf-8", cwd=ROOT, env=os.environ | NOT_UTF8)
-    assert done.returncode == 1 and "all files here are UTF-8: set PYTHONUTF8=1" in done.stderr
+    assert done.returncode == 1 and "all files here are UTF-8: set PYTHONUTF8=1" in done.stdout

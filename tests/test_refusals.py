@@ -1,12 +1,15 @@
 """Refusals: what the rules say of plain cases, and how often they are right on labelled answers."""
 
+import gzip
 import json
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 
-from d2o import refusals
+from d2o import records, refusals
 from d2o.errors import D2OError
 from d2o.metrics import EXACT, STYLE, Metric
 from d2o.negatives import evaluated
@@ -73,6 +76,25 @@ def test_prompts_with_a_label_are_sets_of_their_own(tmp_path):
     with pytest.raises(D2OError, match="no text in `prompt`"):
         file.write_text("id,question,label\n1,May I?,safe\n")
         evaluated.prompts([str(file)])
+
+
+@pytest.mark.slow
+def test_short_prompts_take_no_more_memory_than_reading_has(tmp_path):
+    """A file of 100 kB holds three million prompts, of 600 bytes each as Python has them."""
+    path = tmp_path / "many.jsonl.gz"
+    with gzip.open(path, "wt") as file:
+        file.write('{"prompt":"a"}\n' * 3_000_000)
+    code = f"from d2o.negatives import evaluated; evaluated._MEMORY = 0.1; evaluated.prompts([{str(path)!r}])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert f"D2OError: {path}: reading this takes more than 0.1 GB; keep fewer prompts" in done.stderr
+
+
+def test_prompts_of_a_file_that_unpacks_to_too_much_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "LARGEST", 1 << 20)
+    with gzip.open(tmp_path / "long.jsonl.gz", "wt") as file:
+        file.write(" " * (2 << 20))
+    with pytest.raises(D2OError, match=r"long\.jsonl\.gz unpacks to more than 1 MiB"):
+        evaluated.prompts([str(tmp_path / "long.jsonl.gz")])
 
 
 def test_help_and_harm_are_of_the_harmless_and_of_the_harmful_prompts():

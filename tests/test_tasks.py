@@ -10,6 +10,7 @@ import subprocess
 import sys
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import product
 from pathlib import Path
 from threading import Thread
 
@@ -237,8 +238,33 @@ def test_a_file_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch):
     with zipfile.ZipFile(tmp_path / "m.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         for split in questions.SPLITS:
             archive.writestr(f"{split}/law_{split}.csv", " " * (2 << 20))
-    with pytest.raises(D2OError, match=r"m\.zip: dev/law_dev\.csv unpacks to more than 1 MiB"):
+    with pytest.raises(D2OError, match=r"m\.zip: unpacks to more than 1 MiB"):
         questions.fetch(Task(path=str(tmp_path / "m.zip")), tmp_path / "out")
+
+
+def test_files_that_unpack_to_too_much_together_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "LARGEST", 1 << 20)
+    with zipfile.ZipFile(tmp_path / "m.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for split, subject in product(questions.SPLITS, ("law", "logic")):
+            archive.writestr(f"{split}/{subject}_{split}.csv", "q?,1,2,3,4,A\n" * 30_000)
+    with pytest.raises(D2OError, match=r"m\.zip: unpacks to more than 1 MiB"):
+        questions.fetch(Task(path=str(tmp_path / "m.zip")), tmp_path / "out")
+
+
+@pytest.mark.slow
+def test_short_questions_take_no_more_memory_than_reading_has(tmp_path):
+    """A zip of 200 kB holds five million questions, of 300 bytes each as Python has them."""
+    with zipfile.ZipFile(tmp_path / "m.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for split, count in (("dev", 1), ("test", 5_000_000)):
+            archive.writestr(f"{split}/law_{split}.csv", "q,1,2,3,4,A\n" * count)
+    code = (
+        "from pathlib import Path; from d2o import questions; from d2o.settings import Task\n"
+        "questions._MEMORY = 0.1\n"
+        f"questions.fetch(Task(path={str(tmp_path / 'm.zip')!r}), Path({str(tmp_path / 'q')!r}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert f"D2OError: {tmp_path}/m.zip: reading it takes more than 0.1 GB; is it the right one?" in done.stderr
+    assert not (tmp_path / "q").exists()
 
 
 def test_a_folder_of_an_odd_name_is_no_pattern(tmp_path):

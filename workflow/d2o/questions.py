@@ -42,7 +42,7 @@ Readers = dict[str, dict[str, Callable[[], Multiple]]]  # subject → split → 
 
 # Characters of a cell.
 _LONGEST = 1 << 17
-# GB that reading local files of a task takes at most. The largest tasks of the harness have some hundred MB.
+# GB that reading the questions of a task takes at most. The largest tasks of the harness have some hundred MB.
 _MEMORY = 4.0
 # Names of subjects become names of files, of tasks and a part of the prompt.
 _SUBJECT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -56,18 +56,22 @@ def fetch(source: Questions, folder: Path, metric: str | None = None) -> None:
     Args:
         metric: what a task of the harness will be measured by; checked here, before any model is trained.
     Raises:
-        D2OError: where the source is missing or holds no subject, a subject is unknown, oddly named or lacks a
-            split, a question does not have four choices and an answer among them, or as `harness.load` and
-            `harness.choose_metric`.
+        D2OError: where the source is missing, holds no subject or takes more than `_MEMORY`, a subject is unknown,
+            oddly named or lacks a split, a question does not have four choices and an answer among them, or as
+            `harness.load` and `harness.choose_metric`.
     """
-    with records.artifact(folder, source) as draft:
-        (draft.path / "data").mkdir(parents=True)
-        if source.task:
-            counts, asked = _write_task(source, metric, draft.path)
-        else:
-            counts, asked = _write_subjects(source, draft.path)
-        draft.facts["rows"] = records.write_table(draft.path / "questions.parquet", schemas.ASKED, asked)
-        draft.facts["subjects"] = counts
+    try:
+        with records.artifact(folder, source) as draft, memory.bounded(_MEMORY):
+            (draft.path / "data").mkdir(parents=True)
+            if source.task:
+                counts, asked = _write_task(source, metric, draft.path)
+            else:
+                counts, asked = _write_subjects(source, draft.path)
+            draft.facts["rows"] = records.write_table(draft.path / "questions.parquet", schemas.ASKED, asked)
+            draft.facts["subjects"] = counts
+    except MemoryError:
+        origin = source.path or source.hub or source.task
+        raise D2OError(f"{origin}: reading it takes more than {_MEMORY:g} GB; is it the right one?") from None
 
 
 def _asked(subject: str, number: int, text: str) -> dict[str, Any]:
@@ -119,8 +123,7 @@ def _local_splits(source: Questions, cache: str, task: ConfigurableTask, _: dict
     if len(forms) > 1 or None in forms:
         raise D2OError(f"{', '.join(map(str, files.values()))}: expected files of one kind of {', '.join(_FORMATS)}")
     try:
-        with memory.bounded(_MEMORY):
-            return load_files(forms.pop(), files, cache)
+        return load_files(forms.pop(), files, cache)
     except (OSError, ValueError, MemoryError, datasets.exceptions.DatasetsError) as error:
         cause = error.__cause__ or error
         full = isinstance(cause, MemoryError)
@@ -213,10 +216,12 @@ def _files(source: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
     elif zipfile.is_zipfile(source):
         try:
             with zipfile.ZipFile(source) as archive:
-                names = archive.namelist()
+                members = [member for member in archive.infolist() if _CSV.fullmatch(member.filename)]
         except (zipfile.BadZipFile, NotImplementedError) as error:
             raise D2OError(f"{source}: {error}; fetch or pack it again") from None
-        yield from ((name, partial(_unpacked, source, name)) for name in filter(_CSV.fullmatch, names))
+        if sum(member.file_size for member in members) > records.LARGEST:  # no more of each is unpacked than it says
+            raise D2OError(f"{source}: unpacks to more than {records.LARGEST >> 20} MiB; is it the right file?")
+        yield from ((member.filename, partial(_unpacked, source, member.filename)) for member in members)
     else:
         raise D2OError(f"{source}: {'neither a folder nor a .zip' if source.exists() else 'no such file'}")
 
@@ -224,7 +229,7 @@ def _files(source: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
 def _unpacked(source: Path, name: str) -> bytes:
     try:
         with zipfile.ZipFile(source) as archive, archive.open(name) as file:
-            return records.read_packed(file, f"{source}: {name}")
+            return file.read()
     except (
         zipfile.BadZipFile,
         zlib.error,

@@ -11,9 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from d2o import identities, records, refusals, texts
+from d2o import identities, memory, records, refusals, texts
 from d2o.errors import D2OError
 
+# GB that the prompts of all files take at most: millions.
+_MEMORY = 4.0
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".csv.gz")
 
 
@@ -21,7 +23,20 @@ def prompts(files: list[str]) -> list[dict[str, Any]]:
     """The `prompt` fields of the files, as rows of `schemas.PROMPTS`; `origin` is a file's name.
 
     A row whose `label` is `safe` or `unsafe`, as in XSTest, is of the origin `<file>, safe` or `<file>, unsafe`.
+
+    Raises:
+        D2OError: where a file or a row cannot be read, two files have one name, or all take more than `_MEMORY`.
     """
+    try:
+        with memory.bounded(_MEMORY):
+            return _prompts(files)
+    except MemoryError:
+        raise D2OError(
+            f"{', '.join(files)}: reading this takes more than {_MEMORY:g} GB; keep fewer prompts"
+        ) from None
+
+
+def _prompts(files: list[str]) -> list[dict[str, Any]]:
     rows = []
     origins = {"test": "the test split", "validation": "the validation split"}
     for path in map(Path, files):
