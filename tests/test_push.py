@@ -294,7 +294,7 @@ def released(manifest: Path) -> None:
 
 
 def coded(manifest: Path) -> None:
-    records.write_json(manifest, json.loads(manifest.read_text()) | {"trust_remote_code": True})
+    records.write_json(manifest, records.read_manifest(manifest) | {"trust_remote_code": True})
 
 
 RUN = "results/pku/smol/d2o/seed0"

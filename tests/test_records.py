@@ -339,6 +339,19 @@ def test_damage_is_found_and_the_way_out_told(results, name, damage):
     assert counted.endswith("1 not whole")
 
 
+@pytest.mark.parametrize("name", ["t.parquet", "seed0/model"])
+def test_a_digit_of_a_manifest_is_no_other_number(results, name):
+    path = records.manifest_path(results / name)
+    assert "crc" not in records.read_manifest(path)
+    path.write_text(path.read_text().replace('"seconds": 0.', '"seconds": 4.'))
+    missed = results / name if name == "t.parquet" else path
+    with pytest.raises(
+        D2OError, match=f"{re.escape(str(path))}: damaged; delete {re.escape(str(missed))} and run again"
+    ):
+        records.read_manifest(results / name)
+    assert verify.verify(results)[0] == [f"{path}: damaged; delete {missed} and run again"]
+
+
 @pytest.mark.parametrize(("keep", "files"), [("adapter", 1), ("nothing", 2)])
 def test_released_weights_are_no_damage(results, keep, files):
     weights.release(keep, results / "seed0")

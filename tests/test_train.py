@@ -289,7 +289,7 @@ def test_references_of_two_routes_are_refused(tables, tiny_model, tmp_path):
     """As after an architecture joined those that share prompts: the old table stays, a new one has another route."""
     made = shutil.copytree(tables / "fp32", tmp_path / "fp32")
     manifest = made / "references-pool.parquet.manifest.json"
-    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"route": "padded"}))
+    manifest.write_text(json.dumps(records.read_manifest(manifest) | {"route": "padded"}))
     read = inputs(tables, stage(D2O)) | {"reference_logprobs": sorted(made.glob("*.parquet"))}
     with pytest.raises(
         D2OError, match=r"different routes \(\w+ and \w+\), .*; delete the older one and run again, or"

@@ -155,3 +155,15 @@ def manifest_path(artifact: str | os.PathLike) -> Path:
     if artifact.name == "manifest.json" or artifact.name.endswith(".manifest.json"):
         return artifact
     return artifact.with_name(f"{artifact.name}.manifest.json")
+
+
+def made_again(manifest: Path) -> Path:
+    """What Snakemake makes again once it is deleted: the manifest of a folder, or the file that one lies beside."""
+    return manifest if manifest.name == "manifest.json" else described(manifest)
+
+
+def described(manifest: Path) -> Path:
+    """The artifact of a manifest: the reverse of `manifest_path`."""
+    if manifest.name == "manifest.json":
+        return manifest.parent
+    return manifest.with_name(manifest.name.removesuffix(".manifest.json"))

@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 
 from d2o import locks
 from d2o.errors import D2OError
-from d2o.layout import manifest_path
+from d2o.layout import made_again, manifest_path
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -200,7 +200,7 @@ def artifact(
         }
         if draft.path.is_dir():
             _mark(draft.path)
-            write_json(draft.path / "manifest.json", record)
+            write_json(draft.path / "manifest.json", seal(record))
             sync(draft.path)
             _replace_folder(draft.path, target)
         else:
@@ -208,7 +208,7 @@ def artifact(
             manifest = manifest_path(target)
             manifest.unlink(missing_ok=True)  # never a manifest beside another content
             draft.path.replace(target)
-            write_json(manifest, record)
+            write_json(manifest, seal(record))
             sync(manifest)
         sync_names(target.parent)
     finally:
@@ -324,11 +324,14 @@ def read_manifest(target: str | os.PathLike) -> dict[str, Any]:
     if not path.exists():
         raise D2OError(f"{target}: no manifest at {path}; was it made by this pipeline?")
     try:
-        manifest = json.loads(path.read_text())
-    except (ValueError, RecursionError):
+        text = path.read_text()
+        manifest = json.loads(text)
+        if "crc" in manifest:  # an older version wrote none
+            manifest = unsealed(text)
+    except (ValueError, TypeError, RecursionError):
         manifest = None
     if not isinstance(manifest, dict):
-        raise D2OError(f"{path}: damaged; delete it and run again")
+        raise D2OError(f"{path}: damaged; delete {made_again(path)} and run again")
     return manifest
 
 
@@ -345,7 +348,8 @@ def read_packed(file: BinaryIO, name: str) -> bytes:
 
 
 def seal(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Plain data with a checksum as its last key."""
+    """Data as JSON has them, with a checksum as the last key."""
+    row = json.loads(json.dumps(row, default=str))
     return {**row, "crc": zlib.crc32(json.dumps(row).encode())}
 
 

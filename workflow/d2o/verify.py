@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from d2o import records, weights
+from d2o import layout, records, weights
 from d2o.errors import D2OError
 
 
@@ -38,13 +37,15 @@ def verify(folder: Path) -> tuple[list[str], str]:
 
 
 def _problems(manifest: Path, counts: Counter) -> Iterator[str]:
-    # What Snakemake makes again once it is deleted: a folder's manifest, or the file that one lies beside.
-    target = manifest if manifest.name == "manifest.json" else _beside(manifest)
+    target = layout.made_again(manifest)
     again = f"delete {target} and run again"
     try:
-        content = json.loads(manifest.read_text())["content"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        yield f"{manifest}: damaged, or of another version; {again}"
+        content = records.read_manifest(manifest)["content"]
+    except D2OError as error:
+        yield str(error)
+        return
+    except KeyError:
+        yield f"{manifest}: of another version; {again}"
         return
     for path, digest in _files(manifest, content):
         counts["files"] += 1
@@ -60,8 +61,4 @@ def _problems(manifest: Path, counts: Counter) -> Iterator[str]:
 def _files(manifest: Path, content: str | dict[str, str]) -> list[tuple[Path, str]]:
     if isinstance(content, dict):
         return [(manifest.parent / name, digest) for name, digest in content.items()]
-    return [(_beside(manifest), content)]
-
-
-def _beside(manifest: Path) -> Path:
-    return manifest.with_name(manifest.name.removesuffix(".manifest.json"))
+    return [(layout.described(manifest), content)]
