@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 
 from conftest import ROOT
@@ -32,3 +33,21 @@ def test_a_name_says_what_it_holds():
         if name.strip("_") == "found"
     ]
     assert not places
+
+
+def test_a_stage_imports_no_other_stage():
+    """What two stages share is a module below them; else an edit of one reruns the other."""
+    rules = "".join(path.read_text() for path in (ROOT / "workflow" / "rules").glob("*.smk"))
+    stages = {*re.findall(r'plan\.code\("(\w+)"', rules)}
+    assert {"questions", "tasks", "train", "judge"} <= stages
+    imports = {}
+    for stage in sorted(stages - {"report"}):  # which reads what all have made
+        home = ROOT / "workflow" / "d2o" / stage
+        for path in [home.with_suffix(".py")] if home.with_suffix(".py").exists() else sorted(home.rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.ImportFrom) and node.module:
+                    names = [f"{node.module}.{alias.name}" for alias in node.names]
+                    others = {name.split(".")[1] for name in names if name.startswith("d2o.")} & stages - {stage}
+                    if others:
+                        imports[path.name] = others
+    assert not imports

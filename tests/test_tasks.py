@@ -13,6 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import product
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -31,7 +32,7 @@ needs_real = pytest.mark.skipif(not REAL.exists(), reason="MMLU itself is not be
 
 
 def read(folder: Path, subject: str, split: str) -> list[dict]:
-    return records.read_table(questions.data_file(folder, subject, split), questions.QUESTION)
+    return records.read_table(harness.data_file(folder, subject, split), questions.QUESTION)
 
 
 def asked_by(folder: Path) -> dict[tuple[str, int], str]:
@@ -270,8 +271,8 @@ def test_short_questions_take_no_more_memory_than_reading_has(tmp_path):
 def test_a_folder_of_an_odd_name_is_no_pattern(tmp_path):
     folder = tmp_path / "a[b]*?"
     questions.fetch(Task(path=str(DEMO), subjects=["geography"], limit=2), folder)
-    files = {split: questions.data_file(folder, "geography", split) for split in questions.SPLITS}
-    splits = questions.load_files("parquet", files, str(tmp_path / "cache"))
+    files = {split: harness.data_file(folder, "geography", split) for split in questions.SPLITS}
+    splits = harness.load_files("parquet", files, str(tmp_path / "cache"))
     assert {split: len(rows) for split, rows in splits.items()} == {"dev": 5, "test": 2}
 
 
@@ -390,7 +391,7 @@ def test_damaged_questions_are_not_asked(tiny_model, tmp_path):
     write_csv(tmp_path / "in", "one", "q?,1,2,3,4,B\n")
     task = Task(path=str(tmp_path / "in"), shots=0)
     questions.fetch(task, tmp_path / "questions")
-    file = questions.data_file(tmp_path / "questions", "one", "test")
+    file = harness.data_file(tmp_path / "questions", "one", "test")
     file.write_bytes(file.read_bytes().replace(b"q?", b"Q?"))
     with pytest.raises(D2OError, match=r"one-test\.parquet: damaged since it was written; delete"):
         tasks.answer(task, tiny_model, tmp_path / "questions", tmp_path / "out.parquet")
@@ -429,6 +430,52 @@ def test_a_task_of_the_harness_is_read_from_local_files(arc, tmp_path):
     questions.fetch(Questions(task="arc_easy", data=arc, limit=12), tmp_path / "q")
     assert records.read_manifest(tmp_path / "q")["subjects"] == {"arc_easy": {"train": 3, "test": 13}}
     assert asked_by(tmp_path / "q") == {("arc_easy", n): f"What comes after {n}?" for n in range(12)}
+
+
+def _with_pictures(path: Path, rows: list[dict], kinds: dict[str, Any]) -> str:
+    """A Parquet file whose schema says that two columns hold images, and whose rows say where to fetch them."""
+    import datasets
+
+    at = [{"path": "http://127.0.0.1:9/a.png", "bytes": None}]
+    rows = [row | {"picture": at[0], "pictures": at} for row in rows]
+    kinds = kinds | {"picture": datasets.Image(), "pictures": datasets.List(datasets.Image())}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows, datasets.Features(kinds).arrow_schema), path)
+    return str(path)
+
+
+def test_no_picture_of_a_task_is_fetched_from_where_a_row_says(tmp_path):
+    import datasets
+
+    text = datasets.Value("string")
+    kinds = {
+        "question": text,
+        "choices": {"text": datasets.List(text), "label": datasets.List(text)},
+        "answerKey": text,
+    }
+    data = {
+        split: _with_pictures(tmp_path / f"{split}.parquet", [science(n) for n in range(1, 4)], kinds)
+        for split in ("train", "test")
+    }
+    questions.fetch(Questions(task="arc_easy", data=data), tmp_path / "q")
+    kept = pq.read_schema(harness.data_file(tmp_path / "q", "arc_easy", "test")).names
+    assert kept == ["question", "choices", "answerKey"]
+
+
+def test_no_picture_of_the_hub_is_fetched_from_where_a_row_says(tmp_path, monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    text = datasets.Value("string")
+    kinds = {"question": text, "choices": datasets.List(text), "answer": datasets.Value("int64")}
+    rows = [{"question": "Which?", "choices": list("abcd"), "answer": 2}]
+    card = "---\nconfigs:\n- config_name: law\n  data_files:\n"
+    for split in questions.SPLITS:
+        _with_pictures(tmp_path / "hub" / "law" / f"{split}.parquet", rows, kinds)
+        card += f"  - split: {split}\n    path: law/{split}.parquet\n"
+    (tmp_path / "hub" / "README.md").write_text(card + "---\n")
+    questions.fetch(Task(hub=str(tmp_path / "hub"), revision="main"), tmp_path / "q")
+    assert read(tmp_path / "q", "law", "test") == rows
 
 
 @pytest.mark.slow

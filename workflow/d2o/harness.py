@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import glob
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import quote
 
 from d2o.errors import D2OError
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask
     from lm_eval.tasks import TaskManager
 
+# The splits of a task's data, given the task and its `dataset_kwargs`.
 Read = Callable[["ConfigurableTask", dict[str, Any]], Mapping[str, "Dataset"]]
 SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
 
@@ -52,8 +55,8 @@ def load(specs: list[str | dict[str, Any]], read: Read, include: str | None = No
     """The tasks that names or configurations of tasks stand for, by name: those of a group, or one.
 
     Args:
-        read: the splits of a task's data, given the task and its `dataset_kwargs`. A split that is not among them
-            is none of the task's.
+        read: gives the data of a task. A split that is not among them is none of the task's, and no column of images
+            or sounds is.
         include: folder with YAML files of further tasks.
 
     Raises:
@@ -155,7 +158,7 @@ def _downloading(read: Read) -> Iterator[None]:
     from lm_eval.api.task import ConfigurableTask
 
     def download(self: ConfigurableTask, dataset_kwargs: dict[str, Any] | None = None, **_: Any) -> None:
-        self.dataset = read(self, dataset_kwargs or {})
+        self.dataset = {split: without_media(rows) for split, rows in read(self, dataset_kwargs or {}).items()}
         for key in SPLITS:
             if getattr(self.config, key) not in self.dataset:
                 setattr(self.config, key, None)
@@ -173,3 +176,32 @@ def _downloading(read: Read) -> Iterator[None]:
         yield
     finally:
         ConfigurableTask.download = original
+
+
+# Data --------------------------------------------------------------------------------------------
+
+
+def data_file(folder: Path, subject: str, split: str) -> Path:
+    """Where the rows of a subject's split lie in a folder of questions."""
+    return folder / "data" / f"{quote(subject, safe='')}-{split}.parquet"
+
+
+def load_files(form: str, files: Mapping[str, Path], cache: str) -> Mapping[str, Dataset]:
+    """Local files per split, as `datasets` reads them; `cache` is a folder for its conversion."""
+    import datasets
+
+    datasets.disable_progress_bars()  # several for each subject, of a few milliseconds
+    # It takes paths for patterns.
+    paths = {split: glob.escape(str(path.resolve())) for split, path in files.items()}
+    return datasets.load_dataset(form, data_files=paths, cache_dir=cache)
+
+
+def without_media(rows: Dataset) -> Dataset:
+    """Rows without columns that say they hold images or sounds: these would be fetched from wherever a row says."""
+    return rows.remove_columns([name for name, feature in rows.features.items() if _names_files(feature)])
+
+
+def _names_files(feature: Any) -> bool:
+    """Whether values of a type, or of one within it, may be files elsewhere that `datasets` opens."""
+    within = feature.values() if isinstance(feature, dict) else [getattr(feature, "feature", None)]
+    return hasattr(feature, "embed_storage") or any(_names_files(one) for one in within if one is not None)

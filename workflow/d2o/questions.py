@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import csv
 import difflib
-import glob
 import io
 import lzma
 import re
@@ -21,7 +20,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 import pyarrow as pa
 
@@ -79,21 +77,6 @@ def _asked(subject: str, number: int, text: str) -> dict[str, Any]:
     return {"subject": subject, "question": number, "text": text}
 
 
-def data_file(folder: Path, subject: str, split: str) -> Path:
-    """Where the rows of a subject's split lie in a folder of questions."""
-    return folder / "data" / f"{quote(subject, safe='')}-{split}.parquet"
-
-
-def load_files(form: str, files: Mapping[str, Path], cache: str) -> Mapping[str, Dataset]:
-    """Local files per split, as `datasets` reads them; `cache` is a folder for its conversion."""
-    import datasets
-
-    datasets.disable_progress_bars()  # several for each subject, of a few milliseconds
-    # It takes paths for patterns.
-    paths = {split: glob.escape(str(path.resolve())) for split, path in files.items()}
-    return datasets.load_dataset(form, data_files=paths, cache_dir=cache)
-
-
 # A task of the harness -------------------------------------------------------------------------------
 
 
@@ -109,7 +92,7 @@ def _write_task(source: Questions, metric: str | None, folder: Path) -> tuple[di
         for name, task in tasks.items():
             counts[name] = {}
             for split in dict.fromkeys(filter(None, (getattr(task.config, key) for key in harness.SPLITS))):
-                task.dataset[split].to_parquet(data_file(folder, name, split))
+                task.dataset[split].to_parquet(harness.data_file(folder, name, split))
                 counts[name][split] = len(task.dataset[split])
             asked += [_asked(name, *prompt) for prompt in harness.prompts(task, source.limit)]
     return counts, asked
@@ -123,7 +106,7 @@ def _local_splits(source: Questions, cache: str, task: ConfigurableTask, _: dict
     if len(forms) > 1 or None in forms:
         raise D2OError(f"{', '.join(map(str, files.values()))}: expected files of one kind of {', '.join(_FORMATS)}")
     try:
-        return load_files(forms.pop(), files, cache)
+        return harness.load_files(forms.pop(), files, cache)
     except (OSError, ValueError, MemoryError, datasets.exceptions.DatasetsError) as error:
         cause = error.__cause__ or error
         full = isinstance(cause, MemoryError)
@@ -165,7 +148,7 @@ def _write_subjects(source: Questions, folder: Path) -> tuple[dict[str, dict[str
             if not rows:
                 raise D2OError(f"{origin}: {subject} has no {split} questions; name the others in `subjects`")
             rows = rows[: source.limit if split == "test" else None]
-            counts[subject][split] = records.write_table(data_file(folder, subject, split), QUESTION, rows)
+            counts[subject][split] = records.write_table(harness.data_file(folder, subject, split), QUESTION, rows)
         asked += [_asked(subject, number, row["question"]) for number, row in enumerate(rows)]  # of the last split
     return counts, asked
 
@@ -285,7 +268,7 @@ def _hub(source: Questions) -> Readers:
             ) from None
 
     def read(subject: str, split: str) -> Multiple:
-        rows = call(datasets.load_dataset, subject, split=split)
+        rows = harness.without_media(call(datasets.load_dataset, subject, split=split))
         return [_checked(row, f"{source.hub}: {subject}, {split}, row {n}") for n, row in enumerate(rows, 1)]
 
     # `all` holds the subjects once more, `auxiliary_train` none.

@@ -12,7 +12,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from d2o import devices, dtypes, harness, model_folders, questions, records, schemas
+from d2o import devices, dtypes, harness, model_folders, records, schemas
 from d2o.errors import D2OError
 from d2o.settings import Task
 
@@ -44,9 +44,9 @@ def answer(task: Task, model: Path, folder: Path, output: Path) -> None:
 
         def read(subject: ConfigurableTask, _: dict[str, Any]):
             files = {
-                split: questions.data_file(folder, subject.task_name, split) for split in splits[subject.task_name]
+                split: harness.data_file(folder, subject.task_name, split) for split in splits[subject.task_name]
             }
-            return questions.load_files("parquet", files, cache)
+            return harness.load_files("parquet", files, cache)
 
         specs = [task.task] if task.task else [multiple_choice(subject) for subject in splits]
         subjects = harness.load(specs, read, task.include)
