@@ -1,5 +1,6 @@
 """The command lines that start the ranks of a training, on one node and on several."""
 
+import os
 import re
 import subprocess
 import sys
@@ -115,3 +116,13 @@ print(dist.get_rank(), dist.get_world_size())
 def test_a_rank_alone_takes_no_port_that_another_job_has_taken():
     done = subprocess.run([sys.executable, "-c", _JOINS], capture_output=True, text=True)
     assert done.stdout.split() == ["0", "1"], done.stderr
+
+
+@pytest.mark.parametrize(("launcher_of", "status"), [("this", 0), ("another", 1), (None, 0)])
+def test_a_rank_whose_launcher_ended_while_it_started_ends_too(launcher_of, status):
+    """Its parent is then whoever takes up orphans, who never ends."""
+    variables = os.environ | {"TORCHELASTIC_RUN_ID": "x", "PYTHONPATH": os.pathsep.join(sys.path)}
+    if launcher_of:
+        variables["D2O_LAUNCHER"] = str(os.getpid() + (launcher_of == "another"))
+    done = subprocess.run([sys.executable, "-c", "from d2o.train.launch import follow; follow()"], env=variables)
+    assert done.returncode == status

@@ -1,5 +1,6 @@
 """Artifacts are whole or absent, and their schema is checked on the way in and out."""
 
+import errno
 import json
 import os
 import re
@@ -15,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from d2o import identities, model_folders, models, records, schemas, verify, weights
+from d2o import identities, locks, model_folders, models, records, schemas, verify, weights
 from d2o.errors import D2OError
 from d2o.settings import Model, Run
 
@@ -177,6 +178,26 @@ def test_two_writers_of_one_artifact(tmp_path):
     assert records.read_table(target, schemas.SCORES) == [ROW]
     make_folder(tmp_path / "folder")  # another artifact beside it
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "t.parquet", "t.parquet.manifest.json"]
+
+
+def test_two_writers_where_the_file_system_knows_no_locks(tmp_path, monkeypatch):
+    """The last one's content stays, beside its own manifest."""
+
+    def unknown(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(locks.fcntl, "flock", unknown)
+    target, pid = tmp_path / "t.parquet", os.getpid()
+    with records.artifact(target, "second") as second:
+        records.write_table(second.path, schemas.SCORES, [ROW])
+        monkeypatch.setattr(records.os, "getpid", lambda: pid + 1)
+        with records.artifact(target, "first") as first:
+            records.write_table(first.path, schemas.SCORES, [])
+        assert records.read_table(target, schemas.SCORES) == []
+    records.check_file(target)
+    assert records.read_table(target, schemas.SCORES) == [ROW]
+    assert records.read_manifest(target)["settings"] == "second"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["t.parquet", "t.parquet.manifest.json"]
 
 
 COUNTING = """

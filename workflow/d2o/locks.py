@@ -12,11 +12,11 @@ from typing import IO
 from d2o.errors import D2OError
 
 
-def hold(path: Path) -> IO:
+def hold(path: Path) -> IO | None:
     """Lock a file or folder that is written, by a file beside it. `release` ends it, as does the process's end.
 
-    Where the file system knows no locks, none is held.
-
+    Returns:
+        None where the file system knows no locks.
     Raises:
         D2OError: where another process holds it.
     """
@@ -34,7 +34,8 @@ def hold(path: Path) -> IO:
         except OSError as error:
             if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
                 raise
-            return file
+            release(file)
+            return None
         if os.fstat(file.fileno()).st_nlink:
             break
         file.close()  # its holder let go of it, and removed it, since it was opened
@@ -62,7 +63,8 @@ def _beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.lock")
 
 
-def release(file: IO) -> None:
-    """Let go of a lock."""
-    Path(file.name).unlink(missing_ok=True)
-    file.close()
+def release(lock: IO | None) -> None:
+    """Let go of what `hold` gave."""
+    if lock is not None:
+        Path(lock.name).unlink(missing_ok=True)
+        lock.close()

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+import socket
 import time
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -183,7 +184,9 @@ def artifact(
         check_ours(Path(target))
     target = Path(target).absolute()  # `.` has no name
     lock = locks.hold(target)
-    draft = Draft(target.with_name(f".{target.name}.tmp"))
+    # Without a lock another may write it too, and each has a draft of its own.
+    own = "" if lock else f".{socket.gethostname()}-{os.getpid()}"
+    draft = Draft(target.with_name(f".{target.name}{own}.tmp"))
     _remove(draft.path)  # what a killed writer left
     start, began = time.monotonic(), datetime.now(UTC)
     try:

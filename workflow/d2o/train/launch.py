@@ -17,6 +17,8 @@ _DEATH_SIGNAL = 1
 # Seconds until torchrun kills ranks after a SIGTERM, by itself 30: they keep a checkpoint first. The Slurm profile
 # sends the signal 300 seconds before a job's time is up.
 _GRACE = ("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "280")
+# Tells ranks the process that has become torchrun: when it ended before they looked, their parent is another.
+_LAUNCHER = "D2O_LAUNCHER"
 
 
 def launch(ranks: int, nodes: int) -> None:
@@ -24,6 +26,7 @@ def launch(ranks: int, nodes: int) -> None:
     if ranks > 1:
         line = [*launcher(ranks, nodes, os.environ), "-m", "d2o", *sys.argv[1:]]
         os.environ.setdefault(*_GRACE)
+        os.environ[_LAUNCHER] = str(os.getpid())  # which stays
         killed.ends()
         os.execvp(line[0], line)
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
@@ -34,9 +37,9 @@ def launch(ranks: int, nodes: int) -> None:
 def follow() -> None:
     """As a rank of torchrun, end when it ends: one that goes on by itself would hold a GPU that looks free."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        parent = os.getppid()
+        launcher = int(os.environ.get(_LAUNCHER, os.getppid()))
         ctypes.CDLL(None).prctl(_DEATH_SIGNAL, signal.SIGKILL)
-        if os.getppid() != parent:  # it has ended in between
+        if os.getppid() != launcher:  # it has ended already
             os._exit(1)
 
 
