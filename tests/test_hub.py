@@ -28,6 +28,8 @@ REFUSED = {
     "/api/models/a/gone/revision/main": (404, "RepoNotFound"),
     "/api/datasets/a/rows/revision/old": (404, "RevisionNotFound"),
 }
+# Its first answers; the seconds to wait are said in the Hub's own way.
+BUSY = "/api/models/a/busy/revision/main"
 FILES = {"config.json": b"{}", "model.safetensors": b"weights", "pytorch_model.bin": b"code"}
 HERE = [{"rfilename": name} for name in FILES]
 ANSWERS = {
@@ -36,11 +38,15 @@ ANSWERS = {
         f"/api/models/a/{name}/tree/{COMMIT}?recursive=true&expand=false": [
             {"type": "file", "path": name, "size": len(content), "oid": name} for name, content in FILES.items()
         ]
-        for name in ("b", "half")
+        for name in ("b", "half", "busy", "forged")
     },
     "/api/models/a/bin/revision/main": {"id": "a/bin", "siblings": [{"rfilename": "pytorch_model.bin"}]},
     "/api/models/a/gated/revision/main": {"id": "a/gated", "siblings": HERE},
     "/api/models/a/half/revision/main": {"id": "a/half", "sha": COMMIT, "siblings": HERE},
+    **{
+        f"/api/models/a/{name}/revision/main": {"id": f"a/{name}", "sha": COMMIT, "siblings": HERE}
+        for name in ("busy", "forged")
+    },
     "/api/models/a/b/auth-check": {},
     "/api/models/a/named/revision/main": {"id": "a/named", "cardData": {"license": "other", "license_name": "mine"}},
     "/api/datasets/a/two/revision/main": {"id": "a/two", "cardData": {"license": ["mit", "cc0-1.0"]}},
@@ -58,6 +64,12 @@ def hub():
         def do_GET(self):
             asked.append(self.path)
             name = self.path.rsplit("/", 1)[-1]
+            if self.path == BUSY and asked.count(BUSY) < 3:
+                self.send_response(429)
+                self.send_header("RateLimit", '"api";r=0;t=1')
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
             if self.path in REFUSED:
                 status, code = REFUSED[self.path]
                 self.send_response(status)
@@ -68,7 +80,8 @@ def hub():
             content = json.dumps(ANSWERS[self.path]).encode() if self.path in ANSWERS else FILES.get(name)
             self.send_response(404 if content is None else 200)
             self.send_header("Content-Length", str(len(content or b"")))
-            self.send_header("ETag", f'"{name}"')
+            # Of a large file the Hub's cache takes this for its SHA-256.
+            self.send_header("ETag", f'"{"0" * 64 if self.path.startswith("/a/forged/") else name}"')
             self.send_header("X-Repo-Commit", COMMIT)
             self.end_headers()
             if self.command == "GET":
@@ -145,6 +158,29 @@ def test_half_a_file_is_not_taken(hub, tmp_path):
     done = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True)
     assert "D2OError: a/half@main: not in the Hub's cache and not fetched (" in done.stderr
     assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_a_file_of_another_digest_is_not_taken(hub, tmp_path):
+    code = "from d2o import hub; from d2o.settings import Source; hub.locate(Source(hub='a/forged', revision='main'))"
+    variables = os.environ | {"HF_ENDPOINT": hub[0], "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
+    done = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True)
+    blob = tmp_path / "hub" / "models--a--forged" / "blobs" / ("0" * 64)
+    assert f"D2OError: a/forged@main: model.safetensors is not the file of the Hub; delete {blob}" in done.stderr
+
+
+def test_a_hub_that_wants_fewer_requests_is_waited_for(hub, tmp_path):
+    """Before the first job this is no reason against it; the job asks again when it may."""
+    address, asked = hub
+    code = (
+        "from d2o import hub; from d2o.settings import Source\n"
+        "print(hub.lacking('a/busy', 'main', 'model'))\n"
+        "print(hub.locate(Source(hub='a/busy', revision='main')))"
+    )
+    variables = os.environ | {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
+    done = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True)
+    lacking, folder = done.stdout.splitlines()
+    assert lacking == "None" and COMMIT in folder, done.stderr[-2000:]
+    assert done.stderr.count("a/busy: the Hub wants fewer requests; waiting 2 s") == asked.count(BUSY) - 2 == 1
 
 
 def test_a_licence_is_asked_for_and_none_is_made_up(hub, monkeypatch):

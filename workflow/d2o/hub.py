@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import sys
+import time
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -14,6 +16,8 @@ from d2o.settings import Source
 
 # Seconds without a byte after which the Hub counts as not reached.
 _PATIENCE = 10
+# How often a model is asked for while the Hub wants fewer requests, and seconds in between at most.
+_TRIES, _LONGEST_WAIT = 5, 300
 _WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
 
 
@@ -74,6 +78,8 @@ def lacking(repository: str, revision: str, kind: Literal["model", "dataset"]) -
     except errors.RepositoryNotFoundError:
         return f"{name}: no such {kind}, or a private one; check the id and HF_TOKEN"
     except Exception as error:  # of the HTTP library, whichever the Hub's uses, or of a reply that is none
+        if _seconds_to_wait(error) is not None:
+            return None  # that the Hub wants fewer requests now says nothing of the repository
         return f"{name}: the Hub is not reached ({_reason(error)}); check the network, or give a local `path`"
     if kind == "model" and not any(file.rfilename.endswith(".safetensors") for file in files):
         return (
@@ -121,7 +127,16 @@ def _download(source: Source) -> Path:
     patterns = [*_WANTED, "*.py"] if source.trust_remote_code else _WANTED
     bound_waiting()
     try:
-        folder = Path(snapshot_download(source.hub, revision=source.revision, allow_patterns=patterns))
+        for tries in reversed(range(_TRIES)):
+            try:
+                folder = Path(snapshot_download(source.hub, revision=source.revision, allow_patterns=patterns))
+                break
+            except Exception as error:
+                seconds = _seconds_to_wait(error)
+                if seconds is None or not tries:
+                    raise
+                print(f"{source.hub}: the Hub wants fewer requests; waiting {seconds} s", file=sys.stderr)
+                time.sleep(seconds)
     except Exception as error:  # as above
         raise D2OError(
             f"{source.hub}@{source.revision}: not in the Hub's cache and not fetched ({_reason(error)}); "
@@ -135,6 +150,19 @@ def _download(source: Source) -> Path:
                 f"{source.hub}@{source.revision}: {file.name} is not the file of the Hub; delete {blob} and run again"
             )
     return folder
+
+
+def _seconds_to_wait(error: Exception) -> int | None:
+    """After how long the Hub will answer, where it says that it gets too many requests (429); else None."""
+    from huggingface_hub.utils import parse_ratelimit_headers
+
+    responses = [getattr(one, "response", None) for one in (error, error.__cause__)]
+    headers = next((one.headers for one in responses if one is not None and one.status_code == 429), None)
+    if headers is None:
+        return None
+    limit, told = parse_ratelimit_headers(headers), headers.get("Retry-After", "")
+    seconds = limit.reset_in_seconds if limit else int(told) if told.isdecimal() else _PATIENCE
+    return min(seconds + 1, _LONGEST_WAIT)
 
 
 def _reason(error: Exception) -> str:
