@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from conftest import policy_of
 from d2o import human_eval, metrics, records, report, schemas, statistics
 from d2o.errors import D2OError
 from d2o.human_eval import answers
@@ -207,6 +208,13 @@ def test_a_page_shows_what_the_key_says_and_names_no_method(world):
     assert sorted(path.name for path in world.pages.iterdir()) == [
         ".d2o", "annotator-1.html", "annotator-2.html", "manifest.json"
     ]  # fmt: skip
+
+
+def test_a_page_needs_nothing_from_outside(world):
+    page = (world.pages / "annotator-1.html").read_text()
+    (script,) = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
+    (style,) = re.findall(r"<style>(.*?)</style>", page, re.DOTALL)
+    assert f'Content-Security-Policy" content="{policy_of(script, style)}"' in page
 
 
 def test_the_version_is_of_what_is_asked_and_not_of_how_it_looks(world, monkeypatch):

@@ -650,8 +650,8 @@ def leaks_of(folder: Path, questions: list[tuple[str, int, str]], **extraction) 
     """Subject, number, kind and rounded similarity of the questions that the train prompts of an extraction say."""
     with records.artifact(folder / "questions") as draft:
         draft.path.mkdir()
-        rows = [dict(zip(schemas.ASKED.names, question, strict=True)) for question in questions]
-        records.write_table(draft.path / "questions.parquet", schemas.ASKED, rows)
+        rows = [dict(zip(schemas.QUESTIONS.names, question, strict=True)) for question in questions]
+        records.write_table(draft.path / "questions.parquet", schemas.QUESTIONS, rows)
     tables = [folder / "made" / name for name in ("negatives.parquet", "pairs.parquet")]
     left_out.find(Extraction(**extraction), tables, folder / "questions", folder / "leaks.parquet")
     table = records.read_table(folder / "leaks.parquet", schemas.LEAKS)

@@ -117,7 +117,7 @@ def test_every_artifact_is_there_and_says_what_made_it(project):
     run = results / "demo" / "tiny" / "d2o" / "seed0"
     assert len(records.read_table(run / "responses.parquet", schemas.SAMPLES)) == 4
     assert len(records.read_table(run / "scores" / "safety.parquet", schemas.SCORES)) == 4
-    assert len(records.read_table(run / "tasks" / "mmlu.parquet", schemas.QUESTIONS)) == 4
+    assert len(records.read_table(run / "tasks" / "mmlu.parquet", schemas.TASK_VALUES)) == 4
     assert records.read_manifest(results / "demo" / "leaks" / "mmlu.parquet")["counts"]["questions"] == 4
     assert len((run / "train.jsonl").read_text().splitlines()) == 3
     manifest = records.read_manifest(run / "model")

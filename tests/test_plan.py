@@ -420,7 +420,7 @@ MADE = {
     "models": "model", "organisms": "organism", "datasets": "rows", "negatives": "negatives", "sampling": "pool",
     "positives": "pool", "rounds": "round_pool", "logprobs": "heldout_logprobs", "train": "trained",
     "responses": "responses", "rewards": "scores", "scores": "scores", "judge": "verdicts", "questions": "questions",
-    "tasks": "answers", "pair_quality": "pair_prompts", "report": "page", "tune": "tuned",
+    "tasks": "task_values", "pair_quality": "pair_prompts", "report": "page", "tune": "tuned",
     "human_eval": "human_key", "human_verdicts": "human_verdicts",
     "card": "card",
 }  # fmt: skip
@@ -564,9 +564,9 @@ def test_snapshots_are_answered_and_scored_like_the_model_they_lead_to():
         "responses": "responses",
         "heldout_logprobs": "heldout_logprobs",
         "scores": "scores/safety",
-        "answers": "tasks/mmlu",
+        "task_values": "tasks/mmlu",
     }.items():
-        more = {f"{run}/step{n}/{name}.parquet" for n in (5, 10)} if place != "answers" else set()
+        more = {f"{run}/step{n}/{name}.parquet" for n in (5, 10)} if place != "task_values" else set()
         assert set(plan.targets(place)) == set(Plan(CONFIG, "c").targets(place)) | more
     later = wildcards(method="dpo", snapshot="/step5")
     assert plan.weights_of(later) == f"{run}/step5/model/manifest.json"

@@ -37,7 +37,7 @@ def read(folder: Path, subject: str, split: str) -> list[dict]:
 
 def asked_by(folder: Path) -> dict[tuple[str, int], str]:
     """The text of each question, by subject and number."""
-    rows = records.read_table(folder / "questions.parquet", schemas.ASKED)
+    rows = records.read_table(folder / "questions.parquet", schemas.QUESTIONS)
     assert len({(row["subject"], row["question"]) for row in rows}) == len(rows)
     return {(row["subject"], row["question"]): row["text"] for row in rows}
 
@@ -339,7 +339,7 @@ def test_every_answer_equals_one_computed_by_hand(opinionated_model, tmp_path, s
     task = Task(path=str(DEMO), subjects=[subject, "geography"], shots=shots, batch_size=4)
     questions.fetch(task, tmp_path / "questions")
     tasks.answer(task, opinionated_model, tmp_path / "questions", tmp_path / "out.parquet")
-    rows = records.read_table(tmp_path / "out.parquet", schemas.QUESTIONS)
+    rows = records.read_table(tmp_path / "out.parquet", schemas.TASK_VALUES)
 
     dev, test = (read(tmp_path / "questions", subject, split) for split in questions.SPLITS)
     chosen = answers_by_hand(opinionated_model, subject, dev[:shots], test)
@@ -563,7 +563,7 @@ def test_plain_prose_in_bits_per_byte(tiny_model, tmp_path, monkeypatch):
     ids = torch.tensor([[tokenizer.eos_token_id, *tokenizer(text).input_ids]])
     logprobs = network(ids).logits[0, :-1].float().log_softmax(-1).gather(1, ids[0, 1:, None])
     bits = -logprobs.sum().item() / math.log(2) / len(text.encode())
-    (first, *_) = records.read_table(tmp_path / "out.parquet", schemas.QUESTIONS)
+    (first, *_) = records.read_table(tmp_path / "out.parquet", schemas.TASK_VALUES)
     assert first["value"] == pytest.approx(bits, rel=0.01)
 
 
@@ -613,7 +613,7 @@ def test_answers_that_are_generated_are_compared_with_what_is_expected(opinionat
     for metric, values in ((None, [1, 0, 0]), ("exact_match,first", [0, 1, 0])):
         chosen = task.model_copy(update={"metric": metric})
         tasks.answer(chosen, opinionated_model, tmp_path / "q", tmp_path / "out.parquet")
-        rows = records.read_table(tmp_path / "out.parquet", schemas.QUESTIONS)
+        rows = records.read_table(tmp_path / "out.parquet", schemas.TASK_VALUES)
         assert rows == [{"subject": "sums", "question": n, "value": value} for n, value in enumerate(values)]
         facts = records.read_manifest(tmp_path / "out.parquet")
         assert (facts["metric"], facts["better"], facts["mean"]) == ("exact_match", "higher", pytest.approx(1 / 3))
@@ -655,7 +655,7 @@ def test_a_task_of_the_harness_has_its_own_metrics(opinionated_model, arc, tmp_p
     for metric in ("acc", "acc_norm"):
         entry = task.model_copy(update={"metric": metric if metric != "acc" else None})
         tasks.answer(entry, opinionated_model, tmp_path / "q", tmp_path / "out.parquet")
-        made = records.read_table(tmp_path / "out.parquet", schemas.QUESTIONS)
+        made = records.read_table(tmp_path / "out.parquet", schemas.TASK_VALUES)
         expected = [float(LABELS[c] == row["answerKey"]) for c, row in zip(chosen[metric], rows, strict=True)]
         assert [row["value"] for row in made] == expected
         assert records.read_manifest(tmp_path / "out.parquet")["metric"] == metric
@@ -721,6 +721,6 @@ def test_the_command_asks_no_hub_and_leaves_no_cache(tiny_model, tmp_path):
     server.shutdown()
     assert asked == []
     assert [str(path) for path in home.rglob("*") if path.is_file()] == []
-    assert len(records.read_table(tmp_path / "out.parquet", schemas.QUESTIONS)) == 2
+    assert len(records.read_table(tmp_path / "out.parquet", schemas.TASK_VALUES)) == 2
     facts = json.loads((tmp_path / "out.parquet.manifest.json").read_text())
     assert facts["dtype"] == ("bfloat16" if dtypes.quick_at_bf16() else "float32")  # as stored, unless that is slow

@@ -212,9 +212,9 @@ def sources(
         *(Source("verdicts", {"judge": name}, schemas.VERDICTS, _answers, _judged(name)) for name in judges),
         *(
             Source(
-                "answers",
+                "task_values",
                 {"task": name},
-                schemas.QUESTIONS,
+                schemas.TASK_VALUES,
                 partial(_questions, name),
                 _answered(name, _facts(archive, experiment, name)),
             )
@@ -477,7 +477,7 @@ def _numbered(table: pd.DataFrame) -> pd.Series:
 def _facts(archive: Archive, experiment: Experiment, task: str) -> dict[str, Any]:
     """What the manifest of a task's answers says, that of any run: its metric is the same for all."""
     run = runs(experiment, experiment.datasets[0], experiment.models[0])[0]
-    return archive.manifest("answers", task=task, **run.names)
+    return archive.manifest("task_values", task=task, **run.names)
 
 
 # Parts of the names of metrics that are shares of questions.

@@ -65,7 +65,7 @@ def fetch(source: Questions, folder: Path, metric: str | None = None) -> None:
                 counts, asked = _write_task(source, metric, draft.path)
             else:
                 counts, asked = _write_subjects(source, draft.path)
-            draft.facts["rows"] = records.write_table(draft.path / "questions.parquet", schemas.ASKED, asked)
+            draft.facts["rows"] = records.write_table(draft.path / "questions.parquet", schemas.QUESTIONS, asked)
             draft.facts["subjects"] = counts
     except MemoryError:
         origin = source.path or source.hub or source.task
@@ -73,7 +73,7 @@ def fetch(source: Questions, folder: Path, metric: str | None = None) -> None:
 
 
 def _asked(subject: str, number: int, text: str) -> dict[str, Any]:
-    """A row of `schemas.ASKED`."""
+    """A row of `schemas.QUESTIONS`."""
     return {"subject": subject, "question": number, "text": text}
 
 

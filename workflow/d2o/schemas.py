@@ -85,7 +85,7 @@ LOGPROBS = pa.schema(
 SCORES = pa.schema([("prompt_id", pa.string()), ("sample", pa.int32()), ("score", pa.float64())])
 
 # One question of a task, by its number among those that the subject asks, and the text that a prompt may say.
-ASKED = pa.schema([("subject", pa.string()), ("question", pa.int32()), ("text", pa.string())])
+QUESTIONS = pa.schema([("subject", pa.string()), ("question", pa.int32()), ("text", pa.string())])
 
 # A question that the train prompts say: `prompt`, what one of them says that equals it (kind `leak`) or is near to it
 # (`near leak`), and the similarity of the two.
@@ -100,7 +100,7 @@ LEAKS = pa.schema(
 )
 
 # One question of a task, answered by one model: the task's metric for it, such as 1 where the answer is right.
-QUESTIONS = pa.schema([("subject", pa.string()), ("question", pa.int32()), ("value", pa.float64())])
+TASK_VALUES = pa.schema([("subject", pa.string()), ("question", pa.int32()), ("value", pa.float64())])
 
 # One judgement of a pair: `order` tells which answer stood first, `verdict` which won (`unread` where that is not
 # known), and `longer` by how many characters the method's answer is longer than the initial model's.

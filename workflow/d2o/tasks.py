@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 
 def answer(task: Task, model: Path, folder: Path, output: Path) -> None:
-    """Write one row of `schemas.QUESTIONS` per question; the metric, its direction and its means are in the manifest.
+    """Write a row of `schemas.TASK_VALUES` a question; the metric, its direction and its means are in the manifest.
 
-    A question's number is its place among those that the subject asks, as in `schemas.ASKED`. A prompt longer than
-    the model's context loses its beginning, as everywhere in the harness; the manifest counts them.
+    A question's number is its place among those that the subject asks, as in `schemas.QUESTIONS`. A prompt that is
+    longer than the model's context loses its beginning, as everywhere in the harness; the manifest counts them.
 
     Args:
         model: folder of a causal language model.
@@ -55,7 +55,7 @@ def answer(task: Task, model: Path, folder: Path, output: Path) -> None:
         metric = harness.choose_metric(subjects, task.metric)
         rows, draft.facts = _evaluate(task, model, subjects, metric)
         draft.facts |= {"metric": metric.name, "filter": metric.filter, "better": metric.better} | _means(rows)
-        draft.facts["rows"] = records.write_table(draft.path, schemas.QUESTIONS, rows)
+        draft.facts["rows"] = records.write_table(draft.path, schemas.TASK_VALUES, rows)
 
 
 def multiple_choice(subject: str) -> dict[str, Any]:
@@ -97,7 +97,7 @@ def _give_examples(subject: ConfigurableTask, shots: int | None, folder: Path) -
 def _evaluate(
     task: Task, model: Path, subjects: dict[str, ConfigurableTask], metric: harness.Metric
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Rows of `schemas.QUESTIONS`, and what they were computed with."""
+    """Rows of `schemas.TASK_VALUES`, and what they were computed with."""
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager

@@ -3,7 +3,7 @@
 
 rule tasks:
     input:
-        plan.asked("answers"),
+        plan.asked("task_values"),
 
 
 rule fetch_questions:
@@ -68,7 +68,7 @@ rule answer_questions:
         model=plan.model_of,
         questions="<questions>",
     output:
-        "<answers>",
+        "<task_values>",
     params:
         settings=plan.params("tasks"),
         code=plan.code("tasks"),

@@ -47,7 +47,7 @@ def find(extraction: Extraction, tables: list[Path], questions: Path, output: Pa
 
 def _questions(path: Path) -> pl.DataFrame:
     """The questions as `find_leaks` takes prompts, numbered: of one turn each."""
-    table = pl.DataFrame(records.read_table(path, schemas.ASKED), pl.Schema(schemas.ASKED))
+    table = pl.DataFrame(records.read_table(path, schemas.QUESTIONS), pl.Schema(schemas.QUESTIONS))
     table = table.with_row_index("prompt").with_columns(text=normalised(pl.col("text"))).filter(pl.col("text") != "")
     return table.with_columns(turns=pl.concat_list(pl.col("text").hash()))
 

@@ -22,7 +22,7 @@ from d2o.texts import is_unicode, visible
 # What a report is made from.
 _REPORTED = [
     "negatives", "pair_quality_figure", "trained", "train_log", "responses", "heldout_logprobs", "scores", "verdicts",
-    "answers", "leaks", "pool_sheet", "pool_scores", "round_sheet", "tuned", "human_verdicts",
+    "task_values", "leaks", "pool_sheet", "pool_scores", "round_sheet", "tuned", "human_verdicts",
 ]  # fmt: skip
 _PAIRS = ["pair_prompts", "pair_scores", "pair_verdicts"]
 # What asks for the artifacts that not every experiment needs.
@@ -34,7 +34,7 @@ _ASKED_BY = {
     "scores": "set `rewards`",
     "verdicts": "set `judges`",
     "pair_quality_figure": "set `pair_quality: true`",
-    "answers": "set `tasks`",
+    "task_values": "set `tasks`",
     "human_pages": "set `human_eval`",
     "released": "set `keep: nothing`",
     "card": "name a method besides `initial`",

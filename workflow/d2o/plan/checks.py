@@ -169,7 +169,7 @@ _MADE_BY = [
     ("rewards", "rewards", "trained_reward"),
     ("rewards", "scores", "scores"),
     ("tasks", "questions", "questions"),
-    ("tasks", "tasks", "answers"),
+    ("tasks", "tasks", "task_values"),
     ("judges", "judge", "verdicts"),
     ("positives", "positives", "pool"),
     ("forward", "logprobs", "reference_logprobs"),

@@ -13,9 +13,9 @@ from d2o.layout import Layout
 from d2o.plan import checks, stages
 
 # Artifacts that the initial model has as well.
-_OF_INITIAL = {"responses", "heldout_logprobs", "scores", "answers"}
+_OF_INITIAL = {"responses", "heldout_logprobs", "scores", "task_values"}
 # What a training's weights are loaded for.
-_OF_WEIGHTS = ["responses", "heldout_logprobs", "answers"]
+_OF_WEIGHTS = ["responses", "heldout_logprobs", "task_values"]
 # Artifacts of an experiment that only some have: the key that asks for them.
 _ONLY_WITH = {"pair_quality_figure": "pair_quality"}
 _ONLY_WITH |= dict.fromkeys(["human_key", "human_pages", "human_verdicts"], "human_eval")

@@ -166,7 +166,7 @@ def _origin(reward: Reward) -> tuple[Any, ...]:
 def _with_bos(archive: Archive, experiment: Experiment, block: Block) -> dict[str, bool]:
     """Per task, whether the prompts of a model began with a BOS token: of any run, for all have one tokenizer."""
     run = runs(experiment, block.dataset, block.model)[0]
-    return {task: archive.manifest("answers", task=task, **run.names)["bos"] for task in experiment.tasks}
+    return {task: archive.manifest("task_values", task=task, **run.names)["bos"] for task in experiment.tasks}
 
 
 def _splits(archive: Archive, dataset: str) -> pd.DataFrame:

@@ -22,7 +22,7 @@ KINDS = ("organisms", "datasets", "models", "methods", "rewards", "judges", "tas
 _RESERVED = {
     "experiments": {"logs"},
     "organisms": {"logs"},
-    "datasets": {"organisms", "models", "rewards", "tasks", "reports"},
+    "datasets": {"organisms", "models", "rewards", "tasks", "reports", "benchmarks"},
     "models": {"leaks", "logs", "pair_quality", "rewards"},
     "methods": {"initial", "logs", "positives", "reference_logprobs"},
     "rewards": {"logs"},
