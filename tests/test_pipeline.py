@@ -413,8 +413,8 @@ EDITS = [
     ("report/figures.py", "def effect_data(", "@staticmethod\ndef effect_data(", REPORT),
     (
         "schemas.py",
-        "QUESTIONS = pa.schema([",
-        'QUESTIONS = pa.schema([("x", pa.string()), ',
+        "TASK_VALUES = pa.schema([",
+        'TASK_VALUES = pa.schema([("x", pa.string()), ',
         {"answer_questions": 4} | REPORT,
     ),
     ("train/schedule.py", "def rate(", "@staticmethod\ndef rate(", TRAINED),

@@ -752,7 +752,12 @@ def changed(before: dict[str, str], after: dict[str, str]) -> set[str]:
         ("formats.py", '"hh-rlhf": Format(', '"hh-rlhf": Format(*(), ', {"hh"}),
         ("formats.py", "def hh_rlhf(", "@staticmethod\ndef hh_rlhf(", {"hh"}),
         ("formats.py", "def chat(", "@staticmethod\ndef chat(", set()),
-        ("schemas.py", "QUESTIONS = pa.schema([", 'QUESTIONS = pa.schema([("x", pa.string()), ', {"tasks"} | REPORTS),
+        (
+            "schemas.py",
+            "TASK_VALUES = pa.schema([",
+            'TASK_VALUES = pa.schema([("x", pa.string()), ',
+            {"tasks"} | REPORTS,
+        ),
         ("metrics.py", '"cut by length"', '"cut"', {"tuned by cut"} | REPORTS),
         # What is new, and used by nobody yet, or by the report alone.
         ("losses.py", "LOSSES = {", 'def new():\n    """New."""\n\n\nLOSSES = {\n    "new": new,', set()),
