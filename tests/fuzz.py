@@ -3,8 +3,8 @@
     uv pip install atheris
     TQDM_DISABLE=1 python tests/fuzz.py rows -max_total_time=600
 
-Targets: `rows`, `dialogue`, `gguf`, `reply`. Further arguments are libFuzzer's, which writes what ends a target to a
-file `crash-…`. `tests/test_fuzz.py` gives each target its seeds.
+Targets: `rows`, `dialogue`, `gguf`, `reply`, `asked`, `prompts`, `verdicts`. Further arguments are libFuzzer's, which
+writes what ends a target to a file `crash-…`. `tests/test_fuzz.py` gives each target its seeds.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ from contextlib import suppress
 from pathlib import Path
 from types import FunctionType
 
-from d2o import datasets, formats, judge, models
+from d2o import datasets, formats, judge, models, questions
 from d2o.errors import D2OError
 from d2o.formats import FORMATS, BadRow, LeftOut
+from d2o.human_eval import answers
+from d2o.negatives import evaluated
 from d2o.settings import Reading
 
 _READINGS = [
@@ -76,7 +78,33 @@ def reply(data: bytes) -> None:
         reason.encode()
 
 
-TARGETS: dict[str, Callable[[bytes], None]] = {run.__name__: run for run in (rows, dialogue, gguf, reply)}
+def asked(data: bytes) -> None:
+    """Questions in MMLU's form."""
+    with suppress(D2OError):
+        for row in questions._parse(lambda: data, "a.csv"):
+            assert len(row["choices"]) == 4
+
+
+def prompts(data: bytes) -> None:
+    """A file of prompts that are evaluated, by the first byte."""
+    path = _folder() / ("p.jsonl", "p.json", "p.csv", "p.jsonl.gz")[data[0] % 4 if data else 0]
+    path.write_bytes(data[1:])
+    with suppress(D2OError):
+        for row in evaluated.prompts([str(path)]):
+            row["messages"][0]["content"].encode()
+
+
+def verdicts(data: bytes) -> None:
+    """A file that an annotator sends back, of a page with three items."""
+    path, items = _folder() / "v.csv", {(1, number): {"version": "v", "check": ""} for number in range(3)}
+    path.write_bytes(data)
+    with suppress(D2OError):
+        answers.gathered([path], items)
+
+
+TARGETS: dict[str, Callable[[bytes], None]] = {
+    run.__name__: run for run in (rows, dialogue, gguf, reply, asked, prompts, verdicts)
+}
 
 # Where mutation starts, with what was wrong once.
 SEEDS: dict[str, list[bytes]] = {
@@ -98,6 +126,13 @@ SEEDS: dict[str, list[bytes]] = {
         b"GGUF\x03\0\0\0" + bytes(8) + b"\1" + bytes(7) + b"\4" + bytes(7) + b"name\x08\0\0\0\1" + bytes(7) + b"a",
         b"GGUF\x03\0\0\0" + bytes(8) + b"\1" + bytes(7) + 8 * b"\xff" + b"name",  # a name of 2^64 - 1 bytes
     ],
+    "asked": [b"q?,1,2,3,4,A\n", b'" ""q"", a\nb",None,,1.50,"x,y",D\n\n'],
+    "prompts": [
+        b'0{"prompt": "Why?", "label": "safe"}\n',
+        b'1[{"prompt": "Why?"}]',
+        b"2id,prompt,label\n1,Why?,unsafe\n",
+    ],
+    "verdicts": [(",".join(answers.COLUMNS) + f"\nv,1,{n},harmless,1\n").encode() for n in (0, 7)],
     "reply": [b'{"choices": [{"message": {"content": "B is kinder. [[B]]"}}]}', b"Both. [[C]].", b"[[A]] or [[B]]?"],
 }
 

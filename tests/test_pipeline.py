@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ import yaml
 
 from conftest import ROOT, edited
 from d2o import records, schemas
+from test_judge import Server
 
 pytestmark = pytest.mark.slow
 
@@ -72,7 +74,7 @@ class Project:
             cwd=self.folder, capture_output=True, text=True, env=os.environ | KEYS | {"OMP_NUM_THREADS": "1"},
         )  # fmt: skip
         printed = done.stdout + done.stderr
-        assert not any(key in printed for key in KEYS.values())
+        assert not any(key.strip() in printed for key in KEYS.values())
         assert done.returncode == 0 or not check, printed[-6000:]
         return printed
 
@@ -617,9 +619,22 @@ def test_a_failed_stage_leaves_nothing_under_a_final_name(restored):
     restored.snakemake("models")
 
 
-def test_no_key_of_the_environment_is_written(project):
-    """Not in results, logs, manifests or Snakemake's own records, nor by jobs that failed: the last test of all."""
-    files = [path for path in project.folder.rglob("*") if path.is_file()]
+def _echo(request: BaseHTTPRequestHandler) -> None:
+    request.answer(401, json.dumps({"error": {"message": f"unknown: {request.headers['Authorization']}"}}).encode())
+
+
+def test_no_key_of_the_environment_is_written(restored, monkeypatch):
+    """Not in results, logs, manifests or Snakemake's own records, nor by a job that fails as a server echoes it."""
+    server = Server(lambda text: _echo)
+    tiny = restored.config["experiments"]["tiny"] | {"judges": ["wise"]}
+    wise = server.settings().model_dump(exclude_defaults=True)
+    restored.configure(restored.config | {"experiments": {"tiny": tiny}, "judges": {"wise": wise}})
+    for end in ("", "\n"):  # as of a file that was read whole
+        monkeypatch.setitem(KEYS, "OPENAI_API_KEY", KEYS["OPENAI_API_KEY"] + end)
+        assert "refuses the key; put a valid one into" in restored.snakemake("judge", check=False)
+    server.close()
+    monkeypatch.undo()
+    files = [path for path in restored.folder.rglob("*") if path.is_file()]
     assert any(".snakemake" in path.parts for path in files) and any(path.suffix == ".log" for path in files)
     told = [path for path in files if any(key.encode() in path.read_bytes() for key in KEYS.values())]
     assert not told
