@@ -66,17 +66,25 @@ def _used(start: str, entries: tuple[str, ...] | None) -> dict[str, str]:
         elif name in module.imports:
             queue.append(module.imports[name])
         elif name in module.definitions:
-            nodes = module.definitions[name]
-            if dotted in _TABLES and entries is not None:
-                nodes = [_chosen(node, entries) for node in nodes]
-            for number, node in enumerate(nodes):
-                texts[f"{dotted} {number}"] = ast.unparse(node)
-                queue += module.uses(node)
+            chosen = entries if dotted in _TABLES else None
+            for number, (text, uses) in enumerate(_statements(dotted, chosen)):
+                texts[f"{dotted} {number}"] = text
+                queue += uses
             queue += module.at_import()
             texts |= module.data(entries)
         else:
             queue.append(module.name)
     return texts
+
+
+@cache
+def _statements(dotted: str, entries: tuple[str, ...] | None) -> list[tuple[str, list[str]]]:
+    """The text of each statement that binds a name, a table's with the chosen entries alone, and what it uses."""
+    module, name = _split(dotted)
+    nodes = module.definitions[name]
+    if entries is not None:
+        nodes = [_chosen(node, entries) for node in nodes]
+    return [(ast.unparse(node), list(module.uses(node))) for node in nodes]
 
 
 @dataclass(frozen=True)
@@ -102,10 +110,11 @@ class _Module:
     def uses(self, node: ast.stmt) -> Iterator[str]:
         """The dotted names of d2o that a statement uses."""
         known = {name: f"{self.name}.{name}" for name in self.definitions} | self.imports
-        for inner in ast.walk(node):
+        nodes = list(ast.walk(node))
+        for inner in nodes:
             known |= _imported(inner, self.name, self.path)
-        owners = {inner.value for inner in ast.walk(node) if isinstance(inner, ast.Attribute)}
-        for inner in ast.walk(node):
+        owners = {inner.value for inner in nodes if isinstance(inner, ast.Attribute)}
+        for inner in nodes:
             match inner:
                 case ast.Attribute(value=ast.Name(id=owner)) if owner in known:
                     # Of a module its member; of anything else the thing itself.
