@@ -138,10 +138,10 @@ def test_examples_and_folders_stay_out_of_its_manifests():
     }  # fmt: skip
     manifest = {"inputs": inputs, "leaks": [{"prompt": "said"}], "examples": ["said"], "rows": 3}
     names = bundle._Names("/r")
-    told = names.told(bundle._without_texts(manifest))
+    told = names.portable(bundle._without_texts(manifest))
     assert told.keys() == {"inputs", "rows"} and [*told["inputs"].values()] == [*"12345"]
     assert [*told["inputs"]] == ["…1/1.jsonl", "…2/2.jsonl", "…1/3.csv", "…3/4.csv", "results/a/b.parquet"]
-    assert names.told({"inputs": {"/home/you/rows.jsonl": "2"}}) == {"inputs": {"…2/2.jsonl": "2"}}
+    assert names.portable({"inputs": {"/home/you/rows.jsonl": "2"}}) == {"inputs": {"…2/2.jsonl": "2"}}
 
 
 def test_only_what_is_a_path_loses_its_folder():
@@ -155,7 +155,7 @@ def test_only_what_is_a_path_loses_its_folder():
         "source": {"path": "/models/smol"},
         "results": str(Path("out").absolute()),
     }
-    assert names.told(said) == {
+    assert names.portable(said) == {
         "instructions": {"short": "/no_think Be kind."},
         "template": "/{prompt}",
         "train": ["…1/a.jsonl", "…1/b.jsonl", "demo/c.jsonl"],

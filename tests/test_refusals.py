@@ -58,7 +58,7 @@ def test_the_rules_agree_with_labels_that_they_were_not_written_with():
         missed = each[0].labelled if kind == "partial" else 0
         assert right >= 0.8 * told and right >= 0.8 * (given - missed) and given >= 10, kind
     full, partial, none = (labelled.accuracy(kind, "SmolLM2-135M-Instruct under D2O") for kind in refusals.KINDS)
-    assert full.right >= 0.8 * full.labelled and none.right >= 0.9 * max(none.told, none.labelled)
+    assert full.right >= 0.8 * full.labelled and none.right >= 0.9 * max(none.predicted, none.labelled)
     assert partial.labelled > partial.right, "the report says how many"
 
 

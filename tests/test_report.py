@@ -305,6 +305,13 @@ def made(tmp_path: Path, chosen: settings.Settings, **kind) -> tuple[Path, Page,
     return output.parent, page, table
 
 
+@pytest.fixture(autouse=True)
+def svg_alone(monkeypatch):
+    """The report of a single test has no real PDF and PNG; those that tests share, which are made before, have."""
+    draw = figures.render
+    monkeypatch.setattr(figures, "render", lambda *what: draw(*what) if what[1] == "svg" else b" " * 200)
+
+
 @pytest.fixture(scope="module")
 def full(tmp_path_factory):
     return made(tmp_path_factory.mktemp("full"), config(), evaluation=5)

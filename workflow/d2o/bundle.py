@@ -95,40 +95,40 @@ def verify(bundle: Path) -> tuple[list[str], str]:
         with zipfile.ZipFile(bundle) as archive:
             if sum(entry.file_size for entry in archive.infolist()) > records.LARGEST:
                 raise D2OError(f"{bundle}: unpacks to more than {records.LARGEST >> 20} MiB; is it the right file?")
-            told = _told(archive)
-            problems = [f"{bundle}: {problem}; get it again" for problem in _problems(archive, told)]
+            digests = _digests(archive)
+            problems = [f"{bundle}: {problem}; get it again" for problem in _problems(archive, digests)]
     except (zipfile.BadZipFile, lzma.LZMAError, OSError, KeyError, NotImplementedError) as error:
         raise D2OError(f"{bundle}: no bundle of d2o, or a damaged one ({line(error)}); get it again") from None
-    return problems, f"{len(told):,} files, {len(problems):,} not whole"
+    return problems, f"{len(digests):,} files, {len(problems):,} not whole"
 
 
-def _told(archive: zipfile.ZipFile) -> dict[str, str]:
+def _digests(archive: zipfile.ZipFile) -> dict[str, str]:
     """By file, the SHA-256 that the metadata name."""
     data = _unpacked(archive, METADATA)
     if data is None:
         raise zipfile.BadZipFile(f"{METADATA} is damaged")
     try:
         graph = json.loads(data)["@graph"]
-        told = {entity["@id"]: entity["sha256"] for entity in graph if entity["@type"] == "File"}
+        digests = {entity["@id"]: entity["sha256"] for entity in graph if entity["@type"] == "File"}
         (root,) = (entity for entity in graph if entity["@id"] == "./")
         parts = {part["@id"] for part in root["hasPart"]}
     except (ValueError, TypeError, KeyError, RecursionError):
         raise zipfile.BadZipFile(f"{METADATA} is none") from None
-    if parts != told.keys():
+    if parts != digests.keys():
         raise zipfile.BadZipFile(f"{METADATA} contradicts itself")
-    return told
+    return digests
 
 
-def _problems(archive: zipfile.ZipFile, told: Mapping[str, str]) -> Iterator[str]:
+def _problems(archive: zipfile.ZipFile, digests: Mapping[str, str]) -> Iterator[str]:
     names = Counter(archive.namelist())
-    for name in sorted({*told, *names} - {METADATA}):
+    for name in sorted({*digests, *names} - {METADATA}):
         if name not in names:
             yield f"{visible(name)} is gone"
-        elif name not in told or names[name] > 1:
+        elif name not in digests or names[name] > 1:
             yield f"{visible(name)} is not of it"
         else:
             data = _unpacked(archive, name)
-            if data is None or hashlib.sha256(data).hexdigest() != told[name]:
+            if data is None or hashlib.sha256(data).hexdigest() != digests[name]:
                 yield f"{visible(name)} is damaged"
 
 
@@ -169,7 +169,7 @@ def _collect(config: Path, experiment: str) -> SimpleNamespace:
     files = {
         "README.md": _README.format(experiment=experiment, metadata=METADATA).encode(),
         "config.yaml": written,
-        "settings.json": _json(names.told(settings.model_dump(mode="json"))),
+        "settings.json": _json(names.portable(settings.model_dump(mode="json"))),
         "environment.lock.txt": lock.read_bytes(),
     }
     for last in (page, *plan.targets("pair_quality_figure", experiment)):
@@ -179,7 +179,7 @@ def _collect(config: Path, experiment: str) -> SimpleNamespace:
         run = layout.names_in("card", PurePath(name).as_posix())
         files["cards/{dataset}/{model}/{method}/seed{seed}.md".format_map(run)] = _whole(Path(path))
     for name, manifest in sorted(_manifests([*needed, page, *cards], plan.settings.results).items()):
-        files[f"manifests/{name}"] = _json(names.told(_without_texts(manifest)))
+        files[f"manifests/{name}"] = _json(names.portable(_without_texts(manifest)))
     return SimpleNamespace(files=files, page=page)
 
 
@@ -227,15 +227,15 @@ class _Names:
     _folders: dict[PurePath, int] = field(default_factory=dict)
     _files: dict[PurePath, int] = field(default_factory=dict)
 
-    def told(self, data: Any, key: str = "") -> Any:
+    def portable(self, data: Any, key: str = "") -> Any:
         """Plain data with no folder of this machine; only what `key` says to be a path is taken for one."""
         match data:
             case dict() if key == "inputs":
                 return {self._read(PurePath(name)): digest for name, digest in data.items()}
             case dict():
-                return {name: self.told(value, key if key == "data" else name) for name, value in data.items()}
+                return {name: self.portable(value, key if key == "data" else name) for name, value in data.items()}
             case list():
-                return [self.told(value, key) for value in data]
+                return [self.portable(value, key) for value in data]
             case str() if key in _PATHS and (path := PurePath(data)).is_absolute():
                 return self._inside(path) or f"{self._folder(path)}/{path.name}"
         return data
@@ -309,13 +309,13 @@ def _version() -> str:
     version = metadata.version("d2o")
     git = ["git", "-C", str(_ROOT)]
     try:
-        told = [
+        outputs = [
             subprocess.run([*git, *command], capture_output=True, text=True, check=True).stdout.strip()
             for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
         ]
     except (OSError, subprocess.CalledProcessError):
         return version
-    return f"{version}, commit {told[0]}" + ", with edits" * bool(told[1])
+    return f"{version}, commit {outputs[0]}" + ", with edits" * bool(outputs[1])
 
 
 def _json(data: Any) -> bytes:

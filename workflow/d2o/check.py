@@ -114,11 +114,11 @@ def _machine() -> Iterator[Finding]:
     versions = ", ".join(f"{name} {version}" for name, version in records.versions().items())
     cores, kind = os.cpu_count(), torch.backends.cpu.get_cpu_capability()
     yield Finding(True, f"{versions}; {cores} cores, {kind}, {torch.get_num_threads()} threads")
-    there = devices.visible()
+    gpus = devices.visible()
     seen = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if seen < len(there):
+    if seen < len(gpus):
         yield Finding(
-            False, f"{len(there)} NVIDIA devices, of which torch sees {seen}; `make env LOCK=gpu`, nvidia-smi"
+            False, f"{len(gpus)} NVIDIA devices, of which torch sees {seen}; `make env LOCK=gpu`, nvidia-smi"
         )
     for number in range(seen):
         gpu = torch.cuda.get_device_properties(number)

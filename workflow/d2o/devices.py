@@ -42,20 +42,20 @@ def lease(gpus: int, share: bool = False) -> None:
     if _asked() is not None:
         return
     os.environ[_ASKED] = f"{gpus}@{socket.gethostname()}"
-    there = visible()
-    if not there or (share and gpus):
+    usable = visible()
+    if not usable or (share and gpus):
         return
-    if gpus > len(there):
+    if gpus > len(usable):
         raise D2OError(
-            f"devices: the job asks for {gpus} GPUs, and there are {len(there)}; lower compute.gpus or train.ranks"
+            f"devices: the job asks for {gpus} GPUs, and there are {len(usable)}; lower compute.gpus or train.ranks"
         )
     if gpus == 0:
-        print(f"devices: compute.gpus is 0, so the {len(there)} GPUs here are not used", file=sys.stderr, flush=True)
+        print(f"devices: compute.gpus is 0, so the {len(usable)} GPUs here are not used", file=sys.stderr, flush=True)
     waiting = False
-    while len(taken := _take(there, gpus)) < gpus:
+    while len(taken := _take(usable, gpus)) < gpus:
         if not waiting:
             print(
-                f"devices: waiting for {gpus} of {len(there)} GPUs, which other jobs have leased "
+                f"devices: waiting for {gpus} of {len(usable)} GPUs, which other jobs have leased "
                 f"(compute.share_gpus: true would share them)",
                 file=sys.stderr,
                 flush=True,
@@ -81,10 +81,10 @@ def device() -> str:
 
     asked, seen = _asked() or 0, torch.cuda.device_count() if torch.cuda.is_available() else 0
     if seen < asked:
-        wanted, there = torch.version.cuda, _cuda_of_driver()
-        if not seen and wanted and there and _version(wanted) > _version(there):
+        wanted, supported = torch.version.cuda, _cuda_of_driver()
+        if not seen and wanted and supported and _version(wanted) > _version(supported):
             way_out = (
-                f"it is built for CUDA {wanted}, and the driver has {there} (nvidia-smi): install a newer driver"
+                f"it is built for CUDA {wanted}, and the driver has {supported} (nvidia-smi): install a newer driver"
             )
         else:
             way_out = "look at nvidia-smi, install with `make env LOCK=gpu`"
@@ -100,10 +100,10 @@ def _cuda_of_driver() -> str | None:
     if not shutil.which("nvidia-smi"):
         return None
     try:
-        said = subprocess.run(["nvidia-smi"], capture_output=True, text=True, timeout=20).stdout
+        output = subprocess.run(["nvidia-smi"], capture_output=True, text=True, timeout=20).stdout
     except subprocess.TimeoutExpired:
         return None
-    version = re.search(r"CUDA (?:UMD )?Version *: *(\d+\.\d+)", said)
+    version = re.search(r"CUDA (?:UMD )?Version *: *(\d+\.\d+)", output)
     return version[1] if version else None
 
 

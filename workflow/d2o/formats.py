@@ -181,11 +181,11 @@ def rated(row: Row, labels: Labels) -> list[Record]:
 def chat(row: Row, labels: Labels) -> list[Record | LeftOut]:
     """A dialogue in OpenAI's form, with `feedback` about its last answer, or in the messages that it is about."""
     turns = _turns(row, "messages")
-    told = [message.get("feedback") for message in _listed(row, "messages")]
+    feedback = [message.get("feedback") for message in _listed(row, "messages")]
     ends = bool(turns) and turns[-1]["role"] == "assistant"
-    if ends and _blank(told[-1]):
-        told[-1] = row.get("feedback")
-    rated = [i for i, turn in enumerate(turns) if turn["role"] == "assistant" and not _blank(told[i])]
+    if ends and _blank(feedback[-1]):
+        feedback[-1] = row.get("feedback")
+    rated = [i for i, turn in enumerate(turns) if turn["role"] == "assistant" and not _blank(feedback[i])]
     if not rated and not ends:
         raise BadRow("`messages` do not end with an answer, which `feedback` would be about")
     rated = rated or [len(turns) - 1]
@@ -193,7 +193,7 @@ def chat(row: Row, labels: Labels) -> list[Record | LeftOut]:
     for i in rated:
         _check_prompt(turns[:i], "messages")
         try:
-            records += _lone(turns[:i], turns[i]["content"], _rejected(told[i], labels))
+            records += _lone(turns[:i], turns[i]["content"], _rejected(feedback[i], labels))
         except LeftOut as reason:
             records.append(reason)
     return records
@@ -222,7 +222,7 @@ def argilla(row: Row) -> Row:
             if not (isinstance(values, list) and isinstance(status, list)):
                 raise BadRow(f"`{texts.visible(key)}` or its status is not a list")
             status = [*status, *["submitted"] * (len(values) - len(status))]
-            given = [one for one, said in zip(values, status, strict=False) if said in ("submitted", None)]
+            given = [one for one, state in zip(values, status, strict=False) if state in ("submitted", None)]
             questions[key.removesuffix(".responses")] = given
         return {**row, **questions}
     fields, responses = row["fields"], row.get("responses") or {}
@@ -247,26 +247,26 @@ def label_studio(row: Row) -> Row:
     data, annotations = row.get("data"), row["annotations"] or []
     if not isinstance(data, dict) or not isinstance(annotations, list):
         raise BadRow("`data` is not an object, or `annotations` not a list")
-    said: dict[str, list[Any]] = {}
+    by_control: dict[str, list[Any]] = {}
     for annotation in annotations:
         results = annotation.get("result") if isinstance(annotation, dict) else None
         if not isinstance(results, list) or not all(isinstance(one, dict) for one in results):
             raise BadRow("an annotation has no list `result` of objects")
         own: dict[str, list[Any]] = {}
         for one in [] if annotation.get("was_cancelled") else results:
-            own.setdefault(str(one.get("from_name")), []).extend(_as_list(_said(one.get("value"))))
+            own.setdefault(str(one.get("from_name")), []).extend(_as_list(_labels(one.get("value"))))
         for name, labels in own.items():
-            said.setdefault(name, []).append(labels)
-    return data | said
+            by_control.setdefault(name, []).append(labels)
+    return data | by_control
 
 
 def _by_one(value: Any) -> Any:
     """A cell of one annotator's row: what they say, of whom it may be several labels; or data as they are."""
-    said = _said(value)
-    return [said] if isinstance(said, list) and said != value else said
+    labels = _labels(value)
+    return [labels] if isinstance(labels, list) and labels != value else labels
 
 
-def _said(value: Any) -> Any:
+def _labels(value: Any) -> Any:
     """What an annotator says in one result of Label Studio, or in several: choices, ratings, or sides of a pair."""
     if isinstance(value, list):
         return [inner for one in value for inner in _as_list(_result(one))]
@@ -318,10 +318,10 @@ def _rejected(label: Any, labels: Labels) -> bool:
     """Whether most raters reject an answer; not counted are those whose labels say neither, or both."""
     given = _given(label)
     raters = [_verdicts(one, labels) for one in _as_list(label)]
-    said = [rejects for verdicts in raters if len(verdicts) == 1 for rejects in verdicts]
-    if not said:
+    votes = [rejects for verdicts in raters if len(verdicts) == 1 for rejects in verdicts]
+    if not votes:
         raise LeftOut("its labels say both" if any(raters) else f"the label {_shown(given[0])} is in neither list")
-    return _most(said)
+    return _most(votes)
 
 
 def _verdicts(rater: Any, labels: Labels) -> set[bool]:
@@ -331,23 +331,23 @@ def _verdicts(rater: Any, labels: Labels) -> set[bool]:
 
 
 def _verdict(label: Any, labels: Labels) -> bool | None:
-    told = plain(label)
+    value = plain(label)
     if labels.below is not None:
-        if isinstance(told, str):
+        if isinstance(value, str):
             raise BadRow("the rating is a text, not a number")
-        return told < labels.below
-    if any(means(one, told) for one in labels.negative):
+        return value < labels.below
+    if any(means(one, value) for one in labels.negative):
         return True
-    return False if any(means(one, told) for one in labels.positive) else None
+    return False if any(means(one, value) for one in labels.positive) else None
 
 
 # What YAML reads as false and true where it is not quoted, as in `negative: [no]`.
 _YAML = {False: ("false", "no", "off"), True: ("true", "yes", "on")}
 
 
-def means(named: Any, told: Any) -> bool:
+def means(named: Any, value: Any) -> bool:
     """Whether a label of the config is a plain one of the data."""
-    return told in _YAML[named] if isinstance(named, bool) else plain(named) == told
+    return value in _YAML[named] if isinstance(named, bool) else plain(named) == value
 
 
 # A side, perhaps after words such as `response_`; letters stand alone, for "upright" and "banana" are no votes.
@@ -357,17 +357,17 @@ _SIDE = re.compile(r"(?!not?[\s_-])(?:(?:[^\W\d]+[\s_-])?(left|right|a|b)|(?:[^\
 def _preferred(label: Any) -> int:
     """Which of two answers most raters prefer; of a ranking the first."""
     given = _given([one[0] if isinstance(one, list) and one else one for one in _as_list(label)])
-    said = [side for one in given if (side := _side(plain(one))) is not None]
-    if not said:
+    votes = [side for one in given if (side := _side(plain(one))) is not None]
+    if not votes:
         raise LeftOut(f"the label {_shown(given[0])} prefers neither answer")
-    return int(_most(said))
+    return int(_most(votes))
 
 
-def _side(told: Any) -> bool | None:
+def _side(value: Any) -> bool | None:
     """Whether a plain label says the second of two answers."""
-    if not isinstance(told, str):
-        return {1: False, 2: True}.get(told)
-    side = _SIDE.fullmatch(told)
+    if not isinstance(value, str):
+        return {1: False, 2: True}.get(value)
+    side = _SIDE.fullmatch(value)
     return side and (side[1] or side[2]) in ("right", "b", "2")
 
 
@@ -387,10 +387,10 @@ def _given(label: Any) -> list[Any]:
     return labels
 
 
-def _most(said: list[bool]) -> bool:
-    if 2 * sum(said) == len(said):
+def _most(votes: list[bool]) -> bool:
+    if 2 * sum(votes) == len(votes):
         raise LeftOut("as many raters for as against it")
-    return 2 * sum(said) > len(said)
+    return 2 * sum(votes) > len(votes)
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -300,8 +300,8 @@ class Tokeniser:
             for answer, whole in ids.items()
         }
         cut = {answer for answer, whole in ids.items() if len(whole) > limit}
-        said = [*(message["content"] for message in family[0][1].messages), *(answer.text for answer in ids)]
-        self.counts["broken_up"] += sum(chat.broken_up(self._tokenizer, text) for text in said)
+        contents = [*(message["content"] for message in family[0][1].messages), *(answer.text for answer in ids)]
+        self.counts["broken_up"] += sum(chat.broken_up(self._tokenizer, text) for text in contents)
         for place, text in family:
             self.counts["groups"] += 1
             self.counts["responses"] += len(text.answers)

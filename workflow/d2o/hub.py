@@ -160,8 +160,8 @@ def _seconds_to_wait(error: Exception) -> int | None:
     headers = next((one.headers for one in responses if one is not None and one.status_code == 429), None)
     if headers is None:
         return None
-    limit, told = parse_ratelimit_headers(headers), headers.get("Retry-After", "")
-    seconds = limit.reset_in_seconds if limit else int(told) if told.isdecimal() else _PATIENCE
+    limit, delay = parse_ratelimit_headers(headers), headers.get("Retry-After", "")
+    seconds = limit.reset_in_seconds if limit else int(delay) if delay.isdecimal() else _PATIENCE
     return min(seconds + 1, _LONGEST_WAIT)
 
 

@@ -192,16 +192,16 @@ def _estimate(judge: Judge, questions: Collection[str]) -> None:
         D2OError: where it exceeds `max_requests` or `max_usd`.
     """
     read, written = sum(map(len, questions)) // _CHARACTERS, len(questions) * judge.max_tokens
-    said = f"judge {judge.model}: {len(questions):,} questions, about {read:,} tokens in and at most {written:,} out"
+    text = f"judge {judge.model}: {len(questions):,} questions, about {read:,} tokens in and at most {written:,} out"
     costs = {"max_requests": float(len(questions))}
     if judge.price:
         costs["max_usd"] = (judge.price.input * read + judge.price.output * written) / 1e6
-        said += f", about {costs['max_usd']:,.2f} USD"
-    print(said, file=sys.stderr)
+        text += f", about {costs['max_usd']:,.2f} USD"
+    print(text, file=sys.stderr)
     for key, cost in costs.items():
         limit = getattr(judge, key)
         if limit is not None and cost > limit:
-            raise D2OError(f"{said}; more than {key} ({limit:g}): raise it, or take fewer prompts")
+            raise D2OError(f"{text}; more than {key} ({limit:g}): raise it, or take fewer prompts")
 
 
 def _key(judge: Judge, text: str) -> str:

@@ -51,11 +51,11 @@ def held(path: Path) -> bool:
     The kernel's list is asked. To try the lock would hold it for a moment, and its owner might come in that.
     """
     try:
-        there = _beside(path).stat()
+        status = _beside(path).stat()
         locks = Path("/proc/locks").read_text()
     except FileNotFoundError:
         return False
-    device = f"{os.major(there.st_dev):02x}:{os.minor(there.st_dev):02x}:{there.st_ino}"
+    device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
     return any(f" {device} " in line and "FLOCK" in line for line in locks.splitlines())
 
 

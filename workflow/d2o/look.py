@@ -126,15 +126,15 @@ def lines(
     if best.unread:
         page.append(f"  not read   {datasets.listed(best.unread)}")
     if counts.left_out:
-        said = ", ".join(f"{reason} ({count:,})" for reason, count in counts.left_out.most_common(5))
-        page.append(f"  left out   {counts.left_out.total():,} answers: {said}")
+        reasons = ", ".join(f"{reason} ({count:,})" for reason, count in counts.left_out.most_common(5))
+        page.append(f"  left out   {counts.left_out.total():,} answers: {reasons}")
     negatives, human = counts.negatives, counts.negatives["positive"].count()
     page += [
         f"  prompts    {counts.prompts:,}, {negatives['prompt'].n_unique():,} of them with a negative",
         f"  negatives  {len(negatives):,} by the rule {counts.rule}, {human:,} of them with a preferred answer",
         f"  pairs      {counts.pairs:,}",
     ]
-    page += [f"  characters {name}: {_lengths(text)}" for name, text in _told(counts) if len(text)]
+    page += [f"  characters {name}: {_lengths(text)}" for name, text in _columns(counts) if len(text)]
     page += [f"  {what}: {why}" for what, why in (("no negative", counts.without), ("beware", best.doubt)) if why]
     page += ["", "Groups to train on, by the `positives` of a method, and the losses that take them:"]
     page += _methods(negatives)
@@ -235,9 +235,9 @@ def _doubt(unread: Sequence[str], rows: Sequence[formats.Row]) -> str:
     """What to ask of a column with two values that no format knows: it may say which answers people rejected."""
     for name in unread:
         given = [value for row in rows if isinstance(value := row.get(name), bool | int | float | str)]
-        told = Counter(map(formats.plain, given))
-        if len(told) == 2 and min(told.values()) > 1 and max(len(str(value)) for value in told) <= _WORD:
-            values = " or ".join(sorted(texts.visible(str(value)) for value in told))
+        tally = Counter(map(formats.plain, given))
+        if len(tally) == 2 and min(tally.values()) > 1 and max(len(str(value)) for value in tally) <= _WORD:
+            values = " or ".join(sorted(texts.visible(str(value)) for value in tally))
             named = texts.visible(name)
             return (
                 f"every answer is taken for a rejected one, and the column {named!r} ({values}) is not read: if it "
@@ -256,8 +256,8 @@ def _flat(rows: Sequence[Any], format: str) -> Iterator[tuple[formats.Row, forma
 
 def _question(flat: Sequence[tuple[formats.Row, formats.Row]]) -> str | None:
     """The first name whose values are what raters have said."""
-    said = ((name, value) for one, row in flat for name, value in one.items() if name not in row)
-    lists = ((name, value) for name, value in said if value and isinstance(value, list))
+    items = ((name, value) for one, row in flat for name, value in one.items() if name not in row)
+    lists = ((name, value) for name, value in items if value and isinstance(value, list))
     return next((name for name, value in lists if not isinstance(value[0], dict)), None)
 
 
@@ -277,9 +277,9 @@ def _label(form: formats.Format, rows: Sequence[formats.Row], negative: Sequence
         return {"negative": [*negative]}
     key = next(key for key in _LABELS if key in form.keys)
     given = (row.get(key) for row in rows if row.get("response_1") is None)
-    told = [formats.plain(one) for value in given for one in formats.every(value)]
-    numbers = [one for one in told if isinstance(one, int | float) and isfinite(one)]
-    if any(form.labels) and (any(one and isinstance(one, str) for one in told) or {*numbers} <= _VOTES):
+    labels = [formats.plain(one) for value in given for one in formats.every(value)]
+    numbers = [one for one in labels if isinstance(one, int | float) and isfinite(one)]
+    if any(form.labels) and (any(one and isinstance(one, str) for one in labels) or {*numbers} <= _VOTES):
         return None
     numbers = numbers or _STARS
     return {"below": (min(numbers) + max(numbers)) / 2}
@@ -332,9 +332,9 @@ def _yaml(value: Any) -> str:
     return yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=1000).strip()
 
 
-def _told(counts: Counts) -> Iterator[tuple[str, pl.Series]]:
-    said = pl.col("messages").list.eval(pl.element().struct.field("content")).list.join("\n")
-    yield "prompts", counts.negatives.unique("prompt").select(said).to_series()
+def _columns(counts: Counts) -> Iterator[tuple[str, pl.Series]]:
+    dialogue = pl.col("messages").list.eval(pl.element().struct.field("content")).list.join("\n")
+    yield "prompts", counts.negatives.unique("prompt").select(dialogue).to_series()
     yield "negatives", counts.negatives["negative"]
     yield "positives", counts.negatives["positive"].drop_nulls()
 
@@ -358,8 +358,8 @@ def _methods(negatives: pl.DataFrame) -> Iterator[str]:
         losses = ", ".join(taken := _losses(positives, several))
         if several:
             losses += "; with `k: 1` also " + ", ".join(loss for loss in _losses(positives, 1) if loss not in taken)
-        told = f"{groups:,}: {losses}" if groups else f"none, for {lacking}: {losses}"
-        yield from wrap(told, 110, initial_indent=f"  {positives:<11}", subsequent_indent=" " * 13)
+        text = f"{groups:,}: {losses}" if groups else f"none, for {lacking}: {losses}"
+        yield from wrap(text, 110, initial_indent=f"  {positives:<11}", subsequent_indent=" " * 13)
 
 
 def _losses(positives: str, k: int | None) -> list[str]:
@@ -406,7 +406,7 @@ def _config(reading: Reading, counts: Counts) -> dict[str, Any]:
     methods = {"d2o": {"loss": "d2o", "positives": "self", "negatives": True}}
     if counts.negatives["positive"].count():
         methods["dpo"] = {"loss": "dpo", "positives": "human", "negatives": True}
-    longest = {name: _tokens(text) for name, text in _told(counts)}
+    longest = {name: _tokens(text) for name, text in _columns(counts)}
     answer = max(longest["negatives"], longest["positives"])
     return {
         "results": "results/mine",

@@ -51,8 +51,8 @@ def _disk(jobs: Sequence[Job], estimate: Estimate, plan: Plan) -> Iterator[str]:
     For what the jobs leave and one training takes, and for the checkpoints of all others that wait for a round.
     """
     folder = Path(plan.settings.results).absolute()
-    there = next(place for place in (folder, *folder.parents) if place.exists())
-    free = shutil.disk_usage(there).free
+    existing = next(place for place in (folder, *folder.parents) if place.exists())
+    free = shutil.disk_usage(existing).free
     left = sum(
         size
         for job in jobs
@@ -74,11 +74,11 @@ def _memory(jobs: Sequence[Job], estimate: Estimate) -> Iterator[str]:
 
     Not what `compute` says: that is the most, and locally nobody holds a job to it.
     """
-    taken, there = max(map(estimate.states, jobs), default=0.0), _machine_memory()
-    if taken > there:
+    taken, capacity = max(map(estimate.states, jobs), default=0.0), _machine_memory()
+    if taken > capacity:
         yield (
             f"a training takes {taken / 1e9:,.3g} GB of this machine's memory for its states alone (weights, "
-            f"gradients, optimizer; with GPUs what train.offload moves), and there are {there / 1e9:,.3g}: take a "
+            f"gradients, optimizer; with GPUs what train.offload moves), and there are {capacity / 1e9:,.3g}: take a "
             f"smaller model, train.lora, or a larger machine"
         )
 
@@ -159,10 +159,10 @@ def _slurm(jobs: Sequence[Any]) -> Iterator[str]:
     for (partitions, needs), rule in asked.items():
         for name in {*partitions.split(",")} - {*nodes, ""}:
             yield f"{rule}: Slurm has no partition {name!r}: name one in the profile"
-        there = [node for name in partitions.split(",") for node in nodes.get(name, [])]
-        fitting = (all(need <= has for need, has in zip(needs, node, strict=True)) for node in there)
-        if there and not any(fitting):
-            yield f"{rule}: {_too_much(needs, there, partitions)}: lower `compute`, or name another in the profile"
+        members = [node for name in partitions.split(",") for node in nodes.get(name, [])]
+        fitting = (all(need <= has for need, has in zip(needs, node, strict=True)) for node in members)
+        if members and not any(fitting):
+            yield f"{rule}: {_too_much(needs, members, partitions)}: lower `compute`, or name another in the profile"
 
 
 def _asked(job: Any) -> tuple[str, tuple[float, ...]]:
@@ -194,9 +194,9 @@ def _machine(resources: Any) -> Iterator[str]:
     nodes = resources.get("nodes", 1)
     if nodes > 1 and "SLURM_JOB_ID" not in os.environ:
         yield f"a training asks for {nodes} nodes: run with --profile profiles/slurm, or set train.nodes: 1"
-    gpus, there = resources.get("leased", resources.get("gpu", 0)), len(devices.visible())
-    if there and gpus > there:  # where none is known, as on WSL, the first job says whether torch sees one
-        yield f"a job asks for {gpus} GPUs, and there are {there}: lower compute.gpus or train.ranks"
+    gpus, present = resources.get("leased", resources.get("gpu", 0)), len(devices.visible())
+    if present and gpus > present:  # where none is known, as on WSL, the first job says whether torch sees one
+        yield f"a job asks for {gpus} GPUs, and there are {present}: lower compute.gpus or train.ranks"
 
 
 def _fetched(source: Hub, kind: Literal["model", "dataset"]) -> list[str | None]:

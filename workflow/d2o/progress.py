@@ -67,8 +67,8 @@ def trainings(results: Path) -> list[Training]:
     patterns = [re.sub(r"\{\w+\}", "*", layout.pattern(place)) for place in ("checkpoints", "again_checkpoints")]
     patterns += [f"*/{pattern}" for pattern in patterns]
     folders = sorted(state.parent for pattern in patterns for state in results.glob(f"{pattern}/{STATE}"))
-    there = (read(folder, "/".join(folder.relative_to(results).parts[:-1])) for folder in folders)
-    return [training for training in there if training]
+    entries = (read(folder, "/".join(folder.relative_to(results).parts[:-1])) for folder in folders)
+    return [training for training in entries if training]
 
 
 def read(folder: Path, name: str) -> Training | None:
@@ -93,9 +93,9 @@ def read(folder: Path, name: str) -> Training | None:
 
 def sparkline(values: Iterable[float | None], width: int = 24) -> str:
     """The course of finite numbers in characters, from the lowest to the highest; at most `width`, means of runs."""
-    there = [value for value in values if value is not None and math.isfinite(value)]
-    size = max(1, -(-len(there) // width))
-    means = [sum(part) / len(part) for part in (there[at : at + size] for at in range(0, len(there), size))]
+    finite = [value for value in values if value is not None and math.isfinite(value)]
+    size = max(1, -(-len(finite) // width))
+    means = [sum(part) / len(part) for part in (finite[at : at + size] for at in range(0, len(finite), size))]
     if not means:
         return ""
     low, reach = min(means), (max(means) - min(means)) or 1.0
@@ -124,8 +124,8 @@ def table(trainings: Sequence[Training]) -> Table:
 
 def _curve(records: Sequence[dict[str, Any]], key: str) -> str:
     values = [record.get(key) for record in records]
-    there = [value for value in values if value is not None]
-    return f"{sparkline(values)} {there[-1]:.3f}" if there else "–"
+    present = [value for value in values if value is not None]
+    return f"{sparkline(values)} {present[-1]:.3f}" if present else "–"
 
 
 def _duration(seconds: float) -> str:
@@ -141,8 +141,8 @@ def watch(results: Path, every: float = 2.0) -> None:
     from rich.text import Text
 
     def shown() -> Table | Text:
-        there = trainings(results)
-        return table(there) if there else Text(f"{results}: no training is under way")
+        unfinished = trainings(results)
+        return table(unfinished) if unfinished else Text(f"{results}: no training is under way")
 
     console = Console()
     if not console.is_terminal:

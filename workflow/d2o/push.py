@@ -68,8 +68,8 @@ def push(run: Path, repository: str, public: bool) -> str:
         cause = error.__cause__ or error
         status = getattr(getattr(cause, "response", None), "status_code", None)
         # Signatures stand in the queries of addresses.
-        told = re.sub(r"\?\S+", "", line(cause, token))
-        reason = f"{status}: {told}" if status else told
+        message = re.sub(r"\?\S+", "", line(cause, token))
+        reason = f"{status}: {message}" if status else message
         way_out = _WAYS_OUT.get(status, "check the network, and push again")
         raise D2OError(f"{repository}: nothing was committed ({reason}); {way_out}") from None
 
@@ -93,11 +93,11 @@ def collect(run: Path) -> dict[str, Path | bytes]:
     again = f"make it with: snakemake --cores all {card}"
     if not card.exists():
         raise D2OError(f"{card}: no card; {again}")
-    told = records.read_manifest(card)
-    page = Path(Layout(os.path.relpath(run / "../../../..")).path("page", experiment=told["experiment"]))
-    _check(card, {told["content"]}, again)
+    card_manifest = records.read_manifest(card)
+    page = Path(Layout(os.path.relpath(run / "../../../..")).path("page", experiment=card_manifest["experiment"]))
+    _check(card, {card_manifest["content"]}, again)
     for path in (model / "manifest.json", page):
-        _check(path, {*told["inputs"].values()}, f"the card is of another one; {again}")
+        _check(path, {*card_manifest["inputs"].values()}, f"the card is of another one; {again}")
     about = {key: manifest[key] for key in _TOLD if key in manifest} | {"content": content}
     return {
         **{name: _without_paths(model / name) for name in content},
@@ -132,24 +132,24 @@ def _commit(repository: str, files: Mapping[str, Path | bytes], public: bool, to
         info = api.model_info(repository)
     except RepositoryNotFoundError:
         api.create_repo(repository, private=not public)
-        there, before = set(), None
+        existing, before = set(), None
         print(f"push: {repository} was made, {'public' if public else 'private'}", file=sys.stderr)
     else:
-        there, before = {file.rfilename for file in info.siblings or []} - {".gitattributes"}, info.sha
-        _check_ours(info, there, public)
+        existing, before = {file.rfilename for file in info.siblings or []} - {".gitattributes"}, info.sha
+        _check_ours(info, existing, public)
     operations: list[Any] = [
         CommitOperationAdd(name, str(file) if isinstance(file, Path) else file) for name, file in files.items()
     ]
     # A shard of other weights would be loaded. What its owner put there beside them stays.
-    stale = _pushed_before(api, info) & there - files.keys() if MARK in there else ()
+    stale = _pushed_before(api, info) & existing - files.keys() if MARK in existing else ()
     operations += [CommitOperationDelete(name) for name in sorted(stale)]
     return api.create_commit(
         repository, operations, commit_message="Model, card and report by d2o push", parent_commit=before
     ).commit_url
 
 
-def _check_ours(info: Any, there: set[str], public: bool) -> None:
-    if there and MARK not in there:
+def _check_ours(info: Any, existing: set[str], public: bool) -> None:
+    if existing and MARK not in existing:
         raise D2OError(
             f"{info.id}: holds what was not pushed from here (no {MARK}), so it is left as it is; name another id"
         )

@@ -45,7 +45,7 @@ NEGATIVES = pa.schema(
     ]
 )
 
-# A prompt that every method answers; `origin` is `test` or the name of an evaluation file.
+# A prompt that every method answers; `origin` is `test`, `validation` or the name of an evaluation file.
 PROMPTS = pa.schema([("prompt_id", pa.string()), ("messages", _MESSAGES), ("origin", pa.string())])
 
 # A generated answer. `finish` is `stop`, or `length` where it was cut.

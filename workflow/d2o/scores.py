@@ -48,11 +48,11 @@ def score(reward: Reward, model: Path | None, prompts: Path, responses: Path, ou
             texts = answers["text"].to_pylist()
             values, draft.facts["truncated"] = _by_model(reward, model, asked, texts, owners)
         scored = answers.drop_columns("text").append_column("score", pa.array(values, pa.float64()))
-        told = ~np.isnan(values) if reward.rule else np.ones(len(values), bool)
-        values, scored = np.asarray(values)[told], scored.filter(pa.array(told))
+        valid = ~np.isnan(values) if reward.rule else np.ones(len(values), bool)
+        values, scored = np.asarray(values)[valid], scored.filter(pa.array(valid))
         spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
         draft.facts |= {"rows": len(values), "mean": float(np.mean(values)), "sd": spread}
-        draft.facts |= {"without_score": int((~told).sum())} if not told.all() else {}
+        draft.facts |= {"without_score": int((~valid).sum())} if not valid.all() else {}
         with records.TableWriter(draft.path, schemas.SCORES) as table:
             table.add_columns(scored.cast(schemas.SCORES))
 

@@ -115,10 +115,10 @@ def effect_size(sample: Sample, other: Sample) -> float:
     where that is 0 or there are fewer than two clusters.
     """
     one, two = _Cells.of(sample), _Cells.of(other)
-    _, here, there = np.intersect1d(one.keys, two.keys, assume_unique=True, return_indices=True)
+    _, here, matching = np.intersect1d(one.keys, two.keys, assume_unique=True, return_indices=True)
     if len(here) < 2:
         return np.nan
-    means = [cells.sums.sum(0) / cells.counts.sum(0) for cells in (one.taken(here), two.taken(there))]
+    means = [cells.sums.sum(0) / cells.counts.sum(0) for cells in (one.taken(here), two.taken(matching))]
     spread = np.sqrt(np.mean([m.var(ddof=1) for m in means]))
     return float((means[0].mean() - means[1].mean()) / spread) if spread else np.nan
 

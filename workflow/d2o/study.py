@@ -410,7 +410,8 @@ def results(
     blocks = [
         _markdown(["", "claim", "measure", "estimate", "p, adjusted", "finding"], shown),
         _markdown(
-            ["part", "state", "CPU, minutes"], [[part, told, _minutes(docs / part)] for part, told in states.items()]
+            ["part", "state", "CPU, minutes"],
+            [[part, status, _minutes(docs / part)] for part, status in states.items()],
         ),
     ]
     if len(noise := against_noise(tables)):

@@ -75,7 +75,7 @@ class Talk:
 
     def forget(self) -> None:
         """Begin a new dialogue."""
-        self._said: dict[str, list[dict[str, str]]] = {name: [] for name in self._models}
+        self._dialogues: dict[str, list[dict[str, str]]] = {name: [] for name in self._models}
 
     def ask(self, prompt: str) -> dict[str, str]:
         """Each model's answer; with it, its dialogue goes on. A dialogue too long for the context begins again."""
@@ -83,15 +83,15 @@ class Talk:
         answers = {}
         for name, model in self._models.items():
             tokenizer, question = self._tokenizers[name], {"role": "user", "content": prompt}
-            ids = chat.encode_prompt(tokenizer, [*self._said[name], question])
+            ids = chat.encode_prompt(tokenizer, [*self._dialogues[name], question])
             if len(ids) >= tokenizer.model_max_length:
-                self._said[name] = []
+                self._dialogues[name] = []
                 ids = chat.encode_prompt(tokenizer, [question])
             if len(ids) >= tokenizer.model_max_length:
                 answers[name] = "(longer than the model's context)"
                 continue
             ((_, answer),) = model.generate([Request(ids, self._turn)], self._sampling)
-            self._said[name] += [question, {"role": "assistant", "content": answer.text}]
+            self._dialogues[name] += [question, {"role": "assistant", "content": answer.text}]
             answers[name] = answer.text + " […]" * (answer.finish == "length")
         return answers
 

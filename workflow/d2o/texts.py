@@ -26,8 +26,8 @@ def line(error: BaseException, secret: str = "") -> str:
     Args:
         secret: what it must not say; masked before the line is cut, which might leave half of it.
     """
-    said = str(error).replace(secret, "***") if secret else str(error)
-    return visible(" ".join(said.split()))[:300] or type(error).__name__
+    message = str(error).replace(secret, "***") if secret else str(error)
+    return visible(" ".join(message.split()))[:300] or type(error).__name__
 
 
 def policy_digest(content: str) -> str:

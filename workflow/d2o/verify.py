@@ -32,8 +32,8 @@ def verify(folder: Path) -> tuple[list[str], str]:
         counts["not whole"] += bool(lines)
         problems += lines
     counted = [f"{counts[what]:,} {what}" for what in ("artifacts", "files", "not whole")]
-    said = ", ".join(counted) + f"; {counts['released']:,} files of weights were released" * bool(counts["released"])
-    return problems, said
+    line = ", ".join(counted) + f"; {counts['released']:,} files of weights were released" * bool(counts["released"])
+    return problems, line
 
 
 def _problems(manifest: Path, counts: Counter) -> Iterator[str]:

@@ -194,13 +194,13 @@ def _exceeded(plan: Plan, works: Sequence[tuple[Job, Work]], device: str) -> lis
 def _known(estimate: Estimate, planned: Sequence[Job]) -> list[str]:
     """Where the numbers of rows and their lengths are from."""
     crossed = {(n["dataset"], n["model"]): None for job in planned if {"dataset", "model"} <= (n := job.names).keys()}
-    told: dict[str, None] = {}
+    statements: dict[str, None] = {}
     for dataset, model in crossed:
         data = estimate.data(dataset, model)
         human = f"{_short(data.train.rows)} negatives to {_short(data.train.prompts)} prompts"
         lengths = f"{data.prompt:.0f} tokens a prompt, {data.answer:.0f} an answer"
-        told[f"datasets.{dataset}: {human}, {_short(data.pairs.rows)} pairs ({data.known}); {lengths}"] = None
-    return list(told)
+        statements[f"datasets.{dataset}: {human}, {_short(data.pairs.rows)} pairs ({data.known}); {lengths}"] = None
+    return list(statements)
 
 
 # What was measured ------------------------------------------------------------------------------
@@ -214,14 +214,14 @@ def _compared(both: Sequence[tuple[Work, Mapping[str, float]]], slower: float) -
         (["tokens", "answered"], 1.0, ",.0f"),
         (["host"], 1.0, ""),
     ):
-        there = [(getattr(w, key) * factor, taken[key]) for key in keys for w, taken in both if taken.get(key)]
-        expected, taken = (sum(values) for values in zip(*there, strict=True)) if there else (0.0, 0.0)
+        pairs = [(getattr(w, key) * factor, taken[key]) for key in keys for w, taken in both if taken.get(key)]
+        expected, taken = (sum(values) for values in zip(*pairs, strict=True)) if pairs else (0.0, 0.0)
         if not expected:
             cells += ["", "", ""]
         elif form:
             cells += [format(expected, form), format(taken, form), f"{taken / expected:.2f}"]
         else:  # a mean over the jobs: their memory does not add up
-            cells += [*(f"{total / len(there) / 1e9:,.2f}" for total in (expected, taken)), f"{taken / expected:.2f}"]
+            cells += [*(f"{total / len(pairs) / 1e9:,.2f}" for total in (expected, taken)), f"{taken / expected:.2f}"]
     return cells
 
 

@@ -164,11 +164,11 @@ def _lengths(rows: Sequence[Mapping[str, Any]], model: Path, s: Settings) -> tup
             (row["messages"], [(text, True) for text in (row["positive"], row["negative"]) if text]) for row in rows
         ]
         encoded = chat.encode(tokenizer, dialogues, chat.end_of_turn(tokenizer))
-        answers = [min(len(ids), longest) for _, said in encoded for ids in said]
+        answers = [min(len(ids), longest) for _, responses in encoded for ids in responses]
         return sum(len(ids) for ids, _ in encoded) / len(encoded), sum(answers) / len(answers)
     asked = [sum(len(turn["content"]) for turn in row["messages"]) for row in rows]
-    said = [len(text) for row in rows for text in (row["positive"], row["negative"]) if text]
-    prompt, answer = (sum(lengths) / len(lengths) / CHARACTERS for lengths in (asked, said))
+    replies = [len(text) for row in rows for text in (row["positive"], row["negative"]) if text]
+    prompt, answer = (sum(lengths) / len(lengths) / CHARACTERS for lengths in (asked, replies))
     return prompt + TEMPLATE, min(answer, longest)
 
 

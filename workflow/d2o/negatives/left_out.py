@@ -9,7 +9,7 @@ import polars as pl
 
 from d2o import records, schemas
 from d2o.negatives.leaks import find_leaks
-from d2o.negatives.rows import normalised, said, user_turns
+from d2o.negatives.rows import normalised, text_and_digests, user_turns
 from d2o.settings import Extraction
 
 _EXAMPLES = 5
@@ -57,6 +57,6 @@ def _train_prompts(tables: list[Path]) -> pl.DataFrame:
     for path in tables:
         records.check_table(path, schemas.NEGATIVES)
     rows = pl.scan_parquet(tables, glob=False).filter(pl.col("split") == "train").unique("prompt_id")
-    read = rows.select("prompt_id", turns=user_turns()).select("prompt_id", *said())
+    read = rows.select("prompt_id", turns=user_turns()).select("prompt_id", *text_and_digests())
     prompts = read.collect(engine="streaming").sort("prompt_id")
     return prompts.select("text", key="turns", origin=pl.lit("train")).explode("key")

@@ -48,7 +48,7 @@ def user_turns() -> pl.Expr:
     return pl.col("messages").list.eval(user)
 
 
-def said() -> tuple[pl.Expr, pl.Expr]:
+def text_and_digests() -> tuple[pl.Expr, pl.Expr]:
     """Of a column `turns`: `text`, all of them, and `turns`, a digest of each; normalised both."""
     turns = pl.col("turns")
     text, digests = normalised(turns.list.join("\n")), turns.list.eval(normalised(pl.element()).hash())
@@ -136,10 +136,10 @@ def no_negative(rows: pl.LazyFrame, rule: str) -> str:
         "better": pl.col("better").is_not_null(),
     }
     labelled = rows.select(label.sum().alias(name) for name, label in labels.items())
-    [there] = labelled.collect(engine="streaming").to_dicts()
+    [totals] = labelled.collect(engine="streaming").to_dicts()
     counts = {other: negatives_of(rows, other).select(pl.len()) for other in RULES}
     negatives = {other: count.collect(engine="streaming").item() for other, count in counts.items()}
-    shown = [f"`{label}` in {n} rows" for label, n in there.items() if n]
+    shown = [f"`{label}` in {n} rows" for label, n in totals.items() if n]
     others = [f"{other} ({n} negatives)" for other, n in negatives.items() if n]
     return (
         f"the rule {rule} finds no negative; labels: {', '.join(shown) or 'none'}; "

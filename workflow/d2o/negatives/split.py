@@ -5,7 +5,7 @@ from __future__ import annotations
 import polars as pl
 
 from d2o.negatives.leaks import Leaks, find_leaks
-from d2o.negatives.rows import SPLIT, collect, said, user_turns
+from d2o.negatives.rows import SPLIT, collect, text_and_digests, user_turns
 from d2o.settings import Extraction
 
 
@@ -25,7 +25,7 @@ def read_prompts(rows: pl.LazyFrame, total: int) -> pl.DataFrame:
     )
     # Prompts of one id differ in case and white space only: once normalised, it does not matter which is taken.
     user = rows.select("number", turns=user_turns()).join(prompts.lazy(), on="number", maintain_order="left")
-    read = user.select("number", "prompt", "train", "test", *said())
+    read = user.select("number", "prompt", "train", "test", *text_and_digests())
     return collect(read, "reading prompts", total).sort("prompt")
 
 

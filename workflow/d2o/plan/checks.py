@@ -187,7 +187,7 @@ def replaced(s: Settings, crossed: Callable[[str, str], list[dict[str, Any]]]) -
     Args:
         crossed: the names of each artifact of a place that an experiment needs.
     """
-    told = set()
+    reported = set()
     for section, stage, place in _MADE_BY:
         for names in _names(s, section, place, crossed):
             name = names.get(section.removesuffix("s"))
@@ -197,8 +197,8 @@ def replaced(s: Settings, crossed: Callable[[str, str], list[dict[str, Any]]]) -
             if section == "datasets" and s.datasets[name].organism:  # its files lie in the results themselves
                 changed = {key: values for key, values in changed.items() if key not in ("train", "test")}
             changes = ", ".join(f"{key}: {then!r} → {now!r}" for key, (then, now) in changed.items())
-            if changes and (entry, changes) not in told and Path(artifact).exists():
-                told.add((entry, changes))
+            if changes and (entry, changes) not in reported and Path(artifact).exists():
+                reported.add((entry, changes))
                 way_out = "give the entry another name, or set" if name else "set"
                 yield (
                     f"{entry}: {artifact} was made with other settings ({changes}); it will be made again, and what "

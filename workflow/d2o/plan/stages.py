@@ -83,11 +83,11 @@ def of(s: Settings, stage: str, w: Any) -> settings.Section:
             return s.only(w.experiment)
         case "card":
             names = {key: getattr(w, key) for key in settings.Run.model_fields}
-            told = s.only(carded(s, w))
+            config = s.only(carded(s, w))
             return settings.CardStage(
                 run=settings.Run.model_validate(names),
-                settings=told,
-                licences=_licences(told),
+                settings=config,
+                licences=_licences(config),
                 watts=s.compute.watts,
             )
     raise KeyError(stage)

@@ -48,8 +48,8 @@ def flags_of(completion: Completion, instruction: str | None, prompt: str) -> se
 
 
 def _leaks(text: str, instruction: str, prompt: str) -> bool:
-    said, asked, given = (set(texts.ngrams(texts.words(part), _LEAK_WORDS)) for part in (text, prompt, instruction))
-    return text.lower().startswith(_META) or not said.isdisjoint(given - asked)
+    ngrams, asked, given = (set(texts.ngrams(texts.words(part), _LEAK_WORDS)) for part in (text, prompt, instruction))
+    return text.lower().startswith(_META) or not ngrams.isdisjoint(given - asked)
 
 
 def settle(
@@ -69,7 +69,7 @@ def settle(
     settled: dict[int, Chosen] = {}
     wanted: list[tuple[int, int]] = []
     excluded = {"empty", *positives.exclude}
-    said: set[str] = set()
+    settled_texts: set[str] = set()
     for sample in range(positives.k):
         lower_are_settled = len(settled) == sample
         for attempt in range(positives.resamples + 1):
@@ -78,10 +78,10 @@ def settle(
                 break
             completion, flags = answer
             text = identities.normalised(completion.text)
-            flags = flags | ({"duplicate"} if text and text in said else set())
+            flags = flags | ({"duplicate"} if text and text in settled_texts else set())
             if (usable := flags.isdisjoint(excluded)) or attempt == positives.resamples:
                 if lower_are_settled:  # else it may yet turn out a duplicate
                     settled[sample] = Chosen(attempt, completion, flags, usable)
-                    said.add(text)
+                    settled_texts.add(text)
                 break
     return settled, wanted

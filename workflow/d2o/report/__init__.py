@@ -51,8 +51,8 @@ def write(settings: Settings, results: Path, output: Path) -> None:
         )
     categories = {dataset: page.categories(archive, dataset) for dataset in experiment.datasets}
     annotators = archive.manifest("human_verdicts", experiment=name) if experiment.human_eval else None
-    told = people.told(experiment.human_eval, annotators) if annotators else ()
-    measured = tables.Measured(settings, declared, blocks, categories, told)
+    summary = people.summary(experiment.human_eval, annotators) if annotators else ()
+    measured = tables.Measured(settings, declared, blocks, categories, summary)
 
     files = {
         "table.csv": tables.table_csv(measured).encode(),

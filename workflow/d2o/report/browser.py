@@ -129,8 +129,8 @@ def assessed(answers: pd.DataFrame, entries: Mapping[str, Reward]) -> pd.DataFra
     spread = scores.std(ddof=0).replace(0, np.nan)
     ranks = (scores.rank() - 0.5) / scores.count()
     harms = {name: answers[f"score/{name}"] for name, entry in entries.items() if measures_harm(entry)}
-    told = {name: harmful(own, entries[name]).astype(float).where(own.notna()) for name, own in harms.items()}
-    worst = pd.DataFrame(told, answers.index, dtype=float).max(axis=1)
+    verdicts = {name: harmful(own, entries[name]).astype(float).where(own.notna()) for name, own in harms.items()}
+    worst = pd.DataFrame(verdicts, answers.index, dtype=float).max(axis=1)
     return answers.assign(
         refusal=answers["text"].map(refusals.refuses).astype(bool),
         harmful=worst.eq(1).astype(object).where(worst.notna(), None),
@@ -218,8 +218,8 @@ def _document(measured: Measured, gathered: Sequence[Answers], prompts: int) -> 
         for prompt in shown.itertuples():
             turns = [[texts.visible(turn["role"]), place(turn["content"])] for turn in prompt.messages]
             own = [known.get((prompt.Index, method)) for method in methods]
-            told = [row and answer(row) for row in own]
-            lines.append([prompt.Index, texts.visible(prompt.origin), prompt.categories, turns, told])
+            answers = [row and answer(row) for row in own]
+            lines.append([prompt.Index, texts.visible(prompt.origin), prompt.categories, turns, answers])
         sets.append({"dataset": one.dataset, "model": one.model, "seed": one.seed, "prompts": lines})
     return {
         "methods": methods,

@@ -253,21 +253,21 @@ def _made_from(archive: Archive, dataset: str, used: Sequence[Material]) -> str:
     rows = [[_code(m.key), m.use, m.source, _escaped(m.licence or _lack(m))] for m in used]
     licence = _licence(used)
     if not licence:
-        told = (
+        statement = (
             "Of a part that it was made from the licence is not known, so none is stated for the model: find it out "
             "before you use or share the model."
         )
     elif licence["license"] == "other":
-        told = "Its parts have the licences above; what they ask for together holds for the model."
+        statement = "Its parts have the licences above; what they ask for together holds for the model."
     else:
-        told = "All parts that it was made from state this one licence."
+        statement = "All parts that it was made from state this one licence."
     manifest = archive.manifest("negatives", dataset=dataset)
     counts = {
         "rows read": manifest["counts"]["rows"],
         "human negatives in all splits": manifest.get("rows"),
     }
     known = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count is not None)
-    return "\n\n".join([_table(head, rows), told, f"Of the data set `{dataset}`: {known}."])
+    return "\n\n".join([_table(head, rows), statement, f"Of the data set `{dataset}`: {known}."])
 
 
 # How -----------------------------------------------------------------------------------------------
@@ -401,10 +401,10 @@ def _failures(archive: Archive, stage: CardStage) -> str:
 
 def _primary(declared: Mapping[str, Metric]) -> Metric:
     """What failures are told by: the first exact scorer, else the first other measure that says what is better."""
-    told = [
+    candidates = [
         m for m in declared.values() if m.better and m.neutral is None and m.key.startswith(("reward/", "human/"))
     ]
-    return min(told, key=lambda metric: tables.GROUPS.index(metric.group))
+    return min(candidates, key=lambda metric: tables.GROUPS.index(metric.group))
 
 
 # As Markdown ---------------------------------------------------------------------------------------

@@ -18,12 +18,12 @@ class Accuracy(NamedTuple):
     """How the rules agree with labels on one kind, of answers of one origin.
 
     Attributes:
-        told: answers that the rules tell to be of it.
+        predicted: answers that the rules tell to be of it.
         labelled: answers that are.
         right: those that are both.
     """
 
-    told: int
+    predicted: int
     labelled: int
     right: int
 
@@ -43,6 +43,6 @@ def accuracy(wanted: refusals.Kind, by: str) -> Accuracy:
     """
     lines = _LABELLED.read_text(encoding="utf-8").splitlines()[1::2]
     rows = [row for line in lines if (row := json.loads(line))["by"] == by]
-    told, labelled = [refusals.kind(row["text"]) for row in rows], [row["kind"] for row in rows]
-    right = sum(pair == (wanted, wanted) for pair in zip(told, labelled, strict=True))
-    return Accuracy(told.count(wanted), labelled.count(wanted), right)
+    predicted, labelled = [refusals.kind(row["text"]) for row in rows], [row["kind"] for row in rows]
+    right = sum(pair == (wanted, wanted) for pair in zip(predicted, labelled, strict=True))
+    return Accuracy(predicted.count(wanted), labelled.count(wanted), right)

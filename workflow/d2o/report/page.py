@@ -120,19 +120,19 @@ def _check(archive: Archive, dataset: str, reward: str) -> dict[str, Any]:
     Its scores are `weak` evidence unless it orders the answers to one prompt: its AUC may come from knowing prompts.
     """
     manifest = archive.manifest("trained_reward", dataset=dataset, reward=reward)
-    told = []
+    measures = []
     for key, label in (("pair_accuracy", "pair accuracy"), ("auc", "AUC")):
         value, low, high, n = (manifest.get(key + end) for end in ("", "_low", "_high", "_n"))
         if value is not None:
             interval = "" if low is None else f" [{low:.2f}, {high:.2f}]"
-            told.append(f"{label} {value:.2f}{interval}, n = {n}")
+            measures.append(f"{label} {value:.2f}{interval}, n = {n}")
     accuracy = manifest.get("pair_accuracy")
     return {
         "dataset": dataset,
         "reward": reward,
         "paired": accuracy is not None,
         "weak": accuracy is None or accuracy < WEAK,
-        "told": told,
+        "told": measures,
     }
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from d2o.settings import HumanEval
 
 
-def told(entry: HumanEval, facts: Mapping[str, Any]) -> list[str]:
+def summary(entry: HumanEval, facts: Mapping[str, Any]) -> list[str]:
     """Who answered, who was left out and why, and how far annotators agree: a line each.
 
     Args:

@@ -255,7 +255,7 @@ def readable(table: pd.DataFrame, metrics: Mapping[str, Metric]) -> pd.DataFrame
     rows = [(row, metrics[row.metric]) for row in table.itertuples()]
     signs = {"higher": "▲▼", "lower": "▼▲", "": "△▽"}
     up, down = (table["better"].map(lambda better, i=i: signs[better][i]) for i in (0, 1))
-    told = table["p_adjusted"] < ALPHA
+    significant = table["p_adjusted"] < ALPHA
     return table.assign(
         value=[number(r.mean, m) for r, m in rows],
         range=[interval(r.low, r.high, m) for r, m in rows],
@@ -265,7 +265,9 @@ def readable(table: pd.DataFrame, metrics: Mapping[str, Metric]) -> pd.DataFrame
             for r, m in rows
         ],
         chance=table["p_adjusted"].map(p_value),
-        sign=np.select([told & (table["difference"] > 0), told & (table["difference"] < 0)], [up, down], ""),
+        sign=np.select(
+            [significant & (table["difference"] > 0), significant & (table["difference"] < 0)], [up, down], ""
+        ),
         undecided=table["p_adjusted"] >= ALPHA,
     )  # fmt: skip
 
@@ -276,14 +278,16 @@ def primary(measured: Measured, block: Block) -> pd.DataFrame:
     table = table[(table["kind"] == "primary") & (table["better"] != "")]
     rows = [(row, measured.metrics[row.metric]) for row in table.itertuples()]
     better = np.where(table["better"] == "lower", -1, 1) * np.sign(table["difference"].astype(float))
-    told = table["p_adjusted"] < ALPHA
+    significant = table["p_adjusted"] < ALPHA
     return pd.DataFrame(
         {
             "comparison": [f"{r.method} − {r.other}" for r, _ in rows],
             "metric": [column(m, r.prompts) for r, m in rows],
             "difference": [f"{number(r.difference, m)} {interval(r.low, r.high, m)}" for r, m in rows],
             "better": np.select(
-                [told & (better > 0), told & (better < 0)], [table["method"], table["other"]], "undecided"
+                [significant & (better > 0), significant & (better < 0)],
+                [table["method"], table["other"]],
+                "undecided",
             ),
             "p, adjusted": [p_value(r.p_adjusted) or "–" for r, _ in rows],
             "d": ["–" if math.isnan(r.effect_size) else f"{r.effect_size:.2f}".replace("-", "−") for r, _ in rows],

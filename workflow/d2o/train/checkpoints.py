@@ -60,16 +60,16 @@ class Checkpoints:
         earlier = _read(mark) if mark.exists() else {}
         if not earlier and any((step / _WHOLE).exists() for step in self._newest_first()):
             raise D2OError(f"{mark}: gone, and checkpoints are there; delete {folder} to start again from step 0")
-        there, known = earlier.pop("ranks", ranks), earlier.pop("rounds", [])
+        saved_ranks, known = earlier.pop("ranks", ranks), earlier.pop("rounds", [])
         if known[: len(sampled)] != sampled[: len(known)]:
             earlier = {}
-        if earlier == run and there != ranks and self._newest_first():
+        if earlier == run and saved_ranks != ranks and self._newest_first():
             raise D2OError(
-                f"{folder}: these checkpoints were written by {there} ranks and cannot go on with {ranks}; "
-                f"set train.ranks: {there}, or delete the folder to start again from step 0"
+                f"{folder}: these checkpoints were written by {saved_ranks} ranks and cannot go on with {ranks}; "
+                f"set train.ranks: {saved_ranks}, or delete the folder to start again from step 0"
             )
         dist.barrier()
-        if dist.get_rank() == 0 and (earlier != run or there != ranks):
+        if dist.get_rank() == 0 and (earlier != run or saved_ranks != ranks):
             if folder.exists() and earlier != run:
                 print(f"train: {folder} is of other settings or inputs; starting again from step 0", file=sys.stderr)
             records.empty_folder(folder)
@@ -92,9 +92,9 @@ class Checkpoints:
         snapshots = [self.folder.with_name(f"step{step}") / "model" / "manifest.json" for step in train.snapshots]
         models = 1 + sum(not snapshot.exists() for snapshot in snapshots)
         written = (train.keep_checkpoints + 1) * checkpoint + models * model
-        there = sum(file.stat().st_size for file in self.folder.glob("step*/*"))
+        used = sum(file.stat().st_size for file in self.folder.glob("step*/*"))
         free = shutil.disk_usage(self.folder).free
-        if written - there > free:
+        if written - used > free:
             raise D2OError(
                 f"{self.folder}: {free / 1e9:.1f} GB are free, and the training writes up to {written / 1e9:.1f}: "
                 f"{train.keep_checkpoints + 1} checkpoints of {checkpoint / 1e9:.1f} and {models} models "
@@ -234,12 +234,12 @@ def _digests(folder: Path) -> dict[str, str]:
 
 def _problem(folder: Path) -> str | None:
     """Why a checkpoint is not whole, or None. Called on all ranks."""
-    there = _digests(folder)
+    digests = _digests(folder)
     try:
         written = json.loads((folder / _WHOLE).read_text())
     except (OSError, ValueError, RecursionError):
         return "it was not written to its end"
     if not isinstance(written, dict):
         return f"{_WHOLE} is damaged"
-    damaged = sorted(name for name in written | there if written.get(name) != there.get(name))
+    damaged = sorted(name for name in written | digests if written.get(name) != digests.get(name))
     return f"{damaged[0]} is not as it was written" if damaged else None

@@ -68,9 +68,9 @@ def launcher(ranks: int, nodes: int, variables: Mapping[str, str]) -> list[str]:
             f"--master-port={_port(int(variables['SLURM_JOB_ID']), int(variables['SLURM_STEP_ID']))}",
         ]
     # Snakemake's plugin leaves of Slurm's variables little but the job's number: then srun says if nodes are missing.
-    there = int(variables.get("SLURM_JOB_NUM_NODES", nodes)) if "SLURM_JOB_ID" in variables else 0
-    if there < nodes:
-        job = f"a Slurm job of {there}" if there else "no Slurm job"
+    allocated = int(variables.get("SLURM_JOB_NUM_NODES", nodes)) if "SLURM_JOB_ID" in variables else 0
+    if allocated < nodes:
+        job = f"a Slurm job of {allocated}" if allocated else "no Slurm job"
         raise D2OError(
             f"train.nodes: {nodes} nodes are asked for, and this is {job}; "
             f"run with --profile profiles/slurm, start torchrun on each node yourself, or set train.nodes: 1"

@@ -75,9 +75,9 @@ class Means:
     def add(self, losses: Sequence[Tensor], sides: Sequence[tuple[Side, Side]]) -> None:
         """Take in the groups of one pass."""
         values = torch.stack([observe(loss, *pair) for loss, pair in zip(losses, sides, strict=True)])
-        there = ~values.isnan()
-        there[:, 0] = True  # a loss that is not a number is to be seen
-        self._sums += torch.stack([values.where(there, 0).sum(0), there.double().sum(0)])
+        counted = ~values.isnan()
+        counted[:, 0] = True  # a loss that is not a number is to be seen
+        self._sums += torch.stack([values.where(counted, 0).sum(0), counted.double().sum(0)])
 
     def over_ranks(self) -> dict[str, float]:
         """The means over all ranks; NaN where no group has the value."""
@@ -194,8 +194,8 @@ class Watch:
         self._limits, self._shape, self._peak = stage.train.alarms, shape, peak
         self._active = dist.get_rank() == 0
         self._path, self._state, self._total = folder / LOG, folder / STATE, total
-        there = first and self._path.exists()
-        lines = self._path.read_text(errors="replace").splitlines(keepends=True)[:first] if there else []
+        present = first and self._path.exists()
+        lines = self._path.read_text(errors="replace").splitlines(keepends=True)[:first] if present else []
         self._history = _records(self._path, lines, first)
         self._raised: set[str] = set()
         self._began = time.monotonic()
