@@ -629,6 +629,13 @@ def test_no_key_of_the_environment_is_written(restored, monkeypatch):
     tiny = restored.config["experiments"]["tiny"] | {"judges": ["wise"]}
     wise = server.settings().model_dump(exclude_defaults=True)
     restored.configure(restored.config | {"experiments": {"tiny": tiny}, "judges": {"wise": wise}})
+    restored.snakemake("responses")
+    responses = restored.folder / "results/demo/tiny/d2o/seed0/responses.parquet"
+    rows = records.read_table(responses, schemas.SAMPLES)
+    with records.artifact(
+        responses, records.read_manifest(responses)["settings"]
+    ) as draft:  # equal answers are not judged
+        records.write_table(draft.path, schemas.SAMPLES, [row | {"text": row["text"] + "!"} for row in rows])
     for end in ("", "\n"):  # as of a file that was read whole
         monkeypatch.setitem(KEYS, "OPENAI_API_KEY", KEYS["OPENAI_API_KEY"] + end)
         assert "refuses the key; put a valid one into" in restored.snakemake("judge", check=False)
