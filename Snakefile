@@ -4,10 +4,8 @@ import locale
 import os
 import sys
 
-if locale.getencoding().lower() != "utf-8" and not sys.flags.utf8_mode:
-    raise WorkflowError(
-        f"this locale's encoding is {locale.getencoding()}, and all files here are UTF-8: set PYTHONUTF8=1"
-    )
+if (encoding := locale.getpreferredencoding(False)).lower() != "utf-8":
+    raise WorkflowError(f"this locale's encoding is {encoding}, and all files here are UTF-8: set PYTHONUTF8=1")
 
 # Here and in jobs: this checkout's code, run by the Python that runs Snakemake (`--sdm conda` gives jobs another).
 sys.path.insert(0, os.path.join(workflow.current_basedir, "workflow"))
@@ -93,7 +91,7 @@ wildcard_constraints:
     pool=r"(corrected|plain)(-seed\d+)?-k\d+",
     shard=r"\d+-of-\d+",
     table=r"negatives|pairs|(corrected|plain)(-seed\d+)?-k\d+",
-    choice="chosen|rejected",
+    preference="chosen|rejected",
 
 
 onstart:

@@ -15,7 +15,7 @@ STAGES = {
     "generation": ["vllm", "sacrebleu", "pandas"],
     "train": ["torch", "transformers", "accelerate", "deepspeed", "tensorboard", "peft", "scipy"],
     "tasks": ["torch", "transformers", "accelerate", "lm-eval", "datasets"],
-    "judge": ["openai"],
+    "judge": ["openai", "httpx2"],
     "report": [
         "numpy",
         "pandas",

@@ -117,7 +117,7 @@ def test_measures(tmp_path):
 
     chosen = config(rewards=["reward", "cost", "trained", "toxicity"], judges=["gpt"])
     measures = measure(Archive(tmp_path), chosen, "pku")
-    means = {(m.measure, m.scorer, m.choice): (m.mean, m.prompts, len(m.values)) for m in measures.itertuples()}
+    means = {(m.measure, m.scorer, m.preference): (m.mean, m.prompts, len(m.values)) for m in measures.itertuples()}
     # Half of the scores are one apart from the other half: their standard deviation is half of that.
     assert means == {
         ("difference", "reward", ""): (2.0, 10, 20),

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from d2o import identities, locks, model_folders, models, records, schemas, verify, weights
+from d2o import checksums, identities, locks, model_folders, models, records, schemas, verify, weights
 from d2o.errors import D2OError
 from d2o.settings import Model, Run
 
@@ -294,17 +294,17 @@ def test_a_damaged_line_is_never_read_as_another():
         "tokens": 12,
         "finish": "stop",
     }
-    line = records.sealed(row)
-    assert records.unsealed(line) == row and json.loads(line)["text"] == row["text"]
+    line = checksums.sealed(row)
+    assert checksums.unsealed(line) == row and json.loads(line)["text"] == row["text"]
     told = 0
     for _ in range(400):
         damaged = flipped(line.encode(), random).decode(errors="replace")
-        read = records.unsealed(damaged)
+        read = checksums.unsealed(damaged)
         assert read in (None, row)
         told += read is None
     assert told > 380
     for part in ("", "{}", "[]", "3", '{"crc": 0}', line[:-1], line.replace('"crc"', '"sum"')):
-        assert records.unsealed(part) is None
+        assert checksums.unsealed(part) is None
 
 
 def test_a_damaged_table_is_told_before_another_reader_sees_it(tmp_path):

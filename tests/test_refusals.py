@@ -86,7 +86,7 @@ def test_short_prompts_take_no_more_memory_than_reading_has(tmp_path):
         file.write('{"prompt":"a"}\n' * 3_000_000)
     code = f"from d2o.negatives import evaluated; evaluated._MEMORY = 0.1; evaluated.prompts([{str(path)!r}])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert f"D2OError: {path}: reading this takes more than 0.1 GB; keep fewer prompts" in done.stderr
+    assert f"D2OError: {path}: reading this takes more than about 0.1 GB; keep fewer prompts" in done.stderr
 
 
 def test_prompts_of_a_file_that_unpacks_to_too_much_are_refused(tmp_path, monkeypatch):

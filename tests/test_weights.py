@@ -143,7 +143,8 @@ def test_a_model_without_weights_says_the_way_out(folder, way_out, tmp_path):
     weights.release("nothing", run)
     assert re.search(way_out, weights.lacking(run / folder))
     (run / folder / "manifest.json").write_text("half")
-    assert "manifest.json: damaged; delete it" in weights.lacking(run / folder)
+    way_out = f"manifest.json: damaged; delete {run / folder / 'manifest.json'} and run again"
+    assert way_out in weights.lacking(run / folder)
 
 
 def job(rule: str, inputs: list[Path], outputs: list[str] = [], **params: Path) -> SimpleNamespace:  # noqa: B006

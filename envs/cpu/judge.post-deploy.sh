@@ -6,6 +6,7 @@
     pyyaml==6.0.3 \
     tqdm==4.70.1 \
     openai==3.54.0 \
+    httpx2==2.16.2 \
     --overrides /dev/stdin <<END
 torchvision ; python_version < "3"
 torchaudio ; python_version < "3"

@@ -34,7 +34,7 @@ def main() -> None:
     # most of it at the exit.
     gc.set_threshold(50_000)
     atexit.register(gc.freeze)
-    if locale.getencoding().lower() != "utf-8" and not sys.flags.utf8_mode:  # all that is read and written is UTF-8
+    if locale.getpreferredencoding(False).lower() != "utf-8":  # all that is read and written is UTF-8
         os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
     if not sys.stderr.isatty():  # a shell says itself what was killed
         killed.watch()

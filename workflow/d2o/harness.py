@@ -55,8 +55,8 @@ def load(specs: list[str | dict[str, Any]], read: Read, include: str | None = No
     """The tasks that names or configurations of tasks stand for, by name: those of a group, or one.
 
     Args:
-        read: gives the data of a task. A split that is not among them is none of the task's, and no column of images
-            or sounds is.
+        read: gives the data of a task. A split that is not among them is none of the task's. Columns of images,
+            sounds and other files are left out.
         include: folder with YAML files of further tasks.
 
     Raises:
@@ -70,7 +70,7 @@ def load(specs: list[str | dict[str, Any]], read: Read, include: str | None = No
     try:
         with _downloading(read):
             tasks = _manager(include, all(isinstance(spec, str) for spec in specs)).load(specs)["tasks"]
-    except D2OError:
+    except (D2OError, MemoryError):
         raise
     except Exception as error:  # whatever the code of a task may raise about data that are not its own
         reason = " ".join(str(error).split())

@@ -19,7 +19,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from d2o import chat, records, schemas, texts
+from d2o import chat, checksums, records, schemas, texts
 from d2o.errors import D2OError
 from d2o.settings import Judge
 
@@ -169,7 +169,7 @@ def _replies(judge: Judge, questions: list[str], partial: Path) -> dict[str | No
 
             def keep(key: str, letter: str | None, reason: str) -> None:
                 done[key] = {"key": key, "letter": letter, "reason": reason}
-                file.write(records.sealed(done[key]))
+                file.write(checksums.sealed(done[key]))
                 file.flush()
                 bar.update()
 
@@ -215,7 +215,7 @@ def _read(partial: Path) -> list[dict[str, Any]]:
     if not partial.exists():
         return []
     lines = partial.read_text(errors="replace").splitlines(keepends=True)
-    return [reply for line in lines if (reply := records.unsealed(line))]
+    return [reply for line in lines if (reply := checksums.unsealed(line))]
 
 
 async def _ask_all(judge: Judge, questions: dict[str, str], keep: Callable[[str, str | None, str], None]) -> None:
@@ -251,8 +251,8 @@ async def _ask_all(judge: Judge, questions: dict[str, str], keep: Callable[[str,
 
 
 def _client(judge: Judge):
-    """The client of a judge's server. No body, an error's neither, is read beyond `_LONGEST` and `_PATIENCE`."""
-    import httpx2
+    """The client of a judge's server. Of an error's body it reads `_LONGEST` bytes, and for `_PATIENCE`, at most."""
+    import httpx2  # openai's
     import openai
 
     class Cut(httpx2.AsyncByteStream):
@@ -270,9 +270,10 @@ def _client(judge: Judge):
             await self.body.aclose()
 
     async def cut(response: httpx2.Response) -> None:
-        response.stream = Cut(response.stream)
-        # Nothing packed was asked for, and a megabyte may unpack to a thousand.
-        response.headers.pop("Content-Encoding", None)
+        if response.is_error:  # else `_complete` looks at each part
+            response.stream = Cut(response.stream)
+            # A megabyte may unpack to a thousand.
+            response.headers.pop("Content-Encoding", None)
 
     return openai.AsyncOpenAI(
         base_url=judge.base_url,
@@ -280,7 +281,6 @@ def _client(judge: Judge):
         api_key=_api_key() or "none",
         max_retries=RETRIES,
         timeout=_PATIENCE,
-        default_headers={"Accept-Encoding": "identity"},
         http_client=openai.DefaultAsyncHttpxClient(event_hooks={"response": [cut]}),
     )
 
@@ -294,7 +294,7 @@ async def _verdict(client, judge: Judge, text: str) -> tuple[str | None, str]:
             reply = await _complete(client, judge, text + addition)
         except (openai.RateLimitError, openai.AuthenticationError):
             raise
-        except Exception as error:  # of the HTTP library as well, whichever openai uses
+        except Exception as error:  # of the HTTP library as well
             if not isinstance(error, openai.BadRequestError | openai.UnprocessableEntityError):
                 await _complete(client, judge, _GREETING)  # fails where it is not this question alone
             return None, "refused"

@@ -34,8 +34,8 @@ PLACES = {
     "leaks": "<data>/leaks/{task}.parquet",
     "trained_reward": "<data>/rewards/{reward}/manifest.json",
     "pair_prompts": "<data>/pair_quality/prompts.parquet",
-    "pair_responses": "<data>/pair_quality/{choice}.parquet",
-    "pair_scores": "<data>/pair_quality/scores/{reward}/{choice}.parquet",
+    "pair_responses": "<data>/pair_quality/{preference}.parquet",
+    "pair_scores": "<data>/pair_quality/scores/{reward}/{preference}.parquet",
     "pair_verdicts": "<data>/pair_quality/judge/{judge}.parquet",
     # By data set and initial model. A pool is `corrected-k11` or, by seed, `plain-seed1-k11`.
     "sampled": "<base>/positives/{kind}.sampled",

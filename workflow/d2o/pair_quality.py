@@ -40,9 +40,9 @@ def choose(pair_quality: PairQuality, pairs: Path, output: Path) -> None:
     unknown = dict.fromkeys(("instruction", "seed", "tokens"))
     answers = chosen.assign(sample=chosen.groupby("prompt_id").cumcount(), finish="stop", **unknown)
     with records.artifact(output, pair_quality, [pairs]) as draft:
-        for choice, column in (("chosen", "positive"), ("rejected", "negative")):
+        for preference, column in (("chosen", "positive"), ("rejected", "negative")):
             rows = answers.assign(text=answers[column])[schemas.SAMPLES.names].to_dict("records")
-            with records.artifact(output.with_name(f"{choice}.parquet"), pair_quality, [pairs]) as table:
+            with records.artifact(output.with_name(f"{preference}.parquet"), pair_quality, [pairs]) as table:
                 table.facts["rows"] = records.write_table(table.path, schemas.SAMPLES, rows)
         draft.facts["rows"] = records.write_table(draft.path, schemas.PROMPTS, prompts.to_dict("records"))
 

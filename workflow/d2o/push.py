@@ -24,7 +24,17 @@ _PATIENCE = 120
 _TABLES = ("*.csv", "figures/*.csv")
 _UPLOADED = {".safetensors", ".json", ".jinja", ".model", ".txt"}
 # Of the model's manifest, what a reader elsewhere may want; its inputs are paths of this machine.
-_TOLD = ("made", "seconds", "steps", "ranks", "groups", "precision", "peak_memory_gb", "settings", "versions")
+_KEPT = (
+    "made",
+    "seconds",
+    "steps",
+    "ranks",
+    "groups",
+    "precision",
+    "peak_memory_gb",
+    "settings",
+    "versions",
+)
 _WAYS_OUT = {
     401: "check HF_TOKEN",
     403: "give the token the right to write there",
@@ -98,7 +108,7 @@ def collect(run: Path) -> dict[str, Path | bytes]:
     _check(card, {card_manifest["content"]}, again)
     for path in (model / "manifest.json", page):
         _check(path, {*card_manifest["inputs"].values()}, f"the card is of another one; {again}")
-    about = {key: manifest[key] for key in _TOLD if key in manifest} | {"content": content}
+    about = {key: manifest[key] for key in _KEPT if key in manifest} | {"content": content}
     return {
         **{name: _without_paths(model / name) for name in content},
         "README.md": card,

@@ -58,6 +58,9 @@ def fetch(source: Questions, folder: Path, metric: str | None = None) -> None:
             oddly named or lacks a split, a question does not have four choices and an answer among them, or as
             `harness.load` and `harness.choose_metric`.
     """
+    if source.task or source.hub:  # before the limit: what they import takes memory, too
+        import datasets  # noqa: F401
+        import lm_eval.tasks  # noqa: F401
     try:
         with records.artifact(folder, source) as draft, memory.bounded(_MEMORY):
             (draft.path / "data").mkdir(parents=True)
@@ -67,9 +70,15 @@ def fetch(source: Questions, folder: Path, metric: str | None = None) -> None:
                 counts, asked = _write_subjects(source, draft.path)
             draft.facts["rows"] = records.write_table(draft.path / "questions.parquet", schemas.QUESTIONS, asked)
             draft.facts["subjects"] = counts
-    except MemoryError:
-        origin = source.path or source.hub or source.task
-        raise D2OError(f"{origin}: reading it takes more than {_MEMORY:g} GB; is it the right one?") from None
+    except (MemoryError, SystemError):  # the latter of libraries that do not look whether they got it
+        origin = source.path or source.hub or ", ".join(dict.fromkeys(map(str, source.data.values()))) or source.task
+        raise D2OError(f"{origin}: reading it takes more than about {_MEMORY:g} GB; is it the right one?") from None
+
+
+def _pass_on_memory_error(error: Exception) -> None:
+    """`datasets` wraps it into an error of its own."""
+    if isinstance(error.__cause__, MemoryError):
+        raise error.__cause__
 
 
 def _asked(subject: str, number: int, text: str) -> dict[str, Any]:
@@ -107,10 +116,9 @@ def _local_splits(source: Questions, cache: str, task: ConfigurableTask, _: dict
         raise D2OError(f"{', '.join(map(str, files.values()))}: expected files of one kind of {', '.join(_FORMATS)}")
     try:
         return harness.load_files(forms.pop(), files, cache)
-    except (OSError, ValueError, MemoryError, datasets.exceptions.DatasetsError) as error:
-        cause = error.__cause__ or error
-        full = isinstance(cause, MemoryError)
-        reason = f"it unpacks to more than {_MEMORY:g} GB" if full else " ".join(str(cause).split())
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        _pass_on_memory_error(error)
+        reason = " ".join(str(error.__cause__ or error).split())
         names = ", ".join(dict.fromkeys(map(str, files.values())))
         raise D2OError(f"{names}: cannot be read ({reason}); mend the file") from None
 
@@ -126,6 +134,7 @@ def _hub_splits(source: Questions, task: ConfigurableTask, options: dict[str, An
         options = {key: value for key, value in options.items() if key != "trust_remote_code"}  # code is never run
         return datasets.load_dataset(path, name, revision=source.revision, **options)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        _pass_on_memory_error(error)
         reason = " ".join(str(error).split())
         raise D2OError(
             f"{path} of {task.config.task}: not fetched ({reason}); check the revision, the network and HF_TOKEN, "
@@ -202,7 +211,7 @@ def _files(source: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
                 members = [member for member in archive.infolist() if _CSV.fullmatch(member.filename)]
         except (zipfile.BadZipFile, NotImplementedError) as error:
             raise D2OError(f"{source}: {error}; fetch or pack it again") from None
-        if sum(member.file_size for member in members) > records.LARGEST:  # no more of each is unpacked than it says
+        if sum(member.file_size for member in members) > records.LARGEST:
             raise D2OError(f"{source}: unpacks to more than {records.LARGEST >> 20} MiB; is it the right file?")
         yield from ((member.filename, partial(_unpacked, source, member.filename)) for member in members)
     else:
@@ -212,7 +221,7 @@ def _files(source: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
 def _unpacked(source: Path, name: str) -> bytes:
     try:
         with zipfile.ZipFile(source) as archive, archive.open(name) as file:
-            return file.read()
+            return records.read_packed(file, f"{source}: {name}")
     except (
         zipfile.BadZipFile,
         zlib.error,
@@ -261,6 +270,7 @@ def _hub(source: Questions) -> Readers:
         try:
             return function(source.hub, *args, revision=source.revision, **options)
         except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+            _pass_on_memory_error(error)
             reason = " ".join(str(error).split())
             raise D2OError(
                 f"{source.hub}@{source.revision}: not fetched ({reason}); check the id, the revision, the "

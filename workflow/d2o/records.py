@@ -13,7 +13,6 @@ import os
 import shutil
 import socket
 import time
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -25,7 +24,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from d2o import locks
+from d2o import checksums, locks
 from d2o.errors import D2OError
 from d2o.layout import made_again, manifest_path
 
@@ -184,7 +183,8 @@ def artifact(
         check_ours(Path(target))
     target = Path(target).absolute()  # `.` has no name
     lock = locks.hold(target)
-    # Without a lock another may write it too, and each has a draft of its own.
+    # Without a lock another may write it, too: each has a draft of its own, and a killed one's stays. Where their
+    # last renames cross, a digest tells.
     own = "" if lock else f".{socket.gethostname()}-{os.getpid()}"
     draft = Draft(target.with_name(f".{target.name}{own}.tmp"))
     _remove(draft.path)  # what a killed writer left
@@ -203,7 +203,7 @@ def artifact(
         }
         if draft.path.is_dir():
             _mark(draft.path)
-            write_json(draft.path / "manifest.json", seal(record))
+            write_json(draft.path / "manifest.json", checksums.seal(record))
             sync(draft.path)
             _replace_folder(draft.path, target)
         else:
@@ -211,7 +211,7 @@ def artifact(
             manifest = manifest_path(target)
             manifest.unlink(missing_ok=True)  # never a manifest beside another content
             draft.path.replace(target)
-            write_json(manifest, seal(record))
+            write_json(manifest, checksums.seal(record))
             sync(manifest)
         sync_names(target.parent)
     finally:
@@ -326,16 +326,10 @@ def read_manifest(target: str | os.PathLike) -> dict[str, Any]:
     path = manifest_path(target)
     if not path.exists():
         raise D2OError(f"{target}: no manifest at {path}; was it made by this pipeline?")
-    try:
-        text = path.read_text()
-        manifest = json.loads(text)
-        if "crc" in manifest:  # an older version wrote none
-            manifest = unsealed(text)
-    except (ValueError, TypeError, RecursionError):
-        manifest = None
-    if not isinstance(manifest, dict):
+    content = checksums.manifest(path.read_text(errors="replace"))
+    if content is None:
         raise D2OError(f"{path}: damaged; delete {made_again(path)} and run again")
-    return manifest
+    return content
 
 
 def read_packed(file: BinaryIO, name: str) -> bytes:
@@ -348,27 +342,6 @@ def read_packed(file: BinaryIO, name: str) -> bytes:
     if len(content) > LARGEST:
         raise D2OError(f"{name} unpacks to more than {LARGEST >> 20} MiB; is it the right file?")
     return content
-
-
-def seal(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Data as JSON has them, with a checksum as the last key."""
-    row = json.loads(json.dumps(row, default=str))
-    return {**row, "crc": zlib.crc32(json.dumps(row).encode())}
-
-
-def sealed(row: Mapping[str, Any]) -> str:
-    """A line of a file that grows, with a checksum."""
-    return json.dumps(seal(row)) + "\n"
-
-
-def unsealed(line: str) -> dict[str, Any] | None:
-    """The row of a line that is as `sealed` wrote it, or of a file with what `seal` gives; None of any other."""
-    try:
-        row = json.loads(line)
-        crc = row.pop("crc")
-    except (ValueError, AttributeError, TypeError, KeyError):
-        return None
-    return row if line.endswith("\n") and crc == zlib.crc32(json.dumps(row).encode()) else None
 
 
 def file_digest(path: str | os.PathLike) -> str:

@@ -37,7 +37,7 @@ rule choose_pairs:
 
 use rule score_responses as score_pairs with:
     message:
-        "Scores by {wildcards.reward} of the {wildcards.choice} answers of {wildcards.dataset}"
+        "Scores by {wildcards.reward} of the {wildcards.preference} answers of {wildcards.dataset}"
     input:
         reward=plan.reward_model,
         sources=plan.rule_files,
@@ -46,9 +46,9 @@ use rule score_responses as score_pairs with:
     output:
         "<pair_scores>",
     log:
-        "<data>/pair_quality/logs/scores-{reward}-{choice}.log",
+        "<data>/pair_quality/logs/scores-{reward}-{preference}.log",
     benchmark:
-        "<data>/pair_quality/logs/scores-{reward}-{choice}.benchmark.tsv"
+        "<data>/pair_quality/logs/scores-{reward}-{preference}.benchmark.tsv"
 
 
 use rule judge_responses as judge_pairs with:

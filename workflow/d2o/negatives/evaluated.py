@@ -30,9 +30,9 @@ def prompts(files: list[str]) -> list[dict[str, Any]]:
     try:
         with memory.bounded(_MEMORY):
             return _prompts(files)
-    except MemoryError:
+    except (MemoryError, SystemError):  # as in `questions.fetch`
         raise D2OError(
-            f"{', '.join(files)}: reading this takes more than {_MEMORY:g} GB; keep fewer prompts"
+            f"{', '.join(files)}: reading this takes more than about {_MEMORY:g} GB; keep fewer prompts"
         ) from None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -13,7 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from d2o import layout, runs, settings
+from d2o import checksums, layout, runs, settings
 from d2o.errors import D2OError
 from d2o.layout import Layout
 from d2o.plan import stages
@@ -224,8 +223,8 @@ def _names(
 def manifest(artifact: str) -> dict[str, Any]:
     """The manifest of an artifact; empty where there is none that can be read."""
     try:
-        return json.loads(layout.manifest_path(artifact).read_text())
-    except (OSError, ValueError):
+        return checksums.manifest(layout.manifest_path(artifact).read_text(errors="replace")) or {}
+    except OSError:
         return {}
 
 

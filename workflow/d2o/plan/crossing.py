@@ -77,7 +77,7 @@ class Crossing:
             "reward": lambda row: self.filters(row) if "pool" in row else e.rewards,
             "judge": lambda row: e.judges,
             "task": lambda row: e.tasks,
-            "choice": lambda row: ["chosen", "rejected"],
+            "preference": lambda row: ["chosen", "rejected"],
         }
 
     def _seeds(self, e: settings.Experiment, row: Mapping[str, Any], place: str) -> list[int]:

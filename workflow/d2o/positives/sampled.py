@@ -12,7 +12,7 @@ import time
 from collections.abc import Container, Iterator
 from pathlib import Path
 
-from d2o import locks, records
+from d2o import checksums, locks
 from d2o.generation import Completion
 
 # Seconds between two fsyncs: a killed process loses nothing, a machine without power this much.
@@ -56,7 +56,7 @@ class Sampled:
     def add(self, identity: str, prompt_id: str, completion: Completion) -> None:
         """Keep an answer."""
         self._known[identity] = completion
-        self._file.write(records.sealed({"identity": identity, "prompt_id": prompt_id, **vars(completion)}))
+        self._file.write(checksums.sealed({"identity": identity, "prompt_id": prompt_id, **vars(completion)}))
         self._file.flush()
         if time.monotonic() - self._synced > _SYNC:
             self._sync()
@@ -71,7 +71,7 @@ def _rows(path: Path) -> Iterator[dict]:
     broken = 0
     with path.open(errors="replace") as lines:
         for line in lines:
-            if row := records.unsealed(line):
+            if row := checksums.unsealed(line):
                 yield row
             else:
                 broken += line.endswith("\n")

@@ -58,7 +58,7 @@ BINS = 24
 # Inches of a line of a legend.
 _LINE = 0.22
 # Longer logs are plotted as means over consecutive steps; so many of these tell their values.
-POINTS, TOLD = 200, 20
+POINTS, LABELLED_POINTS = 200, 20
 # What begins the id of a group in an SVG whose marks tell values.
 _VALUES = "values "
 _SVG = "{http://www.w3.org/2000/svg}"
@@ -285,8 +285,8 @@ def tell(axis, x: Iterable[float], y: Iterable[float], texts: Iterable[str]) -> 
 
 
 def tell_line(axis, x: pd.Series, y: pd.Series, name: str) -> None:
-    """At most `TOLD` points of a line, evenly spaced and with both ends, tell their values."""
-    chosen = np.unique(np.linspace(0, len(x) - 1, min(TOLD, len(x))).round().astype(int))
+    """At most `LABELLED_POINTS` points of a line, evenly spaced and with both ends, tell their values."""
+    chosen = np.unique(np.linspace(0, len(x) - 1, min(LABELLED_POINTS, len(x))).round().astype(int))
     x, y = x.iloc[chosen], y.iloc[chosen]
     tell(axis, x, y, [f"{name}, {_short(a, 6)}: {_short(b)}" for a, b in zip(x, y, strict=True)])
 
@@ -556,10 +556,10 @@ def _differences(axis, shown: Sequence[Mapping[str, Any]], bars: pd.DataFrame) -
 
 
 def _shares(axis, shown: Sequence[Mapping[str, Any]], neutral: float | None) -> None:
-    names = [f"{m['choice']}, {m['scorer']}" if m["choice"] else m["scorer"] for m in shown]
+    names = [f"{m['preference']}, {m['scorer']}" if m["preference"] else m["scorer"] for m in shown]
     for place, (name, m) in enumerate(zip(names, shown, strict=True)):
         percent = {end: 100 * m[end] for end in ("mean", "low", "high")}
-        colour = _MUTED if m["choice"] == "rejected" else _COLOURS[0]
+        colour = _MUTED if m["preference"] == "rejected" else _COLOURS[0]
         _interval(axis, place, percent, colour, f"{name}: {_estimate(percent)} %")
     if neutral is not None:
         axis.axvline(neutral, **_RULE)

@@ -132,7 +132,7 @@ def _check(archive: Archive, dataset: str, reward: str) -> dict[str, Any]:
         "reward": reward,
         "paired": accuracy is not None,
         "weak": accuracy is None or accuracy < WEAK,
-        "told": measures,
+        "measures": measures,
     }
 
 

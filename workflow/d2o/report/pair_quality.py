@@ -20,8 +20,8 @@ PANELS = {
 # Bars of the histogram of a data set's score differences.
 BINS = 25
 
-_COLUMNS = ["dataset", "measure", "scorer", "choice", "mean", "low", "high", "prompts", "values"]
-_CHOICES = ("chosen", "rejected")
+_COLUMNS = ["dataset", "measure", "scorer", "preference", "mean", "low", "high", "prompts", "values"]
+_PREFERENCES = ("chosen", "rejected")
 
 
 def measure(archive: Archive, settings: Settings, dataset: str) -> pd.DataFrame:
@@ -31,7 +31,7 @@ def measure(archive: Archive, settings: Settings, dataset: str) -> pd.DataFrame:
     compare. A reward model trained on this data set's labels is asked about its test prompts only.
 
     Returns:
-        A row a measure: `measure`, a key of `PANELS`; the `choice` it is about, where it is about one; the `mean`
+        A row a measure: `measure`, a key of `PANELS`; the `preference` it is about, where it is about one; the `mean`
         with its interval over `prompts` clusters; and `values`, the array that they are of.
     Raises:
         D2OError: where an artifact is missing, or chosen and rejected answers are not of the same pairs.
@@ -40,20 +40,20 @@ def measure(archive: Archive, settings: Settings, dataset: str) -> pd.DataFrame:
     splits = archive.table("pair_prompts", schemas.PROMPTS, dataset=dataset).set_index("prompt_id")["origin"]
     rows = []
 
-    def add(measure: str, scorer: str, choice: str, values: pd.Series, prompts: pd.Series) -> None:
+    def add(measure: str, scorer: str, preference: str, values: pd.Series, prompts: pd.Series) -> None:
         values = values.to_numpy(float)
         e = statistics.mean(Sample(values, prompts.to_numpy()))
-        rows.append([dataset, measure, scorer, choice, e.mean, e.low, e.high, e.n, values])
+        rows.append([dataset, measure, scorer, preference, e.mean, e.low, e.high, e.n, values])
 
     for name in experiment.rewards:
         reward = settings.rewards[name]
         pairs = _scores(archive, dataset, name)
         if reward.train:
             pairs = pairs[pairs["prompt_id"].map(splits) == "test"]
-        scores, prompts = pairs[[*_CHOICES]], pairs["prompt_id"]
+        scores, prompts = pairs[[*_PREFERENCES]], pairs["prompt_id"]
         if reward.toxic_above is not None:
-            for choice in _CHOICES:
-                add("toxic", name, choice, scores[choice] > reward.toxic_above, prompts)
+            for preference in _PREFERENCES:
+                add("toxic", name, preference, scores[preference] > reward.toxic_above, prompts)
         else:
             sign = 1 if reward.better == "higher" else -1
             spread = (scores.to_numpy().std() if len(scores) else 0) or 1.0
@@ -68,12 +68,14 @@ def measure(archive: Archive, settings: Settings, dataset: str) -> pd.DataFrame:
 def _scores(archive: Archive, dataset: str, reward: str) -> pd.DataFrame:
     """The scores of both answers of each pair."""
     names = {"dataset": dataset, "reward": reward}
-    chosen, rejected = (archive.table("pair_scores", schemas.SCORES, choice=choice, **names) for choice in _CHOICES)
+    chosen, rejected = (
+        archive.table("pair_scores", schemas.SCORES, preference=preference, **names) for preference in _PREFERENCES
+    )
     pairs = chosen.merge(
         rejected, "outer", ["prompt_id", "sample"], suffixes=("_chosen", "_rejected"), validate="1:1", indicator=True
-    ).rename(columns={f"score_{choice}": choice for choice in _CHOICES})
+    ).rename(columns={f"score_{preference}": preference for preference in _PREFERENCES})
     if not pairs["_merge"].eq("both").all():
-        folder = archive.path("pair_scores", choice="chosen", **names).parent
+        folder = archive.path("pair_scores", preference="chosen", **names).parent
         raise D2OError(f"{folder}: chosen and rejected are of different pairs: delete it, run again")
     return pairs
 

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.serialization import config as torch_files
 
-from d2o import locks, records
+from d2o import checksums, locks, records
 from d2o.errors import D2OError
 from d2o.settings import TrainStage, result_keys
 from d2o.train import sizes
@@ -75,7 +75,7 @@ class Checkpoints:
             records.empty_folder(folder)
             known = []
         if dist.get_rank() == 0:
-            records.write_json(mark, records.seal(run | {"ranks": ranks, "rounds": max(known, sampled, key=len)}))
+            records.write_json(mark, checksums.seal(run | {"ranks": ranks, "rounds": max(known, sampled, key=len)}))
             records.sync(mark)
         dist.barrier()
 
@@ -210,7 +210,7 @@ class Checkpoints:
 
 
 def _read(mark: Path) -> dict:
-    run = records.unsealed(mark.read_text(errors="replace"))
+    run = checksums.unsealed(mark.read_text(errors="replace"))
     if run is None:
         raise D2OError(f"{mark}: damaged; delete {mark.parent} to start again from step 0")
     return run

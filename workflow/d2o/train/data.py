@@ -117,8 +117,8 @@ def prepare(stage: TrainStage, inputs: Inputs, output: Path) -> None:
     """Write the groups with their reference log-probs into one file, for `Data`.
 
     Raises:
-        D2OError: where there is no group to train on, a response lacks its reference, a table was made by another
-            model or in another precision, or a snapshot lies beyond the last step.
+        D2OError: where there is no group to train on, a response lacks its reference log-prob, a table was made
+            by another model or in another precision, or a snapshot lies beyond the last step.
     """
     route = _route(stage, inputs)
     human = records.read_table(inputs.negatives, schemas.NEGATIVES)

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from d2o import records
+from d2o import checksums, records
 from d2o.errors import D2OError
 from d2o.groups import Group
 from d2o.losses import Side
@@ -232,7 +232,7 @@ class Watch:
         raised = alarms(self._history, self._limits)
         if self._active:
             with self._path.open("a") as file:
-                file.write(records.sealed(record))
+                file.write(checksums.sealed(record))
             numbers = {k: v for k, v in record.items() if k != "step" and v is not None}
             for tracker in self._trackers:
                 tracker.log(numbers, record["step"])
@@ -271,7 +271,7 @@ class Watch:
 
 
 def _records(path: Path, lines: Sequence[str], steps: int) -> list[dict[str, Any]]:
-    history = [*takewhile(bool, map(records.unsealed, lines))]
+    history = [*takewhile(bool, map(checksums.unsealed, lines))]
     if len(history) < steps:
         raise D2OError(f"{path}: line {len(history) + 1} is damaged; delete {path.parent} to start again from step 0")
     return history
