@@ -183,6 +183,31 @@ def test_a_hub_that_wants_fewer_requests_is_waited_for(hub, tmp_path):
     assert done.stderr.count("a/busy: the Hub wants fewer requests; waiting 2 s") == asked.count(BUSY) - 2 == 1
 
 
+class Refused(Exception):
+    response = SimpleNamespace(status_code=429, headers={"Retry-After": "7"})
+
+
+@pytest.mark.parametrize("tries", [3, 9])
+def test_a_library_that_wraps_the_hubs_error_waits_as_well(monkeypatch, tries):
+    """`datasets` raises an error of its own, and says of what."""
+    failures, waited = iter(range(tries)), []
+    monkeypatch.setattr(hub_module.time, "sleep", waited.append)
+
+    def load():
+        if next(failures, None) is None:
+            return "rows"
+        try:
+            raise Refused
+        except Refused:
+            raise ConnectionError("not reached") from None  # which keeps the context
+
+    if tries < hub_module._TRIES:
+        assert hub_module.patiently("a/b", load) == "rows" and waited == [8] * tries
+    else:
+        with pytest.raises(ConnectionError, match="not reached"):
+            hub_module.patiently("a/b", load)
+
+
 def test_a_licence_is_asked_for_and_none_is_made_up(hub, monkeypatch):
     address, asked = hub
     assert hub_module.licence("a/named", "main", "model") is None and asked == []  # offline

@@ -157,9 +157,9 @@ def _hub_rows(reading: Reading, split: str) -> Iterator[tuple[int, Any]]:
     hub.bound_waiting()
     number = 0
     try:
-        stream = datasets.load_dataset(
-            reading.hub, name=reading.name, revision=reading.revision, split=split, streaming=True
-        ).decode(False)  # a column that says it holds images would be fetched from wherever its rows say
+        options = {"name": reading.name, "revision": reading.revision, "split": split, "streaming": True}
+        stream = hub.patiently(reading.hub, partial(datasets.load_dataset, reading.hub, **options))
+        stream = stream.decode(False)  # what says it holds images would be fetched from wherever a row says
         progress = tqdm(stream, desc=f"reading {reading.hub}, {split}", unit=" rows", mininterval=2)
         for number, row in enumerate(progress, 1):
             yield number, row

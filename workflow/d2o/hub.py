@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections.abc import Mapping
-from functools import cache
+from collections.abc import Callable, Mapping
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ from d2o.settings import Source
 
 # Seconds without a byte after which the Hub counts as not reached.
 _PATIENCE = 10
-# How often a model is asked for while the Hub wants fewer requests, and seconds in between at most.
+# How often a repository is asked for while the Hub wants fewer requests, and seconds in between at most.
 _TRIES, _LONGEST_WAIT = 5, 300
 _WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
 
@@ -127,16 +127,8 @@ def _download(source: Source) -> Path:
     patterns = [*_WANTED, "*.py"] if source.trust_remote_code else _WANTED
     bound_waiting()
     try:
-        for tries in reversed(range(_TRIES)):
-            try:
-                folder = Path(snapshot_download(source.hub, revision=source.revision, allow_patterns=patterns))
-                break
-            except Exception as error:
-                seconds = _seconds_to_wait(error)
-                if seconds is None or not tries:
-                    raise
-                print(f"{source.hub}: the Hub wants fewer requests; waiting {seconds} s", file=sys.stderr)
-                time.sleep(seconds)
+        download = partial(snapshot_download, source.hub, revision=source.revision, allow_patterns=patterns)
+        folder = Path(patiently(source.hub, download))
     except Exception as error:  # as above
         raise D2OError(
             f"{source.hub}@{source.revision}: not in the Hub's cache and not fetched ({_reason(error)}); "
@@ -152,17 +144,33 @@ def _download(source: Source) -> Path:
     return folder
 
 
-def _seconds_to_wait(error: Exception) -> int | None:
-    """After how long the Hub will answer, where it says that it gets too many requests (429); else None."""
+def patiently(repository: str, ask: Callable[[], Any]) -> Any:
+    """What a call of a client of the Hub returns; it is made again where the Hub wants fewer requests (429)."""
+    tries = 0
+    while True:
+        try:
+            return ask()
+        except Exception as error:
+            tries += 1
+            seconds = _seconds_to_wait(error)
+            if seconds is None or tries == _TRIES:
+                raise
+        print(f"{repository}: the Hub wants fewer requests; waiting {seconds} s", file=sys.stderr)
+        time.sleep(seconds)
+
+
+def _seconds_to_wait(error: BaseException | None) -> int | None:
+    """After how long the Hub answers again, where the error, or what led to it, is a 429; else None."""
     from huggingface_hub.utils import parse_ratelimit_headers
 
-    responses = [getattr(one, "response", None) for one in (error, error.__cause__)]
-    headers = next((one.headers for one in responses if one is not None and one.status_code == 429), None)
-    if headers is None:
-        return None
-    limit, delay = parse_ratelimit_headers(headers), headers.get("Retry-After", "")
-    seconds = limit.reset_in_seconds if limit else int(delay) if delay.isdecimal() else _PATIENCE
-    return min(seconds + 1, _LONGEST_WAIT)
+    while error is not None:
+        response = getattr(error, "response", None)
+        if response is not None and response.status_code == 429:
+            limit, delay = parse_ratelimit_headers(response.headers), response.headers.get("Retry-After", "")
+            seconds = limit.reset_in_seconds if limit else int(delay) if delay.isdecimal() else _PATIENCE
+            return min(seconds + 1, _LONGEST_WAIT)
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _reason(error: Exception) -> str:

@@ -132,7 +132,8 @@ def _hub_splits(source: Questions, task: ConfigurableTask, options: dict[str, An
     hub.bound_waiting()
     try:
         options = {key: value for key, value in options.items() if key != "trust_remote_code"}  # code is never run
-        return datasets.load_dataset(path, name, revision=source.revision, **options)
+        load = partial(datasets.load_dataset, path, name, revision=source.revision, **options)
+        return hub.patiently(path, load)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         _pass_on_memory_error(error)
         reason = " ".join(str(error).split())
@@ -267,8 +268,9 @@ def _hub(source: Questions) -> Readers:
     hub.bound_waiting()
 
     def call(function: Callable, *args: str, **options: str):
+        ask = partial(function, source.hub, *args, revision=source.revision, **options)
         try:
-            return function(source.hub, *args, revision=source.revision, **options)
+            return hub.patiently(source.hub, ask)
         except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
             _pass_on_memory_error(error)
             reason = " ".join(str(error).split())
