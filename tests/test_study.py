@@ -192,8 +192,23 @@ def test_a_part_is_kept_once_its_report_is_there(tmp_path, monkeypatch):
     assert {HARM, "human/margin", "answers/tokens", "task/mmlu/acc"} <= {*table.index.get_level_values("metric")}
     assert (tmp_path / "docs/demo/course.csv").read_text() == "step\n"
     assert (tmp_path / "docs/demo/time.csv").read_text() == "job,jobs,cpu_minutes\npositives,1,1\ntrain,3,2.5\n"
-    shown = study._trials(pd.read_csv(tmp_path / "docs/demo/tuned.csv"))
-    assert shown.splitlines()[2:] == ["| dpo | 25.0% | **50.0%** |"]
+    _, shown = study._trials(pd.read_csv(tmp_path / "docs/demo/tuned.csv"))
+    assert shown.splitlines()[2:] == ["| dpo | 25.0 | **50.0** |"]
+
+
+@pytest.mark.parametrize(
+    ("metric", "title", "cells"),
+    [(GOOD, "good, %", "2.0 | **5.7**"), ("human/margin", "margin", "0.020 | **0.057**")],
+)
+def test_trials_are_shown_by_the_metric_that_chose_among_them(metric, title, cells):
+    values = {
+        "train.learning_rate": [1e-5, 1e-4],
+        metric: [0.02, 0.0571],
+        "prompts": [48, 48],
+        "chosen": [False, True],
+    }
+    text, table = study._trials(pd.DataFrame({"method": ["d2o", "d2o"], **values}))
+    assert title in text and table.splitlines()[-1] == f"| d2o | {cells} |"
 
 
 @pytest.fixture

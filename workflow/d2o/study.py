@@ -473,7 +473,7 @@ def _part(part: str, tables: Mapping[str, pd.DataFrame], docs: Path) -> list[str
     rows = [[method, *(_mean(tables, f"{part}/{method}", key) for key in known)] for method in methods]
     blocks = [f"### {part}", _markdown(["", *(SHOWN[key][0] for key in known)], rows)]
     if (tuned := docs / part / "tuned.csv").exists():
-        blocks += ["The trials of each method, and good answers to validation prompts:", _trials(pd.read_csv(tuned))]
+        blocks += _trials(pd.read_csv(tuned))
     if (course := docs / part / "course.csv").exists():
         best = best_points(pd.read_csv(course))
         texts = [_interval(e, SHOWN[e.metric][1], "%" in SHOWN[e.metric][0]) for e in best.itertuples()]
@@ -487,18 +487,21 @@ def _part(part: str, tables: Mapping[str, pd.DataFrame], docs: Path) -> list[str
     return [*blocks, f"Values: [{place}/values.csv]({place}/values.csv)."]
 
 
-def _trials(tuned: pd.DataFrame) -> str:
+def _trials(tuned: pd.DataFrame) -> list[str]:
     """A row a method, a column a value that was tried; the chosen one is bold."""
-    value, metric = tuned.columns[1], GOOD
+    value, (metric,) = tuned.columns[1], [key for key in tuned if key in SHOWN]
+    title, digits = SHOWN[metric]
+    scale = 100 if "%" in title else 1
     texts = [
-        f"**{mean:.1%}**" if chosen else f"{mean:.1%}"
+        f"**{_number(scale * mean, digits)}**" if chosen else _number(scale * mean, digits)
         for mean, chosen in tuned[[metric, "chosen"]].itertuples(index=False)
     ]
     shown = (
         tuned.assign(text=texts).pivot(index="method", columns=value, values="text").reindex(tuned["method"].unique())
     )
     rows = [[method, *cells] for method, *cells in shown.fillna("–").itertuples()]
-    return _markdown([value, *(f"{x:g}" for x in shown)], rows)
+    table = _markdown([value, *(f"{x:g}" for x in shown)], rows)
+    return [f"The trials of each method, and what they reached on validation prompts ({title}):", table]
 
 
 def _mean(tables: Mapping[str, pd.DataFrame], cell: str, metric: str) -> str:
