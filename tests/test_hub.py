@@ -98,6 +98,12 @@ def hub():
     server.shutdown()
 
 
+@pytest.fixture(autouse=True)
+def no_slurm(monkeypatch):
+    """Where it is installed and does not run, `sinfo` waits for it."""
+    monkeypatch.setattr(preflight, "_slurm", lambda jobs: ())
+
+
 def test_a_revision_may_be_a_pull_request(hub, tmp_path):
     address, asked = hub
     code = (

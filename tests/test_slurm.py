@@ -100,6 +100,8 @@ def slurm():
         pid = folder / f"{name}.pid"
         if pid.exists():
             os.kill(int(pid.read_text()), 15)
+    # Else every Snakemake on this machine would wait ten seconds for a controller that is gone.
+    Path("/etc/slurm/slurm.conf").unlink()
 
 
 class Resources(dict):

@@ -137,6 +137,8 @@ def _gpus(value: str) -> float:
     return float(sum(map(int, re.findall(r"\bgpu:(?:[^:,(]+:)?(\d+)", value))))
 
 
+# Seconds that Slurm has to say what nodes there are.
+_PATIENCE = 60
 # What a node of a partition has: the letter of `sinfo` for it, and how it is read.
 _NODE = {"minutes": ("%l", _minutes), "MB of memory": ("%m", _least), "cores": ("%c", _least), "GPUs": ("%G", _gpus)}
 
@@ -145,8 +147,11 @@ def _slurm(jobs: Sequence[Any]) -> Iterator[str]:
     """A line for each kind of job that no node of its partition of Slurm can take, at the last attempt."""
     if not shutil.which("sinfo"):
         return
-    columns = "|".join(["%P", *(letter for letter, _ in _NODE.values())])
-    listed = subprocess.run(["sinfo", "-a", "-h", "-e", "-o", columns], capture_output=True, text=True).stdout
+    command = ["sinfo", "-a", "-h", "-e", "-o", "|".join(["%P", *(letter for letter, _ in _NODE.values())])]
+    try:
+        listed = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE).stdout
+    except subprocess.TimeoutExpired:
+        return  # the first job says that Slurm does not answer
     nodes: dict[str, list[list[float]]] = {}
     for line in listed.splitlines():
         name, *values = line.split("|")
