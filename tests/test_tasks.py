@@ -252,19 +252,24 @@ def test_files_that_unpack_to_too_much_together_are_refused(tmp_path, monkeypatc
         questions.fetch(Task(path=str(tmp_path / "m.zip")), tmp_path / "out")
 
 
+def fetched_within(memory_gb: float, source: Questions, folder: Path) -> str:
+    """What a process of its own says that fetches questions with so much memory."""
+    code = (
+        "from pathlib import Path; from d2o import questions; from d2o.settings import Questions\n"
+        f"questions._MEMORY = {memory_gb}\n"
+        f"questions.fetch(Questions(**{source.model_dump()}), Path({str(folder)!r}))"
+    )
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stderr
+
+
 @pytest.mark.slow
 def test_short_questions_take_no_more_memory_than_reading_has(tmp_path):
     """A zip of 200 kB holds five million questions, of 300 bytes each as Python has them."""
     with zipfile.ZipFile(tmp_path / "m.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         for split, count in (("dev", 1), ("test", 5_000_000)):
             archive.writestr(f"{split}/law_{split}.csv", "q,1,2,3,4,A\n" * count)
-    code = (
-        "from pathlib import Path; from d2o import questions; from d2o.settings import Task\n"
-        "questions._MEMORY = 0.1\n"
-        f"questions.fetch(Task(path={str(tmp_path / 'm.zip')!r}), Path({str(tmp_path / 'q')!r}))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert f"D2OError: {tmp_path}/m.zip: reading it takes more than about 0.1 GB; is it the right one?" in done.stderr
+    told = fetched_within(0.1, Questions(path=str(tmp_path / "m.zip")), tmp_path / "q")
+    assert f"D2OError: {tmp_path}/m.zip: reading it takes more than about 0.1 GB; is it the right one?" in told
     assert not (tmp_path / "q").exists()
 
 
@@ -486,13 +491,8 @@ def test_a_small_file_of_a_task_takes_no_more_memory_than_reading_has(arc, tmp_p
     answers = {"choices": [science(1)["choices"]] * 1024, "answerKey": ["A"] * 1024}
     pq.write_table(pa.table({"question": question, **answers}), path, compression="zstd")
     source = Questions(task="arc_easy", data={"train": str(path), "test": str(path)})
-    code = (
-        "from pathlib import Path; from d2o import questions; from d2o.settings import Questions\n"
-        "questions._MEMORY = 1\n"
-        f"questions.fetch(Questions(**{source.model_dump()}), Path({str(tmp_path / 'q')!r}))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert f"D2OError: {path}: reading it takes more than about 1 GB; is it the right one?" in done.stderr
+    told = fetched_within(1, source, tmp_path / "q")
+    assert f"D2OError: {path}: reading it takes more than about 1 GB; is it the right one?" in told
     assert not (tmp_path / "q").exists()
 
 

@@ -167,8 +167,8 @@ def _lengths(rows: Sequence[Mapping[str, Any]], model: Path, s: Settings) -> tup
         answers = [min(len(ids), longest) for _, responses in encoded for ids in responses]
         return sum(len(ids) for ids, _ in encoded) / len(encoded), sum(answers) / len(answers)
     asked = [sum(len(turn["content"]) for turn in row["messages"]) for row in rows]
-    replies = [len(text) for row in rows for text in (row["positive"], row["negative"]) if text]
-    prompt, answer = (sum(lengths) / len(lengths) / CHARACTERS for lengths in (asked, replies))
+    answers = [len(text) for row in rows for text in (row["positive"], row["negative"]) if text]
+    prompt, answer = (sum(lengths) / len(lengths) / CHARACTERS for lengths in (asked, answers))
     return prompt + TEMPLATE, min(answer, longest)
 
 
