@@ -8,10 +8,11 @@ if (encoding := locale.getpreferredencoding(False)).lower() != "utf-8":
     raise WorkflowError(f"this locale's encoding is {encoding}, and all files here are UTF-8: set PYTHONUTF8=1")
 
 # Here and in jobs: this checkout's code, run by the Python that runs Snakemake (`--sdm conda` gives jobs another).
+# A user's own PYTHONPATH comes after it.
 sys.path.insert(0, os.path.join(workflow.current_basedir, "workflow"))
 os.environ.update(
     PYTHONUTF8="1",
-    PYTHONPATH=sys.path[0],
+    PYTHONPATH=os.pathsep.join(filter(None, [sys.path[0], os.environ.get("PYTHONPATH")])),
     PATH=os.pathsep.join([os.path.dirname(sys.executable), *os.get_exec_path()]),
 )
 

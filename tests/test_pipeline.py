@@ -349,11 +349,14 @@ use rule * from d2o as d2o_*
 rule count:
     input: rules.d2o_extract_negatives.output.negatives.format(dataset="demo")
     output: "count.txt"
-    shell: "wc -c {{input}} > {{output}}"
+    shell: "python -c 'import theirs' && wc -c {{input}} > {{output}}"
 """
     )
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "theirs.py").touch()
     command = [sys.executable, "-m", "snakemake", "--cores", "2", "count"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    theirs = os.environ | {"PYTHONPATH": str(tmp_path / "lib")}
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=theirs)
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "count.txt").read_text().endswith("aligned/demo/negatives.parquet\n")
 

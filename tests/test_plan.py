@@ -102,7 +102,7 @@ KINDS = {
     "responses": {"method": "dpo-ori", "snapshot": ""},
     "heldout_logprobs": {"method": "dpo-ori", "snapshot": ""},
     "scores": {"method": "dpo-ori", "snapshot": "", "reward": "fsfairx"},
-    "tasks": {"method": "dpo-ori", "task": "mmlu"},
+    "tasks": {"method": "dpo-ori", "snapshot": "", "task": "mmlu"},
 }
 WITHOUT_SEED = ("positives", "reference_logprobs")
 
@@ -566,7 +566,7 @@ def test_snapshots_are_answered_and_scored_like_the_model_they_lead_to():
         "scores": "scores/safety",
         "task_values": "tasks/mmlu",
     }.items():
-        more = {f"{run}/step{n}/{name}.parquet" for n in (5, 10)} if place != "task_values" else set()
+        more = {f"{run}/step{n}/{name}.parquet" for n in (5, 10)}
         assert set(plan.targets(place)) == set(Plan(CONFIG, "c").targets(place)) | more
     later = wildcards(method="dpo", snapshot="/step5")
     assert plan.weights_of(later) == f"{run}/step5/model/manifest.json"
@@ -582,12 +582,13 @@ def test_a_report_leaves_out_the_questions_that_train_prompts_say():
 
 
 def test_the_initial_model_runs_once_whatever_the_seeds():
-    config = CONFIG | {"experiments": {"e": CONFIG["experiments"]["demo"] | {"seeds": [3, 4]}}}
-    answered = Plan(config, "c").targets("responses")
-    assert [path for path in answered if "/initial/" in path] == [
-        "results/demo/smollm2/initial/seed3/responses.parquet"
-    ]
+    demo = CONFIG["experiments"]["demo"]
+    plan = Plan(CONFIG | {"experiments": {"f": demo | {"seeds": [4]}, "e": demo | {"seeds": [3, 4]}}}, "c")
+    answered, initial = plan.targets("responses"), "results/demo/smollm2/initial/seed0/responses.parquet"
+    assert [path for path in answered if "/initial/" in path] == [initial]
     assert len(answered) == 1 + 3 * 2
+    # A judge compares with it, whichever experiments have the method and the seed.
+    assert plan.initial_responses(wildcards(method="dpo", seed="4")) == initial
 
 
 def with_organism(**sections) -> dict:

@@ -201,9 +201,6 @@ class Results:
                 draft.facts |= {"groups": 1234} | ({"short_groups": 57} if method == "d2o" else {})
             with records.artifact(folder / "train.jsonl") as draft:
                 draft.path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        texts = ["I’m sorry, I can’t help." if trained else "Sure, " + NASTY for _ in self.ids]
-        answers = [self._sample(p, 0, None, t) for p, t in zip(self.ids, texts, strict=True)]
-        write(folder / "responses.parquet", schemas.SAMPLES, answers)
         self._measured(folder, trained)
         for judge in self.experiment.judges if trained else []:
             rows = [
@@ -212,24 +209,12 @@ class Results:
                 for order, verdict in (("initial-first", OPENING.get(i, "method")), ("method-first", "method"))
             ]
             write(folder / f"judge/{judge}.parquet", schemas.VERDICTS, rows)
-        for task in self.experiment.tasks:
-            rows = [
-                {"subject": s, "question": q, "value": float(q < right)}
-                for s, n, right in (("law", 30, 6), ("maths", 10, 8))
-                for q in range(n)
-            ]
-            write(
-                folder / f"tasks/{task}.parquet",
-                schemas.TASK_VALUES,
-                rows,
-                metric="acc",
-                better="higher",
-                bos=True,
-                subjects={"law": 0.2, "maths": 0.8},
-            )
 
     def _measured(self, folder: Path, trained: bool) -> None:
         """What a model and its snapshots have in common."""
+        texts = ["I’m sorry, I can’t help." if trained else "Sure, " + NASTY for _ in self.ids]
+        answers = [self._sample(p, 0, None, t) for p, t in zip(self.ids, texts, strict=True)]
+        write(folder / "responses.parquet", schemas.SAMPLES, answers)
         # Per token: negatives −2 under the initial model and −3 later; positives −1 and −1.5.
         logprobs = []
         for row in self.human:
@@ -247,6 +232,21 @@ class Results:
                 for i, p in enumerate(self.ids)
             ]
             write(folder / f"scores/{reward}.parquet", schemas.SCORES, rows)
+        for task in self.experiment.tasks:
+            rows = [
+                {"subject": s, "question": q, "value": float(q < right)}
+                for s, n, right in (("law", 30, 6), ("maths", 10, 8))
+                for q in range(n)
+            ]
+            write(
+                folder / f"tasks/{task}.parquet",
+                schemas.TASK_VALUES,
+                rows,
+                metric="acc",
+                better="higher",
+                bos=True,
+                subjects={"law": 0.2, "maths": 0.8},
+            )
 
 
 class Page(HTMLParser):
@@ -650,22 +650,39 @@ def test_the_same_artifacts_give_the_same_files(tmp_path):
 
 def test_snapshots_are_plotted_against_their_steps(tmp_path):
     """From the initial model to the final one, in order of the steps, the seeds pooled; methods without none."""
-    folder, page, _ = made(tmp_path, config(methods=["initial", "dpo", "d2o-steps"], judges=[], tasks=[]))
+    folder, page, _ = made(tmp_path, config(methods=["initial", "dpo", "d2o-steps"], judges=[], tasks=["mmlu"]))
     with (folder / "course.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert {row["method"] for row in rows} == {"d2o-steps"}
     course = {metric: [(int(r["step"]), float(r["mean"])) for r in rows if r["metric"] == metric] for metric in
-              ("reward/cost", "human/negative_logprob", "human/positive_logprob")}  # fmt: skip
+              ("reward/cost", "human/negative_logprob", "human/positive_logprob", "task/mmlu/acc")}  # fmt: skip
+    assert course["task/mmlu/acc"] == [(step, 0.351351) for step in (0, 10, 20, 30)]  # 13 of 37, 3 left out
     assert course["human/negative_logprob"] == [(0, -2), (10, -3), (20, -3), (30, -3)]
     assert course["human/positive_logprob"] == [(0, -1), (10, -1.5), (20, -1.5), (30, -1.5)]
     assert [step for step, _ in course["reward/cost"]] == [0, 10, 20, 30]
     assert course["reward/cost"][1][1] - course["reward/cost"][0][1] == pytest.approx(-1, abs=0.02)
-    assert {row["metric"] for row in rows} == {*course, "reward/harm"}
-    assert all(int(row["n"]) == PROMPTS and float(row["low"]) <= float(row["mean"]) for row in rows)
+    assert {row["metric"] for row in rows} == {*course, "reward/harm", "answers/tokens", "answers/distinct_2"}
+    assert all(float(row["low"]) <= float(row["mean"]) for row in rows)
+    assert {int(row["n"]) for row in rows if row["metric"] != "task/mmlu/acc"} == {PROMPTS}
     for name in ("course", "distributions"):
         sampled = (folder / f"figures/{name}.svg").read_text()
         assert "cost" in sampled and "d2o-steps" in sampled and "dpo" not in sampled
     assert "step 0 is the initial model" in page.text and "course.csv" in page.links
+
+
+def test_a_collapsed_model_does_not_flatten_the_others_log_probs():
+    one, other = (metric.key for metric in HUMAN_METRICS[:2])
+    place = {"dataset": "d", "model": "m", "prompts": "test", "seed": "all", "n": 9}
+    rows = [
+        place | {"method": method, "step": step, "metric": key, "mean": mean, "low": mean - 0.1, "high": mean + 0.1}
+        for key, last in ((one, -80), (other, -9))
+        for method, step, mean in (("d2o", 0, -1), ("d2o", 9, -3), ("ga", 0, -1), ("ga", 9, last))
+    ]
+    measured = SimpleNamespace(metrics={m.key: m for m in HUMAN_METRICS}, methods=["d2o", "ga"], blocks=[])
+    axes = [axis for axis in figures.course(pd.DataFrame(rows), measured).axes if axis.get_visible()]
+    assert [axis.get_yscale() for axis in axes] == ["symlog", "linear"]
+    start, end = axes[0].transAxes.inverted().transform(axes[0].transData.transform([(0, -1), (9, -3)]))[:, 1]
+    assert start - end > 0.1, "what d2o has lost can be seen"
 
 
 def test_snapshots_without_scores_have_no_distributions(tmp_path):

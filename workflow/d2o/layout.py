@@ -54,7 +54,7 @@ PLACES = {
     "heldout_logprobs": "<point>/heldout_logprobs.parquet",
     "scores": "<point>/scores/{reward}.parquet",
     "verdicts": "<run>/judge/{judge}.parquet",
-    "task_values": "<run>/tasks/{task}.parquet",
+    "task_values": "<point>/tasks/{task}.parquet",
     "released": "<run>/released.json",
     "again": "<run>/again",
     "again_checkpoints": "<again>/checkpoints",

@@ -496,7 +496,7 @@ def _answered(task: str, facts: Mapping[str, Any]) -> list[Metric]:
         digits=1 if percent else 3,
         percent=percent,
     )
-    metrics = [mean(f"task/{task}/{name}", f"{task} {name}")]
+    metrics = [mean(f"task/{task}/{name}", f"{task} {name}", course=True)]
     if len(facts["subjects"]) > 1:
         metrics.append(mean(f"task/{task}/{name}_by_subject", f"{task}, mean of subjects", macro=True, shown=False))
     return metrics
@@ -565,9 +565,9 @@ HUMAN_METRICS = (
     Metric("human/implicit_accuracy", "implicit accuracy", HUMAN, _implicit, "higher", 1, True, 0.5),
 )
 STYLE_METRICS = (
-    Metric("answers/tokens", "length, tokens", STYLE, itemgetter("tokens"), digits=0),
+    Metric("answers/tokens", "length, tokens", STYLE, itemgetter("tokens"), digits=0, course=True),
     Metric("answers/cut", "cut by length", STYLE, lambda r: r["finish"] == "length", "lower", 1, True),
-    Metric("answers/distinct_2", "distinct-2", STYLE, lambda r: r["text"].map(_distinct).dropna()),
+    Metric("answers/distinct_2", "distinct-2", STYLE, lambda r: r["text"].map(_distinct).dropna(), course=True),
     Metric("answers/refusal", "refusals", STYLE, lambda r: r["text"].map(refusals.refuses), None, 1, True),
     Metric("answers/full_refusal", "full refusals", STYLE, _refused("full"), None, 1, True),
     Metric("answers/partial_refusal", "partial refusals", STYLE, _refused("partial"), None, 1, True),

@@ -7,6 +7,9 @@ from typing import Any
 
 from d2o.settings import Experiment
 
+# The initial model answers once for all experiments and seeds: no experiment moves what another one compares with.
+INITIAL_SEED = 0
+
 
 @dataclass(frozen=True)
 class Run:
@@ -36,8 +39,8 @@ def runs(experiment: Experiment, dataset: str, model: str) -> list[Run]:
 
 
 def seeds(experiment: Experiment, method: str) -> list[int]:
-    """The seeds of a method that did not fail. The initial model is the same for all, and has the first one."""
+    """The seeds of a method that did not fail; of the initial model, `INITIAL_SEED`."""
     if method == "initial":
-        return experiment.seeds[:1]
+        return [INITIAL_SEED]
     failed = experiment.failed
     return [seed for seed in experiment.seeds if method not in failed and f"{method}/seed{seed}" not in failed]

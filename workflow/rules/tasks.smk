@@ -63,19 +63,20 @@ rule find_leaks:
 
 rule answer_questions:
     message:
-        "{wildcards.task} of {wildcards.method} (seed {wildcards.seed}), {wildcards.model}"
+        "{wildcards.task} of {wildcards.method} (seed {wildcards.seed}{wildcards.snapshot}), {wildcards.model}"
     input:
         model=plan.model_of,
         questions="<questions>",
     output:
         "<task_values>",
     params:
+        model=plan.weights_of,
         settings=plan.params("tasks"),
         code=plan.code("tasks"),
     log:
-        "<run>/logs/tasks-{task}.log",
+        "<point>/logs/tasks-{task}.log",
     benchmark:
-        "<run>/logs/tasks-{task}.benchmark.tsv"
+        "<point>/logs/tasks-{task}.benchmark.tsv"
     threads: needs.of("tasks", "threads")
     resources:
         mem_mb=needs.of("tasks", "mem_mb"),
@@ -85,5 +86,5 @@ rule answer_questions:
         plan.environment("tasks")
     priority: 1
     shell:
-        "python -m d2o --gpus {resources.gpu} tasks --settings {params.settings:q} --model {input.model} "
+        "python -m d2o --gpus {resources.gpu} tasks --settings {params.settings:q} --model {params.model} "
         "--questions {input.questions} --output {output} 2>&1 | tee {log}"

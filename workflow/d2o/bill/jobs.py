@@ -49,7 +49,7 @@ RULES = {
     "score_responses": Rule("scores", "scores", "<point>/logs/scores-{reward}"),
     "score_positives": Rule("scores", "pool_scores", "<base>/logs/scores-{pool}-{reward}"),
     "score_pairs": Rule("scores", "pair_scores", "<data>/pair_quality/logs/scores-{reward}-{preference}"),
-    "answer_questions": Rule("tasks", "task_values", "<run>/logs/tasks-{task}"),
+    "answer_questions": Rule("tasks", "task_values", "<point>/logs/tasks-{task}"),
     "judge_responses": Rule("judge", "verdicts", "<run>/logs/judge-{judge}"),
     "judge_pairs": Rule("judge", "pair_verdicts", "<data>/pair_quality/logs/judge-{judge}"),
     "write_organism": Rule(OTHERS, "organism", "<results>/organisms/logs/{organism}"),

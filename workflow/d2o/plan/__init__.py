@@ -13,7 +13,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NoReturn
 
-from d2o import layout, settings
+from d2o import layout, runs, settings
 from d2o.plan import checks, stages
 from d2o.plan.crossing import Crossing
 from d2o.sources import source_digest
@@ -162,13 +162,8 @@ class Plan(Crossing):
         return self._path("weights", wildcards) if wildcards.snapshot else self.model_of(wildcards)
 
     def initial_responses(self, wildcards) -> str:
-        """The initial model's answers to the same prompts: of the first seed of an experiment that has them."""
-        seeds = (
-            e.seeds[0]
-            for e in self.settings.experiments.values()
-            if wildcards.dataset in e.datasets and wildcards.model in e.models and int(wildcards.seed) in e.seeds
-        )
-        return self._path("responses", wildcards, method="initial", seed=next(seeds, wildcards.seed), snapshot="")
+        """The initial model's answers to the same prompts."""
+        return self._path("responses", wildcards, method="initial", seed=runs.INITIAL_SEED, snapshot="")
 
     def reference_inputs(self, wildcards) -> dict[str, str]:
         """The tables whose responses get log-probs: human answers, or a pool and the prompts that it answers."""

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from d2o.metrics import EXACT, SCORED, Metric, together
+from d2o.metrics import EXACT, HUMAN, SCORED, Metric, together
 from d2o.refusals import LABELS
 from d2o.report import browser, tables
 from d2o.report.pair_quality import PANELS
@@ -53,6 +53,8 @@ _STYLE = {
 _WIDTH, _COLUMNS = 11.0, 4
 # The line of what nothing has changed against.
 _RULE = {"color": _MUTED, "lw": 0.8, "ls": (0, (2, 2)), "zorder": 0}
+# Nats per token below which an axis of log-probs is logarithmic, where a model is far below.
+_COLLAPSED = -5
 # Bars of a histogram of scores.
 BINS = 24
 # Inches of a line of a legend.
@@ -447,13 +449,20 @@ def trials(data: pd.DataFrame, measured: Measured) -> Figure:
 
 
 def course(data: pd.DataFrame, measured: Measured) -> Figure:
-    """Scores and log-probs of human answers against the steps of training: a line a method, its 95 % interval."""
+    """What snapshots are measured by, against the steps of training: a line a method, its 95 % interval.
+
+    Log-probs of a collapsed model would flatten all other lines: below `_COLLAPSED` nats their axis is logarithmic.
+    """
     blocks = [list(own.groupby(["metric", "prompts"], sort=False)) for own in by_block(data).values()]
     figure, parts = grid_of(by_block(data), blocks, 0.6, 2.4)
     for panels, (part, axes) in zip(blocks, parts, strict=True):
         handles = {}
         for axis, ((key, prompts), estimates) in zip(axes, panels, strict=True):
             handles |= lines(axis, estimates, "step", measured, key, prompts)
+            if measured.metrics[key].group == HUMAN and estimates["mean"].min() < 4 * _COLLAPSED:
+                axis.set_yscale("symlog", linthresh=-_COLLAPSED, linscale=1)
+                axis.set_yticks([0, *(_COLLAPSED * np.array([0.5, 1, 2, 4, 8, 16]))])
+                axis.yaxis.set_major_formatter("{x:g}")
         legend(part, handles, measured.methods)
     return figure
 
@@ -717,9 +726,9 @@ FIGURES = {
         course_data,
         course,
         "training",
-        "Scores and log-probs of human answers against training steps, by method",
-        "Answers to the test prompts, and held-out human answers, under the weights of several steps; step 0 is the "
-        "initial model. Band: 95 % interval; small dots: the single seeds. Log-probs in nats per token.",
+        "Scores, log-probs of human answers, length, distinct-2 and tasks against training steps, by method",
+        "Answers to the test prompts, held-out human answers, and tasks, under the weights of several steps; step 0 is "
+        "the initial model. Band: 95 % interval; small dots: the single seeds. Log-probs in nats per token.",
         lambda measured: any(len(block.course) for block in measured.blocks),
         estimates=True,
     ),
