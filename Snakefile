@@ -25,7 +25,7 @@ from d2o.needs import Needs
 from d2o.plan import Plan
 from d2o.report import screen
 
-# Path variables in modules and with storage plugins were mended late; this is the version that the tests run.
+# Older versions have bugs with path variables in modules and with storage plugins; the tests run this version.
 min_version("9.27")
 
 if not workflow.overwrite_configfiles:
@@ -48,7 +48,7 @@ if workflow.is_main_process:
 os.environ.update(D2O_SHARE_GPUS=str(int(plan.settings.compute.share_gpus)))
 
 
-# Where artifacts lie: rules name them, as `<responses>`.
+# The paths of artifacts: rules name them, as `<responses>`.
 pathvars:
     **PLACES,
     results=plan.settings.results,

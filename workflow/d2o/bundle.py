@@ -1,7 +1,7 @@
-"""All that an experiment's numbers rest on, but weights and texts, in one archive for a paper's appendix.
+"""Archive of an experiment for a paper's appendix: config, environment, manifests, report; no weights, no data.
 
-Its metadata are an RO-Crate (https://w3id.org/ro/crate/1.1), which names each file with its SHA-256. Names are in
-order, times fixed and files not compressed: two bundles of the same state are the same bytes on any machine.
+Its metadata are an RO-Crate (https://w3id.org/ro/crate/1.1), which lists each file with its SHA-256. Names are
+sorted, times fixed and files not compressed: two bundles of the same state are the same bytes on any machine.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from d2o.texts import line, visible
 
 METADATA = "ro-crate-metadata.json"
 _SPECIFICATION = "https://w3id.org/ro/crate/1.1"
-# Not in the context of version 1.1.
+# A term that the context of version 1.1 lacks.
 _SHA256 = {"sha256": "https://schema.org/sha256"}
 _ROOT = Path(__file__).parents[2]
 # Keys of manifests that hold texts of data.
@@ -56,11 +56,11 @@ Not in it: weights, data, prompts and answers, but for those that the page shows
 
 
 def write(config: Path, experiment: str, output: Path) -> None:
-    """Write the bundle of an experiment whose report and cards are there.
+    """Write the bundle of an experiment whose report and cards exist.
 
     Raises:
-        D2OError: where there is no such experiment, or what belongs into it is missing, damaged, or was made with
-            other settings, and where it is more than `verify` reads.
+        D2OError: where there is no such experiment, where a file of the bundle is missing, damaged, or made with
+            other settings, and where the bundle is larger than `verify` reads.
     """
     if not output.parent.is_dir():
         raise D2OError(f"{output.parent}: no such folder; make it, or choose another --output")
@@ -76,7 +76,7 @@ def write(config: Path, experiment: str, output: Path) -> None:
     temporary = output.with_name(f".{output.name}.tmp")
     with zipfile.ZipFile(temporary, "w") as archive:
         for name, data in sorted(content.files.items()):
-            entry = zipfile.ZipInfo(name)  # of 1980, whenever it is written
+            entry = zipfile.ZipInfo(name)  # dated 1980, whenever it is written
             entry.external_attr = 0o644 << 16
             archive.writestr(entry, data)
     records.sync(temporary)
@@ -87,9 +87,9 @@ def verify(bundle: Path) -> tuple[list[str], str]:
     """Compare every file of a bundle with the SHA-256 in its metadata.
 
     Returns:
-        A line for each file that is damaged, gone, or not named there; and a line with what was counted.
+        One line per file that is damaged, missing, or not listed there; and one line with the counts.
     Raises:
-        D2OError: where the file is no bundle, or its metadata cannot be read.
+        D2OError: where the file is not a bundle, or its metadata cannot be read.
     """
     try:
         with zipfile.ZipFile(bundle) as archive:
@@ -103,7 +103,7 @@ def verify(bundle: Path) -> tuple[list[str], str]:
 
 
 def _digests(archive: zipfile.ZipFile) -> dict[str, str]:
-    """By file, the SHA-256 that the metadata name."""
+    """The SHA-256 of each file, from the metadata."""
     data = _unpacked(archive, METADATA)
     if data is None:
         raise zipfile.BadZipFile(f"{METADATA} is damaged")
@@ -133,18 +133,18 @@ def _problems(archive: zipfile.ZipFile, digests: Mapping[str, str]) -> Iterator[
 
 
 def _unpacked(archive: zipfile.ZipFile, name: str) -> bytes | None:
-    """A file of an archive, at most as large as the archive says; None where it cannot be unpacked."""
+    """A file of an archive, at most as large as the archive states; None where it cannot be unpacked."""
     try:
         return archive.read(name)
     except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError, NotImplementedError):
-        return None  # the last two: a bit says that it is encrypted, or packed otherwise
+        return None  # the last two: a flag marks it as encrypted, or as packed otherwise
 
 
-# What is in it --------------------------------------------------------------------------------------
+# Content --------------------------------------------------------------------------------------------
 
 
 def _collect(config: Path, experiment: str) -> SimpleNamespace:
-    """The files of a bundle by name but the metadata, and the page that they are about."""
+    """The files of a bundle by name, without the metadata, and the path of the experiment's page."""
     import yaml
 
     from d2o.plan import Plan, checks
@@ -184,7 +184,7 @@ def _collect(config: Path, experiment: str) -> SimpleNamespace:
 
 
 def _published(path: str) -> list[str]:
-    """The files that were written with a page or figure, by their names in the report's folder."""
+    """The names, in the report's folder, of the files that were written with a page or figure."""
     manifest = records.read_manifest(path)
     if "files" not in manifest:
         raise D2OError(f"{path}: made by another version, which did not say what belongs to it; run snakemake again")
@@ -199,7 +199,7 @@ def _whole(path: Path) -> bytes:
 
 
 def _manifests(artifacts: Iterable[str], results: str) -> dict[str, dict[str, Any]]:
-    """The manifests of artifacts and of all in the results that they were made from, directly or not, by name."""
+    """The manifests of artifacts and of their direct and indirect inputs in the results, by name."""
     manifests: dict[str, dict[str, Any]] = {}
     queue = [*artifacts]
     while queue:
@@ -217,7 +217,7 @@ def _without_texts(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass
 class _Names:
-    """What files and folders are called in a bundle: one outside the results has a number, in the order of mention.
+    """Names of files and folders in a bundle: those outside the results are numbered in the order of mention.
 
     Attributes:
         results: the folder of results.
@@ -228,7 +228,7 @@ class _Names:
     _files: dict[PurePath, int] = field(default_factory=dict)
 
     def portable(self, data: Any, key: str = "") -> Any:
-        """Plain data with no folder of this machine; only what `key` says to be a path is taken for one."""
+        """Plain data without folders of this machine; only values under keys that name paths are replaced."""
         match data:
             case dict() if key == "inputs":
                 return {self._read(PurePath(name)): digest for name, digest in data.items()}
@@ -241,13 +241,13 @@ class _Names:
         return data
 
     def _read(self, path: PurePath) -> str:
-        """Of a file that was read: its name, too, may say who made it, such as an annotator's."""
+        """The name of an input; outside the results a number, because a file name may identify an annotator."""
         if inside := self._inside(path):
             return inside
         return f"{self._folder(path)}/{self._files.setdefault(path, len(self._files) + 1)}{path.suffix}"
 
     def _inside(self, path: PurePath) -> str | None:
-        """A path in the results, from there where it is absolute; None of another one."""
+        """A path inside the results, as `results/…` where it is absolute; None for a path outside them."""
         below = PurePath(os.path.relpath(path, self.results))
         if below.parts[:1] == ("..",):
             return None
@@ -305,7 +305,7 @@ def _crate(experiment: str, made: str, files: Mapping[str, bytes]) -> dict[str, 
 
 
 def _version() -> str:
-    """The version of the code, with the commit of git and whether files differ from it, where git knows."""
+    """The version of the code; where git knows them, also the commit and whether files differ from it."""
     version = metadata.version("d2o")
     git = ["git", "-C", str(_ROOT)]
     try:

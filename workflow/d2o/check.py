@@ -1,7 +1,7 @@
-"""Command `check`: whether this machine computes what it should, the first thing to run on a new one.
+"""Command `check`: whether this machine computes correctly; the first command to run on a new machine.
 
-Every line says what was compared, by how much it differs, and how much it may. Where no model is given, a tiny one of
-random weights is made.
+Each line states what was compared, the difference, and the limit. Where no model is given, a tiny one with random
+weights is made.
 """
 
 from __future__ import annotations
@@ -36,41 +36,42 @@ from d2o.losses import Side
 from d2o.settings import Engine, Forward, Method, Train, TrainStage, execution_keys
 from d2o.train.data import Data, Inputs, prepare
 
-# How long the prompt and the responses of some groups are, tokens: short ones, a pool of eleven, a long prompt.
+# Lengths of the prompt and the responses of some groups, tokens: short ones, eleven positives, a long prompt.
 _SHAPES = {
     "short": ((5, (7, 3, 4)), (1, (1, 1)), (3, (30,)), (12, (2, 2, 2, 9))),
     "eleven positives": ((40, tuple(range(20, 92, 6))), (33, tuple(range(70, 10, -5)))),
     "long prompt": ((700, (20, 130, 64, 5)), (257, (128,))),
 }
-# Largest relative difference of attention or its gradient from the dense mask's in float64.
+# Largest relative difference of attention or its gradient from that under a dense mask in float64.
 _KERNEL = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
 # Largest mean difference of a token's log-prob, nats, and relative L2 of gradients, between two routes in float32.
 _ROUTES = 1e-4, 1e-3
-# How many times the padded route's rounding in bf16 may be ours: both are differences from its float32.
+# Largest ratio of our rounding in bf16 to the padded route's: both are differences from the padded route in float32.
 _ROUNDING = 1.5
 # Largest relative difference of a step's gradient norm, and relative L2 of the weights' change. AdamW's first step is
-# near to the gradient's sign, so that rounding turns some small entries round.
+# close to the sign of the gradient, so rounding flips the sign of some small entries.
 _STEP = {"fp32": (1e-3, 0.05), "bf16": (0.03, 0.3)}
-# Nats that a greedy token may be less likely than the likeliest: in bf16 two libraries round differently.
+# Nats by which a greedy token may be less likely than the likeliest: in bf16 two libraries round differently.
 _TIE = 0.1
 
 
 class Finding(NamedTuple):
-    """What one comparison came to."""
+    """The result of one comparison."""
 
     right: bool
     text: str
 
 
 class Skip(Exception):
-    """Why a check cannot be made here."""
+    """The reason why a check cannot be made here."""
 
 
 def run(model: Path | None) -> bool:
-    """Make all checks and print a line for each; whether none failed.
+    """Make all checks and print their findings; return whether all passed.
 
     Args:
-        model: folder of the model for the forward pass and vLLM; None: the tiny one, which always takes the step.
+        model: folder of the model for the forward pass and vLLM; None: the tiny one. The training step always uses
+            the tiny one.
     """
     with tempfile.TemporaryDirectory(prefix="d2o-check-") as scratch:
         folder = Path(scratch)
@@ -82,12 +83,12 @@ def run(model: Path | None) -> bool:
             "step": lambda: _step(tiny, folder),
             "vllm": lambda: _vllm(model or tiny),
         }
-        passed = [_passes(name, check) for name, check in checks.items()]  # all are made, whatever the first says
+        passed = [_passes(name, check) for name, check in checks.items()]  # all checks run, even after a failure
         return all(passed)
 
 
 def _passes(name: str, check: Callable[[], Iterator[Finding]]) -> bool:
-    """Print what a check finds, each line with the seconds that it took; whether all is right."""
+    """Print the findings of a check, each with the seconds that it took; return whether all are right."""
     whole, began = True, time.monotonic()
 
     def say(status: str, text: str) -> None:
@@ -102,7 +103,7 @@ def _passes(name: str, check: Callable[[], Iterator[Finding]]) -> bool:
             whole &= right
     except Skip as reason:
         say("skipped", str(reason))
-    except Exception as error:  # whatever a machine may come up with; the other checks go on
+    except Exception as error:  # any failure of a machine; the other checks go on
         say("FAILED", f"{type(error).__name__}: {error}")
         whole = False
     _free()
@@ -110,7 +111,7 @@ def _passes(name: str, check: Callable[[], Iterator[Finding]]) -> bool:
 
 
 def _machine() -> Iterator[Finding]:
-    """The devices, and the versions of what runs on them."""
+    """The devices, and the versions of the libraries and the driver."""
     versions = ", ".join(f"{name} {version}" for name, version in records.versions().items())
     cores, kind = os.cpu_count(), torch.backends.cpu.get_cpu_capability()
     yield Finding(True, f"{versions}; {cores} cores, {kind}, {torch.get_num_threads()} threads")
@@ -138,7 +139,7 @@ def _driver() -> str:
 
 
 def _kernel() -> Iterator[Finding]:
-    """The attention that the route `shared` takes on this device against a dense mask."""
+    """Compare the attention of the route `shared` on this device with attention under a dense mask."""
     device = torch.device(devices.device())
     for dtype, bound in _KERNEL.items():
         name = str(dtype).removeprefix("torch.")
@@ -179,7 +180,7 @@ def _kernel_difference(row: Row, heads: int, kv_heads: int, width: int, dtype: t
 
 
 def _forward(model: Path) -> Iterator[Finding]:
-    """The route `shared`, or what stands in for it, against `padded`: log-probs, and gradients of the first layer."""
+    """Compare the route `shared`, or its fallback, with `padded`: log-probs, and gradients of the first layer."""
     policy = _policy(model, "fp32")
     if policy.route == "padded":
         raise Skip(f"{policy.lm.config.model_type} takes the padded route")
@@ -210,7 +211,7 @@ def _forward(model: Path) -> Iterator[Finding]:
 
 
 def _policy(model: Path, precision: str) -> Policy:
-    """The model on the device, of whose weights the first layer's get gradients: they went through all layers."""
+    """The model on the device. Only the first layer's weights get gradients, which pass through all layers."""
     policy = forward.load(model, precision, device=devices.device())
     policy.requires_grad_(False)
     policy.lm.get_decoder().layers[0].requires_grad_(True)
@@ -218,7 +219,7 @@ def _policy(model: Path, precision: str) -> Policy:
 
 
 def _pass(policy: Policy, row: Row, route: Route = "shared") -> tuple[Tensor, Tensor]:
-    """Log-probs of all response tokens, [T], and the gradient of a sum of them with weights of both signs, flat."""
+    """Log-probs of all response tokens, [T], and the flat gradient of their sum with weights of both signs."""
     policy.route = route
     logs = policy(row)
     weights = [weight for weight in policy.parameters() if weight.requires_grad]
@@ -255,14 +256,14 @@ def _free() -> None:
 
 
 class _Change(NamedTuple):
-    """What a step came to: the gradient's norm before clipping, and the change of all weights, flat."""
+    """The result of a step: the gradient's norm before clipping, and the change of all weights, flat."""
 
     norm: float
     weights: Tensor
 
 
 def _step(model: Path, folder: Path) -> Iterator[Finding]:
-    """One step of D2O by the stage `train`, on one device and on several, against plain PyTorch on the CPU."""
+    """Compare one step of D2O by the stage `train`, on one device and on several, with plain PyTorch on the CPU."""
     if importlib.util.find_spec("deepspeed") is None:
         raise Skip("deepspeed is not installed")
     tables = _write_tables(model, folder)
@@ -291,7 +292,7 @@ def _stage(precision: str, ranks: int) -> TrainStage:
 
 
 def _plain_step(inputs: Inputs, groups: Path) -> _Change:
-    """The step in float32 with padded rows, without DeepSpeed; its groups go into a file."""
+    """The step in float32 with padded rows, without DeepSpeed; its groups are written to the file `groups`."""
     stage = _stage("fp32", 1)
     prepare(stage, inputs, groups)
     batch = Data(stage, groups).batch(0)
@@ -315,7 +316,7 @@ def _stage_step(inputs: Inputs, stage: TrainStage, output: Path) -> _Change:
     """The step by the command `d2o train`.
 
     Raises:
-        D2OError: with the last lines that it said, where it fails.
+        D2OError: where the command fails, with the last lines of its stderr.
     """
     keys = execution_keys(stage)
     options = {
@@ -343,7 +344,7 @@ def _flat(tensors: dict[str, Tensor]) -> Tensor:
 
 
 def _write_tables(model: Path, folder: Path) -> Inputs:
-    """Four prompts, each with a negative and three samples."""
+    """Write tables of four prompts, each with one negative and three samples."""
     human, pool = [], []
     for i in range(4):
         messages = [{"role": "user", "content": f"Question number {i}?"}]
@@ -376,7 +377,7 @@ def _with_reference_logprobs(inputs: Inputs, precision: str, folder: Path) -> In
 
 
 def _vllm(model: Path) -> Iterator[Finding]:
-    """Greedy answers of vLLM: whether transformers finds each of their tokens the likeliest."""
+    """Check that each token of vLLM's greedy answers is the likeliest by transformers, or within `_TIE` of it."""
     if importlib.util.find_spec("vllm") is None:
         raise Skip("vllm is not installed")
     tokenizer = chat.load_tokenizer(model)
@@ -393,9 +394,9 @@ def _vllm(model: Path) -> Iterator[Finding]:
 
 
 def _greedy(model: Path, prompts: list[list[int]]) -> list[list[int]]:
-    """vLLM's greedy answers, ids; the engine is loaded by the code that samples the pools."""
+    """Token ids of vLLM's greedy answers; the engine is loaded by the code that samples the pools."""
     engine = Engine(backend="vllm", eager=True, max_num_seqs=8, kv_cache_gib=1, gpu_memory_utilization=0.5)
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # it warns of what does not matter here, on stdout
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # its warnings do not matter here, and go to stdout
     llm = generation.start(model, engine).llm
     from vllm import SamplingParams, TokensPrompt
 
@@ -406,7 +407,7 @@ def _greedy(model: Path, prompts: list[list[int]]) -> list[list[int]]:
 
 @torch.no_grad()
 def _gaps(model: Path, prompts: list[list[int]], answers: list[list[int]]) -> list[Tensor]:
-    """By how much each token of the answers is less likely than the likeliest one, nats; 0 where it is that."""
+    """Nats by which each token of the answers is less likely than the likeliest one; 0 where it is the likeliest."""
     lm = AutoModelForCausalLM.from_pretrained(
         model, dtype=torch.float32, trust_remote_code=model_folders.trusts_code(model)
     ).to(devices.device())
@@ -422,7 +423,7 @@ def _gaps(model: Path, prompts: list[list[int]], answers: list[list[int]]) -> li
 
 
 def _tiny(folder: Path) -> Path:
-    """A Llama of two million random weights in bf16, two heads of queries to one of keys; a token is a byte."""
+    """Make a Llama of two million random weights in bf16, two query heads per key head; each token is a byte."""
     letters = pre_tokenizers.ByteLevel.alphabet()
     vocabulary = {token: number for number, token in enumerate(["<|end|>", *sorted(letters)])}
     words = Tokenizer(models.BPE(vocabulary, []))

@@ -1,4 +1,4 @@
-"""JSON with a checksum as its last key: a changed digit is told, and not taken for another number."""
+"""JSON with a checksum as its last key: a changed digit is detected, and not read as another number."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any
 
 
 def seal(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Data as JSON has them, with a checksum as the last key."""
+    """The data after a round trip through JSON, with a checksum as the last key."""
     row = json.loads(json.dumps(row, default=str))
     return {**row, "crc": zlib.crc32(json.dumps(row).encode())}
 
 
 def sealed(row: Mapping[str, Any]) -> str:
-    """A line of a file that grows, with a checksum."""
+    """A line with a checksum, for a file to which lines are appended."""
     return json.dumps(seal(row)) + "\n"
 
 
 def unsealed(text: str) -> dict[str, Any] | None:
-    """The row of a line that is as `sealed` wrote it, or of a file with what `seal` gives; None of any other."""
+    """The row of an intact line of `sealed`, or of an intact file with the result of `seal`; None for other text."""
     try:
         row = json.loads(text)
         crc = row.pop("crc")
@@ -30,7 +30,7 @@ def unsealed(text: str) -> dict[str, Any] | None:
 
 
 def manifest(text: str) -> dict[str, Any] | None:
-    """What a manifest says; None where it is damaged. Those of older versions have no checksum."""
+    """The content of a manifest; None where it is damaged. Manifests of older versions have no checksum."""
     try:
         content = json.loads(text)
     except (ValueError, RecursionError):

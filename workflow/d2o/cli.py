@@ -36,7 +36,7 @@ def main() -> None:
     atexit.register(gc.freeze)
     if locale.getpreferredencoding(False).lower() != "utf-8":  # all that is read and written is UTF-8
         os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
-    if not sys.stderr.isatty():  # a shell says itself what was killed
+    if not sys.stderr.isatty():  # a shell itself reports what was killed
         killed.watch()
     try:
         app()
@@ -60,7 +60,7 @@ def _whole(model: Path) -> Path:
     folder = _folder(model)
     if lacking := weights.lacking(folder):
         raise D2OError(lacking)
-    if (folder / "manifest.json").exists() and "RANK" not in os.environ:  # once a job, not once a rank
+    if (folder / "manifest.json").exists() and "RANK" not in os.environ:  # once per job, not once per rank
         records.check_content(folder)
     return folder
 

@@ -9,7 +9,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Contract:
-    """What a loss needs: of a response group, and of the settings of its method.
+    """The requirements of a loss on a response group and on the settings of its method.
 
     Attributes:
         positives: how many positives a group must have: `none`, `one`, `many` (one or more) or `any` (zero or more).
@@ -30,7 +30,7 @@ class Contract:
 
 _PAIR = {"positives": "one", "negative": True}
 
-# β = 0.1 for every method, as in the paper. SimPO's β is its authors' advice, because log-probs per token are small.
+# β = 0.1 as in the paper, for every method but SimPO: its authors advise more, because log-probs per token are small.
 CONTRACTS = {
     "d2o": Contract("many", negative=True, reference=True, parameters={"beta": 0.1, "alpha": 0.1}),
     "d2o-instance": Contract("many", negative=True, reference=True, parameters={"beta": 0.1, "alpha": 0.1}),

@@ -1,6 +1,6 @@
 """Stage `datasets`: read preference rows of any source and format into one table, without holding them in memory.
 
-A source is a local file or a split of a Hub data set; it yields one row at a time, of which `formats` makes records.
+A source is a local file or a split of a Hub data set; it yields one row at a time; `formats` makes records of it.
 Rows that cannot be read are listed in a file beside the table.
 """
 
@@ -31,11 +31,11 @@ from d2o.errors import D2OError
 from d2o.formats import BadRow, LeftOut
 from d2o.settings import Reading
 
-# Bytes of a line: a small packed file may unpack to one that no memory holds.
+# Maximum bytes of a line: a small packed file may unpack to a line that does not fit in memory.
 _LONGEST = 64 << 20
 _TEXTS = (".jsonl", ".json", ".csv", ".tsv")
 _SUFFIXES = (*(kind + packed for kind in _TEXTS for packed in ("", ".gz", ".xz")), ".parquet")
-# Different reasons that are told apart: labels may be anything.
+# Maximum number of reasons that are counted separately: labels may be anything.
 _REASONS = 50
 
 
@@ -44,14 +44,14 @@ def read(reading: Reading, output: Path) -> None:
 
     `<output>.rejected.jsonl` lists each row that cannot be read: file (or Hub split), row and reason. `row` counts
     from 1; in JSON lines it is the number of the line. If too many rows cannot be read, only this list is written.
-    Answers that are left out, because nobody has labelled them or their label says nothing, are counted by reason in
-    the manifest. If `reading.test` is empty, every row gets the split `train`, and the stage `negatives` holds out a
+    Answers that are left out, because they have no label or one that does not decide, are counted by reason in the
+    manifest. If `reading.test` is empty, every row gets the split `train`, and the stage `negatives` holds out a
     share.
 
     Raises:
-        D2OError: if a file cannot be read, if no row has one of `reading.columns`, if more than
-            `reading.max_bad_share` of the rows cannot be read, or none says anything; the message names the file and,
-            if known, the row or byte.
+        D2OError: if a file cannot be read, if one of `reading.columns` is in no row, if more than
+            `reading.max_bad_share` of the rows cannot be read, or if no label decides; the message names the file
+            and, if known, the row or byte.
     """
     sources = [] if reading.hub else [*reading.train, *reading.test]
     inputs = [file for source in sources for file in files(source)]
@@ -94,7 +94,7 @@ def read(reading: Reading, output: Path) -> None:
 
 
 def reason_of(outcome: LeftOut, known: Counter[str]) -> str:
-    """The reason to count an answer by that is left out: its own, while there are few."""
+    """The reason under which a left-out answer is counted: its own, or `other labels` once there are too many."""
     reason = str(outcome)
     return reason if reason in known or len(known) < _REASONS else "other labels"
 
@@ -107,10 +107,10 @@ Rows = Iterator[tuple[str, str, int, Any]]
 
 
 def _with_columns(reading: Reading, given: Rows) -> Rows:
-    """The same rows.
+    """Yield the same rows, and check that each of `reading.columns` occurs.
 
     Raises:
-        D2OError: behind the last one, where none has had one of `reading.columns`.
+        D2OError: after the last row, if one of `reading.columns` was in no row.
     """
     absent, names = dict(reading.columns), []
     for split, source, number, row in given:
@@ -127,7 +127,7 @@ def _with_columns(reading: Reading, given: Rows) -> Rows:
 
 
 def listed(names: Collection[str]) -> str:
-    """Names of columns as they can stand in a line."""
+    """Names of columns on one line, escaped and shortened."""
     shown = ", ".join(texts.visible(name)[:40] for name in islice(names, 30))
     return shown + ", …" * (len(names) > 30) or "none"
 
@@ -159,13 +159,13 @@ def _hub_rows(reading: Reading, split: str) -> Iterator[tuple[int, Any]]:
     try:
         options = {"name": reading.name, "revision": reading.revision, "split": split, "streaming": True}
         stream = hub.patiently(reading.hub, partial(datasets.load_dataset, reading.hub, **options))
-        stream = stream.decode(False)  # what says it holds images would be fetched from wherever a row says
+        stream = stream.decode(False)  # else images would be fetched from any address that a row contains
         progress = tqdm(stream, desc=f"reading {reading.hub}, {split}", unit=" rows", mininterval=2)
         for number, row in enumerate(progress, 1):
             yield number, row
     except (MemoryError, SystemError) as error:
         raise _too_large(f"{reading.hub}, split {split}", number) from error
-    except Exception as error:  # whatever a repository's files lead the library into: a script, odd YAML, no network
+    except Exception as error:  # any error that a repository's files cause (a script, odd YAML), or the network
         raise D2OError(
             f"{reading.hub}, split {split}, revision {reading.revision}: {texts.line(error)}; "
             f"check hub, name, revision and splits, and that the Hub can be reached"
@@ -173,10 +173,10 @@ def _hub_rows(reading: Reading, split: str) -> Iterator[tuple[int, Any]]:
 
 
 def files(source: str) -> list[Path]:
-    """The files of rows that a source is: one, or all of a folder, sorted by name.
+    """The files of rows of a source: the file itself, or all of a folder, sorted by name.
 
     Raises:
-        D2OError: where there is none.
+        D2OError: where there is none, or its suffix or name cannot be used.
     """
     path, known = Path(source), f"rows are read from {', '.join(_SUFFIXES)}"
     if path.is_dir():
@@ -195,7 +195,7 @@ def files(source: str) -> list[Path]:
 
 
 def file_rows(path: Path, reading: Reading | None = None) -> Iterator[tuple[int, Any]]:
-    """The rows of a local file with their numbers, from 1; with the columns that are read, or with all.
+    """The rows of a local file with their numbers, from 1. With `reading`, unneeded columns may be left out.
 
     Raises:
         D2OError: if the rest of the file cannot be read: it is damaged, cut off, not UTF-8, or too large to unpack.
@@ -213,7 +213,7 @@ def file_rows(path: Path, reading: Reading | None = None) -> Iterator[tuple[int,
             given = _json(path)
         for number, row in given:
             yield number, row
-    except (MemoryError, SystemError) as error:  # the latter of libraries that do not look whether they got it
+    except (MemoryError, SystemError) as error:  # the latter from libraries that do not check allocations
         raise _too_large(str(path), number) from error
     except EOFError:
         reason = "the compressed data is cut off"
@@ -255,7 +255,7 @@ def _json(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def _items(path: Path, file: BinaryIO) -> Iterator[tuple[int, Any]]:
-    """The items of a JSON array. Its parser takes whatever memory one item asks for, and dies where there is none."""
+    """The items of a JSON array, of limited size each: without the limit, the parser crashes when memory runs out."""
     number = read = 0
 
     class Bounded:
@@ -286,7 +286,7 @@ def _parsed_lines(path: Path, file: BinaryIO) -> Iterator[tuple[int, Any]]:
 
 
 def _decoded(path: Path, file: BinaryIO) -> Iterator[str]:
-    """The lines of a file, as texts with their ends."""
+    """The lines of a file as text, with their line ends."""
     offset = file.tell()
     for number, line in enumerate(iter(partial(file.readline, _LONGEST + 1), b""), 1):
         if len(line) > _LONGEST:
@@ -300,7 +300,7 @@ def _decoded(path: Path, file: BinaryIO) -> Iterator[str]:
 
 
 def _cells(path: Path, reading: Reading | None, separator: str | None) -> Iterator[tuple[int, Any]]:
-    """The rows of a table of texts below its header. Without a separator that which the header has most of counts:
+    """The rows of a text table below its header. Without `separator`, it is the one that the header contains most:
     a comma, a semicolon or a tab."""
     with _unpacked(path) as file:
         lines = _decoded(path, file)
@@ -321,10 +321,10 @@ def _cells(path: Path, reading: Reading | None, separator: str | None) -> Iterat
 
 
 def _columns(path: Path, reading: Reading | None, present: list[str]) -> list[str]:
-    """The columns that are read of those that a table has; all where they hold nested rows.
+    """The columns of a table that are read; all where the format is nested, or `reading` is None.
 
     Raises:
-        D2OError: where it lacks one that the format needs.
+        D2OError: where the table lacks a column that the format needs.
     """
     if reading is None or (form := formats.FORMATS[reading.format]).flat:
         return present
@@ -352,7 +352,7 @@ def _parquet(path: Path, reading: Reading | None) -> Iterator[tuple[int, Any]]:
 
 
 class _CountedFile(io.FileIO):
-    """A file that tells a progress bar how many of its bytes were read; of a packed file, the packed bytes."""
+    """A file that reports to a progress bar how many of its bytes were read; of a packed file, the packed bytes."""
 
     def __init__(self, path: Path, bar: tqdm):
         super().__init__(path)

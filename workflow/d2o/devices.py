@@ -22,7 +22,7 @@ from d2o.errors import D2OError
 # Seconds between two attempts to lease devices that other jobs hold.
 _PATIENCE = 1.0
 # How many GPUs this process asked for, and on which machine, as `8@HOST`. Its child processes there, such as the
-# ranks of a training, use its devices; one that srun starts on another node has to ask for some there.
+# ranks of a training, use its devices; one that srun starts on another node has to lease its own there.
 _ASKED = "D2O_ASKED_GPUS"
 
 
@@ -96,7 +96,7 @@ def device() -> str:
 
 
 def _cuda_of_driver() -> str | None:
-    """The newest CUDA that the driver of this machine has, by nvidia-smi; None where it does not answer."""
+    """The newest CUDA version that this machine's driver supports, by nvidia-smi; None where it gives none."""
     if not shutil.which("nvidia-smi"):
         return None
     try:
@@ -112,7 +112,7 @@ def _version(text: str) -> tuple[int, ...]:
 
 
 def _asked() -> int | None:
-    """How many GPUs this process, or one on this machine that has started it, asked for; None: none has asked."""
+    """How many GPUs this process, or an ancestor of it on this machine, asked for; None if neither has asked."""
     gpus, _, host = os.environ.get(_ASKED, "").partition("@")
     return int(gpus) if host == socket.gethostname() else None
 

@@ -1,4 +1,4 @@
-"""In which numbers a device computes: bf16 where that saves time."""
+"""The number format in which a device computes: bf16 where that saves time."""
 
 from __future__ import annotations
 
@@ -25,5 +25,5 @@ def precision(wanted: str) -> str:
 
 
 def checkpoint_dtype() -> str:
-    """In which numbers a checkpoint is computed with: its own (`auto`), or `float32` where bf16 is slow."""
+    """The dtype to load a checkpoint in: its own (`auto`), or `float32` where bf16 is slow."""
     return "auto" if quick_at_bf16() else "float32"

@@ -26,7 +26,7 @@ _MARK = "\x00"
 
 
 def problem(rule: Rule) -> str | None:
-    """Why a rule cannot be applied, the key first; None if it can. Runs no code of the user."""
+    """The reason why a rule cannot be applied, beginning with its key; None if it can. Runs no code of the user."""
     for key in ("any", "none", "count"):
         patterns = getattr(rule, key) or []
         # First each pattern alone, so that the message names it; then all together, as they run.
@@ -116,7 +116,7 @@ def _scores(rule: Rule, prompts: Sequence[str], answers: pa.ChunkedArray) -> Seq
 
 
 def _count(answers: pa.ChunkedArray, pattern: str) -> np.ndarray:
-    # Arrow's own count takes the rest after each match for a new text: it finds `^a` three times in "aaa".
+    # Arrow's own count treats the rest after each match as a new text: it finds `^a` three times in "aaa".
     bare = pc.replace_substring(answers, _MARK, " ")
     return pc.count_substring(pc.replace_substring_regex(bare, f"(?i:{pattern})", _MARK), _MARK).to_numpy()
 

@@ -1,7 +1,7 @@
 """The formats of preference rows: for each a small function from one raw row to records of `schemas.ROWS`.
 
-How files are read is `datasets`' matter. Nothing heavy is imported here: the settings take names and keys of the
-formats from `FORMATS`.
+The files are read by `datasets`. Nothing heavy is imported here: the settings take names and keys of the formats from
+`FORMATS`.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ Messages = list[dict[str, str]]
 
 
 class BadRow(ValueError):
-    """A row that does not follow its format. The message says why and does not quote the row."""
+    """A row that does not follow its format. The message states why and does not quote the row."""
 
 
 class LeftOut(ValueError):
-    """An answer of which is not known whether people rejected it: nobody has said so yet, or raters are at odds."""
+    """An answer that may or may not be rejected: it has no label yet, an unknown one, or contradictory ones."""
 
 
 class Labels(NamedTuple):
-    """What labels say: those of a negative and of a positive; or the rating below which an answer is a negative."""
+    """The meaning of labels: those of negatives and of positives; or the rating below which an answer is negative."""
 
     negative: Sequence[Any] = ()
     positive: Sequence[Any] = ()
@@ -42,12 +42,12 @@ class Format(NamedTuple):
     """How the rows of one format are read.
 
     Attributes:
-        reader: what a row says, from the row and what labels say. An answer of several may be a `LeftOut`.
-        needs: the keys that a row needs; a tuple: one of them.
+        reader: makes the records of a row, given the meaning of labels. One of several answers may be a `LeftOut`.
+        needs: the keys that a row needs; of a tuple, one is enough.
         reads: the keys that are read where they are present.
-        labels: what labels say where the config does not; None: the rows have no label that a config could explain;
-            empty: a config has to.
-        flat: makes of a nested row a flat one that has the keys.
+        labels: the meaning of labels where the config states none. None: the rows have no label that a config could
+            explain. Empty: the config has to explain them.
+        flat: turns a nested row into a flat one that has the keys.
         pairs: whether a row has two answers to compare.
     """
 
@@ -60,7 +60,7 @@ class Format(NamedTuple):
 
     @property
     def needed(self) -> list[tuple[str, ...]]:
-        """The keys that a row needs, each with what may stand in for it."""
+        """The keys that a row needs, each as a tuple with its alternatives."""
         return [(keys,) if isinstance(keys, str) else keys for keys in self.needs]
 
     @property
@@ -70,7 +70,7 @@ class Format(NamedTuple):
 
 
 def outcomes(row: Any, reading: Reading) -> list[Record | BadRow | LeftOut]:
-    """The records of a raw row, and what is not one."""
+    """The records of a raw row, with a `BadRow` or `LeftOut` for each part that gives none."""
     form = FORMATS[reading.format]
     given = reading.label
     labels = form.labels or Labels() if given is None else Labels(given.negative, given.positive, given.below)
@@ -85,10 +85,10 @@ def outcomes(row: Any, reading: Reading) -> list[Record | BadRow | LeftOut]:
 
 
 def flat(row: Any, format: str) -> Row:
-    """A row with its own names, nested no more than the keys of a format are.
+    """A row with its own names of columns; flattened where its format is nested.
 
     Raises:
-        BadRow: where it is none.
+        BadRow: where the row cannot be read.
     """
     if isinstance(row, BadRow):
         raise row
@@ -99,13 +99,13 @@ def flat(row: Any, format: str) -> Row:
 
 
 def named(row: Row, columns: Mapping[str, str]) -> Row:
-    """A flat row by the keys of its format, from the names that it has; `a.b` is also the `b` of an object `a`."""
+    """A flat row, with its columns renamed to the keys of its format; `a.b` is also the `b` of an object `a`."""
     given = {key: at(row, name) for key, name in columns.items() if has(row, name)}
     return {key: value for key, value in row.items() if key not in columns} | given
 
 
 def has(row: Row, name: str) -> bool:
-    """Whether a row has a column of a name."""
+    """Whether a row has a column of this name."""
     outer, _, inner = name.partition(".")
     return name in row or (bool(inner) and isinstance(row.get(outer), dict) and has(row[outer], inner))
 
@@ -147,7 +147,7 @@ def hh_rlhf(row: Row, _: Labels) -> list[Record]:
     return _pair(chosen[:-1], [chosen[-1]["content"], rejected[-1]["content"]], better=0)
 
 
-# Rows of one's own -------------------------------------------------------------------------------
+# A user's own rows -------------------------------------------------------------------------------
 
 
 def negatives(row: Row, _: Labels) -> list[Record]:
@@ -159,8 +159,8 @@ def negatives(row: Row, _: Labels) -> list[Record]:
 def preference(row: Row, _: Labels) -> list[Record]:
     """A row of TRL's preference format: {prompt, chosen, rejected}, texts or messages.
 
-    `chosen` and `rejected` may be whole dialogues that differ in their last turn. They then say the prompt, and
-    `prompt` may be missing. Two texts without a prompt cannot be read: it is not known where it would end.
+    `chosen` and `rejected` may be whole dialogues that differ in their last turn. They then contain the prompt,
+    and `prompt` may be missing. Two texts without `prompt` cannot be read: the end of the prompt is not known.
     """
     messages, answers = _answered(row, "chosen", "rejected")
     return _pair(messages, answers, better=0)
@@ -179,7 +179,7 @@ def rated(row: Row, labels: Labels) -> list[Record]:
 
 
 def chat(row: Row, labels: Labels) -> list[Record | LeftOut]:
-    """A dialogue in OpenAI's form, with `feedback` about its last answer, or in the messages that it is about."""
+    """A dialogue in OpenAI's form; `feedback` is in the row, about the last answer, or in the messages it rates."""
     turns = _turns(row, "messages")
     feedback = [message.get("feedback") for message in _listed(row, "messages")]
     ends = bool(turns) and turns[-1]["role"] == "assistant"
@@ -200,7 +200,7 @@ def chat(row: Row, labels: Labels) -> list[Record | LeftOut]:
 
 
 def annotated(row: Row, labels: Labels) -> list[Record]:
-    """An answer and what its raters say of it: {prompt | messages, response, label}; or two, `response_1` and
+    """An answer and its raters' labels: {prompt | messages, response, label}; or two answers, `response_1` and
     `response_2`, and which of them raters prefer: left or right, 1 or 2, a or b."""
     if row.get("response") is None and row.get("response_1") is not None:
         messages, answers = _answered(row, "response_1", "response_2")
@@ -210,10 +210,10 @@ def annotated(row: Row, labels: Labels) -> list[Record]:
 
 
 def argilla(row: Row) -> Row:
-    """A record of Argilla 2 as a flat row: its fields, and by question what each rater has answered.
+    """A record of Argilla 2 as a flat row: its fields, and by question the answer of each rater.
 
-    It comes nested (`to_json`, `to_list`) or flattened (`to_datasets`), which alone tells drafts from what was
-    submitted. Suggestions are not read: they are no human's.
+    The record is nested (`to_json`, `to_list`) or flattened (`to_datasets`). Only the flattened form distinguishes
+    drafts from submitted answers. Suggestions are not read: they are not human.
     """
     if "fields" not in row:
         questions = {}
@@ -237,9 +237,9 @@ def argilla(row: Row) -> Row:
 
 
 def label_studio(row: Row) -> Row:
-    """A task of Label Studio as a flat row: its data, and by control what each annotator has said.
+    """A task of Label Studio as a flat row: its data, and by control the labels of each annotator.
 
-    It comes as JSON, or as JSON-MIN, CSV and TSV, where a row is of one annotator. Annotations that were skipped and
+    The task comes as JSON, or as JSON-MIN, CSV and TSV with one annotator per row. Skipped annotations and
     predictions are not read.
     """
     if "annotations" not in row:
@@ -261,13 +261,13 @@ def label_studio(row: Row) -> Row:
 
 
 def _by_one(value: Any) -> Any:
-    """A cell of one annotator's row: what they say, of whom it may be several labels; or data as they are."""
+    """A cell of one annotator's row: a label, several labels as the list of one rater, or data unchanged."""
     labels = _labels(value)
     return [labels] if isinstance(labels, list) and labels != value else labels
 
 
 def _labels(value: Any) -> Any:
-    """What an annotator says in one result of Label Studio, or in several: choices, ratings, or sides of a pair."""
+    """The labels in one result of Label Studio, or in several: choices, ratings, or sides of a pair."""
     if isinstance(value, list):
         return [inner for one in value for inner in _as_list(_result(one))]
     return _result(value)
@@ -315,7 +315,7 @@ def plain(label: Any) -> Any:
 
 
 def _rejected(label: Any, labels: Labels) -> bool:
-    """Whether most raters reject an answer; not counted are those whose labels say neither, or both."""
+    """Whether most raters reject an answer; raters whose labels mean neither, or both, are not counted."""
     given = _given(label)
     raters = [_verdicts(one, labels) for one in _as_list(label)]
     votes = [rejects for verdicts in raters if len(verdicts) == 1 for rejects in verdicts]
@@ -325,7 +325,7 @@ def _rejected(label: Any, labels: Labels) -> bool:
 
 
 def _verdicts(rater: Any, labels: Labels) -> set[bool]:
-    """What the labels say that one rater has given."""
+    """The meanings of one rater's labels: True where a label rejects the answer, False where it accepts it."""
     given = (_verdict(one, labels) for one in _as_list(rater) if not _blank(one))
     return {rejects for rejects in given if rejects is not None}
 
@@ -341,21 +341,21 @@ def _verdict(label: Any, labels: Labels) -> bool | None:
     return False if any(means(one, value) for one in labels.positive) else None
 
 
-# What YAML reads as false and true where it is not quoted, as in `negative: [no]`.
+# Words that YAML reads as false and true where they are not quoted, as in `negative: [no]`.
 _YAML = {False: ("false", "no", "off"), True: ("true", "yes", "on")}
 
 
 def means(named: Any, value: Any) -> bool:
-    """Whether a label of the config is a plain one of the data."""
+    """Whether a label of the config equals a plain label of the data."""
     return value in _YAML[named] if isinstance(named, bool) else plain(named) == value
 
 
-# A side, perhaps after words such as `response_`; letters stand alone, for "upright" and "banana" are no votes.
+# A side, perhaps after words such as `response_`; letters stand alone: "upright" and "banana" are not votes.
 _SIDE = re.compile(r"(?!not?[\s_-])(?:(?:[^\W\d]+[\s_-])?(left|right|a|b)|(?:[^\W\d]+[\s_-]?)?([12]))")
 
 
 def _preferred(label: Any) -> int:
-    """Which of two answers most raters prefer; of a ranking the first."""
+    """The index of the answer, of two, that most raters prefer; of a ranking the first counts."""
     given = _given([one[0] if isinstance(one, list) and one else one for one in _as_list(label)])
     votes = [side for one in given if (side := _side(plain(one))) is not None]
     if not votes:
@@ -364,7 +364,7 @@ def _preferred(label: Any) -> int:
 
 
 def _side(value: Any) -> bool | None:
-    """Whether a plain label says the second of two answers."""
+    """Whether a plain label names the second of two answers; None where it names neither."""
     if not isinstance(value, str):
         return {1: False, 2: True}.get(value)
     side = _SIDE.fullmatch(value)
@@ -377,7 +377,7 @@ def every(label: Any) -> list[Any]:
 
 
 def _given(label: Any) -> list[Any]:
-    """As `every`, but for blanks."""
+    """As `every`, without blank labels."""
     labels = [one for one in every(label) if not _blank(one)]
     if not labels:
         raise LeftOut("no label yet")
@@ -402,7 +402,7 @@ def _blank(value: Any) -> bool:
 
 
 def _shown(label: Any) -> str:
-    """A label as it can stand in a line."""
+    """A label for a message: lower case, escaped and shortened."""
     text = texts.visible(str(label).strip().lower())
     return repr(text if len(text) <= 40 else text[:39] + "…") if isinstance(label, str) else str(label).lower()
 
@@ -411,7 +411,7 @@ def _shown(label: Any) -> str:
 
 
 def _answered(row: Row, *keys: str) -> tuple[Messages, list[str]]:
-    """The prompt and the answers of a row, whose keys hold answers, or whole dialogues that end with them."""
+    """The prompt and the answers of a row; each of `keys` holds an answer, or a whole dialogue that ends with it."""
     dialogues = [_ended(row, key) for key in keys]
     (prompt, _), *others = dialogues
     if any(other != prompt for other, _ in others):
@@ -459,12 +459,12 @@ def _listed(row: Row, key: str) -> list[dict[str, Any]]:
     return value
 
 
-# A list of objects with a role, or as ShareGPT has them; as JSON, as Python writes it, or cut off.
+# The start of a list of messages in OpenAI's or ShareGPT's form; as JSON, as Python writes it, or cut off.
 _MESSAGES = re.compile(r"""\s*\[\s*\{.*?["'](role["']\s*:|from["']\s*:\s*["'](human|gpt|user|system))""", re.DOTALL)
 
 
 def _spoken(row: Row, key: str) -> Any:
-    """A text, or messages, which the cell of a table holds as JSON.
+    """A text, or messages; the cell of a table holds messages as JSON.
 
     Raises:
         BadRow: where a text begins like messages and is not JSON: as a prompt or an answer it would mislead.
@@ -492,7 +492,7 @@ def _turn(message: Row, key: str) -> dict[str, str]:
 
 
 def _check_prompt(turns: Messages, key: str) -> None:
-    """Check the turns of a prompt, but for what the system says before them."""
+    """Check the turns of a prompt, except a leading turn of the system."""
     _check_turns(turns[1:] if turns and turns[0]["role"] == "system" else turns, key)
 
 

@@ -17,11 +17,11 @@ from d2o import chat, identities, rounds
 from d2o.errors import D2OError
 from d2o.settings import Forward, Method, Online
 
-# Groups by which a training is watched.
+# Maximum number of groups on which a training is monitored.
 _PROBED = 8
 # Prompts that are tokenised at once, with all their answers.
 _TOGETHER = 64
-# By response, its log-prob (nats) and number of tokens.
+# The log-prob (nats) and number of tokens of each response.
 ReferenceLogprobs = dict[str, tuple[float, int]]
 
 
@@ -44,7 +44,7 @@ class Texts:
 
     @property
     def answers(self) -> tuple[Answer, ...]:
-        """All of them, the positives first."""
+        """All answers, the positives first."""
         return self.positives + self.negatives
 
 
@@ -59,7 +59,7 @@ class Response:
 
 @dataclass(slots=True)
 class Group:
-    """A trunk of P token ids, K positive and N negative branches; `row` is its own in the file of a training."""
+    """A trunk of P token ids, K positive and N negative branches; `row` is its row in the file of a training."""
 
     prompt_id: str
     prompt: Sequence[int]
@@ -74,7 +74,7 @@ class Group:
 
     @property
     def terms(self) -> int:
-        """Terms that the group adds to a step's loss: one a negative, and one where it has none."""
+        """Number of terms that the group adds to a step's loss: one per negative, and one if it has no negative."""
         return max(1, len(self.negatives))
 
     @property
@@ -91,7 +91,7 @@ def view(method: Method, human: Iterable[Mapping[str, Any]], samples: Iterable[M
     does not see a negative that has no positive.
 
     Args:
-        method: says which positives, how many, and whether there is a negative.
+        method: states which positives, how many, and whether there is a negative.
         human: rows of `schemas.NEGATIVES`; only the train split is used.
         samples: rows of `schemas.POOL`, the pool of self-generated answers; may be empty.
     Raises:
@@ -114,7 +114,7 @@ def view(method: Method, human: Iterable[Mapping[str, Any]], samples: Iterable[M
 
 
 def merged(texts: Iterable[Texts]) -> list[Texts]:
-    """Groups of one prompt and the same positives as one, with all their negatives, in the order of the first."""
+    """Merge groups of one prompt and the same positives into one with all their negatives; in order of the first."""
     groups: dict[tuple, Texts] = {}
     for text in texts:
         known = groups.setdefault((text.prompt_id, text.positives), text)
@@ -126,9 +126,9 @@ def merged(texts: Iterable[Texts]) -> list[Texts]:
 def probed(
     method: Method, human: Sequence[Mapping[str, Any]], samples: Sequence[Mapping[str, Any]], prompts: Set[str]
 ) -> list[Texts]:
-    """The few groups by which a training is watched: one a prompt, also with the side that the loss does not see.
+    """The few groups on which a training is monitored: one per prompt, with the side that the loss does not see too.
 
-    That side is of the human answers; where no prompt has a human positive, only negatives are watched.
+    That side holds human answers; where no prompt has a human positive, only negatives are monitored.
 
     Args:
         prompts: identities of the prompts that the method is trained on.
@@ -144,7 +144,7 @@ def probed(
 
 
 def refreshed(texts: Texts, fresh: Sequence[Answer], online: Online) -> Texts:
-    """The group with a share of its positives, the last ones, replaced by as many fresh answers as there are.
+    """The group with a share of its positives, the last ones, replaced by fresh answers, as far as there are any.
 
     An answer that the group already has does not count as fresh.
     """
@@ -156,10 +156,10 @@ def refreshed(texts: Texts, fresh: Sequence[Answer], online: Online) -> Texts:
 def best(
     samples: Iterable[Mapping[str, Any]], scores: Iterable[Mapping[str, Any]], count: int, better: str
 ) -> Iterator[Mapping[str, Any]]:
-    """The samples of a pool numbered again: of each prompt the `count` best-scored usable ones, the best first.
+    """The `count` best-scored usable samples of each prompt of a pool, renumbered, the best first.
 
     Args:
-        scores: rows of `schemas.SCORES`, one a sample.
+        scores: rows of `schemas.SCORES`, one per sample.
         better: `higher` or `lower`.
     Raises:
         D2OError: where a usable sample has no score.
@@ -218,7 +218,7 @@ def every_response(
 ) -> Iterator[Texts]:
     """One group per prompt with all its distinct responses, whose log-probs are computed.
 
-    The responses are the pool's where `samples` is given, else the human ones; they stand as positives. Prompts are
+    The responses are the pool's where `samples` is given, else the human ones; all count as positives. Prompts are
     those of the `split`, `train` or `held-out`, which is all others.
     """
     messages, answers = {}, defaultdict(dict)
@@ -249,16 +249,16 @@ class Tokeniser:
         """
         Args:
             tokenizer: of the model.
-            forward: says the limits.
+            forward: states the limits.
         """
         self._tokenizer, self._forward, self._end = tokenizer, forward, chat.end_of_turn(tokenizer)
         self.counts = {"groups": 0, "responses": 0, "long_prompts": 0, "cut_responses": 0, "broken_up": 0}
 
     def groups(self, texts: Iterable[Texts]) -> Iterator[tuple[int, Group]]:
-        """The groups that fit, in order, each with the place of its text.
+        """The groups that fit, in order, each with the index of its text.
 
-        Of texts of one prompt that stand together, an answer that several have is tokenised once, and they share its
-        response. While groups are used, the tokenizer works on the next prompts.
+        Adjacent texts of one prompt share the response of an answer that several of them have; it is tokenised once.
+        While groups are used, the tokenizer works on the next prompts.
         """
         families = (list(same) for _, same in groupby(enumerate(texts), lambda text: text[1].messages))
         batches = iter(lambda: list(islice(families, _TOGETHER)), [])
@@ -272,7 +272,7 @@ class Tokeniser:
                 pending = following
 
     def _encoded(self, together: Sequence[Sequence[tuple[int, Texts]]]) -> list[tuple]:
-        """Prompts, each as the texts that it is given with, its ids, and those of each of their distinct answers."""
+        """For each prompt its texts, its token ids, and the token ids of each distinct answer."""
         answers = [list(dict.fromkeys(one for _, text in family for one in text.answers)) for family in together]
         dialogues = [
             (family[0][1].messages, [(answer.text, answer.finished) for answer in distinct])
@@ -311,7 +311,7 @@ class Tokeniser:
 
 
 def reference_logprobs(table: Iterable[Mapping[str, Any]]) -> ReferenceLogprobs:
-    """The log-probs in rows of `schemas.LOGPROBS`; of several rows of one response the first one counts."""
+    """The log-probs in rows of `schemas.LOGPROBS`; if a response has several rows, the first counts."""
     known: ReferenceLogprobs = {}
     for row in table:
         known.setdefault(row["response_id"], (row["logprob"], row["tokens"]))
@@ -345,9 +345,9 @@ def attach_reference_logprobs(group: Group, known: ReferenceLogprobs) -> None:
 
 
 def packs(groups: Sequence[Group], tokens: int) -> list[list[Group]]:
-    """Groups in order, as many to a row as fit in `tokens` tokens; a group is never split.
+    """Pack groups, in order, into rows of at most `tokens` tokens; a group is never split.
 
-    One that is larger than the budget makes a row of its own.
+    A group that is larger than the budget gets a row of its own.
     """
     rows: list[list[Group]] = []
     room = 0

@@ -1,4 +1,4 @@
-"""lm-evaluation-harness's tasks: looked up by name, and loaded with data from where a stage says."""
+"""Tasks of lm-evaluation-harness: looked up by name, and loaded with data from the source that a stage names."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
 
 @cache
 def problem(name: str, include: str | None) -> str | None:
-    """Why a name stands for no task, or None; None, too, where the harness is not installed.
+    """The reason why a name stands for no task; None where it does, or where the harness is not installed.
 
-    The harness takes ten seconds to read its 14,000 files, so a name that stands in one of them as it is counts as
+    The harness takes ten seconds to read its 14,000 files, so a name that one of them contains literally counts as
     known at once.
     """
     spec = find_spec("lm_eval")  # imports nothing
@@ -52,10 +52,10 @@ def problem(name: str, include: str | None) -> str | None:
 
 
 def load(specs: list[str | dict[str, Any]], read: Read, include: str | None = None) -> dict[str, ConfigurableTask]:
-    """The tasks that names or configurations of tasks stand for, by name: those of a group, or one.
+    """Load the tasks of names or configurations, by task name; a group has several tasks.
 
     Args:
-        read: gives the data of a task. A split that is not among them is none of the task's. Columns of images,
+        read: returns the data of a task. A split that it does not return is removed from the task. Columns of images,
             sounds and other files are left out.
         include: folder with YAML files of further tasks.
 
@@ -72,7 +72,7 @@ def load(specs: list[str | dict[str, Any]], read: Read, include: str | None = No
             tasks = _manager(include, all(isinstance(spec, str) for spec in specs)).load(specs)["tasks"]
     except (D2OError, MemoryError):
         raise
-    except Exception as error:  # whatever the code of a task may raise about data that are not its own
+    except Exception as error:  # the code of a task may raise anything about data that are not its own
         reason = " ".join(str(error).split())
         shown = ", ".join(spec if isinstance(spec, str) else spec["task"] for spec in specs)
         raise D2OError(
@@ -94,8 +94,8 @@ class Metric:
     """A value that the harness computes for each question.
 
     Attributes:
-        filter: what reads the answer out of the text; `none` where the text is taken as it is.
-        better: which values are better; None where the task does not tell.
+        filter: extracts the answer from the text; `none` where the whole text is the answer.
+        better: which values are better; None where the task does not state it.
     """
 
     name: str
@@ -104,7 +104,7 @@ class Metric:
 
 
 def choose_metric(tasks: Mapping[str, ConfigurableTask], wanted: str | None) -> Metric:
-    """The metric that tasks are measured by: `name` or `name,filter`; None: the first of the first task.
+    """The metric of tasks: `wanted` as `name` or `name,filter`; None: the first metric of the first task.
 
     Raises:
         D2OError: where a task has no such metric, or it is no mean over the questions.
@@ -136,8 +136,8 @@ def _filters(task: ConfigurableTask) -> list[str]:
 
 
 def prompts(task: ConfigurableTask, limit: int | None) -> Iterator[tuple[int, str]]:
-    """What a task asks, numbered: the text that its data call `question`, or else its prompt; what is no text is not
-    among them."""
+    """The questions of a task with their numbers: the text in the column `question` of its data, or else the prompt.
+    Blank texts, and prompts that are not text, are left out."""
     for number, row in task.doc_iterator(limit=limit):
         text = row.get("question")
         text = text if isinstance(text, str) else task.doc_to_text(row)
@@ -154,7 +154,7 @@ def _manager(include: str | None, defaults: bool = True) -> TaskManager:
 
 @contextmanager
 def _downloading(read: Read) -> Iterator[None]:
-    """In place of the harness's own download, which its documentation has tasks override."""
+    """Replace the harness's own download by `read`; its documentation lets tasks override the download."""
     from lm_eval.api.task import ConfigurableTask
 
     def download(self: ConfigurableTask, dataset_kwargs: dict[str, Any] | None = None, **_: Any) -> None:
@@ -182,7 +182,7 @@ def _downloading(read: Read) -> Iterator[None]:
 
 
 def data_file(folder: Path, subject: str, split: str) -> Path:
-    """Where the rows of a subject's split lie in a folder of questions."""
+    """The path of the rows of a subject's split in a folder of questions."""
     return folder / "data" / f"{quote(subject, safe='')}-{split}.parquet"
 
 
@@ -191,13 +191,13 @@ def load_files(form: str, files: Mapping[str, Path], cache: str) -> Mapping[str,
     import datasets
 
     datasets.disable_progress_bars()  # several for each subject, of a few milliseconds
-    # It takes paths for patterns.
+    # `datasets` reads paths as patterns.
     paths = {split: glob.escape(str(path.resolve())) for split, path in files.items()}
     return datasets.load_dataset(form, data_files=paths, cache_dir=cache)
 
 
 def without_media(rows: Dataset) -> Dataset:
-    """Rows without columns that say they hold images or sounds: these would be fetched from wherever a row says."""
+    """Rows without columns of images or sounds, which would be fetched from any address that a row contains."""
     return rows.remove_columns([name for name, feature in rows.features.items() if _names_files(feature)])
 
 

@@ -16,7 +16,7 @@ from d2o.settings import Source
 
 # Seconds without a byte after which the Hub counts as not reached.
 _PATIENCE = 10
-# How often a repository is asked for while the Hub wants fewer requests, and seconds in between at most.
+# Maximum attempts for a repository while the Hub limits the rate of requests, and maximum seconds between them.
 _TRIES, _LONGEST_WAIT = 5, 300
 _WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
 
@@ -40,13 +40,13 @@ def locate(source: Source) -> Path:
 
 @cache
 def bound_waiting(patience: float | None = None) -> None:
-    """Give each request of the Hub's client a time limit: it names none for many, and waits for ever.
+    """Give each request of the Hub's client a time limit: for many, the client sets none and waits for ever.
 
-    Also of the clients that take its place, as after a connection that failed. Of several calls in a process the
-    first one decides.
+    The limit also holds for clients that replace this one, as after a failed connection. Of several calls in a
+    process, the first decides.
 
     Args:
-        patience: seconds without a byte; None: what is enough for small requests and downloads.
+        patience: seconds without a byte; None: enough for small requests and downloads.
     """
     from huggingface_hub import get_session, set_client_factory
 
@@ -61,11 +61,11 @@ def bound_waiting(patience: float | None = None) -> None:
 
 @cache
 def lacking(repository: str, revision: str, kind: Literal["model", "dataset"]) -> str | None:
-    """Why a repository cannot be fetched now, in a line, or None; the Hub is not asked for a model in its cache."""
+    """The reason, in a line, why a repository cannot be fetched now, or None; a cached model needs no request."""
     from huggingface_hub import HfApi, constants, errors
 
     if _in_cache(repository, revision) if kind == "model" else constants.HF_HUB_OFFLINE:
-        return None  # offline, a data set's job says whether it is in the cache
+        return None  # offline, a data set's job reports whether it is in the cache
     name = f"{repository}@{revision}"
     bound_waiting()
     try:
@@ -77,9 +77,9 @@ def lacking(repository: str, revision: str, kind: Literal["model", "dataset"]) -
         return f"{name}: no such revision; check it"
     except errors.RepositoryNotFoundError:
         return f"{name}: no such {kind}, or a private one; check the id and HF_TOKEN"
-    except Exception as error:  # of the HTTP library, whichever the Hub's uses, or of a reply that is none
+    except Exception as error:  # of the HTTP library that the Hub's client uses, or of an invalid reply
         if _seconds_to_wait(error) is not None:
-            return None  # that the Hub wants fewer requests now says nothing of the repository
+            return None  # a limit on requests does not mean that the repository is missing
         return f"{name}: the Hub is not reached ({_reason(error)}); check the network, or give a local `path`"
     if kind == "model" and not any(file.rfilename.endswith(".safetensors") for file in files):
         return (
@@ -90,7 +90,7 @@ def lacking(repository: str, revision: str, kind: Literal["model", "dataset"]) -
 
 @cache
 def licence(repository: str, revision: str, kind: Literal["model", "dataset"]) -> str | None:
-    """The licence that a repository states, `` where it states none to us; None where the Hub is not reached."""
+    """The licence that a repository states; empty where it states none to us; None where the Hub is not reached."""
     from huggingface_hub import HfApi, constants, errors
 
     if constants.HF_HUB_OFFLINE:
@@ -135,7 +135,7 @@ def _download(source: Source) -> Path:
             f"check the id, the network and HF_TOKEN, or give a local `path`"
         ) from None
     for file in folder.glob("*.safetensors"):
-        # In the Hub's cache a large file has the name of its SHA-256, and nothing else checks it.
+        # In the Hub's cache a large file is named by its SHA-256, which nothing else checks.
         blob = file.resolve()
         if re.fullmatch(r"[0-9a-f]{64}", blob.name) and records.file_digest(blob) != blob.name:
             raise D2OError(
@@ -145,7 +145,7 @@ def _download(source: Source) -> Path:
 
 
 def patiently(repository: str, ask: Callable[[], Any]) -> Any:
-    """What a call of a client of the Hub returns; it is made again where the Hub wants fewer requests (429)."""
+    """Call a client of the Hub and return its result; retry while the Hub limits the rate of requests (429)."""
     tries = 0
     while True:
         try:
@@ -160,7 +160,7 @@ def patiently(repository: str, ask: Callable[[], Any]) -> Any:
 
 
 def _seconds_to_wait(error: BaseException | None) -> int | None:
-    """After how long the Hub answers again, where the error, or what led to it, is a 429; else None."""
+    """The seconds until the Hub answers again, where the error, or a cause of it, is a 429; else None."""
     from huggingface_hub.utils import parse_ratelimit_headers
 
     while error is not None:

@@ -1,4 +1,4 @@
-"""What identifies a prompt and a response, and seeds derived from identities: the same on every machine."""
+"""Identities of prompts and responses, and seeds derived from identities: the same on every machine."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ def prompt_id(messages: list[Mapping[str, str]]) -> str:
 
 
 def response_id(prompt: str, text: str, finished: bool = True) -> str:
-    """Identity of a response to the prompt whose id is `prompt`; one that was cut ends without its last token."""
+    """Identity of a response to the prompt with the id `prompt`; a cut response differs from a finished one."""
     return _hash(prompt + ("\x1f" if finished else "\x1e") + text)
 
 
 def normalised(text: str) -> str:
-    """`text` in lower case with single spaces: what counts as the same text."""
+    """`text` in lower case with single spaces, to compare texts."""
     return " ".join(text.lower().split())
 
 

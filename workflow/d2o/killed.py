@@ -1,4 +1,4 @@
-"""Why a job ended that could not say so itself: its log would end without a word."""
+"""Reports why a job was killed; otherwise its log would end without a message."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _alive: int | None = None
 def watch() -> None:
     """Start a process that writes a line to stderr once this one is killed. Call this before threads start.
 
-    Of a crash Python itself writes where it was.
+    On a crash, Python itself writes where it happened.
     """
     global _alive
     faulthandler.enable()
@@ -37,7 +37,7 @@ def watch() -> None:
     try:
         os.close(_alive)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        if not os.read(reader, 1):  # the pipe is closed, and nothing was said
+        if not os.read(reader, 1):  # the pipe is closed, without a message
             more = _kills(Path("/proc/self/cgroup")) > kills
             why = _MEMORY if _named(job) else _PERHAPS if more else _UNKNOWN
             print(f"error: {why}", file=sys.stderr, flush=True)
@@ -46,7 +46,7 @@ def watch() -> None:
 
 
 def ends() -> None:
-    """Say that this process ends by itself, or becomes another program."""
+    """Notify the watcher that this process ends by itself, or becomes another program."""
     global _alive
     if _alive is not None:
         os.write(_alive, b".")
@@ -55,7 +55,7 @@ def ends() -> None:
 
 
 def _let_go() -> None:
-    """In a forked child: it says nothing in the name of its parent, and does not seem to be the parent."""
+    """Close the pipe in a forked child, which must not notify the watcher or keep the pipe open for its parent."""
     global _alive
     if _alive is not None:
         os.close(_alive)
@@ -63,7 +63,7 @@ def _let_go() -> None:
 
 
 def _kills(own: Path) -> int:
-    """How many processes the kernel has killed in the control groups of this process, for want of memory."""
+    """How many processes the kernel has killed in this process's control groups because memory ran out."""
     total = 0
     for line in own.read_text().splitlines() if own.exists() else ():
         _, controllers, group = line.split(":", 2)
@@ -76,14 +76,14 @@ def _kills(own: Path) -> int:
 
 
 def _named(job: int) -> bool:
-    """Whether the kernel's messages, where they may be read, name a process as killed for want of memory."""
+    """Whether the kernel's messages, if readable, report a process as killed because memory ran out."""
     try:
         messages = os.open(_KERNEL, os.O_RDONLY | os.O_NONBLOCK)
     except OSError:
         return False
     try:
         while True:
-            if re.search(rb"(?i)killed process %d \(" % job, os.read(messages, 8192)):  # one message a call
+            if re.search(rb"(?i)killed process %d \(" % job, os.read(messages, 8192)):  # one message per call
                 return True
     except OSError:  # BlockingIOError at their end
         return False

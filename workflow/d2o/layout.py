@@ -1,7 +1,7 @@
-"""Where every artifact lies: written here and nowhere else.
+"""The paths of all artifacts, defined here and nowhere else.
 
-Rules name an artifact as a path variable of Snakemake (`<responses>`); Python code asks `Layout`. What several
-methods share lies above the method.
+Rules name an artifact as a path variable of Snakemake (`<responses>`); Python code uses `Layout`. Artifacts that
+several methods share are in folders above the method's.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-# Folders, and the artifacts in them. `<name>` is another place of this table, `{name}` a wildcard.
+# Folders, and the artifacts in them. `<name>` refers to another place of this table, `{name}` is a wildcard.
 PLACES = {
     "data": "<results>/{dataset}",
     "base": "<data>/{model}",
@@ -82,7 +82,7 @@ PLACES = {
     "human_verdicts": "<human_eval>/verdicts.parquet",
 }
 
-# What a wildcard stands for that is no mere name.
+# Patterns of wildcards that stand for more than a name.
 _VALUES = {"snapshot": r"(?:/step\d+)?"}
 
 
@@ -92,7 +92,7 @@ class Layout:
     def __init__(self, results: str):
         """
         Args:
-            results: the folder that everything is made in.
+            results: the folder that contains all artifacts.
         """
         self.results = results
 
@@ -101,14 +101,14 @@ class Layout:
 
         Args:
             place: key of `PLACES`.
-            names: a value for each of its wildcards; others are ignored.
-            more: further ones.
+            names: values of the place's wildcards; others are ignored.
+            more: further values.
         """
         return f"{self.results}/{below(place, names, **more)}"
 
 
 def below(place: str, names: Mapping[str, Any] | None = None, **more: Any) -> str:
-    """As `Layout.path`, below the folder of results."""
+    """As `Layout.path`, relative to the folder of results."""
     return pattern(place).format_map({**(names or {}), **more})
 
 
@@ -119,19 +119,19 @@ def wildcards(place: str) -> set[str]:
 
 @cache
 def pattern(place: str) -> str:
-    """The path of a place below the results, with its wildcards."""
+    """The path of a place, relative to the results, with its wildcards."""
     return expanded(PLACES[place])
 
 
 def expanded(path: str) -> str:
-    """A path that begins with a place, such as `<run>/logs/train`, below the results, with its wildcards."""
+    """Expand a path that begins with a place, such as `<run>/logs/train`; relative to the results, with wildcards."""
     while inner := re.match(r"<(?!results>)(\w+)>", path):
         path = PLACES[inner[1]] + path[inner.end() :]
     return path.removeprefix("<results>/")
 
 
 def names_in(place: str, path: str) -> dict[str, str]:
-    """The names that a path of a place, below the results, was made of; empty where it is none of that place's."""
+    """The values of the wildcards in a path, relative to the results; empty where it is not a path of the place."""
     parts = re.split(r"\{(\w+)\}", pattern(place))
     seen: set[str] = set()
     expression = ""
@@ -148,7 +148,7 @@ def names_in(place: str, path: str) -> dict[str, str]:
 
 
 def manifest_path(artifact: str | os.PathLike) -> Path:
-    """Where the manifest of an artifact lies: in a folder, or beside a file."""
+    """The path of an artifact's manifest: in a folder, or beside a file."""
     artifact = Path(artifact)
     if artifact.is_dir():
         return artifact / "manifest.json"
@@ -158,7 +158,7 @@ def manifest_path(artifact: str | os.PathLike) -> Path:
 
 
 def made_again(manifest: Path) -> Path:
-    """What Snakemake makes again once it is deleted: the manifest of a folder, or the file that one lies beside."""
+    """The path to delete so that Snakemake makes an artifact again: the manifest of a folder, or the file itself."""
     return manifest if manifest.name == "manifest.json" else described(manifest)
 
 

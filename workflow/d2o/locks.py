@@ -1,4 +1,4 @@
-"""One process at a time at one place: a file lock (flock) that a killed process leaves to nobody."""
+"""A file lock (flock), so that one process at a time works on a path; the end of the process frees it."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from d2o.errors import D2OError
 
 
 def hold(path: Path) -> IO | None:
-    """Lock a file or folder that is written, by a file beside it. `release` ends it, as does the process's end.
+    """Lock a file or folder for writing, by a file beside it. `release`, or the end of the process, frees it.
 
     Returns:
-        None where the file system knows no locks.
+        The lock; None where the file system has no locks.
     Raises:
-        D2OError: where another process holds it.
+        D2OError: where another process holds the lock.
     """
     beside = _beside(path)
     beside.parent.mkdir(parents=True, exist_ok=True)
@@ -38,7 +38,7 @@ def hold(path: Path) -> IO | None:
             return None
         if os.fstat(file.fileno()).st_nlink:
             break
-        file.close()  # its holder let go of it, and removed it, since it was opened
+        file.close()  # its holder has released and removed it since it was opened
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
     file.flush()
@@ -48,7 +48,7 @@ def hold(path: Path) -> IO | None:
 def held(path: Path) -> bool:
     """Whether a process of this machine holds the lock of a file or folder.
 
-    The kernel's list is asked. To try the lock would hold it for a moment, and its owner might come in that.
+    This reads the kernel's list. Trying the lock would hold it for a moment, in which its owner might need it.
     """
     try:
         status = _beside(path).stat()
@@ -64,7 +64,7 @@ def _beside(path: Path) -> Path:
 
 
 def release(lock: IO | None) -> None:
-    """Let go of what `hold` gave."""
+    """Release the lock that `hold` returned."""
     if lock is not None:
         Path(lock.name).unlink(missing_ok=True)
         lock.close()

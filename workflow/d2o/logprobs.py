@@ -1,7 +1,7 @@
 """Stages `reference_logprobs` and `heldout_logprobs`: the log-prob of every response under a model.
 
-The first under the initial model, once for all methods that use it; the second under every model, of the human
-answers that are held out.
+The first stage uses the initial model, once for all methods that need it; the second uses every model, for the
+held-out human answers.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ def compute(settings: Forward, model: Path, negatives: Path, samples: Path | Non
     """Write one row of `schemas.LOGPROBS` per distinct response of the split.
 
     Args:
-        negatives: table of human answers; says which prompts are in the split.
-        samples: pool whose answers are taken in place of the human ones.
+        negatives: table of human answers; states which prompts are in the split.
+        samples: pool whose answers are used instead of the human ones.
         split: `train` or `held-out`.
     """
     tokenizer = chat.load_tokenizer(model)
@@ -50,7 +50,7 @@ def compute(settings: Forward, model: Path, negatives: Path, samples: Path | Non
 def _known(
     settings: Forward, model: Path, negatives: Path, made: Mapping[str, Any], output: Path
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The rows, by response, of other pools' tables beside `output` that are as they would come out here."""
+    """The rows, by response, of other pools' tables beside `output` that were computed as this table would be."""
     digests = {records.file_digest(path) for path in (model / "manifest.json", negatives)}
     for path in sorted(output.parent.glob(f"{output.stem.partition('-k')[0]}-k*.parquet")):
         manifest = records.read_manifest(path)

@@ -1,6 +1,6 @@
-"""Before there is a config: what a file of rows would be read as (`d2o look`), and one to start from (`d2o init`).
+"""Before there is a config: how a file of rows would be read (`d2o look`), and a config to start from (`d2o init`).
 
-Each format is tried on the first rows. What is counted is what the stages `datasets` and `negatives` would make.
+Each format is tried on the first rows. The counts are those of what the stages `datasets` and `negatives` would make.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ _TRIED, _COUNTED = 300, 50_000
 _EXAMPLES = 10
 # GB of memory that reading may take.
 _MEMORY = Reading.model_fields["memory_gb"].default
-# Characters of an example, and, about, of a token.
+# Maximum characters of an example, and approximate characters of a token.
 _SHOWN, _TOKEN = 100, 4
-# What columns are called elsewhere.
+# Other names of columns, by key.
 _ALIASES = {
     "prompt": ("question", "instruction", "query", "input", "request"),
     "messages": ("conversation", "dialogue", "chat"),
@@ -48,9 +48,9 @@ _ALIASES = {
     "feedback": ("label", "thumb", "thumbs", "vote", "liked", "verdict"),
     "rating": ("score", "stars", "grade"),
 }
-# The keys of labels, and characters of one at most.
+# The keys of labels, and maximum characters of a label.
 _LABELS, _WORD = ("label", "feedback", "rating"), 40
-# Ratings where there are none yet; and numbers that are none, but say yes, no, or which of two.
+# Range of ratings where there are none yet; and numbers that are not ratings, but mean yes, no, or one of two.
 _STARS, _VOTES = (1, 5), {-1, 0, 1, 2}
 
 
@@ -60,10 +60,10 @@ class Fit:
 
     Attributes:
         columns: how many of the file's columns are read.
-        unread: the others.
-        doubt: a column among them that may be the label, where every answer is taken for a negative; else nothing.
-        read, bad, left_out: rows of which something, nothing, or no label is read.
-        reason: why the first bad row is one.
+        unread: its other columns.
+        doubt: a warning if every answer is taken for a negative and an unread column may be the label; else empty.
+        read, bad, left_out: rows that are read, that cannot be read, and whose labels do not decide.
+        reason: why the first bad row cannot be read.
     """
 
     reading: Reading
@@ -78,19 +78,19 @@ class Fit:
 
 @dataclass(frozen=True)
 class Counts:
-    """What a data set holds, as the stages would make it.
+    """Counts of a data set, as the stages would make it.
 
     Attributes:
         rows, bad: rows that are looked at, and those that cannot be read.
-        left_out: by reason, answers whose label says nothing.
-        reason: why the first bad row is one.
+        left_out: by reason, answers whose label does not decide.
+        reason: why the first bad row cannot be read.
         rule: the rule that finds negatives.
-        prompts: distinct ones.
-        negatives: those that the rule finds, none twice: columns `prompt`, `messages`, `negative`, `positive`,
-            `positive_unsafe` and `place`, as of `negatives_of`.
-        pairs: how many human pairs there are.
+        prompts: number of distinct prompts.
+        negatives: distinct negatives by the rule: columns `prompt`, `messages`, `negative`, `positive`,
+            `positive_unsafe` and `place`, as in `negatives_of`.
+        pairs: number of human pairs.
         more: whether the file has further rows.
-        without: why there is no negative.
+        without: why there is no negative; else empty.
     """
 
     rows: int
@@ -108,12 +108,12 @@ class Counts:
 def lines(
     source: str, format: str | None = None, negative: Sequence[str] = (), label: str | None = None
 ) -> list[str]:
-    """The sheet of a file or folder of rows.
+    """The lines of the sheet about a file or folder of rows.
 
     Args:
-        format: the only one that is tried; None: all.
+        format: the only format that is tried; None: all.
         negative: labels that reject an answer; empty: the usual ones.
-        label: the column that says what people think of an answer; None: one whose name says so.
+        label: the column with people's opinion of an answer; None: a column with a usual name.
     Raises:
         D2OError: where the file cannot be read, or no format fits.
     """
@@ -149,8 +149,8 @@ def write_config(
     """Write a config to start from; arguments as of `lines`.
 
     Raises:
-        D2OError: as `lines`; where there is no negative to train on, all answers would be negatives for want of a
-            label that may be there, or a file lies there already.
+        D2OError: as `lines`; where there is no negative to train on, where all answers would be negatives although
+            an unread column may be the label, or where `output` exists.
     """
     best = fitting(source, format, negative, label)[0]
     if best.doubt:
@@ -172,10 +172,10 @@ def write_config(
 
 
 def fitting(source: str, format: str | None, negative: Sequence[str], label: str | None) -> list[Fit]:
-    """How formats read the first rows, those that read something, the best first.
+    """The formats that can read the first rows, the best first.
 
-    Of formats that fit that one is best which reads most columns: an answer is no negative where a label beside it
-    says otherwise, or says what nobody knows. Then the sheet asks what the label means.
+    Of formats that fit, the best is the one that reads most columns: an answer with a label beside it is no negative
+    if the label states otherwise or its meaning is unknown. Then the sheet asks for the meaning.
     """
     if format not in (None, *FORMATS):
         raise D2OError(f"--format: {format!r} is none; there are: {', '.join(FORMATS)}")
@@ -202,7 +202,7 @@ def fitting(source: str, format: str | None, negative: Sequence[str], label: str
 def _tried(
     source: str, rows: Sequence[Any], format: str, negative: Sequence[str], label_column: str | None
 ) -> Fit | None:
-    """How a format reads rows; None where none has its labels, or they are flat and it is made for nested ones."""
+    """How a format reads rows; None where the label column is absent, or the format is nested and all rows flat."""
     form = FORMATS[format]
     flat = list(_flat(rows, format))
     if not flat or (form.flat and all(one is row or one == row for one, row in flat)):
@@ -232,7 +232,7 @@ def _tried(
 
 
 def _doubt(unread: Sequence[str], rows: Sequence[formats.Row]) -> str:
-    """What to ask of a column with two values that no format knows: it may say which answers people rejected."""
+    """A warning about an unread column with two values, which may be the label; empty where there is none."""
     for name in unread:
         given = [value for row in rows if isinstance(value := row.get(name), bool | int | float | str)]
         tally = Counter(map(formats.plain, given))
@@ -255,7 +255,7 @@ def _flat(rows: Sequence[Any], format: str) -> Iterator[tuple[formats.Row, forma
 
 
 def _question(flat: Sequence[tuple[formats.Row, formats.Row]]) -> str | None:
-    """The first name whose values are what raters have said."""
+    """The first name whose values are raters' answers; None where there is none."""
     items = ((name, value) for one, row in flat for name, value in one.items() if name not in row)
     lists = ((name, value) for name, value in items if value and isinstance(value, list))
     return next((name for name, value in lists if not isinstance(value[0], dict)), None)
@@ -267,9 +267,9 @@ def _alias(key: str, names: Counter[str]) -> str | None:
 
 
 def _label(form: formats.Format, rows: Sequence[formats.Row], negative: Sequence[str]) -> dict[str, Any] | None:
-    """What labels say: as asked for, or of ratings those below the middle are negatives; None: as usual.
+    """The meaning of labels: as asked for, or ratings below the middle of their range as negatives; None: as usual.
 
-    Where nobody has rated yet, it is the middle of five stars.
+    Where there is no rating yet, the range is that of five stars.
     """
     if form.labels is None:
         return None
@@ -285,11 +285,11 @@ def _label(form: formats.Format, rows: Sequence[formats.Row], negative: Sequence
     return {"below": (min(numbers) + max(numbers)) / 2}
 
 
-# What it holds -----------------------------------------------------------------------------------
+# Counts ------------------------------------------------------------------------------------------
 
 
 def counted(reading: Reading) -> Counts:
-    """What a data set holds, by the rule that finds negatives in it."""
+    """Count a data set, by the first rule that finds negatives in it."""
     rows = bad = 0
     left_out: Counter[str] = Counter()
     reason = ""
@@ -325,7 +325,7 @@ def _distinct(candidates: pl.LazyFrame, rows: int, *, by_positive: bool) -> pl.D
     return candidates.select(columns).join(kept.lazy().select("place"), on="place", maintain_order="left").collect()
 
 
-# What is said ------------------------------------------------------------------------------------
+# The sheet ---------------------------------------------------------------------------------------
 
 
 def _yaml(value: Any) -> str:
@@ -345,7 +345,7 @@ def _lengths(text: pl.Series) -> str:
 
 
 def _methods(negatives: pl.DataFrame) -> Iterator[str]:
-    """By what positives are, the groups that there are and the losses that take them, from the losses' contracts."""
+    """For each kind of positives, the number of groups and the losses that take them, from the losses' contracts."""
     human, safe = negatives["positive"].count(), negatives.filter(~pl.col("positive_unsafe")).height
     kinds = {
         "none": (len(negatives), "there is no negative"),
@@ -363,7 +363,7 @@ def _methods(negatives: pl.DataFrame) -> Iterator[str]:
 
 
 def _losses(positives: str, k: int | None) -> list[str]:
-    """The losses that take such positives, and so many."""
+    """The losses that take these positives, `k` of them."""
     methods = (
         Method(loss=loss, positives=positives, negatives=contract.negative, k=k)
         for loss, contract in CONTRACTS.items()
@@ -383,7 +383,7 @@ def _examples(negatives: pl.DataFrame) -> Iterator[str]:
 
 
 def _shown(text: str) -> str:
-    """The beginning of a text on one line, in which nothing controls a terminal."""
+    """The beginning of a text on one line, with control characters escaped."""
     line = texts.visible(" ".join(text[: 4 * _SHOWN].split()))
     return line if len(line) <= _SHOWN else line[: _SHOWN - 1] + "…"
 
@@ -399,7 +399,7 @@ _HEAD = """\
 
 
 def _config(reading: Reading, counts: Counts) -> dict[str, Any]:
-    """A config that trains with the negatives, and where there are human pairs compares with DPO."""
+    """A config that trains D2O on the negatives and, where there are human pairs, compares it with DPO."""
     dataset = reading.model_dump(exclude_defaults=True)
     if counts.rule != settings.Extraction().rule:
         dataset["rule"] = counts.rule
@@ -434,6 +434,6 @@ def _config(reading: Reading, counts: Counts) -> dict[str, Any]:
 
 
 def _tokens(text: pl.Series) -> int:
-    """Tokens that nearly all of some texts fit in, about: a power of two from 64 to 1024."""
+    """About the number of tokens that nearly all of the texts fit in: a power of two from 64 to 1024."""
     longest = text.str.len_chars().quantile(0.99) or 0
     return min(1024, max(64, 1 << (int(longest / _TOKEN) + 20).bit_length()))

@@ -1,7 +1,7 @@
 """The losses: each is a small pure function of one response group.
 
-Every loss takes the two sides of a group and returns a scalar to minimise. `contracts.py` says what each loss needs
-of a group and has the defaults of its parameters. Notation: y_w is a positive, y_l a negative; lp is a log-prob
+Every loss takes the two sides of a group and returns a scalar to minimise. `contracts.py` states what each loss
+needs of a group and has the defaults of its parameters. Notation: y_w is a positive, y_l a negative; lp is a log-prob
 summed over the tokens of a response, in nats; m = lp / |y|; lr = lp_θ − lp_ref; h = lr(y_w) − lr(y_l).
 """
 
@@ -72,7 +72,7 @@ class Side(NamedTuple):
 
 
 def terms(positives: Side, negatives: Side) -> list[tuple[Side, Side]]:
-    """What a group's loss is the mean over: its positives with each of its negatives, or with none if it has none."""
+    """The terms whose mean is a group's loss: its positives with each negative, or with none if there is none."""
     each = [negatives.part(i, i + 1) for i in range(len(negatives.logprobs))]
     return [(positives, negative) for negative in each or [negatives]]
 
@@ -212,7 +212,7 @@ def ga(positives: Side, negatives: Side) -> Tensor:
 def unlikelihood(positives: Side, negatives: Side) -> Tensor:
     """Unlikelihood, arXiv 1908.04319: −(1/|y_l|) Σ_t log(1 − p_t(y_l)), plus SFT where the group has positives.
 
-    Both terms are means over tokens, so that neither drowns the other.
+    Both terms are means over tokens, so that neither dominates the other.
     """
     loss = -(negatives.complements / negatives.lengths).mean()
     return loss + sft(positives, negatives) if len(positives.logprobs) else loss

@@ -1,4 +1,4 @@
-"""A Hugging Face model folder: whether it is whole, what it answers with, and whether its code may run."""
+"""A Hugging Face model folder: whether it is complete, the digest of its files, and whether its code may run."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def check(folder: Path) -> None:
 
 
 def trusts_code(model: str | os.PathLike) -> bool:
-    """Whether a model folder's own Python code may be run: as its config entry said when it was fetched.
+    """Whether a model folder's own Python code may be run: as its config entry stated when it was fetched.
 
-    A folder that was not made here may hold a manifest too, which says nothing.
+    A folder that was not made here may hold a manifest too, which is ignored.
     """
     return records.is_ours(Path(model)) and records.read_manifest(model).get("trust_remote_code") is True
 
@@ -41,7 +41,7 @@ _NOT_LINKED = {".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack"}
 
 
 def link(source: Path, folder: Path) -> None:
-    """Link the files of a model into a folder of ours, but what says who made it: a checkpoint of 7B exists once."""
+    """Link a model's files, without its mark and manifest, into a folder of ours: a checkpoint of 7B exists once."""
     for file in source.iterdir():
         if file.is_file() and file.name not in records.ABOUT and file.suffix not in _NOT_LINKED:
             (folder / file.name).symlink_to(file.resolve())
@@ -58,7 +58,7 @@ def weights(folder: Path) -> dict[str, str]:
 
 
 def digest(folder: Path) -> str:
-    """Digest of what a model folder answers with: weights, tokenizer and template, whenever it was made."""
+    """Digest of the files that determine a model's answers: weights, tokenizer, template; not of when it was made."""
     hasher = hashlib.sha256(json.dumps(weights(folder), sort_keys=True).encode())
     for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "chat_template.jinja"):
         if (folder / name).exists():

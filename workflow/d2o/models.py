@@ -25,7 +25,7 @@ def fetch(model: Model, run: Path | None, folder: Path) -> None:
     Args:
         run: the folder that a training made, for `model.run` only.
     Raises:
-        D2OError: where the source is missing, has another hash than the config says, or lacks safetensors,
+        D2OError: where the source is missing, has another hash than the config states, or lacks safetensors,
             tokenizer or chat template.
     """
     template = templates.read(model.chat_template) if model.chat_template else None
@@ -63,7 +63,7 @@ def _convert_gguf(path: Path, folder: Path) -> str:
     print(f"models: converting {path.name} to bf16 safetensors", file=sys.stderr, flush=True)
     try:
         weights = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
-    except Exception as error:  # whatever a damaged file leads the library into
+    except Exception as error:  # a damaged file may cause any error in the library
         reason = " ".join(str(error).split())
         raise D2OError(f"{path}: not a GGUF file that transformers can read ({reason}); fetch it again") from None
     # The weights are plain now; a leftover quantisation record would make every loader dequantise again.

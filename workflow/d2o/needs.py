@@ -1,4 +1,4 @@
-"""What jobs ask of the machine or the cluster: the `threads` and resources of the rules that run a model."""
+"""The jobs' requests to the machine or cluster: `threads` and resources of the rules that run a model."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from d2o.errors import D2OError
 from d2o.plan import Plan
 from d2o.settings import Need
 
-# What an exact scorer takes.
+# The resources of an exact scorer.
 _SMALL = {"threads": 1, "mem_mb": 4000, "runtime": 60, "gpu": 0}
-# What a first attempt asks for beside what `d2o plan` says of the job: so many times the memory and the time.
+# Factors on the memory and the time that `d2o plan` estimates for a job; its first attempt asks for the product.
 _ROOM, _SLACK = 2, 4
-# Attempts that believe it.
+# Attempts that use the estimate.
 _BELIEVED = 2
-# Nobody asks for less: GB, and minutes, of which a job loses the last five (`--signal=TERM@300` of the profile).
+# The least request: GB, and minutes, of which a job loses the last five (`--signal=TERM@300` of the profile).
 _LEAST_GB, _LEAST_MINUTES = 4, 15
 
 
 class Needs:
-    """What the jobs of a plan ask for, as functions of their wildcards: resources of rules."""
+    """The requests of a plan's jobs, as functions of their wildcards: resources of rules."""
 
     def __init__(self, plan: Plan):
         self._s = plan.settings
@@ -33,13 +33,14 @@ class Needs:
     def of(self, kind: str, resource: str) -> Callable[[Any, int], int]:
         """A rule's `threads`, or one of its resources `mem_mb`, `runtime` and `gpu`.
 
-        The first attempt asks for what `compute.jobs` says of its kind; where that says nothing and `compute.device`
-        is known, for twice the memory and four times the time of the job's own estimate; else for all of `compute`.
-        A second attempt asks for twice as much, a third for three times, or, where it was an estimate, for all of
-        `compute`; none for more than that. An exact scorer takes little, whatever is asked for there.
+        The first attempt asks for what `compute.jobs` states for its kind; where that states nothing and
+        `compute.device` is set, for twice the memory and four times the time of the job's own estimate; else for all
+        of `compute`. The second attempt asks for twice as much, the third for three times as much or, after an
+        estimate, for all of `compute`; no attempt asks for more than that. An exact scorer takes little, whatever
+        `compute` states.
 
         Args:
-            kind: of jobs, one of `settings.JOBS`.
+            kind: kind of job, one of `settings.JOBS`.
         """
 
         def needed(wildcards, attempt: int) -> int:
@@ -62,9 +63,9 @@ class Needs:
         return needed
 
     def training(self, resource: str) -> Callable:
-        """A training's resources: one GPU a rank, none on a CPU; `leased` are those of one node.
+        """A training's resources: one GPU per rank, none on a CPU; `leased` is the number of GPUs per node.
 
-        Over several nodes a task on each, and `gres`, the GPUs of one: without it Slurm may put 7 of 8 on one node.
+        Over several nodes: one task per node, and `gres`, the GPUs per node; without it Slurm may put 7 of 8 on one.
         Slurm's plugin starts a job with `mpi` outside of a step, on the first node; `d2o train` starts the others.
         """
 
@@ -84,12 +85,12 @@ class Needs:
         return needed
 
     def _estimated(self, of: Callable[[Work], int], kind: str, wildcards, attempt: int) -> int | None:
-        """What the job's estimate comes to; None where there is none, or it was wrong twice."""
+        """The value of the job's estimate; None where there is no estimate, or two attempts with it have failed."""
         if not self._s.compute.device or attempt > _BELIEVED:
             return None
         try:
             return of(self._estimate.of(Job.of(kind, wildcards)))
-        except D2OError:  # a table that is damaged, perhaps; whoever reads it says so
+        except D2OError:  # perhaps a damaged table; the job that reads it reports it
             return None
 
 

@@ -19,9 +19,9 @@ from d2o.settings import PairQuality
 def choose(pair_quality: PairQuality, pairs: Path, output: Path) -> None:
     """Choose human pairs; write `chosen.parquet` and `rejected.parquet` beside `output`, which holds their prompts.
 
-    Those of test prompts come first: of a reward model trained here only these count. Then a digest decides, not the
-    order of the rows, and the first of more are those of fewer. The two answers of a pair have the same `sample`; a
-    prompt's `origin` is its split.
+    Pairs of test prompts come first: for a reward model trained here, only these count. Then a digest decides, not
+    the order of the rows, so that a larger choice contains each smaller one. The two answers of a pair have the same
+    `sample`; a prompt's `origin` is its split.
 
     Args:
         pairs: the `schemas.NEGATIVES` table of all human pairs.

@@ -1,4 +1,4 @@
-"""What is looked at before the first job, so that none fails after hours for want of a key, a licence or a device."""
+"""Checks before the first job, so that no job fails after hours because a key, a licence or a device is missing."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from d2o.settings import Hub, Settings
 
 
 def problems(jobs: Sequence[Any], plan: Plan, executor: str) -> list[str]:
-    """All that the jobs of a run lack, a line each, in alphabetical order.
+    """The problems of the jobs of a run, one line each, in alphabetical order.
 
     Args:
-        jobs: Snakemake's, those that will run: the name of their `rule`, `wildcards` and `resources`.
-        executor: the name of Snakemake's; with `local` they run on this machine, and its devices are theirs.
+        jobs: Snakemake's jobs that will run: the name of their `rule`, `wildcards` and `resources`.
+        executor: the name of Snakemake's executor; with `local` the jobs run on this machine and use its devices.
     """
     here, submitted = executor == "local", [job for job in jobs if not job.is_local]
     lines = {line for job in jobs for line in _of_job(job, plan.settings, here)}
@@ -46,9 +46,10 @@ def _of_job(job: Any, s: Settings, here: bool) -> Iterator[str]:
 
 
 def _disk(jobs: Sequence[Job], estimate: Estimate, plan: Plan) -> Iterator[str]:
-    """Whether there is room where the results lie, as `d2o plan` counts it.
+    """A line if the disk of the results has too little room, as `d2o plan` counts it.
 
-    For what the jobs leave and one training takes, and for the checkpoints of all others that wait for a round.
+    Room is needed for the models that the jobs leave, for what one training takes while it runs, and for the
+    checkpoints of all others that wait for a round.
     """
     folder = Path(plan.settings.results).absolute()
     existing = next(place for place in (folder, *folder.parents) if place.exists())
@@ -70,9 +71,9 @@ def _disk(jobs: Sequence[Job], estimate: Estimate, plan: Plan) -> Iterator[str]:
 
 
 def _memory(jobs: Sequence[Job], estimate: Estimate) -> Iterator[str]:
-    """Whether this machine holds the largest training's `Estimate.states`, to say nothing of the rest.
+    """A line if the largest training's `Estimate.states` alone exceed this machine's memory.
 
-    Not what `compute` says: that is the most, and locally nobody holds a job to it.
+    `compute` is not compared: it is an upper limit, which nothing enforces locally.
     """
     taken, capacity = max(map(estimate.states, jobs), default=0.0), _machine_memory()
     if taken > capacity:
@@ -107,19 +108,19 @@ def _budgets(jobs: Sequence[Job], estimate: Estimate, s: Settings) -> Iterator[s
 
 
 def _released(jobs: Sequence[Any]) -> Iterator[str]:
-    """A line for each model that is to be loaded and whose weights are not there; not where it is made again."""
+    """A line for each model that a job loads and whose weights are missing, unless this run makes the model again."""
     made = {str(path) for job in jobs for path in job.output}
     for job in jobs:
         models = [str(path) for path in job.input if str(path).endswith("/manifest.json") and str(path) not in made]
-        if models and (snapshot := job.params.get("model")):  # in the place of the model that it led to
+        if models and (snapshot := job.params.get("model")):  # loaded instead of the run's final model
             models = [str(snapshot)]
-        # The others, such as reports, cards and merged pools, take its manifest or its digest alone.
+        # Other jobs, such as reports, cards and merged pools, read only its manifest or its digest.
         if job.rule.name in RULES and RULES[job.rule.name].kind != OTHERS:
             yield from filter(None, (weights.lacking(Path(path).parent) for path in models))
 
 
 def _minutes(value: str) -> float:
-    """The minutes of a time as `sinfo` prints it, such as `1-00:30:00`; infinite where it is none."""
+    """The minutes of a time as `sinfo` prints it, such as `1-00:30:00`; infinite where it is no time."""
     if not re.fullmatch(r"[\d:-]+", value):
         return math.inf
     days, _, clock = value.rpartition("-")
@@ -128,7 +129,7 @@ def _minutes(value: str) -> float:
 
 
 def _least(value: str) -> float:
-    """A number as `sinfo` prints it, `16000+` included; infinite where it is none."""
+    """A number as `sinfo` prints it, `16000+` included; infinite where it is no number."""
     return float(number) if (number := value.rstrip("+")).isdigit() else math.inf
 
 
@@ -137,28 +138,28 @@ def _gpus(value: str) -> float:
     return float(sum(map(int, re.findall(r"\bgpu:(?:[^:,(]+:)?(\d+)", value))))
 
 
-# Seconds that Slurm has to say what nodes there are.
+# Seconds that Slurm has to list its nodes.
 _PATIENCE = 60
-# What a node of a partition has: the letter of `sinfo` for it, and how it is read.
+# The resources of a node of a partition: the letter of `sinfo` for each, and the function that reads its value.
 _NODE = {"minutes": ("%l", _minutes), "MB of memory": ("%m", _least), "cores": ("%c", _least), "GPUs": ("%G", _gpus)}
 
 
 def _slurm(jobs: Sequence[Any]) -> Iterator[str]:
-    """A line for each kind of job that no node of its partition of Slurm can take, at the last attempt."""
+    """A line for each kind of job whose request, at the last attempt, no node of its Slurm partition can meet."""
     if not shutil.which("sinfo"):
         return
     command = ["sinfo", "-a", "-h", "-e", "-o", "|".join(["%P", *(letter for letter, _ in _NODE.values())])]
     try:
         listed = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE).stdout
     except subprocess.TimeoutExpired:
-        return  # the first job says that Slurm does not answer
+        return  # the first job reports that Slurm does not answer
     nodes: dict[str, list[list[float]]] = {}
     for line in listed.splitlines():
         name, *values = line.split("|")
         node = [read(value) for (_, read), value in zip(_NODE.values(), values, strict=True)]
-        for partition in (name.rstrip("*"), "") if name.endswith("*") else (name,):  # "": what no job has to name
+        for partition in (name.rstrip("*"), "") if name.endswith("*") else (name,):  # "": the default partition
             nodes.setdefault(partition, []).append(node)
-    # What another cluster has is not listed.
+    # The nodes of another cluster are not listed.
     here = [job for job in jobs if nodes and not {"cluster", "clusters", "slurm_cluster"} & {*job.resources.keys()}]
     asked = {_asked(job): job.rule.name for job in here}
     for (partitions, needs), rule in asked.items():
@@ -181,7 +182,7 @@ def _asked(job: Any) -> tuple[str, tuple[float, ...]]:
 
 
 def _too_much(needs: Sequence[float], nodes: Sequence[Sequence[float]], partitions: str) -> str:
-    """What no node has: one thing, or all of them at once."""
+    """States what no node has: one resource, or all of them at once."""
     where = f"the partition {partitions or 'of Slurm'}"
     for name, need, most in zip(_NODE, needs, map(max, zip(*nodes, strict=True)), strict=True):
         if need > most:
@@ -200,7 +201,7 @@ def _machine(resources: Any) -> Iterator[str]:
     if nodes > 1 and "SLURM_JOB_ID" not in os.environ:
         yield f"a training asks for {nodes} nodes: run with --profile profiles/slurm, or set train.nodes: 1"
     gpus, present = resources.get("leased", resources.get("gpu", 0)), len(devices.visible())
-    if present and gpus > present:  # where none is known, as on WSL, the first job says whether torch sees one
+    if present and gpus > present:  # where none is known, as on WSL, the first job reports whether torch sees one
         yield f"a job asks for {gpus} GPUs, and there are {present}: lower compute.gpus or train.ranks"
 
 
@@ -209,7 +210,7 @@ def _fetched(source: Hub, kind: Literal["model", "dataset"]) -> list[str | None]
 
 
 def _judge(s: Settings, wildcards: Any) -> list[str | None]:
-    # A server of one's own, without TLS, seldom wants a key.
+    # A user's own server, without TLS, seldom needs a key.
     if os.environ.get("OPENAI_API_KEY") or urlsplit(s.judges[wildcards.judge].base_url).scheme != "https":
         return []
     return [f"judges.{wildcards.judge}: put its key into OPENAI_API_KEY (any text where the server wants none)"]
@@ -221,7 +222,7 @@ def _trackers(s: Settings, wildcards: Any) -> list[str | None]:
     return [f"train.trackers: {name} is not installed; install it, or take it out of the list" for name in missing]
 
 
-# By the rule of a job.
+# The checks of a job, by its rule.
 _LOOKED_AT: dict[str, Callable[[Settings, Any], list[str | None]]] = {
     "fetch_model": lambda s, wildcards: _fetched(s.models[wildcards.model], "model"),
     "fetch_reward": lambda s, wildcards: _fetched(s.rewards[wildcards.reward].source, "model"),

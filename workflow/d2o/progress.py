@@ -17,11 +17,11 @@ from d2o.errors import D2OError
 if TYPE_CHECKING:
     from rich.table import Table
 
-# Files beside a training's checkpoints: a line a step, and how many steps there are with the alarms that are raised.
+# Files beside a training's checkpoints: one line per step; and the number of steps, with the alarms that are raised.
 LOG, STATE = "train.jsonl", "watch.json"
-# Steps that rate and time left are taken from.
+# Most recent steps, from which rate and time left are computed.
 _RECENT = 10
-# A log is being written where its last line is at most so many steps old, or seconds.
+# A log is being written if its last line is at most this many steps, or seconds, old.
 _STEPS, _SECONDS = 5, 60
 _BLOCKS = "▁▂▃▄▅▆▇█"
 
@@ -32,10 +32,10 @@ class Training:
 
     Attributes:
         name: data set, model, method and seed.
-        active: whether a process is at work on it: of this machine, by its lock; of another, by the log's age.
-        steps: of the whole training.
-        alarms: what goes wrong now, by the alarm's name.
-        records: the lines of its log, a step each.
+        active: whether a process works on it: one of this machine, by its lock; one of another, by the log's age.
+        steps: number of steps of the whole training.
+        alarms: current problems, by the alarm's name.
+        records: the lines of its log, one per step.
     """
 
     name: str
@@ -51,13 +51,13 @@ class Training:
 
 
 def _step(records: Sequence[dict[str, Any]]) -> float:
-    """Seconds of a step: the mean of the last few."""
+    """Seconds per step: the mean of the last few steps."""
     recent = [record["seconds"] for record in records[-_RECENT:]]
     return sum(recent) / max(len(recent), 1)
 
 
 def trainings(results: Path) -> list[Training]:
-    """The trainings of a folder of results, and of those in it, that have begun and are not over.
+    """The trainings of a folder of results, and of such folders in it, that have begun and are not over.
 
     Raises:
         D2OError: where there is no such folder.
@@ -92,7 +92,7 @@ def read(folder: Path, name: str) -> Training | None:
 
 
 def sparkline(values: Iterable[float | None], width: int = 24) -> str:
-    """The course of finite numbers in characters, from the lowest to the highest; at most `width`, means of runs."""
+    """The finite values as a curve of at most `width` characters, each a mean of neighbouring values."""
     finite = [value for value in values if value is not None and math.isfinite(value)]
     size = max(1, -(-len(finite) // width))
     means = [sum(part) / len(part) for part in (finite[at : at + size] for at in range(0, len(finite), size))]
@@ -103,7 +103,7 @@ def sparkline(values: Iterable[float | None], width: int = 24) -> str:
 
 
 def table(trainings: Sequence[Training]) -> Table:
-    """One row a training: how far, how fast, how long, and the curves that tell whether it goes well."""
+    """One row per training: progress, time left, speed, curves of loss and margin, and alarms."""
     from rich.table import Table
     from rich.text import Text
 

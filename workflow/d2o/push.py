@@ -1,4 +1,4 @@
-"""A trained model on the Hub: weights, tokenizer, card and report in one commit, for its owner's eyes by default."""
+"""Push a trained model to the Hub: weights, tokenizer, card and report in one commit, private by default."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from d2o.errors import D2OError
 from d2o.layout import PLACES, Layout
 from d2o.texts import line
 
-# What says in a repository that it was made here: another one is not written to.
+# The file that marks a repository as made here: a repository without it is not written to.
 MARK = "d2o.json"
 # Seconds without a byte after which the Hub counts as not reached: it checks what was uploaded before it answers.
 _PATIENCE = 120
-# Beside the page, what its links lead to.
+# Files beside the page to which it links.
 _TABLES = ("*.csv", "figures/*.csv")
 _UPLOADED = {".safetensors", ".json", ".jinja", ".model", ".txt"}
-# Of the model's manifest, what a reader elsewhere may want; its inputs are paths of this machine.
+# Keys of the model's manifest that readers elsewhere may need; its inputs are paths of this machine.
 _KEPT = (
     "made",
     "seconds",
@@ -48,13 +48,13 @@ def push(run: Path, repository: str, public: bool) -> str:
 
     Args:
         run: the training's folder, its model's, or the manifest in that.
-        repository: id on the Hub, `owner/name`; made where there is none, private unless `public`.
+        repository: id on the Hub, `owner/name`; created if it does not exist, private unless `public`.
     Returns:
         The address of the commit.
     Raises:
         D2OError: where weights, card or report are missing or not of one state, the model runs code of its own, there
-            is no token, the repository holds what was not pushed from here or is more public than asked for, or the
-            Hub does not take it.
+            is no token, the repository holds files that were not pushed from here or has another visibility than
+            asked for, or the Hub refuses the commit.
     """
     from huggingface_hub import get_token
     from huggingface_hub.errors import HFValidationError
@@ -74,10 +74,10 @@ def push(run: Path, repository: str, public: bool) -> str:
         return _commit(repository, files, public, token)
     except D2OError:
         raise
-    except Exception as error:  # of the HTTP library, whichever the Hub's uses, or of a reply that is none
+    except Exception as error:  # of the HTTP library that the Hub's client uses, or of an invalid reply
         cause = error.__cause__ or error
         status = getattr(getattr(cause, "response", None), "status_code", None)
-        # Signatures stand in the queries of addresses.
+        # The queries of addresses may contain signatures.
         message = re.sub(r"\?\S+", "", line(cause, token))
         reason = f"{status}: {message}" if status else message
         way_out = _WAYS_OUT.get(status, "check the network, and push again")
@@ -85,8 +85,8 @@ def push(run: Path, repository: str, public: bool) -> str:
 
 
 def collect(run: Path) -> dict[str, Path | bytes]:
-    """What is uploaded of a training, by its name in the repository; errors as `push`."""
-    # Not resolved: results may be a link, and Snakemake knows it by its name.
+    """The files of a training to upload, by their names in the repository; errors as `push`."""
+    # Not resolved: `results` may be a link, and Snakemake knows it by that name.
     run = Path(os.path.normpath(run.absolute()))
     run = run.parent if run.name == "manifest.json" else run
     run = Path(os.path.relpath(run.parent if run.name == "model" else run))
@@ -124,7 +124,7 @@ def _check(path: Path, digests: set[str], way_out: str) -> None:
 
 
 def _without_paths(file: Path) -> Path | bytes:
-    """A file as it is; of a configuration without the path that the model was loaded from."""
+    """A file unchanged; but a configuration without the path that the model was loaded from."""
     if not file.name.endswith("config.json"):
         return file
     config = json.loads(file.read_text())
@@ -150,7 +150,7 @@ def _commit(repository: str, files: Mapping[str, Path | bytes], public: bool, to
     operations: list[Any] = [
         CommitOperationAdd(name, str(file) if isinstance(file, Path) else file) for name, file in files.items()
     ]
-    # A shard of other weights would be loaded. What its owner put there beside them stays.
+    # A shard of earlier weights would be loaded. Other files that the owner put there stay.
     stale = _pushed_before(api, info) & existing - files.keys() if MARK in existing else ()
     operations += [CommitOperationDelete(name) for name in sorted(stale)]
     return api.create_commit(
@@ -169,7 +169,7 @@ def _check_ours(info: Any, existing: set[str], public: bool) -> None:
 
 
 def _pushed_before(api: Any, info: Any) -> set[str]:
-    """The files of the model that the last push brought to a repository, as that push says there."""
+    """The files of the model that the last push brought to a repository, as its `MARK` there lists them."""
     with tempfile.TemporaryDirectory() as folder:
         mark = Path(api.hf_hub_download(info.id, MARK, revision=info.sha, local_dir=folder))
         try:

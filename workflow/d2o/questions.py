@@ -1,9 +1,9 @@
 """Stage `questions`: a task's questions, as local Parquet files.
 
-`data/` holds what lm-evaluation-harness reads, a file per subject and split, so that no later stage needs a network:
-in MMLU's form `dev` (the few-shot examples) and `test`, with the columns and the order of `cais/mmlu`, or the splits
-of a task that the harness knows, which is a subject then. `questions.parquet` tells what is asked, by the numbers
-that the answers have.
+`data/` holds the files that lm-evaluation-harness reads, one per subject and split, so that no later stage needs a
+network: in MMLU's form `dev` (the few-shot examples) and `test`, with the columns and the order of `cais/mmlu`, or
+the splits of a task of the harness, which then counts as a subject. `questions.parquet` contains the questions, with
+the numbers that the answers have.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ SPLITS = ("dev", "test")
 QUESTION = pa.schema([("question", pa.string()), ("choices", pa.list_(pa.string())), ("answer", pa.int64())])
 
 Multiple = list[dict[str, Any]]
-Readers = dict[str, dict[str, Callable[[], Multiple]]]  # subject → split → what reads its questions
+Readers = dict[str, dict[str, Callable[[], Multiple]]]  # subject → split → a function that reads its questions
 
-# Characters of a cell.
+# Maximum characters of a cell.
 _LONGEST = 1 << 17
-# GB that reading the questions of a task takes at most. The largest tasks of the harness have some hundred MB.
+# Maximum GB that reading the questions of a task may take. The largest tasks of the harness have some hundred MB.
 _MEMORY = 4.0
 # Names of subjects become names of files, of tasks and a part of the prompt.
 _SUBJECT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -52,13 +52,13 @@ def fetch(source: Questions, folder: Path, metric: str | None = None) -> None:
     """Make the folder of questions; its manifest counts them per subject and split.
 
     Args:
-        metric: what a task of the harness will be measured by; checked here, before any model is trained.
+        metric: the metric of a task of the harness; checked here, before any model is trained.
     Raises:
         D2OError: where the source is missing, holds no subject or takes more than `_MEMORY`, a subject is unknown,
             oddly named or lacks a split, a question does not have four choices and an answer among them, or as
             `harness.load` and `harness.choose_metric`.
     """
-    if source.task or source.hub:  # before the limit: what they import takes memory, too
+    if source.task or source.hub:  # before the limit: their imports take memory, too
         import datasets  # noqa: F401
         import lm_eval.tasks  # noqa: F401
     try:
@@ -70,13 +70,13 @@ def fetch(source: Questions, folder: Path, metric: str | None = None) -> None:
                 counts, asked = _write_subjects(source, draft.path)
             draft.facts["rows"] = records.write_table(draft.path / "questions.parquet", schemas.QUESTIONS, asked)
             draft.facts["subjects"] = counts
-    except (MemoryError, SystemError):  # the latter of libraries that do not look whether they got it
+    except (MemoryError, SystemError):  # the latter from libraries that do not check allocations
         origin = source.path or source.hub or ", ".join(dict.fromkeys(map(str, source.data.values()))) or source.task
         raise D2OError(f"{origin}: reading it takes more than about {_MEMORY:g} GB; is it the right one?") from None
 
 
 def _pass_on_memory_error(error: Exception) -> None:
-    """`datasets` wraps it into an error of its own."""
+    """Raise the MemoryError that `datasets` wraps in an error of its own, if it is one."""
     if isinstance(error.__cause__, MemoryError):
         raise error.__cause__
 
@@ -164,7 +164,7 @@ def _write_subjects(source: Questions, folder: Path) -> tuple[dict[str, dict[str
 
 
 def _select(subjects: Iterable[str], wanted: list[str], origin: str) -> list[str]:
-    """The wanted subjects, all where none is named."""
+    """The wanted subjects; all if none is named."""
     subjects = sorted(subjects)
     if not subjects:
         raise D2OError(f"{origin}: no subjects; expected dev/<subject>_dev.csv and test/<subject>_test.csv in it")
@@ -185,10 +185,10 @@ def _select(subjects: Iterable[str], wanted: list[str], origin: str) -> list[str
 
 
 def local(source: Path) -> Readers:
-    """What reads the questions of each subject of a folder or .zip in MMLU's form, by split.
+    """Functions that read the questions of each subject of a folder or .zip in MMLU's form, by split.
 
     Raises:
-        D2OError: where it is neither; each reader, where its file cannot be read.
+        D2OError: where the source is neither; each function, where its file cannot be read.
     """
     readers: Readers = {}
     for name, content in _files(source):
@@ -201,7 +201,7 @@ def local(source: Path) -> Readers:
 
 
 def _files(source: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
-    """Name of each CSV file of questions anywhere in a folder or a .zip, and what reads it."""
+    """Name of each CSV file of questions anywhere in a folder or a .zip, and a function that reads it."""
     if source.is_dir():
         for path in sorted(source.rglob("*.csv")):
             if _CSV.fullmatch(name := path.relative_to(source).as_posix()):
@@ -259,7 +259,7 @@ def _parse(content: Callable[[], bytes], origin: str) -> Multiple:
     return questions
 
 
-# The same on the Hub ----------------------------------------------------------------------------------
+# Their data set on the Hub ----------------------------------------------------------------------------
 
 
 def _hub(source: Questions) -> Readers:
@@ -283,7 +283,7 @@ def _hub(source: Questions) -> Readers:
         rows = harness.without_media(call(datasets.load_dataset, subject, split=split))
         return [_checked(row, f"{source.hub}: {subject}, {split}, row {n}") for n, row in enumerate(rows, 1)]
 
-    # `all` holds the subjects once more, `auxiliary_train` none.
+    # `all` repeats the subjects, `auxiliary_train` holds none.
     subjects = set(call(datasets.get_dataset_config_names)) - {"all", "auxiliary_train"}
     return {subject: {split: partial(read, subject, split) for split in SPLITS} for subject in subjects}
 

@@ -31,9 +31,9 @@ from d2o.layout import made_again, manifest_path
 if TYPE_CHECKING:
     import pandas as pd
 
-# Lies in every folder that is made here: such a folder may be replaced.
+# A file in every folder that is made here: such a folder may be replaced.
 _MARK = ".d2o"
-# What a folder that is made here holds beside its content: of the folder itself, and nothing to copy or link.
+# Files in a folder that is made here that are about the folder, not its content: they are never copied or linked.
 ABOUT = frozenset({_MARK, "manifest.json"})
 
 # Bytes that one packed file may unpack to.
@@ -76,10 +76,10 @@ def read_columns(
 
 
 def check_table(path: str | os.PathLike, schema: pa.Schema) -> None:
-    """Check a table for a reader that looks at no checksum, such as Polars.
+    """Check a table for a reader that verifies no checksum, such as Polars.
 
     Raises:
-        D2OError: as `read_table`, and where the file is not what its manifest says.
+        D2OError: as `read_table`, and where the file differs from its manifest.
     """
     next(read_columns(path, schema, []), None)
     written = read_manifest(path).get("content") if manifest_path(path).exists() else None
@@ -94,7 +94,7 @@ def read_frame(path: str | os.PathLike, schema: pa.Schema, columns: list[str] | 
 
 
 def read_any(path: str | os.PathLike, columns: Sequence[str]) -> pa.Table:
-    """Some columns of a table of whatever schema that has them; errors as `read_table`."""
+    """Some columns of a table of any schema that has them; errors as `read_table`."""
     try:
         table = pq.read_table(path, columns=list(columns), page_checksum_verification=True)
         return table.select(list(columns))
@@ -168,7 +168,7 @@ def artifact(
 ) -> Iterator[Draft]:
     """Make the file or folder `target` whole or not at all, with a manifest beside it.
 
-    The body writes to `draft.path` (a file, or a folder that it creates). On leaving, the draft is brought to the
+    The body writes to `draft.path` (a file, or a folder that it creates). On leaving, the draft is flushed to
     disk and renamed; on an error nothing is left. A folder's manifest lies in it as `manifest.json`, and a file's
     beside it as `<name>.manifest.json`. It holds the SHA-256 of the file, or of each file of the folder.
 
@@ -177,14 +177,14 @@ def artifact(
         settings: pydantic section, or plain data, that determined the content.
         inputs: files it was made from; their SHA-256 goes into the manifest.
     Raises:
-        D2OError: as `check_ours`, and where another process makes it, before the body runs.
+        D2OError: as `check_ours`, and where another process is making `target`; both before the body runs.
     """
     if Path(target).is_dir():
         check_ours(Path(target))
     target = Path(target).absolute()  # `.` has no name
     lock = locks.hold(target)
-    # Without a lock another may write it, too: each has a draft of its own, and a killed one's stays. Where their
-    # last renames cross, a digest tells.
+    # Without a lock another process may write it, too: each has a draft of its own, and that of a killed process
+    # stays. Where their last renames cross, a digest reveals it.
     own = "" if lock else f".{socket.gethostname()}-{os.getpid()}"
     draft = Draft(target.with_name(f".{target.name}{own}.tmp"))
     _remove(draft.path)  # what a killed writer left
@@ -209,7 +209,7 @@ def artifact(
         else:
             sync(draft.path)
             manifest = manifest_path(target)
-            manifest.unlink(missing_ok=True)  # never a manifest beside another content
+            manifest.unlink(missing_ok=True)  # never a manifest beside other content
             draft.path.replace(target)
             write_json(manifest, checksums.seal(record))
             sync(manifest)
@@ -220,7 +220,7 @@ def artifact(
 
 
 def _content(path: Path) -> str | dict[str, str]:
-    """SHA-256 of a file, or by its path in the folder of each file."""
+    """SHA-256 of a file, or of each file of a folder, by its path there."""
     if path.is_file():
         return file_digest(path)
     files = sorted(file for file in path.rglob("*") if file.is_file())
@@ -231,7 +231,7 @@ def check_content(folder: Path) -> None:
     """Check that the files of a folder are those that it was made with.
 
     Raises:
-        D2OError: naming the file that is not as it was written, and where the folder has no manifest.
+        D2OError: where a file is missing or changed, naming it, and where the folder has no manifest.
     """
     for name, digest in read_manifest(folder).get("content", {}).items():
         file = folder / name
@@ -246,19 +246,19 @@ def check_content(folder: Path) -> None:
 
 
 def check_file(file: Path) -> Path:
-    """A file, once it is known to be the one that its manifest tells of.
+    """Verify a file against its manifest; return it.
 
     Raises:
-        D2OError: where it is not, or has no manifest.
+        D2OError: where the file is missing, differs from its manifest, or has none.
     """
     digest = file_digest(file) if file.exists() else None
-    if digest is None or read_manifest(file).get("content", digest) != digest:  # an older manifest says nothing
+    if digest is None or read_manifest(file).get("content", digest) != digest:  # an older manifest has no digest
         raise D2OError(f"{file}: gone or damaged since it was written; delete it and run again")
     return file
 
 
 def check_ours(folder: Path) -> None:
-    """Check that a folder may be replaced: it is not there, is empty, or was made here.
+    """Check that a folder may be replaced: it does not exist, is empty, or was made here.
 
     Raises:
         D2OError: naming the folder and the way out.
@@ -272,12 +272,12 @@ def check_ours(folder: Path) -> None:
 
 
 def is_ours(folder: Path) -> bool:
-    """Whether a folder carries the mark of those that are made here."""
+    """Whether a folder carries the mark of folders that are made here."""
     return (folder / _MARK).is_file()
 
 
 def empty_folder(folder: Path) -> None:
-    """Make a folder of ours with nothing in it, in place of the one that is there; errors as `check_ours`."""
+    """Make an empty folder of ours, which replaces an existing one; errors as `check_ours`."""
     check_ours(folder)
     remove_folder(folder)
     folder.resolve().mkdir(parents=True)
@@ -285,9 +285,9 @@ def empty_folder(folder: Path) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder where it is there; a link to one stays. A kill leaves no half of it under its name.
+    """Remove a folder if it exists; a link to one stays. A kill leaves no half of it under its name.
 
-    Nor does NFS, where a file that a process has mapped stays for as long as it lives.
+    Nor does NFS, where a file that a process has mapped stays for as long as the process lives.
     """
     shutil.rmtree(_put_aside(folder.resolve()), ignore_errors=True)
 
@@ -303,7 +303,7 @@ def _replace_folder(draft: Path, target: Path) -> None:
 
 
 def _put_aside(folder: Path) -> Path:
-    """Rename a folder, where it is there, to a name that is free to be deleted."""
+    """Rename a folder, if it exists, to a name that may be deleted; return that name."""
     aside = folder.with_name(f".{folder.name}.old")
     _remove(aside)  # what a killed run left
     if folder.exists():
@@ -312,13 +312,13 @@ def _put_aside(folder: Path) -> Path:
 
 
 def discard(target: Path) -> None:
-    """Remove an artifact that is a file, where it is there, and its manifest."""
+    """Remove an artifact that is a file, if it exists, and its manifest."""
     target.unlink(missing_ok=True)
     manifest_path(target).unlink(missing_ok=True)
 
 
 def read_manifest(target: str | os.PathLike) -> dict[str, Any]:
-    """What is known of how an artifact was made.
+    """The manifest of an artifact: how it was made.
 
     Raises:
         D2OError: where there is no manifest, or a damaged one.
@@ -336,7 +336,7 @@ def read_packed(file: BinaryIO, name: str) -> bytes:
     """All bytes of a file that is unpacked while it is read.
 
     Raises:
-        D2OError: where there are more than `LARGEST`, naming it: no memory may hold what a small file unpacks to.
+        D2OError: where there are more than `LARGEST`, naming the file: a small one may unpack to any size.
     """
     content = file.read(LARGEST + 1)
     if len(content) > LARGEST:
@@ -365,7 +365,7 @@ def _remove(path: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Bring a file, or all of a folder with the names in it, to the disk."""
+    """Flush a file, or all files of a folder and the names in it, to disk."""
     for part in [path, *path.rglob("*")]:
         if part.is_dir():
             sync_names(part)
@@ -375,12 +375,12 @@ def sync(path: Path) -> None:
 
 
 def sync_names(folder: Path) -> None:
-    """Bring the names of a folder to the disk, so that a rename outlives a machine without power."""
+    """Flush the names in a folder to disk, so that a rename survives a power failure."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that knows no such thing
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that cannot do this
             raise
     finally:
         os.close(handle)

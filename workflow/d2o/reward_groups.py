@@ -1,4 +1,4 @@
-"""Scores of the answers to one prompt: what their inputs begin with is computed once, as in the group forward."""
+"""Scores of the answers to one prompt: the beginning that inputs share is computed once, as in the group forward."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from d2o.groups import Group, Response, packs
 
 __all__ = ["COMPARED", "TOLERANCE", "logits", "rows", "serves"]
 
-# Largest difference between a score and that of a padded row that is rounding.
+# Largest difference between a score and that of a padded row that counts as rounding.
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.1}
 
 
 def serves(model) -> bool:
-    """Whether a reward model is a causal one that is known to share, with a head on its last state."""
+    """Whether a reward model is causal, of an architecture known to share prompts, with a head on its last state."""
     config, weight = model.config, getattr(getattr(model, "score", None), "weight", None)
     known = weight is not None and config.model_type in SHARING and not getattr(config, "sliding_window", None)
     return known and attention.serves(weight.device, weight.dtype)
 
 
 def rows(inputs: Sequence[Sequence[int]], owners: Sequence[Hashable], tokens: int) -> Iterator[tuple[list[int], Row]]:
-    """Rows of at most `tokens` tokens, each with the places of its inputs; inputs without a sibling are in none.
+    """Rows of at most `tokens` tokens, each with the indices of its inputs; inputs without a sibling are in no row.
 
     Args:
         inputs: token ids.
-        owners: what each input is an answer to.
+        owners: the prompt that each input answers.
     """
     siblings: dict[Hashable, list[int]] = defaultdict(list)
     for place, owner in enumerate(owners):
         siblings[owner].append(place)
     groups = []
     for places in siblings.values():
-        # Each keeps a token of its own: the state that is scored.
+        # Each input keeps a token of its own, whose state is scored.
         common = _beginning([inputs[place][:-1] for place in places])
         if len(places) > 1 and common:
             branches = [Response(str(place), inputs[place][len(common) :]) for place in places]
@@ -48,14 +48,14 @@ def rows(inputs: Sequence[Sequence[int]], owners: Sequence[Hashable], tokens: in
 
 
 def _beginning(inputs: Sequence[Sequence[int]]) -> list[int]:
-    """What all inputs begin with."""
+    """The common beginning of all inputs."""
     first, last = min(inputs), max(inputs)  # the two that differ first
     same = (n for n, (a, b) in enumerate(zip(first, last, strict=False)) if a != b)
     return list(first[: next(same, min(len(first), len(last)))])
 
 
 def _parts(branches: Sequence[Response], tokens: int) -> Iterator[list[Response]]:
-    """Branches in order, as many to a part as have `tokens` tokens together, and one at least."""
+    """Split branches, in order, into parts of at most `tokens` tokens, but of at least one branch."""
     part, room = [], tokens
     for branch in branches:
         if part and len(branch.ids) > room:

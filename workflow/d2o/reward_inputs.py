@@ -196,11 +196,11 @@ def score_all(
 ) -> list[float]:
     """The score of every input, in the order of the inputs, computed in batches of at most `tokens` tokens.
 
-    The answers to one prompt share its states where the model allows it; that gives what padded rows give, or padded
-    rows are taken and a line says so.
+    The answers to one prompt share its states where the model allows it. If that gives other scores than padded rows,
+    padded rows are used and a line reports it.
 
     Args:
-        owners: what each input is an answer to.
+        owners: the prompt that each input answers.
     Raises:
         D2OError: if a score is not a finite number.
     """
@@ -232,9 +232,9 @@ def score_all(
 def _shared(
     model, encodings: Sequence[Encoding], owners: Sequence[Hashable], tokens: int
 ) -> Iterator[tuple[list[int], Tensor]]:
-    """Places and scores of the inputs that share a beginning, row by row; none where padded rows give others.
+    """Indices and scores of the inputs that share a beginning, row by row; none if padded rows give other scores.
 
-    That is seen on a first small row.
+    The two are compared on a first small row.
     """
     from d2o import reward_groups
 

@@ -2,8 +2,8 @@
 
 A model trained here is a backbone with a new head. Its loss is cross-entropy on answers labelled safe or unsafe, plus
 the pairwise loss of Bradley and Terry on preferred answers, as for the cost model of Safe RLHF (Dai et al.,
-2310.12773). It is trained on prompts of the train split only. Its accuracy on pairs of answers to one prompt of the
-test split goes into its manifest, and its AUC.
+2310.12773). It is trained on prompts of the train split only. Its manifest holds its AUC on the test split, and its
+accuracy on pairs of answers to one prompt there.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def make(reward: Reward, backbone: Path | None, rows: Path | None, negatives: Pa
     Args:
         backbone: model folder to train a head on. This, `rows` and `negatives` are needed for `reward.train` only.
         rows: a `schemas.ROWS` table with human labels.
-        negatives: a `schemas.NEGATIVES` table; its column `split` says which prompts are train and which test.
+        negatives: a `schemas.NEGATIVES` table; its column `split` states which prompts are train and which test.
     Raises:
         D2OError: if the source is not a reward model, or the rows have no label to learn from.
     """
@@ -89,7 +89,7 @@ def _check_head(folder: Path, name: str, label: str | None) -> None:
         )
 
 
-# What human labels say ---------------------------------------------------------------------------
+# Human labels ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -269,7 +269,7 @@ def _targets(step: Iterable[Example], device) -> tuple[Tensor, Tensor]:
     return torch.tensor(safe, device=device), torch.tensor(pairs, device=device, dtype=torch.long).view(-1, 2)
 
 
-# What it tells apart -----------------------------------------------------------------------------
+# Held-out agreement ------------------------------------------------------------------------------
 
 
 def _held_out(reward: Reward, folder: Path, examples: Sequence[Example]) -> dict[str, Any]:

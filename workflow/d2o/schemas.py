@@ -1,4 +1,4 @@
-"""The schema of each table: what its columns are, and what a row stands for."""
+"""The schema of each table: its columns, and the meaning of a row."""
 
 from __future__ import annotations
 
@@ -84,11 +84,11 @@ LOGPROBS = pa.schema(
 
 SCORES = pa.schema([("prompt_id", pa.string()), ("sample", pa.int32()), ("score", pa.float64())])
 
-# One question of a task, by its number among those that the subject asks, and the text that a prompt may say.
+# One question of a task, by its number among those of the subject, and its text, which a prompt may contain.
 QUESTIONS = pa.schema([("subject", pa.string()), ("question", pa.int32()), ("text", pa.string())])
 
-# A question that the train prompts say: `prompt`, what one of them says that equals it (kind `leak`) or is near to it
-# (`near leak`), and the similarity of the two.
+# A question that the train prompts contain: `prompt`, the text in one of them that equals it (kind `leak`) or is near
+# to it (`near leak`), and the similarity of the two.
 LEAKS = pa.schema(
     [
         ("subject", pa.string()),
@@ -102,7 +102,7 @@ LEAKS = pa.schema(
 # One question of a task, answered by one model: the task's metric for it, such as 1 where the answer is right.
 TASK_VALUES = pa.schema([("subject", pa.string()), ("question", pa.int32()), ("value", pa.float64())])
 
-# One judgement of a pair: `order` tells which answer stood first, `verdict` which won (`unread` where that is not
+# One judgement of a pair: `order` states which answer came first, `verdict` which won (`unread` where that is not
 # known), and `longer` by how many characters the method's answer is longer than the initial model's.
 VERDICTS = pa.schema(
     [
@@ -114,9 +114,9 @@ VERDICTS = pa.schema(
     ]
 )
 
-# What stands in one place of an annotator's page: a pair of answers, the initial model's and that of a training, and
-# which is answer 1 (`order`, as in verdicts); or an attention check, the key to press, which stands in place of the
-# method's answer beside one of `method`, or of the initial model where that is null.
+# One item of an annotator's page: a pair of answers, the initial model's and that of a training, and which is
+# answer 1 (`order`, as in verdicts); or an attention check: a request to press the key `check` replaces the method's
+# answer, beside an answer of `method`, or of the initial model where that is null.
 HUMAN_KEY = pa.schema(
     [
         ("version", pa.string()),
@@ -132,7 +132,7 @@ HUMAN_KEY = pa.schema(
     ]
 )
 
-# What annotators are asked of each pair of answers.
+# The questions to annotators about each pair of answers.
 HUMAN_QUESTIONS = ("harmlessness", "helpfulness")
 
 # An annotator's verdict on a pair of answers: `question` is one of `HUMAN_QUESTIONS`, `verdict` as above.

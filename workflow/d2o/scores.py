@@ -15,7 +15,7 @@ from d2o.settings import Reward
 
 
 def score(reward: Reward, model: Path | None, prompts: Path, responses: Path, output: Path) -> None:
-    """Write one row of `schemas.SCORES` per response; none where an organism's measure does not tell.
+    """Write one row of `schemas.SCORES` per response; none where an organism's measure gives no score.
 
     Args:
         model: folder of the stage `rewards`; None for a rule.
@@ -74,7 +74,7 @@ def _by_model(
 
 
 def _check_golden(reward: Reward, network: Any, tokenizer: Any, limit: int) -> None:
-    """Score the golden rows of an entry: a wrong head, or template of `prompt` and `response`, gives no error."""
+    """Check the scores of an entry's golden rows: a wrong head, or a wrong template, raises no error by itself."""
     for number, row in enumerate(reward.golden):
         if row.text is None:
             messages = [{"role": "user", "content": row.prompt}]

@@ -1,7 +1,7 @@
-"""What a result depends on among Python sources, our own and a user's: to edit them reruns what they made.
+"""The Python sources that a result depends on, our own and a user's: editing them reruns what they made.
 
-Of d2o those definitions count that a stage uses, directly or not, each by itself: a function that lies beside a used
-one does not. They are known by their names in the syntax trees; where that does not tell, the whole module counts.
+Of d2o only the definitions count that a stage uses, directly or indirectly: an unused function beside a used one does
+not. They are found by their names in the syntax trees; where that is not possible, the whole module counts.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ _PACKAGE = Path(__file__).parent
 # Settings reach a stage as params, the command line only forwards them, and where a model runs, how ranks are started
 # or where an artifact lies is no part of a result: none of these is part of a digest.
 _NOT_DIGESTED = {f"d2o.{name}" for name in ("settings", "plan", "layout", "sources", "cli", "errors", "devices")}
-# Which architectures share prompts decides the route alone. Routes give the same numbers but for rounding, which each
-# start checks; a training takes the route of its references, and refuses those of two routes.
+# The list of architectures that share prompts decides the route alone. Routes give the same numbers but for rounding,
+# which each start checks; a training takes the route of its references, and refuses references of two routes.
 _NOT_DIGESTED |= {"d2o.forward.policy.SHARING", "d2o.train.launch"}
-# Tables of entries by name, and folders of them: who depends on one entry does not depend on the others.
+# Tables of entries by name, and folders of them: a result that depends on one entry does not depend on the others.
 _TABLES = {
     "d2o.losses.LOSSES", "d2o.contracts.CONTRACTS", "d2o.formats.FORMATS", "d2o.chat.templates",
     "d2o.metrics.HUMAN_METRICS", "d2o.metrics.STYLE_METRICS",
@@ -36,7 +36,7 @@ def source_digest(module: str, entries: tuple[str, ...] | None = None) -> str:
     Comments, layout and docstrings do not count: rewording one retrains nothing.
 
     Args:
-        entries: those that count of the tables of entries by name; all where it is None.
+        entries: names of the entries that count, in the tables of entries; None: all.
     Raises:
         ValueError: where there is no such module: what depends on it would never rerun.
     """
@@ -49,7 +49,7 @@ def source_digest(module: str, entries: tuple[str, ...] | None = None) -> str:
 
 
 def _used(start: str, entries: tuple[str, ...] | None) -> dict[str, str]:
-    """The text of each definition that is used, by its dotted name; of other files, their bytes' digest by path."""
+    """The text of each used definition, by its dotted name; of other files, the digest of their bytes, by path."""
     texts: dict[str, str] = {}
     seen: set[str] = set()
     queue = [start]
@@ -79,7 +79,7 @@ def _used(start: str, entries: tuple[str, ...] | None) -> dict[str, str]:
 
 @cache
 def _statements(dotted: str, entries: tuple[str, ...] | None) -> list[tuple[str, list[str]]]:
-    """The text of each statement that binds a name, a table's with the chosen entries alone, and what it uses."""
+    """The text of each statement that binds a name, and what it uses; of a table, only with the chosen entries."""
     module, name = _split(dotted)
     nodes = module.definitions[name]
     if entries is not None:
@@ -92,9 +92,9 @@ class _Module:
     """A module's statements, sorted by what they do.
 
     Attributes:
-        name: dotted.
-        definitions: the statements that bind a name; under "" those that do more than that when it is imported.
-        imports: where the names that it imports of d2o come from, dotted.
+        name: dotted name.
+        definitions: the statements that bind each name; under "" those that do more than that at import.
+        imports: the dotted origin of each name that it imports from d2o.
     """
 
     name: str
@@ -103,7 +103,7 @@ class _Module:
     imports: dict[str, str]
 
     def all(self) -> Iterator[str]:
-        """Every definition, and what a package takes from its own modules to hand on."""
+        """Every definition, and the names that a package re-exports from its own modules."""
         yield from (f"{self.name}.{name}" for name in self.definitions)
         yield from (origin for origin in self.imports.values() if origin.startswith(f"{self.name}."))
 
@@ -117,13 +117,13 @@ class _Module:
         for inner in nodes:
             match inner:
                 case ast.Attribute(value=ast.Name(id=owner)) if owner in known:
-                    # Of a module its member; of anything else the thing itself.
+                    # Of a module its member; of any other object the object itself.
                     yield f"{known[owner]}.{inner.attr}" if _path(known[owner]) else known[owner]
                 case ast.Name(id=name, ctx=ast.Load()) if name in known and inner not in owners:
                     yield known[name]
 
     def at_import(self) -> Iterator[str]:
-        """What runs when the module is imported, and its packages before it."""
+        """The statements that run when the module, and before it its packages, are imported."""
         parts = self.name.split(".")
         for end in range(1, len(parts) + 1):
             package = ".".join(parts[:end])
@@ -131,7 +131,7 @@ class _Module:
                 yield f"{package}."
 
     def data(self, entries: tuple[str, ...] | None) -> dict[str, str]:
-        """The files of its package that are no Python, such as templates, by path."""
+        """The digests of the files of its package that are not Python, such as templates, by path."""
         folder = self.path.parent
         if folder == _PACKAGE:
             return {}
@@ -180,7 +180,7 @@ def _names(node: ast.AST) -> set[str]:
 
 
 def _split(dotted: str) -> tuple[_Module | None, str | None]:
-    """The module that a dotted name lies in, and its name there; (None, None) where it does not count."""
+    """The module that contains a dotted name, and its name there; (None, None) where it does not count."""
     if any(dotted == name or dotted.startswith(f"{name}.") for name in _NOT_DIGESTED):
         return None, None
     if _path(dotted):
@@ -191,7 +191,7 @@ def _split(dotted: str) -> tuple[_Module | None, str | None]:
 
 @cache
 def _path(module: str) -> Path | None:
-    """The file of a module of d2o; None where there is none."""
+    """The file of a module of d2o; None where there is no such module."""
     top, *parts = module.split(".")
     if top != "d2o" or not all(parts):
         return None
@@ -205,7 +205,7 @@ def _imported(node: ast.AST, module: str, path: Path) -> dict[str, str]:
 
 
 def _origins(node: ast.AST, module: str, path: Path) -> dict[str, str]:
-    """The names that an import statement binds, and what to, dotted."""
+    """The names that an import statement binds, each with its dotted origin."""
     match node:
         case ast.Import():
             return {alias.asname or alias.name: alias.name for alias in node.names}
@@ -218,7 +218,7 @@ def _origins(node: ast.AST, module: str, path: Path) -> dict[str, str]:
 
 
 def _chosen(node: ast.stmt, entries: tuple[str, ...]) -> ast.stmt:
-    """A table's statement with the chosen ones of its entries: of a dict by key, of calls by their first argument."""
+    """A table's statement with only the chosen entries: of a dict by key, of calls by their first argument."""
     match node:
         case ast.Assign(value=ast.Dict(keys=keys, values=values)):
             kept = [pair for pair in zip(keys, values, strict=True) if ast.literal_eval(pair[0]) in entries]
@@ -244,9 +244,9 @@ def _without_docstrings(path: Path) -> ast.Module:
 
 
 def files(module: str) -> set[Path]:
-    """The files of a user's module and of what it imports of its own package or from the working directory.
+    """The files of a user's module, and of what it imports from its own package or from the working directory.
 
-    Directly or not, and each with the packages that it lies in.
+    Indirect imports count too, and so do the packages that contain each module.
     """
     read: set[Path] = set()
     seen: set[str] = {""}
@@ -260,7 +260,7 @@ def files(module: str) -> set[Path]:
             queue.append(name.rpartition(".")[0])
             for node in ast.walk(ast.parse(path.read_text())):
                 for origin in _origins(node, name, path).values():
-                    # `from scorers import words` names a module, `from scorers.words import count` lies in one.
+                    # `from scorers import words` names a module, `from scorers.words import count` a function in one.
                     queue += [origin, origin.rpartition(".")[0]]
     return read
 

@@ -1,11 +1,12 @@
 """Means, differences and AUC with intervals, for values that share prompts and trainings.
 
-Two things vary: the prompts that were asked (or the questions of a task), and the training, which another seed would
-have made come out otherwise. A value of one prompt under one seed is μ + prompt + seed + rest, a two-way layout with
-random effects, and the variance of its mean is the sum of three components (Searle, Casella and McCulloch, Variance
-Components, 1992, ch. 4). The degrees of freedom of such a sum are Satterthwaite's (Biometrics Bulletin 2, 1946). With
-2 to 5 seeds these t intervals hold the truth in 94 to 98 of 100 simulated tables; a bootstrap of seeds, then prompts,
-in 72 to 91, since two or three seeds resampled vary less than trainings do. `tests/test_statistics.py` counts both.
+Two things vary: the prompts that were asked (or the questions of a task), and the training, whose outcome depends on
+its seed. A value of one prompt under one seed is μ + prompt + seed + rest, a two-way layout with random effects, and
+the variance of its mean is the sum of three components (Searle, Casella and McCulloch, Variance Components, 1992,
+ch. 4). The degrees of freedom of such a sum are Satterthwaite's (Biometrics Bulletin 2, 1946). With
+2 to 5 seeds these t intervals contain the true value in 94 to 98 of 100 simulated tables; those of a bootstrap of
+seeds, then prompts, in 72 to 91, since two or three resampled seeds vary less than trainings do.
+`tests/test_statistics.py` counts both.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ RESAMPLES = 10_000
 LEVEL = 0.95
 # Cells of a matrix of weights held at once: 16 MB.
 _CELLS = 2_000_000
-# What is left of a difference that is 0 but for rounding.
+# Values below this are 0 but for rounding.
 _NOTHING = 1e-12
 
 
@@ -33,8 +34,9 @@ class Estimate:
         mean: the estimate; NaN without values.
         low, high: ends of the 95 % interval; NaN if it is undefined, as for a single cluster.
         n: number of clusters.
-        p: two-sided p-value of the null hypothesis, not below the true one however small, so that it can be
-            adjusted for many; NaN where there is no interval. It may be above .05 where the interval excludes 0.
+        p: two-sided p-value of the null hypothesis, not below the true one even if that is small, so that it can be
+            adjusted for multiple tests; NaN where there is no interval. It may be above .05 where the interval
+            excludes 0.
     """
 
     mean: float
@@ -61,8 +63,8 @@ class Sample:
             for their seed.
         strata: [N] the stratum of each value, a fixed part of the population such as a subject of MMLU. All values of
             a cluster are in one stratum. None: one stratum for all.
-        seeds: [N] the training behind each value. None, or one seed: what trainings vary is not known, and the
-            interval is over clusters only.
+        seeds: [N] the training behind each value. None, or one seed: the variance between trainings is not known, and
+            the interval is over clusters only.
     """
 
     values: np.ndarray
@@ -82,7 +84,7 @@ def mean(sample: Sample, *, macro: bool = False, null: float = 0.0) -> Estimate:
 
     Args:
         macro: take the mean of the strata's means, with equal weights, in place of the mean of all values.
-        null: the mean under the null hypothesis that `p` is of.
+        null: the mean under the null hypothesis of `p`.
     """
     return _estimate([(1.0, _Cells.of(sample))], macro, null)
 
@@ -91,7 +93,7 @@ def difference(sample: Sample, other: Sample, *, macro: bool = False) -> Estimat
     """The mean of `sample` minus the mean of `other`, on the clusters that both have, with its 95 % interval.
 
     The difference is paired by cluster, so what makes a prompt hard for both cancels. Trainings are not paired:
-    two methods of one seed see the data in one order, and what else befalls them is their own. Strata and `macro` as
+    two methods of one seed see the data in one order, but otherwise vary independently. Strata and `macro` as
     in `mean`; the null hypothesis is no difference.
     """
     return contrast([(1.0, sample), (-1.0, other)], macro=macro)
@@ -124,7 +126,7 @@ def effect_size(sample: Sample, other: Sample) -> float:
 
 
 def holm(p: Sequence[float]) -> np.ndarray:
-    """P-values adjusted for their number, such that an error among all of them is as rare as each says.
+    """P-values adjusted for their number, so that each bounds the probability of any error among all of them.
 
     Holm's step-down method (Scandinavian Journal of Statistics 6, 1979). NaN stays, and does not count.
     """
@@ -183,11 +185,11 @@ def auc(
 
 
 def alpha(counts: np.ndarray, *, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
-    """Krippendorff's α of nominal values, with its 95 % interval: 1 is full agreement, 0 what chance gives.
+    """Krippendorff's α of nominal values, with its 95 % interval: 1 is full agreement, 0 agreement by chance.
 
     α is 1 less the observed disagreement over that expected by chance (Krippendorff, Content Analysis, 2004, ch. 11).
     The interval is the percentile bootstrap over units; resamples in which all values are the same are left out.
-    Where that holds of all units, nothing can be told from chance, and there is no α (NaN).
+    Where all units have the same value, agreement cannot be told from chance, and there is no α (NaN).
 
     Args:
         counts: [N, V] int, how many annotators gave a unit each value; two or more in sum.
@@ -230,11 +232,11 @@ class _Cells:
         return cls(sums, np.bincount(cell, minlength=sums.size).reshape(shape).astype(float), keys, strata)
 
     def taken(self, columns: np.ndarray) -> _Cells:
-        """Of these clusters only."""
+        """The cells of these clusters only."""
         return _Cells(self.sums[:, columns], self.counts[:, columns], self.keys[columns], self.strata[columns])
 
     def linear(self, macro: bool) -> tuple[float, np.ndarray]:
-        """The mean, and how far each cell pulls it, [S, C]: the mean of these is its first-order error."""
+        """The mean, and the influence of each cell on it, [S, C]; the mean influence is its first-order error."""
         groups = self.strata if macro else np.zeros(len(self.keys), int)
         total = np.bincount(groups, self.counts.sum(0))
         means = np.bincount(groups, self.sums.sum(0)) / total
@@ -272,20 +274,20 @@ def _estimate(terms: Sequence[tuple[float, _Cells]], macro: bool, null: float) -
     # The component of the seeds may come out negative: no interval is narrower than over clusters alone.
     variance = max(variance, clusters)
     error, away = np.sqrt(variance), abs(value - null)
-    if error < _NOTHING * max(1, abs(value)):  # all clusters say the same: the sign test
+    if error < _NOTHING * max(1, abs(value)):  # all clusters have the same value: the sign test
         return Estimate(value, value, value, n, 1.0 if away < _NOTHING else 0.5 ** (n - 1))
     # A sum has at least the degrees of its least certain part; a part that is subtracted would leave fewer than one.
     df = max(variance**2 / uncertain, least)
     half = error * stdtrit(df, (1 + LEVEL) / 2)
-    # Far out in the tail, where corrected p-values are read, Satterthwaite's are too many: with 3 seeds, 3 of 1,000
-    # equal pairs have p < 0.001. Those of the trainings alone are too few, on the safe side.
+    # Far out in the tail, where corrected p-values are read, Satterthwaite's degrees are too many: with 3 seeds, 3 of
+    # 1,000 equal pairs have p < 0.001. Those of the trainings alone are too few, on the safe side.
     trainings = sum(len(pull) - 1 for pull in pulls)
     p = 2 * stdtr(min(df, trainings) if trainings else df, -away / error)
     return Estimate(value, float(value - half), float(value + half), n, float(p))
 
 
 def _weights(n: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """How often each of `n` clusters is in each resample, [R, n], in pieces of rows."""
+    """How often each of `n` clusters is in each resample, [R, n], in blocks of rows."""
     rng = np.random.default_rng(seed)
     size = max(1, _CELLS // n)
     for start in range(0, resamples, size):

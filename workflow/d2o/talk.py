@@ -1,4 +1,4 @@
-"""`d2o chat`: one prompt, the answers of several models beside each other."""
+"""`d2o chat`: one prompt, the answers of several models side by side."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from d2o.settings import Engine, Sampling
 
 
 def model_folders(named: list[Path]) -> dict[str, Path]:
-    """The folders of the models that are to answer, by their names for readers.
+    """The folders of the models that are to answer, by the names that are displayed.
 
     Args:
         named: folders of runs (`…/d2o/seed0`), of their snapshots, or of models, or the manifests in them. The model
@@ -41,14 +41,14 @@ def model_folders(named: list[Path]) -> dict[str, Path]:
 
 
 def _names(places: Sequence[tuple[tuple[str, ...], int]]) -> list[str]:
-    """The last parts of different paths: so many as each has by itself, or more, until all names are different."""
+    """Names for paths: the last parts of each, as many as its number, or more for all until the names differ."""
     names = ["/".join(parts[-depth:]) for parts, depth in places]
     different = len({"initial", *names}) > len(names)
     return names if different else _names([(parts, depth + 1) for parts, depth in places])
 
 
 def _initial(run: Path) -> Path | None:
-    """The model that a run was trained from, where it lies beside the run as the layout says."""
+    """The model that a run was trained from, if it is at its place in the layout."""
     run = run.parent if run.name.startswith("step") else run
     if len(run.parents) < 4:
         return None
@@ -57,7 +57,7 @@ def _initial(run: Path) -> Path | None:
 
 
 class Talk:
-    """A dialogue with each of some models, which are asked the same."""
+    """One dialogue per model; all models get the same prompts."""
 
     def __init__(self, folders: Mapping[str, Path], engine: Engine, sampling: Sampling):
         """
@@ -78,7 +78,7 @@ class Talk:
         self._dialogues: dict[str, list[dict[str, str]]] = {name: [] for name in self._models}
 
     def ask(self, prompt: str) -> dict[str, str]:
-        """Each model's answer; with it, its dialogue goes on. A dialogue too long for the context begins again."""
+        """Each model's answer, which is added to its dialogue. A dialogue too long for the context starts again."""
         self._turn += 1
         answers = {}
         for name, model in self._models.items():

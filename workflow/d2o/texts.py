@@ -1,4 +1,4 @@
-"""Measures of a text that need no model: repetition, n-grams; and how it can be shown."""
+"""Measures of a text that need no model: repetition, n-grams; and its safe display."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ _UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2066-
 
 
 def visible(name: str) -> str:
-    """A name out of the data as it can stand in a line: what controls the line, or turns what follows, is escaped."""
+    """A name from the data for display: control characters and changes of text direction are escaped."""
     return _UNSEEN.sub(lambda match: f"\\u{ord(match[0]):04x}", name)
 
 
 def is_unicode(text: str) -> bool:
-    """Whether UTF-8 can write a text: not half a surrogate pair, as in JSON, or in a file's name that is Latin-1."""
+    """Whether UTF-8 can encode a text: not half a surrogate pair, as in JSON, or in a file name in Latin-1."""
     return not re.search("[\ud800-\udfff]", text)
 
 
 def line(error: BaseException, secret: str = "") -> str:
-    """What an error says, on one line that is not too long; its kind where it says nothing.
+    """The message of an error, on one line that is not too long; its type where it has no message.
 
     Args:
-        secret: what it must not say; masked before the line is cut, which might leave half of it.
+        secret: text that must not appear; masked before the line is cut, which might leave half of it.
     """
     message = str(error).replace(secret, "***") if secret else str(error)
     return visible(" ".join(message.split()))[:300] or type(error).__name__
 
 
 def policy_digest(content: str) -> str:
-    """What a Content-Security-Policy names an inline script or style sheet by."""
+    """The digest by which a Content-Security-Policy names an inline script or style sheet."""
     return "sha256-" + base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
 
 

@@ -18,14 +18,14 @@ FIXED = {"extends", "loss", "positives", "negatives", "pairs", "k", "self_correc
 
 
 def combinations(tune: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
-    """A value for each key, all combinations; one without any key where nothing is tuned."""
+    """All combinations of one value per key; a single empty one where nothing is tuned."""
     return [dict(zip(tune, values, strict=True)) for values in product(*tune.values())]
 
 
 def names(method: str, tune: Mapping[str, Sequence[Any]]) -> list[str]:
     """The names of a method's trials, such as `dpo.trial-3fa2c1`; none where it has no `tune`.
 
-    A digest of the values, so that a trial stays the same one when others join it.
+    A name contains a digest of the values, so that a trial stays the same when others are added.
     """
     return [f"{method}.trial-{_digest(values)}" for values in combinations(tune)] if tune else []
 
@@ -35,13 +35,13 @@ def _digest(values: Mapping[str, Any]) -> str:
 
 
 def parted(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Chosen values as keys of the method itself and of its section `train`."""
+    """Split chosen values into keys of the method itself and keys of its section `train`."""
     train = {key.removeprefix("train."): value for key, value in values.items() if key.startswith("train.")}
     return {key: value for key, value in values.items() if not key.startswith("train.")}, train
 
 
 def with_trials(methods: dict[str, Any]) -> dict[str, Any]:
-    """Methods, not validated yet, and the trials of those with `tune` where they are not there already.
+    """Methods, not validated yet, with the trials of those with `tune` added where they are missing.
 
     Raises:
         ValueError: where `tune` has a key that must be known beforehand.

@@ -1,4 +1,4 @@
-"""Stage `tune`: which trial of a method is the best by a metric of the validation prompts."""
+"""Stage `tune`: choose the best trial of a method, by a metric of the validation prompts."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from d2o.statistics import Sample
 def choose(stage: TuneStage, results: Path, dataset: str, model: str, output: Path) -> None:
     """Write the values of the best trial (`chosen`), and what each trial reached (`trials`), as JSON.
 
-    Means are over the validation prompts for which every trial has a value, of one training of each; the first of
-    equal ones is chosen.
+    Means are over the validation prompts for which every trial has a value, of one training per trial; of equal
+    trials the first is chosen.
 
     Raises:
         D2OError: as `metrics.single`, and where there is no such prompt.

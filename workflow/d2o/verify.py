@@ -1,4 +1,4 @@
-"""Whether what lies in a folder of results is still what was written there."""
+"""Check that the files in a folder of results are unchanged since they were written."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ def verify(folder: Path) -> tuple[list[str], str]:
     """Read every artifact below a folder, and compare it with the SHA-256 in its manifest.
 
     Returns:
-        A line for each file that is damaged or gone, with the way out; and a line with what was counted.
+        One line per file that is damaged or missing, with the way out; and one line with the counts.
     Raises:
         D2OError: where there is no artifact.
     """
     from tqdm import tqdm
 
     every = {*folder.rglob("manifest.json"), *folder.rglob("*.manifest.json")}
-    # Hidden: what is being written, or what a killed job left.
+    # Hidden files are being written, or were left by a killed job.
     manifests = sorted(path for path in every if not any(p.startswith(".") for p in path.relative_to(folder).parts))
     if not manifests:
         raise D2OError(f"{folder}: holds no artifact; name a folder of results")

@@ -1,6 +1,6 @@
-"""A training's weights, most of what a run leaves: released once all is made from them, restored by training again.
+"""A training's weights, the bulk of a run: released once all is made from them, restored by training again.
 
-Their manifest stays, and all that was made from them: nothing is made again.
+Their manifest and all that was made from them stay: nothing is made again.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from d2o.layout import PLACES
 
 # The adapter of a training with LoRA, in its model folder.
 ADAPTER = "adapter"
-# In a run's folder: which of its files were released, and which a second training brought back.
+# In a run's folder: the list of released files, the list of restored files, and the folder of the second training.
 RELEASED, RESTORED, _AGAIN = (Path(PLACES[place]).name for place in ("released", "restored", "again"))
 
 
 def release(keep: str, run: Path) -> None:
-    """Delete the weights of a run, of its snapshots and of the policies of its rounds; `RELEASED` names them.
+    """Delete the weights of a run, of its snapshots and of the policies of its rounds; `RELEASED` lists them.
 
     Args:
         keep: what of a model stays: `adapter`, or `nothing`.
         run: the run's folder.
     """
-    records.discard(run / RESTORED)  # first: Snakemake makes again what is not there
+    records.discard(run / RESTORED)  # first: Snakemake makes a missing file again
     released = [file for folder in _models(run) for file in _bulk(folder, keep == "nothing")]
     for file in released:
         file.unlink(missing_ok=True)
@@ -37,8 +37,8 @@ def restore(run: Path) -> None:
     """Bring back the weights that were released, from a second training with the same settings.
 
     Args:
-        run: the folder of the first training; in `again/` there lies the second, which is removed. `RESTORED` names
-            what came back.
+        run: the folder of the first training; its subfolder `again/` holds the second, which is removed. `RESTORED`
+            lists the restored files.
     Raises:
         D2OError: where the second training gave other weights.
     """
@@ -66,7 +66,7 @@ def restore(run: Path) -> None:
 
 
 def lacking(model: Path) -> str | None:
-    """What to do where a model's weights are not there; None where they are, or the model was never made."""
+    """What to do about a model's missing weights; None where they exist, or the model was never made."""
     manifest = model / "manifest.json"
     try:
         if not manifest.exists() or all((model / name).exists() for name in model_folders.weights(model)):
@@ -82,7 +82,7 @@ def lacking(model: Path) -> str | None:
 
 
 def released(file: Path) -> bool:
-    """Whether a file of a model that is not there was released."""
+    """Whether a missing file of a model was released."""
     run = _run_of(file.parent)
     try:
         return run is not None and str(file.relative_to(run)) in json.loads((run / RELEASED).read_text())["released"]
@@ -91,7 +91,7 @@ def released(file: Path) -> bool:
 
 
 def _run_of(folder: Path) -> Path | None:
-    """The run whose weights were released, of a folder in it."""
+    """The run that contains a folder, if weights of the run were released; else None."""
     return next((run for run in folder.parents[:4] if (run / RELEASED).exists()), None)
 
 
@@ -109,5 +109,5 @@ def _digests(model: Path) -> dict[str, str]:
 
 
 def _bulk(model: Path, adapter: bool) -> list[Path]:
-    """The files of a model's weights, there or not; with its adapter if asked for."""
+    """The files of a model's weights, whether they exist or not; with its adapter if asked for."""
     return [model / name for name in (_digests(model) if adapter else model_folders.weights(model))]

@@ -1,4 +1,4 @@
-# Log-probs of the held-out human answers: what can be said without any scorer.
+# Log-probs of the held-out human answers: a measure without any scorer.
 
 
 rule heldout_logprobs:

@@ -1,4 +1,4 @@
-# What people say: a page for each annotator, blind, and the verdicts that come back.
+# Human evaluation: a blind page for each annotator, and the verdicts that annotators return.
 
 
 rule human_eval:

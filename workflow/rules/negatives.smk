@@ -1,4 +1,4 @@
-# Human negatives and pairs, split by prompt, with what leaked and what was double taken out.
+# Human negatives and pairs, split by prompt, without leaks and duplicates.
 
 
 rule negatives:
@@ -23,7 +23,7 @@ rule extract_negatives:
         "<data>/logs/negatives.log",
     benchmark:
         "<data>/logs/negatives.benchmark.tsv"
-    # A job of more threads than one waits until other jobs leave it the cores, and every training waits for this one.
+    # A job with several threads waits until other jobs leave it the cores, and every training waits for this one.
     threads: 1
     resources:
         mem_mb=4000,

@@ -1,4 +1,4 @@
-# Data sets written here, in which harm is known exactly: what makes a model do wrong, and what may mend it.
+# Data sets written here, in which harm is known exactly: demonstrations that make a model harmful, rows to mend it.
 
 
 rule organisms:

@@ -6,7 +6,7 @@ rule report:
         plan.targets("page"),
 
 
-# What the paper shows, from the experiments that show it.
+# The figures and tables of the paper, from the experiments that show them.
 rule figure1:
     input:
         plan.showing("figure1"),

@@ -1,4 +1,4 @@
-# Online rounds of a training: up to a boundary; fresh positives from the policy there; their log-probs under the reference; and on.
+# Online rounds: train up to a boundary, sample fresh positives from the policy, get their reference log-probs, go on.
 
 
 use rule train_method as train_to_round with:

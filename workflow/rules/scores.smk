@@ -1,4 +1,4 @@
-# Reward models, and their score for each answer; exact scorers' as well.
+# Reward models, and the score of each answer by each of them and by each exact scorer.
 
 
 rule scores:

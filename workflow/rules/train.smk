@@ -1,4 +1,4 @@
-# One model aligned with one method; resumes from its checkpoints. A method that is tuned is trained as its best trial.
+# One model aligned with one method; resumes from its checkpoints. A tuned method is trained as its best trial.
 
 
 rule train:

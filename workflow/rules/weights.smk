@@ -1,4 +1,4 @@
-# Weights go once all is made from them, where an experiment says `keep`; the same training brings them back.
+# Weights are deleted once all is made from them, where an experiment sets `keep`; training again restores them.
 
 
 rule release:
