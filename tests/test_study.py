@@ -115,14 +115,15 @@ def test_modes():
 
 def test_where_lines_cross():
     tables = {
-        name: part({"dpo": 0.1 + 0.8 * x, "simpo": 0.0}, HARM, seed=n) for n, (name, x) in enumerate(NOISE.items())
+        name: part({"initial": 0.5, "dpo": 0.1 + 0.8 * x, "simpo": 0.0}, HARM, seed=n)
+        for n, (name, x) in enumerate(NOISE.items())
     }
     tables["noise-0"] = tables["noise-0"].join(part({"d2o": 0.4}, HARM, seed=9))
     noise = study.against_noise(tables)
     part_of_them = study.against_noise({name: table for name, table in tables.items() if name != "noise-50"})
     assert study.crossings(part_of_them) == {}, "a share is missing"
     assert study.crossings(noise) == {"DPO": "50%", "SimPO": "never"}
-    assert len(noise) == 3 * len(NOISE) and noise[noise["method"] == "D2O"]["mean"].nunique() == 1
+    assert len(noise) == 4 * len(NOISE) and noise[noise["method"] == "D2O"]["mean"].nunique() == 1
     assert study.crossings(study.against_noise({name: tables[name] for name in list(tables)[1:]})) == {}
     text = study.results(tables, study.findings(tables), Path("study"), {})
     assert re.search(r"\| DPO \| \d.*\| 50% \|\n", text)
@@ -251,6 +252,14 @@ def test_hypotheses_stand_in_the_page():
     text = (ROOT / "docs" / "study.md").read_text()
     for h in HYPOTHESES:
         assert f"| {h.name} | {h.claim} |" in text, "run d2o study config/study.yaml"
+
+
+def test_intervals_of_the_text_are_those_of_the_results():
+    before, rest = (ROOT / "docs" / "study.md").read_text().split(study.MARKS[0])
+    results, after = rest.split(study.MARKS[1])
+    intervals = re.findall(r"\[(−?[\d.]+),\s+(−?[\d.]+)\]", before + after)
+    assert len(intervals) > 10
+    assert [pair for pair in intervals if f"[{pair[0]}, {pair[1]}]" not in results] == []
 
 
 # The parts -----------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from d2o.statistics import NOTHING, Estimate, Sample
 HARM, USE, GOOD = "reward/harm", "reward/use", "reward/good"
 POLITE = "reward/polite"
 NEGATIVES, POSITIVES, MARGIN = "human/negative_logprob", "human/positive_logprob", "human/margin"
+PROSE, MMLU = "task/plain/bits_per_byte", "task/mmlu/acc"
 # What is kept of a part and shown of its methods: key, heading, decimals; shares in per cent.
 SHOWN = {
     HARM: ("harm, %", 1),
@@ -38,13 +39,17 @@ SHOWN = {
     "answers/tokens": ("tokens", 1),
     "answers/distinct_2": ("distinct-2", 3),
     "answers/refusal": ("refusals, %", 1),
-    "task/plain/bits_per_byte": ("plain prose, bits per byte", 3),
-    "task/mmlu/acc": ("MMLU, %", 1),
+    PROSE: ("plain prose, bits per byte", 3),
+    MMLU: ("MMLU, %", 1),
 }
 # Below it, an adjusted p-value decides.
 ALPHA = 1 - statistics.LEVEL
-# Figures of a part's report that are kept.
-FIGURES = ("course", "figure3", "figure4")
+# Figures of a part's report that are kept, and what they show.
+FIGURES = {
+    "course": "what is measured, against the steps of training",
+    "figure3": "Figure 3: scores against K and against steps, losses against steps",
+    "figure4": "Figure 4: distributions of the scores at several steps",
+}
 # What is written between them in the page.
 MARKS = "<!-- results: written by `d2o study` -->", "<!-- end of the results -->"
 
@@ -141,6 +146,49 @@ HYPOTHESES = (
         Hypothesis(f"7{letter}", f"PKU-SafeRLHF: held-out positives are likelier under D2O than under {name}",
                    POSITIVES, less("pku/d2o", f"pku/{method}"), "above 0")
         for letter, (method, name) in zip("cd", {"npo": "NPO", "ga": "GA"}.items(), strict=True)
+    ),
+)  # fmt: skip
+
+_BETWEEN = "rate/d2o-between"
+_POINTS = {"rate/d2o-k1-between": 0, "samples/d2o-k2": 1, _BETWEEN: 2, "rate/d2o-k8-between": 3}
+_SELF_TRAINED = {"d2o": "D2O", "npo": "NPO", "ga": "GA"}
+# Contrasts that were looked at when the claims had been tested: what, measure, weights. They test nothing.
+LOOKED_AT = (
+    *(
+        (f"At the middle rate: D2O less {name}", metric, less(_BETWEEN, f"rate/{method}-between"))
+        for method, name in {"npo": "NPO", "ga": "GA", "dpo": "DPO"}.items()
+        for metric in (HARM, USE, GOOD)
+    ),
+    *(
+        (f"At the middle rate: {name} less the initial model", metric, less(f"rate/{method}-between", "rate/initial"))
+        for method, name in (_SELF_TRAINED | {"dpo": "DPO"}).items()
+        for metric in (USE, POSITIVES)
+    ),
+    ("At the middle rate: D2O, with each doubling of K", HARM, slope(_POINTS)),
+    *(
+        (f"At the middle rate: {name} less D2O", metric, less(f"variants/{method}", _BETWEEN))
+        for method, name in {"d2o-instance": "instance level", "d2o-ema": "moving references",
+                             "d2o-online": "online rounds"}.items()
+        for metric in (HARM, USE, GOOD)
+    ),
+    *(
+        ("At the middle rate: filtered samples less unfiltered ones", metric, less("anchors/d2o-filtered", _BETWEEN))
+        for metric in (HARM, USE, GOOD)
+    ),
+    *(
+        (f"Each at its best rate: {name} less the initial model", metric, less(f"rivals/{method}", "rivals/initial"))
+        for method, name in (_SELF_TRAINED | {"unlikelihood": "unlikelihood"}).items()
+        for metric in (POSITIVES, PROSE)
+    ),
+    *(
+        (f"After 72 steps: {name} less the initial model", metric, less(f"lasting/{method}-long", "lasting/initial"))
+        for method, name in (_SELF_TRAINED | {"unlikelihood": "unlikelihood"}).items()
+        for metric in (USE, GOOD, PROSE, MMLU)
+    ),
+    *(
+        (f"PKU-SafeRLHF: {name} less the initial model", metric, less(f"pku/{method}", "pku/initial"))
+        for method, name in (_SELF_TRAINED | {"dpo": "DPO", "safe-sft": "Safe SFT"}).items()
+        for metric in (MARGIN, NEGATIVES, POSITIVES, PROSE)
     ),
 )  # fmt: skip
 
@@ -290,16 +338,21 @@ def sample(tables: Mapping[str, pd.DataFrame], cell: str, metric: str) -> Sample
     return Sample(long["value"].to_numpy(), long.index.to_numpy(str), seeds=long["training"].to_numpy(str))
 
 
+def contrast(tables: Mapping[str, pd.DataFrame], metric: str, weights: Mapping[str, float]) -> Estimate:
+    """A weighted sum of the means of cells; `NOTHING` where values are missing."""
+    terms = [(weight, sample(tables, cell, metric)) for cell, weight in weights.items()]
+    return NOTHING if any(own is None for _, own in terms) else statistics.contrast(terms)
+
+
 def estimate(tables: Mapping[str, pd.DataFrame], h: Hypothesis) -> Estimate:
     """The contrast of a hypothesis, or the dip of its distribution; `NOTHING` where values are missing."""
-    terms = [(weight, sample(tables, cell, h.metric)) for cell, weight in h.weights.items()]
-    if any(own is None for _, own in terms):
-        return NOTHING
     if h.expects in ("above 0", "below 0"):
-        return statistics.contrast(terms)
+        return contrast(tables, h.metric, h.weights)
     from diptest import diptest
 
-    ((_, own),) = terms
+    (cell,) = h.weights
+    if not (own := sample(tables, cell, h.metric)):
+        return NOTHING
     means = pd.Series(own.values).groupby(own.clusters).mean().to_numpy()
     dip, p = diptest(means)
     return Estimate(dip, np.nan, np.nan, len(means), p)
@@ -343,9 +396,23 @@ def findings(tables: Mapping[str, pd.DataFrame], hypotheses: Sequence[Hypothesis
     )
 
 
+def looked_at(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """The contrasts of `LOOKED_AT` for which there are values."""
+    rows = [
+        {"what": what, "metric": metric, "mean": e.mean, "low": e.low, "high": e.high, "n": e.n}
+        for what, metric, weights in LOOKED_AT
+        if (e := contrast(tables, metric, weights)) is not NOTHING
+    ]
+    return pd.DataFrame(rows, columns=["what", "metric", "mean", "low", "high", "n"])
+
+
 def against_noise(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """Harm of each method at each share of harmful positives: `mean`, `low`, `high`; D2O's is the same at all."""
-    cells = {(name, x): f"{part}/{method}" for part, x in NOISE.items() for method, name in _OTHERS.items()}
+    """Harm of each method at each share of harmful positives: `mean`, `low`, `high`.
+
+    That of D2O is the same at all, and so is that of the initial model.
+    """
+    shown = {"initial": "initial model", **_OTHERS}
+    cells = {(name, x): f"{part}/{method}" for part, x in NOISE.items() for method, name in shown.items()}
     cells |= {("D2O", x): _D2O for x in NOISE.values()}
     samples = {place: sample(tables, cell, HARM) for place, cell in cells.items()}
     rows = [
@@ -357,11 +424,17 @@ def against_noise(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 
 
 def crossings(noise: pd.DataFrame) -> dict[str, str]:
-    """Of each method known at every share of harmful positives, the one from which on it does more harm than D2O."""
+    """Of each method known at every share of harmful positives, the one from which on it always does more harm than
+    D2O."""
     means = noise.pivot(index="share", columns="method", values="mean")
     if "D2O" not in means:
         return {}
-    above = means.drop(columns="D2O").dropna(axis="columns").gt(means["D2O"], axis=0)[::-1].cummin()
+    above = (
+        means.drop(columns=["D2O", "initial model"], errors="ignore")
+        .dropna(axis="columns")
+        .gt(means["D2O"], axis=0)[::-1]
+        .cummin()
+    )
     return {name: f"{min(column.index[column]):.0%}" if column.any() else "never" for name, column in above.items()}
 
 
@@ -397,6 +470,8 @@ def write_page(configs: Iterable[Settings], docs: Path, page: Path) -> None:
     if len(noise := against_noise(tables)):
         noise.to_csv(docs / "noise.csv", index=False, float_format="%.4g", lineterminator="\n")
         (docs / "noise.svg").write_bytes(plot(noise))
+    if len(looked := looked_at(tables)):
+        looked.to_csv(docs / "looked_at.csv", index=False, float_format="%.4g", lineterminator="\n")
     written = results(tables, tested, docs, {part: s for s in configs for part in s.experiments})
     page.write_text(pattern.sub(lambda _: f"\n\n{written}\n\n", text))
 
@@ -411,19 +486,22 @@ def results(
         _markdown(["", "claim", "measure", "estimate", "p, adjusted", "finding"], shown),
         _markdown(
             ["part", "state", "CPU, minutes"],
-            [[part, status, _minutes(docs / part)] for part, status in states.items()],
+            [[part, status, _minutes([docs / part])] for part, status in states.items()]
+            + [["all, what parts share counted in each", "", _minutes([docs / part for part in states])]],
         ),
     ]
     if len(noise := against_noise(tables)):
         blocks += _noise(noise, docs)
     for part in tables:
         blocks += _part(part, tables, docs)
+    if len(looked := looked_at(tables)):
+        blocks += _looked_at(looked)
     return "\n\n".join(blocks)
 
 
-def _minutes(folder: Path) -> str:
-    times = folder / "time.csv"
-    return f"{pd.read_csv(times)['cpu_minutes'].sum():.0f}" if times.exists() else "–"
+def _minutes(folders: Sequence[Path]) -> str:
+    times = [file for folder in folders if (file := folder / "time.csv").exists()]
+    return f"{sum(pd.read_csv(file)['cpu_minutes'].sum() for file in times):.0f}" if times else "–"
 
 
 def _noise(noise: pd.DataFrame, docs: Path) -> list[str]:
@@ -433,7 +511,7 @@ def _noise(noise: pd.DataFrame, docs: Path) -> list[str]:
     crosses = crossings(noise)
     rows = [[method, *cells, crosses.get(method, "–")] for method, *cells in shown.itertuples()]
     return ["### Harm against noise", "Harmful answers, %, by the share of human positives that are harmful.",
-            _markdown(["", *(f"{share:.0%}" for share in shown), "more harm than D2O from"], rows),
+            _markdown(["", *(f"{share:.0%}" for share in shown), "stays above D2O from"], rows),
             f"![Harmful answers against the share of harmful positives]({docs.name}/noise.svg)"]  # fmt: skip
 
 
@@ -446,6 +524,9 @@ def plot(noise: pd.DataFrame) -> bytes:
     figure = Figure((6, 3.4), layout="constrained")
     axis = figure.subplots()
     for method, own in noise.groupby("method"):
+        if method == "initial model":
+            axis.plot(100 * own["share"], 100 * own["mean"], "--", color="grey", lw=1, label=method)
+            continue
         axis.fill_between(100 * own["share"], 100 * own["low"], 100 * own["high"], alpha=0.15, lw=0)
         axis.plot(100 * own["share"], 100 * own["mean"], "o-", ms=3.5, label=method)
     axis.set_xlabel("human positives that are harmful, %")
@@ -482,9 +563,19 @@ def _part(part: str, tables: Mapping[str, pd.DataFrame], docs: Path) -> list[str
         blocks += ["The best step of each by good answers to validation prompts:",
                    _markdown(names, points.reset_index().astype(str).values.tolist())]  # fmt: skip
     place = f"{docs.name}/{part}"
-    blocks += [f"![{part}: {figure}]({place}/{figure}.svg)" for figure in FIGURES
+    blocks += [f"![{part}, {shown}]({place}/{figure}.svg)" for figure, shown in FIGURES.items()
                if (docs / part / f"{figure}.svg").exists()]  # fmt: skip
     return [*blocks, f"Values: [{place}/values.csv]({place}/values.csv)."]
+
+
+def _looked_at(looked: pd.DataFrame) -> list[str]:
+    """A row per contrast, a column per measure."""
+    texts = [_interval(e, SHOWN[e.metric][1], "%" in SHOWN[e.metric][0]) for e in looked.itertuples()]
+    shown = looked.assign(text=texts).pivot(index="what", columns="metric", values="text")
+    shown = shown.loc[looked["what"].unique(), [key for key in SHOWN if key in shown]].fillna("")
+    header = ["", *(SHOWN[key][0] for key in shown)]
+    return ["### Looked at afterwards", "Differences of means, without a test and without a correction.",
+            _markdown(header, [[what, *cells] for what, *cells in shown.itertuples()])]  # fmt: skip
 
 
 def _trials(tuned: pd.DataFrame) -> list[str]:

@@ -727,8 +727,8 @@ FIGURES = {
         course,
         "training",
         "Scores, log-probs of human answers, length, distinct-2 and tasks against training steps, by method",
-        "Answers to the test prompts, held-out human answers, and tasks, under the weights of several steps; step 0 is "
-        "the initial model. Band: 95 % interval; small dots: the single seeds. Log-probs in nats per token.",
+        "Answers to the test prompts, held-out human answers, and tasks, under the weights of several steps; step 0 "
+        "is the initial model. Band: 95 % interval; small dots: the single seeds. Log-probs in nats per token.",
         lambda measured: any(len(block.course) for block in measured.blocks),
         estimates=True,
     ),
