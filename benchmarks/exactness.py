@@ -1,4 +1,4 @@
-"""How exact our step is, beside the padded rows with full logits in float32."""
+"""Numerical error of our step, compared with padded rows with full logits in float32."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from workload import Lengths, Shape
 
 
 def exactness(shape: Shape, lengths: Lengths) -> dict[str, float]:
-    """Differences from the padded rows, of responses' log-probs and of the gradient, with K = 11.
+    """Differences from the padded rows in the responses' log-probs and in the gradient, with K = 11.
 
-    In fp32 with all layers: the largest relative difference of a log-prob, and the relative L2 of the gradient's. In
-    bf16 with four layers: the relative L2 error to the fp32 truth of the same weights, over that of the padded rows.
+    In fp32 with all layers: the largest relative difference of a log-prob, and the relative L2 difference of the
+    gradient. In bf16 with four layers: the relative L2 errors of ours and of the padded rows against the fp32 result
+    with the same weights, and their ratio.
     """
     groups = [lengths.sample(11, shape.vocabulary, "exactness", i) for i in range(3)]
     lm = shape.model("fp32")

@@ -1,15 +1,14 @@
-"""Tokens per second of the stage `positives` beside bare vLLM and a loop of transformers' own generate.
+"""Tokens per second of the stage `positives`, compared with bare vLLM and a loop of transformers' own generate.
 
 How it measures. SmolLM2-135M's shape and tokenizer with random weights in bf16, so that no answer ends early and all
-ways sample as many tokens; the demo's prompts, K answers each, without instructions. In each round every way
-answers the same prompts in random order, in one process; a figure is the median over the rounds of a ratio within a
-round, and its spread is the lowest and the highest. Times are wall seconds on all cores, since vLLM and PyTorch use
-them differently; vLLM's prefix cache is emptied before each run. Starting an engine is timed apart. The stage's
-overhead is what it takes beyond `LLM.generate` for the same requests: its plan, its files on disk, its table. A seed
-for each request costs what bare vLLM takes beyond one run without seeds.
+ways sample the same number of tokens; the demo's prompts, K answers per prompt, without instructions. In each round
+all ways answer the same prompts in one process, in random order of the ways; a figure is the median over the rounds
+of a ratio within a round, and its spread is the lowest and the highest. Times are wall seconds on all cores, since
+vLLM and PyTorch use them differently; vLLM's prefix cache is emptied before each run. Engine starts are timed
+separately. The stage's overhead is its extra time over `LLM.generate` for the same requests: its plan, its files on
+disk, its table. The cost of seeds is the extra time of bare vLLM with one seed per request over a run without seeds.
 
-transformers gets its prompts sorted by length, in batches of as many answers as it is quickest with of those tried
-before the rounds.
+transformers gets its prompts sorted by length; its batch size is the fastest of those tried before the rounds.
 
 Writes generate.json and prints it.
 """
@@ -46,7 +45,7 @@ BATCHES = (32, 64, 128, 256)
 
 @dataclass(frozen=True)
 class Plan:
-    """Answers to sample for each K, tokens of an answer, rounds."""
+    """Answers to sample for each K, the values of K, tokens per answer, rounds."""
 
     answers: int = 264
     ks: Sequence[int] = (11, 4)
@@ -74,7 +73,7 @@ def main() -> None:
 
 
 def measure(plan: Plan, folder: Path) -> dict:
-    """All figures; those asked for first."""
+    """All figures; the two main ones first."""
     model = folder / "model"
     models.fetch(SMOLLM2_135M, None, model)
     SMOLLM2.model("bf16").save_pretrained(model)
@@ -150,7 +149,7 @@ def _encoded(model: Path, prompts: Path) -> list[list[int]]:
 
 
 def _stage(stage: PositivesStage, model: Path, prompts: Path, folder: Path, vllm) -> int:
-    """The stage as a job runs it, but with an engine that is up."""
+    """Run the stage as a job does, but with an engine that is already started; return the tokens sampled."""
     start = generation.start
     generation.start = lambda *_: vllm
     try:
@@ -161,7 +160,10 @@ def _stage(stage: PositivesStage, model: Path, prompts: Path, folder: Path, vllm
 
 
 def _bare(sampling: Positives, model: Path, prompts: Path, vllm, seeded: bool = True) -> int:
-    """`LLM.generate` on the same requests, tokenising included, as in the stage; with a seed each or none."""
+    """Run `LLM.generate` on the same requests, with one seed per request or none; return the tokens sampled.
+
+    Tokenising is included, as in the stage.
+    """
     from vllm import SamplingParams, TokensPrompt
 
     asked = [TokensPrompt(prompt_token_ids=ids) for ids in _encoded(model, prompts) for _ in range(sampling.k)]
@@ -183,7 +185,7 @@ class Loop:
         self.batch = BATCHES[0]
 
     def choose_batch(self, sampling: Positives, prompts: Path) -> None:
-        """Take the batch that is quickest on an eighth of the tokens."""
+        """Choose the batch size that is fastest on an eighth of the tokens."""
         short = sampling.model_copy(update={"max_tokens": max(1, sampling.max_tokens // 8)})
         taken = {}
         for self.batch in BATCHES:

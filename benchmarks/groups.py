@@ -1,14 +1,15 @@
-"""Seconds and memory before the first step of a training: its groups are tokenised once, and all ranks map them.
+"""Seconds and memory before the first step of a training: its groups are tokenised once, and all ranks map the file.
 
-The groups have one negative and K positives, of stretches of this repository's documents, so many words that a
-response has about the asked number of tokens. Either several negatives of a prompt share its K positives, or each
-prompt has one negative. They are written as the pipeline's tables, with references, and then
+Each group has one negative and K positives. Their texts are stretches of this repository's documents, with enough
+words for about the requested number of tokens per response. Either several negatives of a prompt share its K
+positives, or each prompt has one negative. They are written as the pipeline's tables, with references. Then two parts
+are measured:
 
-- `prepare`: the process that makes the file of groups, as rank 0 of a training does. Of its CPU seconds
-  those of Python run on one core, and beside them those of the tokenizer on as many as there are.
-- `ranks`: so many processes that read one epoch, each building all groups of a step and touching the tokens of its
-  share. Their memory is the sum of their proportional sets (Pss, in which a page of several counts once) while all
-  are there, less that sum before they open the file.
+- `prepare`: the process that makes the file of groups, as rank 0 of a training does. Its CPU seconds are reported in
+  two parts: Python's, on one core, and the tokenizer's, on all cores.
+- `ranks`: `RANKS` processes that read one epoch; each builds all groups of a step and reads the tokens of its share.
+  Their memory is the sum of their proportional set sizes (Pss, which counts a shared page once) while all processes
+  run, less that sum before they open the file.
 
 Writes groups.json and prints it.
 """
@@ -42,7 +43,7 @@ from d2o.train.data import Data, prepare
 ROOT = Path(__file__).parent.parent
 RANKS = 8
 POSITIVES = 11
-# Words of the documents for a token.
+# Words of the documents per token.
 WORDS = 0.55
 PROMPT_WORDS = 20
 
@@ -80,7 +81,7 @@ def _smollm2(folder: Path) -> Path:
 
 
 def measure(folder: Path, model: Path, groups: int, tokens: int, negatives: int) -> dict:
-    """What a training on so many groups takes before its first step."""
+    """Time and memory that a training on `groups` groups takes before its first step."""
     write_tables(folder, model, groups, tokens, negatives)
     job = json.dumps({"folder": str(folder), "model": str(model)})
     made = json.loads(_run("prepare", job).communicate()[0])
@@ -112,7 +113,7 @@ def _stage() -> TrainStage:
 
 
 def _prepare(folder: str, model: str) -> None:
-    """Make the file of groups and print what it took."""
+    """Make the file of groups and print the time and memory it took."""
     path = Path(folder)
     inputs = Inputs(Path(model), path / "human.parquet", [path / "pool.parquet"], (), [path / "references.parquet"])
     load, wall, processor = os.getloadavg()[0], time.perf_counter(), time.process_time()
@@ -128,14 +129,14 @@ def _prepare(folder: str, model: str) -> None:
 
 
 def _other_threads() -> float:
-    """CPU seconds of the threads that are there beside the main one: those of the tokenizer."""
+    """CPU seconds of all running threads but the main one: those of the tokenizer."""
     threads = (path / "stat" for path in Path("/proc/self/task").iterdir() if int(path.name) != os.getpid())
     ticks = (thread.read_text().rpartition(")")[2].split()[11:13] for thread in threads)
     return sum(int(user) + int(system) for user, system in ticks) / os.sysconf("SC_CLK_TCK")
 
 
 def _rank(rank: int, folder: str) -> None:
-    """Read an epoch as one of the ranks; print the memory before and, when asked, now; stay until the end."""
+    """Read an epoch as one of the ranks; print the memory before and, when asked, now; run until stdin is closed."""
     before, start = _resident(), time.perf_counter()
     data = Data(_stage(), Path(folder) / "groups.arrow")
     data.groups.longest(512)
@@ -146,16 +147,16 @@ def _rank(rank: int, folder: str) -> None:
     print(json.dumps({"before": before, "seconds_to_open": round(opened, 2)}), flush=True)
     sys.stdin.readline()
     print(_resident(), flush=True)
-    sys.stdin.read()  # the others count as well
+    sys.stdin.read()  # keeps shared pages shared while the others measure
 
 
 def _resident() -> float:
-    """Gigabytes of this process, its share of pages that others have too."""
+    """Gigabytes of memory of this process, counting its share of pages that other processes map too (Pss)."""
     return 1024 * int(re.search(r"^Pss:\s+(\d+) kB", Path("/proc/self/smaps_rollup").read_text(), re.M)[1]) / 1e9
 
 
 def write_tables(folder: Path, model: Path, groups: int, tokens: int, negatives: int) -> None:
-    """Write human answers, a pool and references for so many groups; the same for the same arguments."""
+    """Write human answers, a pool and references for `groups` groups; the same for the same arguments."""
     words = " ".join(path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))).split()
     source = random.Random(0)
 
@@ -177,7 +178,7 @@ def write_tables(folder: Path, model: Path, groups: int, tokens: int, negatives:
     records.write_table(folder / "human.parquet", schemas.NEGATIVES, human)
     with records.artifact(folder / "pool.parquet", None, [model / "manifest.json"]) as draft:
         records.write_table(draft.path, schemas.POOL, _pool(prompts, lambda: text(said), tokens))
-    # The references need the number of tokens: a file of groups without them says it.
+    # The references need the numbers of tokens: they are read from a file of groups without references.
     bare = folder / "bare.arrow"
     prepare(_stage(), Inputs(model, folder / "human.parquet", [folder / "pool.parquet"]), bare)
     with records.artifact(folder / "references.parquet", None, [model / "manifest.json"]) as draft:

@@ -1,7 +1,7 @@
-"""Peak memory of one training step over its floor: weights and gradients. Each way runs in a process of its own.
+"""Peak memory of one training step above its floor, the weights and gradients. Each way runs in its own process.
 
-There glibc gives every freed tensor back to the system (MALLOC_MMAP_THRESHOLD_), so that the resident set is what is
-in use; the kernel's high-water mark of it (VmHWM) is reset before the step.
+In this process glibc returns every freed tensor to the system (MALLOC_MMAP_THRESHOLD_), so that the resident set is
+the memory in use; the kernel's high-water mark of it (VmHWM) is reset before the step.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from workload import Lengths, Shape
 
 
 def over_floor(peer: str, shape: Shape, lengths: Lengths, k: int, seed: Sequence = ()) -> float:
-    """What a step in bf16 on one group takes on top of weights and gradients.
+    """Memory that a step in bf16 on one group takes on top of weights and gradients.
 
     Args:
         peer: name in `peers.PEERS`.
@@ -57,7 +57,7 @@ def _measure(peer: str, shape: dict, lengths: dict, k: int, seed: list) -> float
 
 
 def _resident(key: str) -> int:
-    """Bytes."""
+    """An entry of /proc/self/status, in bytes."""
     return 1024 * int(re.search(rf"{key}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
 
 

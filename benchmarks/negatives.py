@@ -1,8 +1,8 @@
 """Seconds and peak memory of the stage `negatives` on synthetic logs of rejected answers.
 
-A log holds one unsafe answer a row. Its words are made up and as frequent as Zipf has it; a prompt is asked in 2.5
-rows on average, one prompt in twenty differs in one word from another, and one answer in fifty is there before.
-The stage runs in a process of its own, after the rows are written; the peak is that process's resident set.
+A log holds one unsafe answer per row. Its words are made up, with frequencies by Zipf's law; a prompt occurs in 2.5
+rows on average, one prompt in twenty differs from another in one word, and one answer in fifty repeats the one
+before. The stage runs in its own process, after the rows are written; the peak is that process's resident set.
 
 Writes negatives.json and prints it.
 """
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def measure(rows: int, near: list[float]) -> Iterator[dict]:
-    """What the stage takes for a log of so many rows, with each threshold of near-duplicates."""
+    """Time and memory of the stage on a log of `rows` rows, for each threshold of near-duplicates."""
     with tempfile.TemporaryDirectory() as folder:
         table = Path(folder) / "rows.parquet"
         write_log(table, rows)
@@ -73,8 +73,8 @@ def measure(rows: int, near: list[float]) -> Iterator[dict]:
 
 
 def _run(rows: str, made: str, near: float | None) -> None:
-    """Run the stage in this process and print what it took."""
-    load = os.getloadavg()[0]  # what else runs
+    """Run the stage in this process and print the time and memory it took."""
+    load = os.getloadavg()[0]  # of other processes
     wall, processor = time.perf_counter(), time.process_time()
     negatives.extract(Extraction(near_duplicates=near), Path(rows), Path(made))
     taken = {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - processor}
@@ -92,11 +92,11 @@ def write_log(path: Path, count: int) -> None:
 
 
 def _rows(numbers: np.ndarray, prompts: int) -> pa.Table:
-    """The rows of these numbers."""
+    """The rows with these numbers."""
     # One answer in fifty is that of the row before.
     answers = numbers - (_noise(numbers, 1) % 50 == 0)
     asked = _noise(answers, 2) % prompts
-    # One prompt in twenty is another one but for a word.
+    # One prompt in twenty differs from another one in one word only.
     changed = _noise(asked, 3) % 20 == 0
     prompt = _texts(asked - (changed & (asked > 0)), 5, 40, 4, changed)
     answer = _texts(answers, 20, 60, 5)
@@ -124,7 +124,7 @@ def _rows(numbers: np.ndarray, prompts: int) -> pa.Table:
 
 
 def _texts(of: np.ndarray, least: int, most: int, salt: int, changed: np.ndarray | None = None) -> pa.Array:
-    """A text of `least` to `most` - 1 words for each number; where `changed`, its third word is another."""
+    """A text of `least` to `most` - 1 words for each number; where `changed`, with another third word."""
     lengths = (least + _noise(of, salt) % (most - least)).astype(np.int64)
     ends = np.cumsum(lengths)
     place = np.arange(ends[-1]) - np.repeat(ends - lengths, lengths)

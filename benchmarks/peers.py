@@ -1,7 +1,7 @@
 """The ways of doing one training step that are compared: ours and those of others.
 
 A step is the forward, the loss and the backward on one or more groups, from their token ids on. It returns the
-log-probs that it found, so that every step can be checked to have done the same work. The ways share one set of
+log-probs that it computed, so that every step can be checked to have done the same work. The ways share one set of
 weights and of gradients.
 """
 
@@ -33,8 +33,8 @@ class Peer:
     Attributes:
         model: holds the weights and, after a step, their gradients.
         step: forward, loss and backward; returns the log-prob of each response of the groups, float32 [R], nats.
-        work: what a step on the groups asks for.
-        view: a group as the groups that this way sees.
+        work: the work of a step on the groups.
+        view: turns a group into the groups that this way computes.
     """
 
     model: nn.Module
@@ -43,7 +43,7 @@ class Peer:
     view: Callable[[Group], list[Group]] = lambda group: [group]
 
     def groups(self, groups: Sequence[Group]) -> list[Group]:
-        """Groups as this way sees them."""
+        """The groups that this way computes."""
         return list(chain.from_iterable(map(self.view, groups)))
 
 
@@ -58,7 +58,7 @@ def ours(lm: PreTrainedModel) -> Peer:
 
 
 def each_negative(lm: PreTrainedModel) -> Peer:
-    """Ours, a group and a pass a negative: prompt and positives are computed again for each of the prompt's."""
+    """Ours, with one group and one pass per negative: prompt and positives are computed again for each negative."""
     alone = ours(lm)
 
     def step(groups: Sequence[Group]) -> Tensor:
@@ -101,7 +101,7 @@ def same_head_pairs(lm: PreTrainedModel) -> Peer:
 
 
 def packed_chunked(lm: PreTrainedModel) -> Peer:
-    """One row of all sequences, each with its prompt; flash for each, on a GPU in one call; our head."""
+    """One row of all sequences, each with its prompt; flash attention in each, on a GPU in one call; our head."""
     lm = twin(lm)
     lm.set_attn_implementation(_PACKED)
 
@@ -127,7 +127,7 @@ _PACKED = "benchmark_packed"
 def _packed_attention(
     module, query, key, value, attention_mask, *, scaling: float, lengths: list[int], starts: Tensor, **unused
 ):
-    """Causal attention within each stretch of a row, in the form that transformers calls."""
+    """Causal attention within each sequence of a row, with the signature that transformers calls."""
     if query.is_cuda:
         whole = (x[0].transpose(0, 1).contiguous() for x in (query, key, value))
         flash = torch.ops.aten._flash_attention_forward
@@ -146,11 +146,11 @@ def trl(lm: PreTrainedModel, *, checkpointing: bool = False, cached: bool = Fals
     """TRL's own DPOTrainer on the K pairs: its collator, its loss with all its metrics, its backward.
 
     The trainer first makes one real step of its own on a toy data set, which sets it up; a step here is then what its
-    loop does with one batch. Where no Triton runs, TRL's head takes every position instead of the responses' only.
+    loop does with one batch. Without Triton, TRL's head computes every position, not only those of the responses.
 
     Args:
-        checkpointing: computes the layers again backward, TRL's default.
-        cached: takes the reference's log-probs from the data instead of from a second model in each step.
+        checkpointing: recompute the layers in the backward pass, TRL's default.
+        cached: take the reference's log-probs from the data instead of from a second model in each step.
     """
     trainer = _trl_trainer(lm, checkpointing, cached)
     on_cpu = lm.device.type == "cpu"
@@ -163,7 +163,7 @@ def trl(lm: PreTrainedModel, *, checkpointing: bool = False, cached: bool = Fals
         trainer.training_step(trainer.model_wrapped, batch)
         return logprobs[0].sum(1).view(2, -1).T.flatten()  # the chosen ones come first, then the rejected ones
 
-    # PyTorch computes a checkpointed layer again up to its last product, a quarter of the weights in SmolLM2's shape.
+    # PyTorch recomputes a checkpointed layer without its last product: a quarter of the weights in SmolLM2's shape.
     passes = {"passes": 4 - cached + 0.75 * checkpointing, "head_passes": 5 - cached}
 
     def work(groups: Sequence[Group]) -> Work:
@@ -173,7 +173,7 @@ def trl(lm: PreTrainedModel, *, checkpointing: bool = False, cached: bool = Fals
 
 
 def _trl_trainer(lm: PreTrainedModel, checkpointing: bool, cached: bool):
-    """TRL's trainer after one step of its own, whose learning rate is 0."""
+    """TRL's trainer after one step of its own with learning rate 0."""
     from datasets import Dataset, disable_progress_bars
     from transformers import PrinterCallback
     from trl import DPOConfig, DPOTrainer
@@ -215,7 +215,7 @@ def _trl_row(group: Group, cached: bool) -> dict:
 
 
 def _toy_tokenizer():
-    """A tokenizer of one word, which TRL's trainer asks for."""
+    """A tokenizer of one word; TRL's trainer requires a tokenizer."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -238,12 +238,12 @@ PEERS: dict[str, Callable[[PreTrainedModel], Peer]] = {
 
 
 def twin(lm: PreTrainedModel) -> PreTrainedModel:
-    """A model with the same weights and gradients, but its own attention and head."""
+    """A copy that shares weights and gradients with the model, but has its own attention and head."""
     return copy.deepcopy(lm, {id(weight): weight for weight in lm.parameters()})
 
 
 def _sequences(groups: Sequence[Group], device: torch.device) -> list[tuple[Tensor, Tensor]]:
-    """For each response its sequence with the prompt, and which of its tokens are the response's."""
+    """For each response: the ids of prompt and response, and a mask of the response's tokens."""
     sequences = []
     for group in groups:
         for response in group.responses:
@@ -253,7 +253,7 @@ def _sequences(groups: Sequence[Group], device: torch.device) -> list[tuple[Tens
 
 
 def _padded(groups: Sequence[Group], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Token ids [B, T], their mask, and which of the tokens 1…T−1 are the responses', [B, T−1]."""
+    """Token ids [B, T], their attention mask [B, T], and a mask of the responses' tokens among 1…T−1, [B, T−1]."""
     sequences = _sequences(groups, device)
     ids = pad_sequence([sequence for sequence, _ in sequences], batch_first=True)
     mask = pad_sequence([torch.ones_like(sequence) for sequence, _ in sequences], batch_first=True)

@@ -10,7 +10,7 @@ from workload import LENGTHS, SMOLLM2, Lengths, Shape
 
 @dataclass(frozen=True)
 class Cell:
-    """A square of the grid: precision, lengths, positives and negatives of the group, rounds of each peer."""
+    """A cell of the grid: precision, lengths, positives and negatives of the group, rounds of each peer."""
 
     precision: str
     lengths: str
@@ -24,13 +24,13 @@ class Cell:
         return max(self.rounds.values())
 
     def ways(self, turn: int) -> list[str]:
-        """What runs in a round."""
+        """The ways that run in a round."""
         return ["ours", *(peer for peer, rounds in self.rounds.items() if turn < rounds)]
 
 
 @dataclass(frozen=True)
 class Scaling:
-    """What is run at each number of ranks: steps that count, groups in each over all ranks, positives of a group."""
+    """The numbers of ranks to run, and for each: timed steps, groups per step over all ranks, positives per group."""
 
     ranks: Sequence[int]
     steps: int
@@ -40,7 +40,10 @@ class Scaling:
 
 @dataclass(frozen=True)
 class Plan:
-    """The model and where it runs, the lengths by name, the grid, memory's peers at K = 11 and our K, the ranks."""
+    """What a run measures: the model and its device, the lengths by name, the grid, memory and scaling over ranks.
+
+    Memory is measured at K = 11 for ours and for `memory_peers`, and for ours at each of `memory_ks`.
+    """
 
     shape: Shape
     lengths: Mapping[str, Lengths]
@@ -61,11 +64,11 @@ def _rounds(count: int, *peers: str) -> dict[str, int]:
 
 _BEST = ("packed_chunked", "padded_chunked")
 _FULL = "padded_full_logits"
-_PAIRS = "same_head_pairs"  # with K = 1 they are what padded_chunked is
+_PAIRS = "same_head_pairs"  # the same as padded_chunked with K = 1
 _TRL = "trl"
 _TRL_OPTIONS = ("trl_cached", "trl_checkpointing")
 
-# Five rounds where a figure is due, TRL's other options and the other cells as time allows: all in all under an hour.
+# Five rounds where a figure is reported, fewer for TRL's other options and the other cells: under an hour in total.
 _GRID = (
     Cell("bf16", "brief", 11, _rounds(5, *_BEST, _FULL, _PAIRS, _TRL) | _rounds(1, *_TRL_OPTIONS)),
     Cell("bf16", "pku_like", 11, _rounds(5, *_BEST) | _rounds(1, _FULL, _PAIRS)),

@@ -1,10 +1,10 @@
 """Wall time of one optimizer step of our engine against the number of ranks, which share the same groups.
 
-Each number of ranks runs in processes of its own under torchrun, one thread a rank. A step is what training does from
+Each number of ranks runs in its own processes under torchrun, one thread per rank. A step is what training does from
 token ids on: the passes of all groups, the exchange between ranks and AdamW, in bf16 and with the default ZeRO stage;
-it is over when the slowest rank is done. One step goes before to warm up. What is not forward and backward (clipping,
-AdamW, DeepSpeed's copies, what is observed of the groups) takes the same time however short the groups are; its share
-of a step is that of rank 0.
+it ends when the slowest rank is done. One step before them is a warm-up. The part that is not forward and backward
+(clipping, AdamW, DeepSpeed's copies, statistics of the groups) takes the same time however short the groups are; its
+share of a step is measured on rank 0.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from workload import Lengths, Shape
 
 
 def scaling(shape: Shape, lengths: Lengths, plan: Scaling) -> list[dict]:
-    """Rows, one a number of ranks: tokens of the last step, wall seconds of a step, how many times as fast as at the
-    first number, and the share that is not forward and backward."""
+    """One row per number of ranks: tokens of the last step, wall seconds of a step, speed-up over the first number of
+    ranks, and the share of a step that is not forward and backward."""
     runs = []
     for ranks in plan.ranks:
         print(f"step time: {ranks} ranks", file=sys.stderr)
@@ -51,7 +51,7 @@ def _run(shape: Shape, lengths: Lengths, plan: Scaling, ranks: int) -> list[dict
 
 
 def _measure(shape: Shape, lengths: Lengths, plan: Scaling) -> list[dict[str, float]]:
-    """Of each step its tokens, its seconds, on every rank the same ones, and those of this rank's passes."""
+    """For each step: its tokens, its seconds (the same on every rank), and the seconds of this rank's passes."""
     import torch
     import torch.distributed as dist
 

@@ -1,11 +1,11 @@
-"""Seconds in which a reward model scores the answers to some prompts: with a shared prompt, and in padded rows.
+"""Seconds that a reward model takes to score the answers to some prompts: with a shared prompt, and in padded rows.
 
 The model is a sequence classifier of SmolLM2-135M's shape with random weights; prompts and answers are random tokens
-of the lengths that `workload.LENGTHS` has. Three ways score the same answers, one after the other in random order,
-and a ratio is taken within a round: its median, lowest and highest over the rounds.
+with lengths from `workload.LENGTHS`. Three ways score the same answers, one after the other in random order. A ratio
+is taken within a round; its median, lowest and highest over the rounds are reported.
 
 - `ours`: what the stage `scores` does, its check against padded rows included;
-- `padded`: a batch a prompt, padded to its longest answer: a plain loop over prompts;
+- `padded`: one batch per prompt, padded to its longest answer: a plain loop over prompts;
 - `sorted`: padded rows of similar length, whatever their prompts: what the stage does for other models.
 
 Writes score.json and prints it.
@@ -29,7 +29,7 @@ from timing import spread
 from workload import LENGTHS, PRECISIONS, SMOLLM2, Shape
 
 TOKENS = 16384
-# Largest difference between two ways' scores that is rounding; the scores differ by about 1.
+# Largest difference between two ways' scores that counts as rounding; the answers' scores differ by about 1.
 ROUNDING = {"bf16": 0.1, "fp32": 1e-3}
 
 
@@ -68,7 +68,7 @@ def classifier(shape: Shape, precision: str) -> LlamaForSequenceClassification:
 
 
 def measure(model, lengths: str, prompts: int, answers: int, rounds: int, rounding: float) -> dict:
-    """The ways' seconds on answers of some lengths, and how much longer the others take than ours.
+    """Our seconds on answers of some lengths, and the seconds of each other way over ours.
 
     Raises:
         RuntimeError: where two ways give different scores.

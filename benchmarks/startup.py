@@ -1,19 +1,19 @@
-"""CPU seconds that each stage takes from the command to its first work, beside plain processes with the same model.
+"""CPU seconds of each stage from its command to its first work, compared with plain processes with the same model.
 
 How it measures. A stage is started as Snakemake starts it, on one row, and its work begins when its own progress bar
-shows 0 %: then the process's CPU time (user and system, all threads) is read from /proc, and it is ended. So imports,
-tables, tokenizer, weights, engine and self-checks count, the first forward pass or optimizer step does not. Beside it
-stand two processes, read when they have loaded the model's weights:
+shows 0 %: then the process's CPU time (user and system, all threads) is read from /proc, and the process is killed.
+So imports, tables, tokenizer, weights, engine and self-checks count; the first forward pass or optimizer step does
+not. Each stage is compared with two processes, read when they have loaded the model's weights:
 
 - `torch`: imports torch and reads the weights with safetensors, nothing else;
-- `libraries`: imports what the stage's engine is made of (transformers, DeepSpeed, vLLM or lm-evaluation-harness) and
-  loads the model with it, no line of ours.
+- `libraries`: imports the libraries of the stage's engine (transformers, DeepSpeed, vLLM or lm-evaluation-harness)
+  and loads the model with them, without our code.
 
-So `over_torch` is what a user waits for, and `over_libraries` our part of it. All run on one thread, for threads that
-wait count as CPU time, in random order; a ratio is taken within a round, its median, lowest and highest over the
-rounds.
+So `over_torch` shows how long a user waits, and `over_libraries` our part of it. All run on one thread, because
+waiting threads count as CPU time, and in random order. A ratio is taken within a round; its median, lowest and
+highest over the rounds are reported.
 
-The model is SmolLM2-135M out of its package in bf16, or any model folder. Writes startup.json and prints it.
+The model is SmolLM2-135M from its package in bf16, or any model folder. Writes startup.json and prints it.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from timing import spread
 
 ROOT = Path(__file__).parent.parent
 ROUNDS = 5
-# CPU seconds of a stage over those of `torch` that are asked for.
+# Required upper limit of a stage's CPU seconds over those of `torch`.
 LIMIT = 2.5
 READY = "print('ready', file=sys.stderr, flush=True)"
 TORCH = "import sys, torch, safetensors.torch as st; held = st.load_file(sys.argv[1] + '/model.safetensors')"
@@ -55,7 +55,7 @@ LIBRARIES = {
     "responses": "import sys; from vllm import LLM; held = LLM(sys.argv[1], enforce_eager=True, max_model_len=512)",
     "tasks": "import sys; from lm_eval.models.huggingface import HFLM; held = HFLM(sys.argv[1], device='cpu')",
 }
-# What a stage prints where its work begins.
+# What each stage prints when its work begins.
 BARS = {
     "logprobs": "log-probs of train responses: +0%",
     "train": "simpo: +0%",
@@ -124,10 +124,10 @@ def _figures(stage: str, rounds: Sequence[Mapping[str, float]]) -> dict:
 
 
 def cpu_seconds(command: Sequence[str], sign: str) -> float:
-    """CPU seconds of a command until it prints on stderr what the pattern `sign` matches; it is ended there.
+    """CPU seconds of a command until its stderr matches the pattern `sign`; then the process is killed.
 
     Raises:
-        RuntimeError: where it ends before.
+        RuntimeError: where the command ends before that.
     """
     environment = os.environ | VLLM | {"OMP_NUM_THREADS": "1"}
     printed = b""
@@ -147,7 +147,7 @@ def cpu_seconds(command: Sequence[str], sign: str) -> float:
 
 
 def _commands(folder: Path, model: Path) -> dict[str, tuple[list[str], str]]:
-    """Each command, and the sign that its work begins."""
+    """Each command, and the pattern in its stderr that shows that its work begins."""
     asked = [{"role": "user", "content": "Where can I return a toaster?"}]
     prompt = {"prompt_id": identities.prompt_id(asked), "messages": asked}
     human = dict.fromkeys(schemas.NEGATIVES.names) | prompt
@@ -192,7 +192,7 @@ def _python(code: str, model: Path) -> list[str]:
 
 
 def _reward(model: Path, folder: Path) -> None:
-    """A reward model of random head on the model."""
+    """Write a reward model: the model with a random head."""
     lm = AutoModelForSequenceClassification.from_pretrained(model, num_labels=1, dtype=torch.bfloat16)
     lm.save_pretrained(folder)
     chat.load_tokenizer(model).save_pretrained(folder)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class Asked(NamedTuple):
-    """What is asked of a figure in bf16 with K = 11: at least, and the aim; the cell that it is measured in."""
+    """Requirements for a figure in bf16 with K = 11: the minimum and the aim; the cell that it is measured in."""
 
     least: float
     aim: float
@@ -28,7 +28,7 @@ SPEED = {
 }
 MEMORY = {"memory_ratio_vs_trl": (5, 8, "trl"), "memory_ratio_vs_same_head_pairs": (3.5, 5, "same_head_pairs")}
 UTILISATION = {"bf16": (0.35, 0.55), "fp32": (0.60, 0.80)}
-# What exactness must stay within.
+# Upper limits of the figures of exactness.
 LIMITS = {
     "fp32_logprob_max_relative": 1e-6,
     "fp32_gradient_relative_l2": 2e-5,
@@ -52,7 +52,7 @@ WAYS = {
 
 
 def figures(result: dict) -> dict:
-    """The figures under the names that are asked for, from grid and memory."""
+    """The required figures by name, from grid and memory."""
     peaks = result["memory"]["peers"]
     speed = {name: _asked(result, asked)["speedup"] for name, asked in SPEED.items()}
     return {
@@ -63,7 +63,7 @@ def figures(result: dict) -> dict:
 
 
 def markdown(result: dict) -> str:
-    """The table, with what it needs to be understood."""
+    """The tables as Markdown, with explanations."""
     return "\n".join(_lines(result)) + "\n"
 
 
@@ -168,7 +168,7 @@ def _agreed(result: dict, precision: str) -> str:
 
 
 def _head_cost(result: dict) -> float:
-    """TRL's step with cached references over the same pairs through our head."""
+    """Time of TRL's step with cached references over that of the same pairs with our head."""
     theirs, same = (_cell(result, "bf16", "brief", peer)["speedup"] for peer in ("trl_cached", "same_head_pairs"))
     return theirs["median"] / same["median"]
 

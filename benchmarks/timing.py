@@ -1,4 +1,4 @@
-"""Step times of all ways on the same groups, in one process; how is said in train_step.py."""
+"""Step times of all ways on the same groups, in one process; train_step.py describes the method."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from peers import PEERS, Peer
 from plan import Cell, Plan
 from workload import Shape, matmul_peak, seconds, shared_work
 
-# Largest relative difference of a response's log-prob between two ways that is rounding.
+# Largest relative difference of a response's log-prob between two ways that counts as rounding.
 TOLERANCE = {"bf16": 1e-2, "fp32": 1e-5}
 
 
@@ -31,9 +31,9 @@ class Round:
         tokens: of the group, its prompt counted once.
         seconds: of a step, by way.
         flops: of a step, by way.
-        useful: those of our step, without what it computes twice.
+        useful: FLOPs of our step, without what it computes twice.
         peak: FLOP/s of the fastest matrix product.
-        difference: largest between a log-prob of ours and of another way, relative.
+        difference: largest relative difference between a log-prob of ours and of another way.
     """
 
     tokens: int
@@ -45,7 +45,7 @@ class Round:
 
 
 def time_grid(plan: Plan) -> list[dict]:
-    """Rows of the grid, one a cell and peer; each is also printed once it is measured.
+    """One row per cell of the grid and peer; each is also printed once it is measured.
 
     Raises:
         RuntimeError: where a way computes other log-probs than ours.
@@ -55,7 +55,7 @@ def time_grid(plan: Plan) -> list[dict]:
 
 
 def _time(plan: Plan, precision: str, cells: Sequence[Cell]) -> list[dict]:
-    """Cells of one precision, whose ways are in memory meanwhile."""
+    """The rows of the cells of one precision; only its ways are in memory meanwhile."""
     ways = _ways(plan, precision)
     groups = [[_group(plan, cell, turn) for turn in range(cell.turns)] for cell in cells]
     total = sum(
@@ -82,7 +82,7 @@ def _group(plan: Plan, cell: Cell, turn: int) -> Group:
 
 
 def _ways(plan: Plan, precision: str) -> dict[str, Peer]:
-    """Ours and the peers, warmed up on two small groups and checked there."""
+    """Ours and the peers, warmed up on two small groups, on which their log-probs are compared."""
     lm = plan.shape.model(precision, plan.device)
     ways = {name: PEERS[name](lm) for name in plan.peers(precision)}
     for k in (2, 3):
@@ -112,7 +112,7 @@ def _round(plan: Plan, cell: Cell, turn: int, ways: Mapping[str, Peer], group: G
 
 
 def _step(way: Peer, group: Group, device: str) -> tuple[float, dict[str, list[float]]]:
-    """Seconds of one step, and the log-probs that it found for each response; a negative has one for each pair."""
+    """Seconds of one step, and the log-probs that it computed for each response; a negative has one per pair."""
     groups = way.groups([group])
     sums: list[Tensor] = []
 
@@ -137,9 +137,9 @@ def difference(logprobs: Mapping[str, Mapping[str, list[float]]], precision: str
     """Largest relative difference of any way's log-probs from ours.
 
     Args:
-        logprobs: by way and response, its log-prob as often as the way computed it; ours once.
+        logprobs: by way and response, every log-prob that the way computed for the response; ours computes one.
     Raises:
-        RuntimeError: where it is more than rounding.
+        RuntimeError: where a difference is more than rounding.
     """
     worst = 0.0
     for way, responses in logprobs.items():

@@ -1,18 +1,18 @@
-"""Time and memory of one training step, ours beside those of others, on random weights of SmolLM2-135M's shape.
+"""Time and memory of one training step, ours compared with others', on random weights of SmolLM2-135M's shape.
 
 How it measures. A step is zero_grad, forward, loss and backward on one response group, from token ids on, with no
-optimizer. All ways run in one process on one thread and are timed in CPU seconds of the process, so that what else
-the machine does counts little; freed memory goes back to the system, though our trainings keep it. In each round all
+optimizer. All ways run in one process on one thread and are timed in CPU seconds of the process, so that other load
+on the machine matters little; freed memory goes back to the system, though our trainings keep it. In each round all
 ways get the same new random group, in random order; a figure is the median over the rounds of the ratio within a
-round, and its spread is the lowest and the highest of these ratios. Two small rounds go before to warm up. Every
+round, and its spread is the lowest and the highest of these ratios. Two small rounds before them are a warm-up. Every
 step's log-probs are compared with ours of the same round, and a difference ends the run.
 
-Beside each ratio stands the ratio of floating-point operations of the two ways, of matrix products alone and with
-what is computed twice. Where the measured one is larger, the peer has handicaps beside the work that it chose to do.
-Utilisation is our useful operations, nothing counted twice, over our time and over the fastest matrix product of the
-same round. The ways are in peers.py, the rounds of each in plan.py; memory is measured in processes of its own, and
-so is what ranks bring to a whole optimizer step, in wall time, and what of a step of short pairs is not forward and
-backward (ranks.py).
+Each ratio is reported with the ratio of the floating-point operations of the two ways. Only matrix products count,
+recomputation included. Where the measured ratio is larger, the peer is slow for other reasons than the work that it
+chose to do. Utilisation is our useful operations, nothing counted twice, over our time and over the fastest matrix
+product of the same round. The ways are in peers.py, the rounds of each in plan.py. Memory is measured in separate
+processes (memory.py). So are, in wall time, a whole optimizer step by number of ranks, and the share of a step on
+short pairs that is not forward and backward (ranks.py).
 
 Writes train_step.json and train_step.md once all is measured, and prints the latter.
 """
@@ -88,7 +88,7 @@ def _memory(plan: Plan) -> dict[str, dict]:
 
 
 def _short_step(plan: Plan) -> dict:
-    """One rank's step of as many groups, pairs of a quarter of the length: what a step costs beside its passes."""
+    """One rank's step on as many groups, each a pair of a quarter of the length: shows the cost beside the passes."""
     return scaling(plan.shape, plan.lengths["brief"].over(4), replace(plan.scaling, ranks=(1,), k=1))[0]
 
 

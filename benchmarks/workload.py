@@ -1,4 +1,4 @@
-"""What the benchmarks run on: a model of random weights, groups of random tokens, and the work that they ask for."""
+"""Inputs of the benchmarks, a model with random weights and groups of random tokens; and the work of a step."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Shape:
         return LlamaForCausalLM(self.config(tie_word_embeddings=True)).to(device, PRECISIONS[precision]).eval()
 
     def config(self, **options) -> LlamaConfig:
-        """What transformers makes a model of this shape from; options as of it."""
+        """The config of transformers for a model of this shape; options as of `LlamaConfig`."""
         return LlamaConfig(
             hidden_size=self.hidden,
             intermediate_size=self.intermediate,
@@ -46,7 +46,7 @@ class Shape:
 
     @property
     def linear(self) -> int:
-        """Weights of the layers' matrices: the FLOPs of a token in them are twice as many."""
+        """Number of weights in the layers' matrices; a token takes twice as many FLOPs in them."""
         attention = 2 * self.hidden * self.hidden * (1 + self.kv_heads / self.heads)
         return int(self.layers * (attention + 3 * self.hidden * self.intermediate))
 
@@ -56,22 +56,22 @@ SMOLLM2 = Shape()
 
 @dataclass(frozen=True)
 class Lengths:
-    """Uniform ranges of prompt and response, tokens, both ends included."""
+    """Uniform ranges of the lengths of prompt and response, in tokens, both ends included."""
 
     prompt: tuple[int, int]
     response: tuple[int, int]
 
     def over(self, factor: int) -> Lengths:
-        """The same, so many times shorter."""
+        """The ranges divided by `factor`."""
         (a, b), (c, d) = self.prompt, self.response
         return Lengths((a // factor, b // factor), (c // factor, d // factor))
 
     def sample(self, k: int, vocabulary: int, *seed, negatives: int = 1) -> Group:
         """A group of k positives and some negatives, of random tokens.
 
-        Of two groups with one seed, the smaller one's prompt and first negative are the larger one's, and its
-        positives the first of the larger one's. The cached reference is that of a uniform model: any number takes as
-        long.
+        Two groups with the same seed have the same prompt and first negative, and the positives of the smaller one
+        are the first positives of the larger one. The cached reference is that of a uniform model; its value does not
+        change the time.
         """
         source = random.Random(repr(seed))
 
@@ -87,7 +87,7 @@ class Lengths:
         return Group("p", prompt, positives, [first, *(response(f"negative {i}") for i in range(1, negatives))])
 
 
-# `pku_like` has the means of the paper's own data, 40 and 180 tokens. Its responses vary as such answers do: the
+# `pku_like` has the means of the paper's own data, 40 and 180 tokens. Its responses vary about as real ones do: the
 # longest of twelve has about 1.7 times the mean (2.1 times in a sample of PKU-SafeRLHF).
 LENGTHS = {"brief": Lengths((64, 256), (32, 128)), "pku_like": Lengths((20, 60), (30, 330))}
 
@@ -99,14 +99,14 @@ def pairs(group: Group) -> list[Group]:
 
 @dataclass(frozen=True)
 class Work:
-    """What one way of doing a step asks for.
+    """The work of a step in one way.
 
     Attributes:
         body: tokens that go through the layers.
-        attended: pairs of a token and one that it sees.
+        attended: pairs of a token and a token that it attends to.
         scored: tokens that go through the head.
-        passes: times of the layers, a forward counted once and a backward twice.
-        head_passes: likewise of the head; a forward done again for the backward is one more.
+        passes: passes through the layers; a forward counts once, a backward twice.
+        head_passes: the same for the head; a forward that is recomputed for the backward counts once more.
     """
 
     body: int
@@ -128,20 +128,20 @@ def sequences(groups: Sequence[Group]) -> list[tuple[int, int]]:
 
 
 def shared_work(groups: Sequence[Group], **passes) -> Work:
-    """Each prompt once; a response sees its prompt and itself."""
+    """Work with each prompt computed once; a response attends to its prompt and itself."""
     responses = sequences(groups)
     attended = sum(len(g.prompt) ** 2 / 2 for g in groups) + sum(p * r + r * r / 2 for p, r in responses)
     return Work(sum(g.tokens for g in groups), attended, sum(r for _, r in responses), **passes)
 
 
 def packed_work(groups: Sequence[Group], **passes) -> Work:
-    """Each response with its prompt, nothing padded."""
+    """Work on each response with its prompt, nothing padded."""
     whole = [p + r for p, r in sequences(groups)]
     return Work(sum(whole), sum(n * n / 2 for n in whole), sum(r for _, r in sequences(groups)), **passes)
 
 
 def padded_work(groups: Sequence[Group], *, all_scored: bool = False, **passes) -> Work:
-    """Each response with its prompt, padded to the longest; the head on the responses' tokens, or on all."""
+    """Work on each response with its prompt, padded to the longest; the head on the responses' tokens, or on all."""
     responses = sequences(groups)
     width = max(p + r for p, r in responses)
     body = len(responses) * width
@@ -150,7 +150,7 @@ def padded_work(groups: Sequence[Group], *, all_scored: bool = False, **passes) 
 
 
 def seconds(run: Callable[[], object], device: str = "cpu") -> float:
-    """What a call takes: CPU seconds of the process, or on a GPU wall seconds until it is done."""
+    """Time of a call: CPU seconds of the process, or on a GPU wall seconds until it is done."""
     if device == "cpu":
         start = time.process_time()
         run()
@@ -163,7 +163,7 @@ def seconds(run: Callable[[], object], device: str = "cpu") -> float:
 
 
 def matmul_peak(precision: str, device: str = "cpu", least: float = 0.2) -> float:
-    """FLOP/s of the fastest of some large matrix products, each repeated for at least so many seconds."""
+    """FLOP/s of the fastest of some large matrix products, each repeated for at least `least` seconds."""
     best = 0.0
     for m, k, n in ((1024, 1024, 1024), (2048, 2048, 2048), (2048, 576, 1536), (2048, 1536, 576), (512, 576, 8192)):
         a, b = (torch.randn(size, dtype=PRECISIONS[precision], device=device) for size in ((m, k), (k, n)))

@@ -1,7 +1,7 @@
 """The bill of a config before its first job: jobs, tokens, operations, hours, memory, disk and a judge's requests.
 
-The jobs are those that Snakemake plans; what each takes is computed from the models' shapes, the finished tables and
-a few assumptions (`rows`, `hardware`, `work`). Offline, and nothing is run.
+The jobs are those that Snakemake plans; the cost of each is computed from the models' shapes, the finished tables and
+a few assumptions (`rows`, `hardware`, `work`). It works offline and runs no job.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def lines(config: Path, experiments: Sequence[str], device: str | None) -> list[
     """The bill of a config, line by line.
 
     Args:
-        experiments: those whose reports are wanted; empty: all.
+        experiments: names of those whose reports are wanted; empty: all.
         device: key of `hardware.DEVICES`; None: `hardware.of` the config.
     """
     plan, planned, estimate, device = _planned(config, experiments, device)
@@ -51,10 +51,10 @@ def lines(config: Path, experiments: Sequence[str], device: str | None) -> list[
 
 
 def check(config: Path, experiments: Sequence[str], device: str | None) -> list[str]:
-    """Estimates beside what the finished jobs of a config have taken, kind by kind, line by line.
+    """Estimates compared with what the finished jobs of a config have taken: lines of text, one per kind of job.
 
-    Times are compared after one number, by which the device is slower than assumed, is taken from the trainings, or
-    where none is finished from all jobs.
+    Times are first scaled by one factor, by which the device is slower than assumed. The factor is measured on the
+    trainings, or on all jobs where no training is finished.
 
     Raises:
         D2OError: where no job is finished.
@@ -88,16 +88,16 @@ def _planned(config: Path, experiments: Sequence[str], device: str | None) -> tu
         known = ", ".join(plan.settings.experiments)
         raise D2OError(f"{config}: no experiment {min(unknown)!r}; there are: {known}")
     estimate = Estimate(plan, hardware.named(device))
-    # Weights that experiments share go when all of these have ended: no report asks for it.
+    # Weights that experiments share are deleted when all these experiments have ended; no report requests this.
     targets = plan.targets("page", *experiments) + ([] if experiments else plan.targets("released"))
     return plan, jobs.planned(config, plan.settings.results, targets), estimate, device
 
 
-# What is said -----------------------------------------------------------------------------------
+# Lines of the bill ------------------------------------------------------------------------------
 
 
 def _passing(estimate: Estimate, trainings: Sequence[Job]) -> list[str]:
-    """What trainings take for a time: while they run, and while what comes after them waits."""
+    """Disk that trainings take temporarily: while they run, while their models are used, while a round is awaited."""
     if not trainings:
         return []
     most, released, rounds = (
@@ -170,7 +170,7 @@ def _judges(works: Iterable[tuple[Job, Work]]) -> list[str]:
 
 
 def _exceeded(plan: Plan, works: Sequence[tuple[Job, Work]], device: str) -> list[str]:
-    """A line for each kind of jobs that takes more than a device has, or than its first attempt asks for."""
+    """One line per limit that a kind of jobs exceeds: a device's memory, or what its first attempt requests."""
     compute, room = plan.settings.compute, hardware.named(device).memory
     page = []
     for kind in JOBS:
@@ -192,7 +192,7 @@ def _exceeded(plan: Plan, works: Sequence[tuple[Job, Work]], device: str) -> lis
 
 
 def _known(estimate: Estimate, planned: Sequence[Job]) -> list[str]:
-    """Where the numbers of rows and their lengths are from."""
+    """One line per data set: its numbers of rows, their lengths, and where these are from."""
     crossed = {(n["dataset"], n["model"]): None for job in planned if {"dataset", "model"} <= (n := job.names).keys()}
     statements: dict[str, None] = {}
     for dataset, model in crossed:
@@ -207,7 +207,7 @@ def _known(estimate: Estimate, planned: Sequence[Job]) -> list[str]:
 
 
 def _compared(both: Sequence[tuple[Work, Mapping[str, float]]], slower: float) -> list[str]:
-    """Estimate, measured and their ratio of time, tokens and memory; blank where nothing is measured."""
+    """Cells of time, tokens and memory: estimate, measured value and their ratio; blank where nothing is measured."""
     cells = []
     for keys, factor, form in (
         (["seconds"], slower, ",.0f"),

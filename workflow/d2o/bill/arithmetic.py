@@ -1,4 +1,4 @@
-"""Operations, bytes and seconds of a model's work: formulas and nothing else. Tokens, bytes, FLOPs and seconds."""
+"""Formulas for the operations, bytes and seconds of a model's work. Units: tokens, bytes, FLOPs and seconds."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from d2o.bill.shapes import Shape
 
-# A group of a row and a response that looks at its prompt: `watch.Shape.flops` counts a training in the same way.
+# Each response of a group attends to its prompt and to itself. `watch.Shape.flops` counts a training in the same way.
 
 
 def forward_flops(shape: Shape, tokens: float, read: float, scored: float) -> float:
@@ -21,14 +21,14 @@ def forward_flops(shape: Shape, tokens: float, read: float, scored: float) -> fl
 
 
 def group_flops(shape: Shape, prompt: float, response: float, responses: float) -> float:
-    """Of a forward pass of one group, its prompt computed once: prompt | y_1 | … | y_n."""
+    """FLOPs of a forward pass of one group, its prompt computed once: prompt | y_1 | … | y_n."""
     alone = forward_flops(shape, prompt, prompt / 2, 0)
     each = forward_flops(shape, response, prompt + response / 2, response)
     return alone + responses * each
 
 
 def decode_seconds(shape: Shape, tokens: float, context: float, batch: float, rates: tuple[float, float]) -> float:
-    """Seconds to generate so many tokens, `batch` answers at a time.
+    """Seconds to generate `tokens` tokens, `batch` answers at a time.
 
     A step reads the weights once and the keys and values of each answer, and multiplies each token with the weights.
 
@@ -44,7 +44,7 @@ def decode_seconds(shape: Shape, tokens: float, context: float, batch: float, ra
 
 @dataclass(frozen=True)
 class States:
-    """What a training holds on each device beside activations, in bytes (ZeRO, arXiv 1910.02054, section 3)."""
+    """Bytes that a training holds on each device besides activations (ZeRO, arXiv 1910.02054, section 3)."""
 
     weights: float
     gradients: float
@@ -58,14 +58,14 @@ class States:
 def states(parameters: float, trained: float, stage: int, ranks: int, half: bool, moving: bool = False) -> States:
     """Weights, gradients and AdamW's states by ZeRO stage.
 
-    In bf16 (`half`): weights of 2 bytes; gradients of 2 while they are made and 4 where passes add up; 12 for
-    float32 weights and two moments. Stage 1 parts the optimizer among ranks, 2 the gradients too, 3 the weights too.
-    In fp32 all three are of 4, 4 and 8 bytes. Two moving references are float32 copies beside the optimizer's, parted
-    as these are.
+    Bytes per parameter in bf16 (`half`): 2 for the weights; for the gradients 2 while they are computed and 4 where
+    passes are summed; 12 for float32 weights and two moments. In fp32: 4, 4 and 8. Stage 1 partitions the optimizer's
+    states among ranks, stage 2 the gradients too, stage 3 the weights too. Two moving references are float32 copies
+    beside the optimizer's states, partitioned as these are.
 
     Args:
-        trained: parameters that are trained; of adapters far fewer than `parameters`.
-        moving: with the moving references.
+        trained: parameters that are trained; with adapters far fewer than `parameters`.
+        moving: whether there are moving references.
     """
     copies = 8 * moving
     part = [1 / ranks if stage >= at else 1.0 for at in (1, 2, 3)]
@@ -76,11 +76,11 @@ def states(parameters: float, trained: float, stage: int, ranks: int, half: bool
 
 
 def activations(shape: Shape, tokens: float, checkpointing: bool) -> float:
-    """Bytes that a forward pass of so many tokens keeps for its backward pass, in bf16.
+    """Bytes that a forward pass of `tokens` tokens keeps for its backward pass, in bf16.
 
-    A layer keeps for each token: of two norms the float32 input, the normalised one and the output (16 h), queries,
-    keys, values and output of the attention, and four products of the gated MLP (8 I). With checkpointing only each
-    layer's input is kept, and one layer at a time is computed again.
+    For each token a layer keeps: the float32 input, the normalised input and the output of its two norms (16 h);
+    queries, keys, values and output of the attention; and four products of the gated MLP (8 I). With checkpointing
+    only each layer's input is kept, and one layer at a time is recomputed.
     """
     layer = 16 * shape.hidden + 4 * shape.queries + 4 * shape.keys + 8 * shape.inner
     return tokens * (2 * shape.hidden * shape.layers + layer if checkpointing else layer * shape.layers)

@@ -1,4 +1,4 @@
-"""Devices, and what share of their speed each kind of work reaches: everything here that is of a machine."""
+"""Devices, and the share of their speed that each kind of work reaches: all that the bill assumes of a machine."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Device:
     Attributes:
         flops: FLOP/s in bf16, dense.
         bandwidth: bytes/s of memory.
-        memory: bytes; 0: that of the machine.
-        shares: of `flops` that a kind of work reaches, start-up apart; `decode`: of `bandwidth` too.
+        memory: bytes; 0: the machine's own memory.
+        shares: the share of `flops` that each kind of work reaches, without start-up; `decode`: of `bandwidth` too.
         starts: seconds from the start of a job to its first unit of work.
     """
 
@@ -28,9 +28,9 @@ class Device:
     starts: dict[str, float]
 
 
-# Of a GPU assumed: a step of 1.5B weights reached 0.29 of an H200's 989 TFLOP/s (docs/measured.md), and larger layers
-# reach more. `fp32` is the speed of float32 products against bf16 ones. Starts: libraries, weights from disk, an
-# engine's compilation, and of a training DeepSpeed on all ranks.
+# Assumed for GPUs: a step of 1.5B weights reached 0.29 of an H200's 989 TFLOP/s (docs/measured.md), and larger layers
+# reach more. `fp32` is the speed of float32 products over that of bf16 ones. Starts include libraries, weights from
+# disk, an engine's compilation, and for a training DeepSpeed on all ranks.
 _GPU = {"train": 0.35, "forward": 0.4, "padded": 0.3, "decode": 0.6, "fp32": 0.07}
 _GPU_STARTS = {"train": 120.0, "forward": 60.0, "engine": 150.0, "padded": 60.0, "light": 10.0}
 # Measured in the demo on two cores of an EPYC with AVX-512, bf16 (docs/measured.md).
@@ -45,12 +45,12 @@ DEVICES = {
     "cpu": Device(210e9, 20e9, 0, _CPU, _CPU_STARTS),
 }
 
-# Bytes/s at which checkpoints and models are written, and a process reads them.
+# Bytes/s at which checkpoints and models are written, and at which a process reads them.
 DISK = 3e9
 
 
 def named(name: str) -> Device:
-    """A device by its name; D2OError where there is none."""
+    """A device by its name; D2OError where the name is unknown."""
     if name not in DEVICES:
         raise D2OError(f"--device: there is no {name!r}{suggestion(name, DEVICES)}")
     return DEVICES[name]

@@ -1,4 +1,4 @@
-"""What a finished job has taken: time and memory by Snakemake's benchmark, tokens by its tables and logs."""
+"""Cost of a finished job: time and memory from Snakemake's benchmark file, tokens from its tables and logs."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from d2o import records
 from d2o.bill.jobs import RULES, Job
 from d2o.layout import Layout
 
-# Kinds of jobs whose tables tell how many tokens each answer has.
+# Kinds of jobs whose tables contain the number of tokens of each answer.
 _ANSWERED = {"positives", "responses", "reference_logprobs", "heldout_logprobs"}
-# Where the answers of shards are, which go when they are merged.
+# The merged tables that hold the answers of shards; the shards' own tables are deleted after the merge.
 _POOLS = {"sample_positives": "pool", "sample_round": "round_pool"}
 
 
@@ -39,11 +39,11 @@ def of(job: Job, results: str) -> dict[str, float] | None:
 
 
 def _trained(log: Path) -> float:
-    """Tokens of all steps of a training, by its log."""
+    """Tokens of all steps of a training, from its log."""
     steps = map(json.loads, log.read_text().splitlines())
     return sum(step["seconds"] * step["tokens_per_second"] for step in steps)
 
 
 def folder(path: Path) -> float:
-    """Bytes of the files in a folder; links count nothing."""
+    """Bytes of the files in a folder, without symbolic links."""
     return float(sum(file.lstat().st_size for file in path.rglob("*") if file.is_file() and not file.is_symlink()))

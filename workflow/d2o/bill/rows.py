@@ -1,4 +1,4 @@
-"""How many rows there are and how long their texts: from the tables that are finished, else assumed, here alone."""
+"""Numbers of rows and lengths of their texts: from finished tables, else assumed. All such assumptions are here."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from d2o.formats import FORMATS
 from d2o.layout import Layout
 from d2o.settings import Dataset, Method, Settings, Task
 
-# Characters of a token, tokens that a chat template adds to a prompt, and that a self-correction instruction adds.
+# Characters per token; tokens that a chat template adds to a prompt; tokens that a self-correction instruction adds.
 CHARACTERS, TEMPLATE, INSTRUCTION = 4.0, 20.0, 20.0
-# Of `max_tokens`, what a generated answer has; of a pool's samples, those that are sampled again.
+# Length of a generated answer as a share of `max_tokens`; share of a pool's samples that are sampled again.
 ANSWER, AGAIN = 0.45, 0.1
-# Of a question of a task, tokens, and of its choices alone; of an unknown task, questions.
+# Tokens of a task's question with its choices, and of the choices alone; questions of an unknown task.
 QUESTION, CHOICES, QUESTIONS = 85.0, 25.0, 10_000
-# Prompts that are read to know how long they are in a model's own tokens; columns by which answers are counted.
+# Number of rows that are read to measure lengths in a model's own tokens; columns by which answers are counted.
 _READ, _COUNTED = 100, ["split", "prompt_id", "positive", "negative", "positive_unsafe"]
 
 
 @dataclass(frozen=True)
 class Human:
-    """The human answers to the prompts of one split, or what one table has of them.
+    """Counts of the human answers to the prompts of one split, or of those that one table has.
 
     Attributes:
-        rows: one a negative, or one a pair.
+        rows: one per negative, or one per pair.
         prompts: distinct ones.
         positives: rows with a human positive.
         safe: rows whose positive is labelled safe.
@@ -46,16 +46,16 @@ class Human:
     answers: float
 
     def groups(self, method: Method, by_prompt: bool) -> float:
-        """The groups that a method has of these rows, as `groups.view` makes them, and `groups.merged` by prompt.
+        """Number of groups that a method has from these rows, as `groups.view` makes them; by prompt `groups.merged`.
 
-        Of human positives each is taken to be another one, so that no two rows are one group.
+        Human positives are assumed to be all different, so that no two rows form one group.
         """
         if method.positives in ("human", "safe-human"):
             return self.positives if method.positives == "human" else self.safe
         return self.rows if method.negatives and not by_prompt else self.prompts
 
     def scaled(self, prompts: float) -> Human:
-        """As many rows a prompt, for other prompts."""
+        """Scaled to another number of prompts."""
         share = prompts / max(self.prompts, 1)
         return Human(*(value * share for value in (self.rows, self.prompts, self.positives, self.safe, self.answers)))
 
@@ -65,11 +65,11 @@ class Data:
     """One data set as one model reads it.
 
     Attributes:
-        train: of the negatives' table.
-        pairs: of the train split of the pairs' table.
-        held_out: of the negatives' table, what no method is trained on.
+        train: the train split of the negatives' table.
+        pairs: the train split of the pairs' table.
+        held_out: the rows of the negatives' table that no method is trained on.
         asked: prompts that every model answers.
-        judged: those of them that a judge sees.
+        judged: prompts among them that a judge sees.
         prompt: tokens of a prompt in its template, on average.
         answer: tokens of a human answer, on average.
         known: where the numbers are from.
@@ -85,8 +85,8 @@ class Data:
     known: str
 
 
-# Public data sets: train rows, and characters of a prompt and an answer. Of PKU-SafeRLHF's beta about; what the Hub
-# holds is known when it was read.
+# Public data sets: train rows, pairs, and characters of a prompt and an answer. Approximate for PKU-SafeRLHF's beta;
+# exact numbers are known once the Hub's data are read.
 _PUBLIC = {
     "PKU-Alignment/PKU-SafeRLHF": (Human(130_000, 15_000, 75_000, 75_000, 200_000), 297_000, (70, 330)),
     "Anthropic/hh-rlhf": (Human(160_000, 155_000, 160_000, 0, 320_000), 160_000, (500, 230)),
@@ -95,7 +95,7 @@ _UNKNOWN = (Human(10_000, 10_000, 10_000, 10_000, 20_000), 10_000, (200, 400))
 
 
 def of(s: Settings, dataset: str, model: str) -> Data:
-    """What is known of a data set, or assumed."""
+    """What is known about a data set, or else assumed."""
     if known(s, dataset):
         return _read(_tables(s, dataset), Path(Layout(s.results).path("model", model=model)).parent, s)
     return _assumed(s, s.datasets[dataset])
@@ -145,14 +145,14 @@ def _human(table: pa.Table) -> Human:
 
 
 def _some(table: pa.Table) -> list[dict[str, Any]]:
-    """About `_READ` rows of the negatives' table, evenly spread: of those trained on, where there are any."""
+    """About `_READ` rows of the negatives' table, evenly spread: of the train split, where it has any."""
     trained = table.filter(pc.equal(table["split"], "train"))
     table = trained if trained.num_rows else table
     return table.take([*range(0, table.num_rows, max(1, table.num_rows // _READ))]).to_pylist()
 
 
 def _lengths(rows: Sequence[Mapping[str, Any]], model: Path, s: Settings) -> tuple[float, float]:
-    """Mean tokens of a prompt and of a human answer: the model's own where it is here, else by their characters."""
+    """Mean tokens of a prompt and of a human answer: the model's own where its folder exists, else by characters."""
     if not rows:
         return TEMPLATE, 0.0
     longest = s.forward.max_response_tokens
@@ -219,7 +219,7 @@ def _count_all(sources: Sequence[str]) -> float:
 
 
 def _count(file: str | Path) -> int:
-    """Rows of a local file, by its lines or its Parquet footer."""
+    """Number of rows of a local file, by its lines or its Parquet footer."""
     path = Path(file)
     if path.suffix == ".parquet":
         import pyarrow.parquet as pq
@@ -231,7 +231,7 @@ def _count(file: str | Path) -> int:
 
 
 def generated(table: Path, max_tokens: int) -> float:
-    """Mean tokens of the answers of a table; a share of `max_tokens` where it is not there yet."""
+    """Mean tokens of the answers of a table; a share of `max_tokens` where the table does not exist yet."""
     if table.exists():
         tokens = records.read_any(table, ["tokens"])["tokens"]
         return sum(tokens.to_pylist()) / max(len(tokens), 1)
@@ -239,7 +239,7 @@ def generated(table: Path, max_tokens: int) -> float:
 
 
 def questions(task: Task, folder: Path) -> float:
-    """Questions of a task: of its finished folder, of local files in MMLU's form, or as many as MMLU has."""
+    """Number of questions of a task: from its finished folder or its local files, else that of MMLU, or assumed."""
     if (folder / "manifest.json").exists():
         return float(records.read_manifest(folder)["rows"])
     if task.path and not task.subjects:
@@ -250,7 +250,7 @@ def questions(task: Task, folder: Path) -> float:
 
 
 def question_tokens(folder: Path) -> float:
-    """Tokens of a question of a task with its choices, on average: of its finished folder, else assumed."""
+    """Mean tokens of a task's question with its choices: from its finished folder, else assumed."""
     if (folder / "questions.parquet").exists():
         texts = records.read_any(folder / "questions.parquet", ["text"])["text"].to_pylist()
         return sum(map(len, texts)) / max(len(texts), 1) / CHARACTERS + CHOICES
@@ -262,7 +262,7 @@ def _capped(rows: int, task: Task) -> int:
 
 
 def _subjects(path: Path) -> list[int]:
-    """Test questions of each subject of a folder or .zip in MMLU's form."""
+    """Number of test questions of each subject of a folder or .zip in MMLU's form."""
     from d2o import questions
 
     return [len(splits["test"]()) for splits in questions.local(path).values() if "test" in splits]

@@ -1,4 +1,4 @@
-"""How large a model is: from its folder where it is here, else by its name; never over the network."""
+"""Dimensions of a model: from its folder where that exists, else by its name; never over the network."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ class Shape:
         return 4 * self.layers * self.keys
 
 
-# By what a repository's name holds, without case, and not in the middle of a number (27b, 1.7b, 8x7b); the first that
-# fits. Then by the size in it, of a mixture of experts by that of all.
+# Shapes by a part of a repository's name; case is ignored, and the part must not lie within a number (27b, 1.7b,
+# 8x7b). The first match counts. Without one the size in the name decides; for a mixture of experts, that of all.
 _KNOWN = {
     "smollm2-135m": Shape(30, 576, 1536, 576, 192, 49152, tied=True),
     "phi-3-mini": Shape(32, 3072, 8192, 3072, 3072, 32064),
@@ -78,7 +78,7 @@ _SIZE = re.compile(r"(?<![\d.])(?:(\d+)x)?(\d+(?:\.\d+)?)([bm])(?![a-z])", re.IG
 
 
 def of_folder(folder: Path) -> Shape | None:
-    """The shape of a model folder by its `config.json`; None where there is none, or it is of another kind."""
+    """The shape of a model folder by its `config.json`; None where that is missing or of another kind of model."""
     try:
         config = json.loads((folder / "config.json").read_text())
         return of_config(config)
@@ -87,7 +87,7 @@ def of_folder(folder: Path) -> Shape | None:
 
 
 def of_config(config: Mapping[str, Any]) -> Shape:
-    """The shape by a `config.json` of transformers; KeyError where a key is not there."""
+    """The shape by a `config.json` of transformers; KeyError where a key is missing."""
     heads = config["num_attention_heads"]
     width = config.get("head_dim") or config["hidden_size"] // heads
     return Shape(
@@ -103,7 +103,7 @@ def of_config(config: Mapping[str, Any]) -> Shape:
 
 
 def of_name(name: str) -> tuple[Shape, str]:
-    """The shape by a repository's or file's name, and what it was taken for."""
+    """The shape by a repository's or file's name, and the model or size that it was taken for."""
     for known, shape in _KNOWN.items():
         if re.search(_INSIDE + re.escape(known), name.lower()):
             return shape, known
@@ -113,7 +113,7 @@ def of_name(name: str) -> tuple[Shape, str]:
 
 
 def _of_size(parameters: float) -> Shape:
-    """A decoder of about so many weights: 12 L h² of them, as wide as 128 times its layers."""
+    """A decoder of about `parameters` weights: 12 L h², with h = 128 L."""
     layers = max(2, round((parameters / (12 * 128**2)) ** (1 / 3)))
     hidden = 128 * layers
     return Shape(layers, hidden, 64 * round(hidden * 8 / 3 / 64), hidden, hidden, 32000)

@@ -1,4 +1,4 @@
-"""What one job of each rule takes: rows, tokens, operations, seconds, memory and disk."""
+"""Cost of one job of each rule: rows, tokens, operations, seconds, memory and disk."""
 
 from __future__ import annotations
 
@@ -19,40 +19,40 @@ from d2o.plan import Plan, stages
 from d2o.settings import Method, Reward, Train
 from d2o.train import schedule, sizes
 
-# Assumed of every machine. Bytes of a process with its libraries and, on a GPU, its context; of a node's host memory
-# for a token of a training's groups and for a response, as text and mapped; of a tokenizer; of log and manifest; of
-# what is logged of a step.
+# Assumed for every machine, in bytes: a process with its libraries and, on a GPU, its context; host memory of a
+# process on a GPU; a node's host memory per token and per response of a training's groups, as text and mapped; a
+# tokenizer; log and manifest; the log of a step.
 _PROCESS, _CONTEXT = {"light": 0.15e9, "forward": 0.72e9, "engine": 1.15e9, "padded": 0.75e9, "train": 1.5e9}, 1.5e9
 _HOST, _TOKEN, _RESPONSE, _TOKENIZER, _ABOUT, _STEP = 5e9, 10.0, 300.0, 3.6e6, 4e3, 2e3
-# Seconds to encode one of a training's distinct answers, on 16 cores (docs/measured.md); weights a second that leave
-# a GGUF file; characters a token, compressed and not.
+# Seconds to encode one of a training's distinct answers, on 16 cores (docs/measured.md); weights per second that are
+# read from a GGUF file; characters per token, compressed and not.
 _ENCODE, _DEQUANTISED, _TEXT, _LINE = 6.4e-5, 14e6, 2.2, 4.5
-# glibc keeps what passes of many sizes have freed: measured on CPUs.
+# Factor of memory, as glibc keeps what passes of many sizes have freed: measured on CPUs.
 _KEPT = 1.6
-# Bytes of the head's logits held at once, and steps between two looks at the eight groups of the probe.
+# Bytes of the head's logits held at once; steps between two evaluations of the probe, and the number of its groups.
 _PIECE, _EVERY, _PROBED = {"cpu": 64 << 20, "gpu": 256 << 20}, 10, 8
 # Examples before each question in MMLU's form.
 _SHOTS = 5
-# Characters of the question around the texts that a judge compares.
+# Characters of a judge's question without the texts that it compares.
 _JUDGED = 1100
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a job takes.
+    """The cost of a job.
 
     Attributes:
         rows: prompts, groups, answers, pairs or questions.
-        tokens: through a model's layers.
+        tokens: tokens through a model's layers.
         flops: operations.
-        answered: tokens of answers, generated or scored, among them.
+        answered: tokens of answers, generated or scored, among `tokens`.
         seconds: from start to end.
-        starting, writing: of these, until the first unit of work, and for checkpoints and models.
-        devices: that it holds meanwhile; 0: it runs on a core beside.
+        starting, writing: seconds of these until the first unit of work, and for checkpoints and models.
+        devices: number that it holds while it runs; 0: it runs on a core beside other jobs.
         device: bytes on each device at most; 0 on a CPU, whose memory is the machine's.
-        host: bytes of the machine's memory at most, of a training over several nodes each one's.
+        host: bytes of the machine's memory at most; for a training over several nodes, of each node.
         written, left: bytes on disk, during the job and after it.
-        requests, usd: to a judge, and what it charges.
+        requests, usd: requests to a judge, and their price.
     """
 
     rows: float = 0.0
@@ -72,7 +72,7 @@ class Work:
 
     @classmethod
     def table(cls, size: float, **values: float) -> Work:
-        """The work of a job that leaves a table of so many bytes, its log and its manifest."""
+        """The work of a job that leaves a table of `size` bytes, its log and its manifest."""
         return cls(written=size + _ABOUT, left=size + _ABOUT, **values)
 
 
@@ -83,8 +83,8 @@ class Training:
     Attributes:
         groups: of the data.
         positives, negatives: of a group.
-        answers: distinct ones of all groups; those of a pool are shared by the negatives of a prompt.
-        tokens: of a group, its prompt once.
+        answers: distinct answers of all groups; those of a pool are shared by the negatives of a prompt.
+        tokens: of a group, its prompt counted once.
         flops: of a forward pass of one group.
         steps: of the whole training.
     """
@@ -102,7 +102,7 @@ class Estimate:
     """The work of the jobs of a config on a device.
 
     Attributes:
-        notes: a line for each model that was known by its name only.
+        notes: one line per model whose shape is known from its name only.
     """
 
     def __init__(self, plan: Plan, device: Device):
@@ -113,24 +113,24 @@ class Estimate:
         self._lengths = cache(lambda table, most, _: rows.generated(Path(table), most))
 
     def of(self, job: Job) -> Work:
-        """What one job takes."""
+        """The work of one job."""
         made = getattr(self, f"_{job.rule}", None)
         return made(job.names) if made else Work.table(0.0, seconds=self._device.starts["light"])
 
     def data(self, dataset: str, model: str) -> Data:
-        """What is known of a data set for a model, by their names; looked up again once its tables are there."""
+        """What is known about a data set for a model, by their names; looked up again once its tables exist."""
         return self._data(dataset, model, rows.known(self._s, dataset))
 
     def _generated(self, table: str, most: int) -> float:
         return self._lengths(table, most, Path(table).exists())
 
     def _running(self, kind: str, flops: float, held: float, speed: float = 1.0) -> dict[str, float]:
-        """Operations, time and memory of a job that computes with one device, or with all cores of a job.
+        """Operations, time and memory of a job that computes on one device, or on all its CPU cores.
 
         Args:
-            kind: of work, by which the device has a share of its speed and a start.
+            kind: kind of work, a key of the device's `shares` and `starts`.
             held: bytes that the job holds beside its libraries.
-            speed: share of that speed, where the numbers are not bf16.
+            speed: factor on the speed, where the numbers are not bf16.
         """
         at = self._device
         used = self._s.compute.threads if self._on_cpu else 1
@@ -174,18 +174,18 @@ class Estimate:
         return shape
 
     def models(self, job: Job) -> float:
-        """Bytes of the models that a job leaves: nearly all that stays of a run. Reads no table."""
+        """Bytes of the models that a job leaves: nearly all bytes that a run leaves on disk. Reads no table."""
         if job.rule in ("fetch_model", "fetch_reward"):
             return self.of(job).left
         return 0.0 if self.released(job) else self._trained_models(job)
 
     def released(self, job: Job) -> float:
-        """Bytes of the models that a job leaves until all is made from them; 0 where they stay."""
+        """Bytes of the models that a job leaves and that are deleted once they are used; 0 where they stay."""
         goes = job.rule in ("train_method", "train_to_round") and self._plan.keep(job.names) != "model"
         return self._trained_models(job) if goes else 0.0
 
     def passing(self, job: Job) -> float:
-        """Bytes that a training takes for a time: its checkpoints, one that is written included, and `released`."""
+        """Bytes that a training takes temporarily: its checkpoints, including one being written, and `released`."""
         if job.kind != "train":
             return 0.0
         kept, checkpoint = self._checkpoints(job)
@@ -222,7 +222,7 @@ class Estimate:
 
     @staticmethod
     def _models(shape: Shape, train: Train, ends: bool) -> float:
-        """Of a training, with its snapshots where it ends."""
+        """Bytes of a training's models, with its snapshots where it ends."""
         return (1 + ends * len(train.snapshots)) * (2.0 * shape.parameters + _TOKENIZER)
 
     def _fetch_model(self, names: Mapping[str, str]) -> Work:
@@ -267,7 +267,7 @@ class Estimate:
     def _generating(
         self, shape: Shape, answers: float, prompt: float, answer: float, again: float, kept: bool
     ) -> Work:
-        """So many answers, a share of them sampled again; `kept`: a line of each stays beside the table."""
+        """Work of sampling `answers` answers, a share `again` of them twice; `kept`: a line of each stays on disk."""
         engine, device = self._s.engine, self._device
         used = self._s.compute.threads if self._on_cpu else engine.tensor_parallel
         asked, context, weights = answers * (1 + again), prompt + answer / 2, 2.0 * shape.parameters
@@ -317,7 +317,7 @@ class Estimate:
         return self._forward(names, data.held_out.prompts, data.held_out.answers, data.answer)
 
     def _forward(self, names: Mapping[str, str], prompts: float, answers: float, answer: float) -> Work:
-        """Log-probs of so many answers to so many prompts, each prompt computed once."""
+        """Work of the log-probs of `answers` answers to `prompts` prompts, each prompt computed once."""
         shape, prompt = self.shape(names["model"]), self.data(names["dataset"], names["model"]).prompt
         tokens = prompts * prompt + answers * answer
         held = 2.0 * shape.parameters + self._layer(shape, min(tokens, self._s.forward.tokens), 2) + 2.5 * self._piece
@@ -331,7 +331,7 @@ class Estimate:
 
     @staticmethod
     def _layer(shape: Shape, tokens: float, width: int) -> float:
-        """Bytes of what one layer holds at once where nothing is kept for a backward pass."""
+        """Bytes that one layer holds at once where nothing is kept for a backward pass."""
         return tokens * width * (4 * shape.hidden + 3 * shape.inner)
 
     # Training ------------------------------------------------------------------------------------
@@ -350,7 +350,7 @@ class Estimate:
         return self._steps(names, self._training(names), boundaries[number] - boundaries[number - 1], ends=False)
 
     def _steps(self, names: Mapping[str, str], training: Training, steps: int, ends: bool) -> Work:
-        """Some steps of a training; `ends`: the last ones, after which its checkpoints go and its snapshots stay."""
+        """Work of some steps of a training; `ends`: its last ones, after which checkpoints go and snapshots stay."""
         shape, method, device = self.shape(names["model"]), self._s.methods[names["method"]], self._device
         train = self._s.train_of(method)
         count = max(train.ranks, self._s.compute.threads) if self._on_cpu else train.ranks
@@ -384,7 +384,7 @@ class Estimate:
 
     @staticmethod
     def _passes(method: Method, train: Train) -> float:
-        """Forward passes that a group costs: backward counts two, or one where adapters alone are trained."""
+        """Cost of a group in forward passes: the backward counts two, or one where only adapters are trained."""
         backward = 1 if train.lora else 2
         again = 1 if train.gradient_checkpointing else 0
         references = bool(method.ema) + bool(CONTRACTS[method.loss].mismatched)
@@ -399,7 +399,7 @@ class Estimate:
         return shape.layers * train.lora.rank * (ends + 3 * (shape.hidden + shape.inner))
 
     def _training_memory(self, shape: Shape, method: Method, train: Train, training: Training) -> tuple[float, float]:
-        """Bytes on each device and of each node."""
+        """Bytes on each device, and of each node's memory."""
         here = train.ranks // train.nodes
         held = self._states(shape, method, train)
         passed = min(
@@ -506,14 +506,14 @@ class Estimate:
         length = min(data.prompt + data.answer, learning.max_tokens)
         learnt, tested = 2 * data.pairs.rows * length * learning.epochs, 2 * data.held_out.rows * length
         share, weights = min(1.0, learning.layers / shape.layers), float(shape.linear + shape.head)
-        # Float32 weights with copies in bf16, gradients and moments of the upper layers, and what is greater: their
+        # Float32 weights with copies in bf16, gradients and moments of the upper layers, and the larger of two: their
         # activations, or the weights as they are written and a batch that is scored.
         kept = 1.5 * share * arithmetic.activations(shape, learning.batch * length, False)
         last = 4 * weights + self._layer(shape, min(tested, reward.tokens), 4)
         held = 6 * weights + 12 * share * shape.linear + max(kept, last)
         flops = arithmetic.forward_flops(shape, learnt, length / 2, 0) * (1 + 2 * share)
         scored = arithmetic.forward_flops(shape, tested, length / 2, 0)
-        # Answers are scored in float32: as many operations as would take as long in bf16.
+        # Answers are scored in float32: counted as the operations that would take as long in bf16.
         running = self._running("padded", flops + scored / self._speed(reward), held) | {"flops": flops + scored}
         size = 4 * weights + _TOKENIZER
         return Work(2 * data.pairs.rows, learnt + tested, written=size, left=size, **running)
@@ -540,7 +540,7 @@ class Estimate:
         return self._judging(names, pairs, data.prompt, data.answer)
 
     def _judging(self, names: Mapping[str, str], pairs: float, prompt: float, answer: float) -> Work:
-        """Two requests a pair; what they cost at most, as the stage says before it asks."""
+        """Work with two requests per pair, and their price at most, as the stage prints it before its requests."""
         judge = self._s.judges[names["judge"]]
         asked = 2 * pairs
         read = asked * (_JUDGED / rows.CHARACTERS + prompt - rows.TEMPLATE + 2 * answer)

@@ -17,7 +17,8 @@ def load_tokenizer(folder: Path):
     """The tokenizer of a model folder.
 
     Raises:
-        D2OError: as `model_folders.check`, and where there is no end-of-turn token, or the template begins no answer.
+        D2OError: as `model_folders.check`, and where there is no end-of-turn token, or the template does not begin
+            the answer.
     """
     model_folders.check(folder)
     from transformers import AutoTokenizer
@@ -34,7 +35,7 @@ def load_tokenizer(folder: Path):
 
 
 def _begins_answer(tokenizer) -> bool:
-    """Whether the prompt is where the answer goes: it differs from the mere question, or the answer follows it."""
+    """Whether the prompt ends where an answer begins: it differs from the mere question, or the answer follows it."""
     question = {"role": "user", "content": "?"}
     asked = prompt_text(tokenizer, [question])
     alone, answered = (
@@ -45,16 +46,16 @@ def _begins_answer(tokenizer) -> bool:
 
 
 def as_data(tokenizer, text: str) -> str:
-    """A text that the tokenizer reads as text throughout.
+    """A text with its special tokens broken up, so that the tokenizer reads them as plain text.
 
-    A word joiner (U+2060) breaks up what it would read as a special token, or as another marker that its template
-    writes. So no prompt and no answer can end its turn, or begin another role's, by `<|im_end|>`.
+    A word joiner (U+2060) breaks up whatever the tokenizer would read as a special token, or as another marker that
+    its template writes. So no prompt and no answer can end its turn, or begin another role's, by `<|im_end|>`.
     """
     return break_up(_special(tokenizer), text)
 
 
 def break_up(pattern: re.Pattern[str], text: str) -> str:
-    """A text with a word joiner (U+2060) behind the first character of each match."""
+    """A text with a word joiner (U+2060) after the first character of each match."""
     return pattern.sub(lambda token: f"{token[0][0]}\u2060{token[0][1:]}", text)
 
 
@@ -73,26 +74,26 @@ def _special(tokenizer) -> re.Pattern[str]:
 
 
 def prompt_text(tokenizer, messages: Messages) -> str:
-    """The prompt as the model is asked it: the template, up to where the answer begins."""
+    """The prompt as the model gets it: in the template, up to where the answer begins."""
     return conversation(tokenizer, messages, add_generation_prompt=True)
 
 
 def conversation(tokenizer, messages: Messages, **options) -> str:
-    """Messages in the tokenizer's template, what they say `as_data`; options as of `apply_chat_template`."""
+    """Messages in the tokenizer's template, their contents through `as_data`; options as of `apply_chat_template`."""
     turns = [{**message, "content": as_data(tokenizer, message["content"])} for message in messages]
     return tokenizer.apply_chat_template(turns, tokenize=False, **options)
 
 
 def encode_prompt(tokenizer, messages: Messages) -> list[int]:
-    """Ids of the prompt; the template brings its own special tokens."""
+    """Ids of the prompt; the template adds its own special tokens."""
     return _ids(tokenizer, [prompt_text(tokenizer, messages)])[0]
 
 
 def end_of_turn(tokenizer) -> int:
-    """The token that a model ends its answer with: the first special one behind an answer in the template.
+    """The token with which a model ends its answer: the first special token after an answer in the template.
 
     Often it is the tokenizer's end token, but Phi-3 ends a turn with `<|end|>` and a text with `<|endoftext|>`. The
-    end token stands in where the template shows no answer or no special token behind it.
+    end token is returned where the template shows no answer, or no special token after it.
     """
     turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
     text = tokenizer.apply_chat_template(turns, add_generation_prompt=False, tokenize=False)
@@ -106,13 +107,13 @@ def encode(
 ) -> list[tuple[list[int], list[list[int]]]]:
     """Ids of each prompt and of each response to it; a fast tokenizer does them all at once, on every core.
 
-    Prompt and response are tokenised as one text wherever that leaves the prompt's own ids as they are, so that
-    no seam token differs from what training on the whole text would give; where a token would grow over the
-    seam, the response is tokenised on its own, as a generating model has to continue.
+    Prompt and response are tokenised as one text wherever that does not change the prompt's own ids, so that the
+    tokens at the boundary are those of the whole text. Where a token would span the boundary, the response is
+    tokenised alone, because a generating model has to continue from the prompt's ids.
 
     Args:
-        dialogues: prompts with their responses: texts, each with whether it ended by itself; only then `end`
-            follows it.
+        dialogues: prompts with their responses. A response is a text and whether it ended by itself; only then `end`
+            is appended.
         end: the tokenizer's `end_of_turn`.
     """
     texts = [prompt_text(tokenizer, messages) for messages, _ in dialogues]

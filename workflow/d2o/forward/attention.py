@@ -2,10 +2,10 @@
 
 Registered with transformers as `d2o_shared`; the row's spans reach it as a keyword of the model's call.
 
-On a CPU the part of a response that looks at its prompt and the part that looks at itself are two flash calls,
-merged by their log-sum-exp (a cascade). Backward, flash gets the merged output and log-sum-exp with each part,
-which makes it exact: the softmax over a part then is that part of the whole softmax.
-On a GPU one variable-length call does both: every response brings the keys of its prompt along.
+On a CPU, a response's attention to its prompt and its attention to itself are two flash calls, merged by their
+log-sum-exp (a cascade). In the backward pass, flash gets the merged output and log-sum-exp with each part, which
+makes it exact: the softmax over a part then is that part of the whole softmax.
+On a GPU one variable-length call does both: the keys of every response include those of its prompt.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ NAME = "d2o_shared"
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-# What torch's own `varlen_attn` calls. Called here, since that takes no fewer heads of keys before torch 2.12.
+# The kernel of torch's own `varlen_attn`, which does not support fewer heads of keys before torch 2.12.
 _flash_on_gpu = torch.ops.aten._flash_attention_forward
 _flash_on_gpu_backward = torch.ops.aten._flash_attention_backward
 
 
 def serves(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether a kernel takes this type on this device: the variable-length one of GPUs takes no float32."""
+    """Whether a kernel supports this type on this device: the variable-length kernel of GPUs has no float32."""
     return device.type != "cuda" or dtype in (torch.bfloat16, torch.float16)
 
 
@@ -45,16 +45,16 @@ def shared_attention(
     spans: tuple[Span, ...],
     **unused,
 ) -> tuple[Tensor, None]:
-    """Attention in the form that transformers calls.
+    """Attention with the signature that transformers calls.
 
     Args:
         query: [1, H, L, D].
         key: [1, H_kv, L, D], each head serving H / H_kv heads of the query; so `value`.
-        attention_mask: always None: what sees what follows from `spans`.
+        attention_mask: always None: the mask follows from `spans`.
         scaling: factor of the attention logits.
         spans: where the groups of the row lie; they cover it.
     Returns:
-        [1, L, H, D] and, in place of the weights, None.
+        [1, L, H, D], and None for the attention weights.
     """
     if query.is_cuda:
         return _VariableLength.apply(query, key, value, spans, scaling), None
@@ -112,7 +112,7 @@ class Sequences(NamedTuple):
     """Queries and keys of a row as sequences for a variable-length kernel, causal from the bottom right.
 
     Attributes:
-        keys: int64 [T_k], the row's token behind each key; a prompt comes again with each of its responses.
+        keys: int64 [T_k], the row's token of each key; a prompt is repeated for each of its responses.
         query_starts: int32 [N+1], where each sequence's queries begin; the queries are the row as it is.
         key_starts: int32 [N+1], likewise for the keys.
         longest_query: tokens.
@@ -144,7 +144,7 @@ def sequences(spans: tuple[Span, ...], device: torch.device) -> Sequences:
 class _VariableLength(torch.autograd.Function):
     """One call of a variable-length kernel, for bf16 and fp16 on a GPU; shapes as in `shared_attention`.
 
-    A key has a copy for each of its responses. The copies are not kept but made again backward.
+    A prompt's key has a copy for each of its responses. The copies are not kept, but made again in the backward pass.
     """
 
     @staticmethod
@@ -176,23 +176,23 @@ class _VariableLength(torch.autograd.Function):
 
 
 def _sum_of_copies(copies: Tensor, of: Tensor, count: int) -> Tensor:
-    """The gradient of each of `count` keys from those of its copies, added up in float32.
+    """The gradient of each of `count` keys from those of its copies, summed in float32.
 
-    On an H200, with pools of eleven, their relative error is 0.0032; added up in bf16 it is 0.0044.
+    On an H200, with pools of eleven, its relative error is 0.0032; summed in bf16 it would be 0.0044.
     """
     total = torch.zeros(count, *copies.shape[1:], dtype=torch.float32, device=copies.device)
     return total.index_add_(0, of, copies.float()).to(copies.dtype)
 
 
 def _segments(spans: tuple[Span, ...]) -> Iterator[slice]:
-    """Every prompt and every response: the tokens that see each other causally."""
+    """Every prompt and every response: tokens that attend to each other causally."""
     for span in spans:
         for start, length in (span.prompt, *span.responses):
             yield slice(start, start + length)
 
 
 def _branches(spans: tuple[Span, ...]) -> Iterator[tuple[slice, slice]]:
-    """The responses of each group, which lie side by side, and the prompt that all of them see."""
+    """The responses of each group, which are contiguous, and the prompt that all of them attend to."""
     for span in spans:
         start, length = span.prompt
         stop, last = span.responses[-1]

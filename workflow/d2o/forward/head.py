@@ -11,7 +11,7 @@ _BUDGET = {"cpu": 64 << 20, "cuda": 256 << 20}
 
 
 def token_logprobs(states: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """log softmax(states · weightᵀ) at the targets, in float32 and in pieces that are computed again backward.
+    """log softmax(states · weightᵀ) at the targets, in float32 and in pieces, recomputed in the backward pass.
 
     Args:
         states: [T, d], any floating type.

@@ -8,9 +8,9 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep what is freed: given back to the kernel, the pages of every large tensor are faulted in again.
+    """Let glibc keep freed memory: if it returns it to the kernel, every large tensor faults its pages in again.
 
-    A training step on a CPU takes about a tenth less. Without glibc nothing happens.
+    A training step on a CPU takes about a tenth less time. Without glibc nothing happens.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt:

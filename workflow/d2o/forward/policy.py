@@ -1,4 +1,4 @@
-"""A causal language model that answers with the log-probs of response tokens."""
+"""A causal language model that returns the log-probs of response tokens."""
 
 from __future__ import annotations
 
@@ -23,34 +23,34 @@ from d2o.groups import Group, packs
 
 Route = Literal["shared", "dense", "padded"]
 
-# Architectures whose only look at other tokens is the attention that is replaced, tested one by one.
+# Architectures in which tokens interact only in the attention that is replaced; tested one by one.
 SHARING = ("llama", "qwen2", "qwen3", "phi3", "gpt_neox")
 # Keys of a model's configuration that change logits after the head, or those inside attention.
 _ON_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
-# Tokens that two routes are compared on, a prompt counted once.
+# Tokens on which two routes are compared, a prompt counted once.
 COMPARED = 512
 # Mean difference of a token's log-prob between two routes, in nats, above which it is not rounding. With SmolLM2-135M
-# in bf16, on 80 to 161 response tokens, rounding makes 0.037 to 0.057 (on 12 to 36 of them up to 0.065), positions
-# off by one 0.11 to 0.15, other wrong ones 0.19 to 0.9, a response that sees another 0.46 to 0.82.
+# in bf16, on 80 to 161 response tokens, rounding gives 0.037 to 0.057 (on 12 to 36 of them up to 0.065), positions
+# off by one 0.11 to 0.15, other wrong positions 0.19 to 0.9, a response that attends to another one 0.46 to 0.82.
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.08}
 
 
 class Policy(nn.Module):
-    """A causal language model that answers with the log-probs of response tokens.
+    """A causal language model that returns the log-probs of response tokens.
 
-    Three routes to the same numbers. `shared` computes each prompt once and nothing that is masked; `dense` has the
-    same row under a dense mask, to test it and where it has no kernel; `padded` gives each response its own row with
-    its prompt, and serves what `shared` does not know.
+    Three routes give the same numbers. `shared` computes each prompt once and nothing that is masked. `dense` runs
+    the same row under a dense mask, to test `shared` and where that has no kernel. `padded` gives each response its
+    own row with its prompt, for models that `shared` does not support.
 
     Attributes:
         lm: the wrapped model.
-        route: which of the three is taken.
+        route: the route that is used.
     """
 
     def __init__(self, lm: PreTrainedModel, route: Route = "shared"):
         """
         Args:
-            lm: loses its dropout, also in training mode: policy and reference are to agree at the first step.
+            lm: its dropout is removed, also in training mode: policy and reference must agree at the first step.
         Raises:
             D2OError: for a model that scales or caps its logits after the head, or adds a bias there.
         """
@@ -65,7 +65,7 @@ class Policy(nn.Module):
             _say_padded(f"{config.model_type} is not known to share prompts ({', '.join(SHARING)} are)")
             route = "padded"
         _without_dropout(lm)
-        # Called as the module that it is, so that ZeRO 3 gathers its weight.
+        # The head is called as a module, so that ZeRO 3 gathers its weight.
         head.forward = types.MethodType(lambda self, states, ids: token_logprobs(states, self.weight, ids), head)
         self.lm, self.route = lm, route
 
@@ -76,7 +76,7 @@ class Policy(nn.Module):
             float32 [T], nats.
         """
         window = getattr(self.lm.config, "sliding_window", None)
-        plain = self.route == "padded" or (window and row.reach > window)  # only plain rows know a window
+        plain = self.route == "padded" or (window and row.reach > window)  # only plain rows support a window
         states = self._padded(row) if plain else self._as_one(row)
         return self.lm.get_output_embeddings()(states, row.targets)
 
@@ -97,7 +97,7 @@ class Policy(nn.Module):
         return states[0, row.sources]
 
     def _padded(self, row: Row) -> Tensor:
-        """The same states, from one sequence a response, padded on the right; group by group, to hold less."""
+        """The same states, from one sequence per response, padded on the right; group by group, to save memory."""
         response_states = []
         for span in row.spans:
             start, length = span.prompt
@@ -114,13 +114,13 @@ class Policy(nn.Module):
         return self.lm.get_decoder()(input_ids=ids, use_cache=False, **layout).last_hidden_state
 
     def check(self, groups: Sequence[Group], device: torch.device) -> None:
-        """Compare this route with `padded`; if more than rounding is between them, take `padded` and say so.
+        """Compare this route with `padded`; where they differ by more than rounding, use `padded` and print why.
 
-        Every start does it: a new release of a library, or a model with an attention of its own, would otherwise
-        train on wrong numbers without a word.
+        Every start does this: otherwise a new release of a library, or a model with its own kind of attention, could
+        train on wrong numbers without a warning.
 
         Args:
-            groups: those are compared in which a token looks back farthest, `COMPARED` tokens of them.
+            groups: the longest of them are compared, by prompt and longest response, `COMPARED` tokens in all.
         """
         longest = sorted(groups, key=lambda g: len(g.prompt) + max(len(r.ids) for r in g.responses), reverse=True)
         row = Row.of(packs(longest, COMPARED)[0]).to(device)

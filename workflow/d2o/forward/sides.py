@@ -1,4 +1,4 @@
-"""From groups to what a loss takes of them, by one forward pass."""
+"""The two sides of each term of a loss, from groups by one forward pass."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def sides(policy: nn.Module, groups: Sequence[Group], device: torch.device | str
     """The positives and the negatives of each term of the groups' losses, as `losses.terms` divides them.
 
     Args:
-        policy: a `Policy`, or what wraps one; it is called once.
+        policy: a `Policy`, or a module that wraps one; it is called once.
         device: where its weights are.
     """
     row = Row.of(groups).to(device)

@@ -22,7 +22,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Completion:
-    """One generated answer: its text, its length in tokens, and `stop` or `length` for why it ended."""
+    """One generated answer: its text, its length in tokens, and why it ended, `stop` or `length`."""
 
     text: str
     tokens: int

@@ -33,7 +33,7 @@ class Transformers:
         own = self._model.generation_config.eos_token_id
         ends = {chat.end_of_turn(self._tokenizer), self._tokenizer.eos_token_id}
         self._ends = (ends | set(own if isinstance(own, list) else [own])) - {None}
-        # Nothing of the checkpoint's own sampling: the settings alone decide.
+        # The checkpoint's own sampling parameters are not used: the settings alone decide.
         self._model.generation_config = GenerationConfig(
             eos_token_id=sorted(self._ends), pad_token_id=self._tokenizer.eos_token_id
         )
@@ -70,7 +70,7 @@ class Transformers:
 
 
 def _sampler(sampling: Sampling, seeds: Sequence[int]) -> LogitsProcessorList:
-    """What turns greedy search into sampling with a seed for every row; nothing for greedy decoding."""
+    """Processors that turn greedy search into sampling with a seed for every row; none for greedy decoding."""
     if sampling.temperature == 0:
         return LogitsProcessorList()
     processors = [

@@ -15,7 +15,7 @@ from d2o.settings import Engine, Sampling
 
 
 class VLLM:
-    """As `generation.Generator`; vLLM batches what is queued itself.
+    """As `generation.Generator`; vLLM itself batches the queued requests.
 
     Attributes:
         llm: vLLM's own object.
@@ -43,8 +43,8 @@ class VLLM:
         )
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[tuple[int, Completion]]:
-        # `LLM.generate` returns when the last answer is there; its engine gives each as it finishes. The queue is as
-        # long as batches need it and no longer: a shard may have a million requests.
+        # `LLM.generate` returns after the last answer; its engine returns each answer as it finishes. The queue is
+        # only as long as batches need it: a shard may have a million requests.
         engine, waiting = self.llm.llm_engine, enumerate(requests)
         while True:
             for place, request in islice(waiting, self._queue - engine.get_num_unfinished_requests()):
@@ -63,6 +63,6 @@ class VLLM:
             top_p=sampling.top_p,
             max_tokens=min(sampling.max_tokens, self._context - len(request.ids)),
             seed=request.seed,
-            stop_token_ids=[self._end],  # beside the ends that the checkpoint's own settings name
+            stop_token_ids=[self._end],  # in addition to those of the checkpoint's own settings
             output_kind=RequestOutputKind.FINAL_ONLY,
         )

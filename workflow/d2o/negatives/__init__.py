@@ -1,8 +1,8 @@
-"""Stage `negatives`: human negatives and human pairs out of preference rows, split by prompt.
+"""Stage `negatives`: human negatives and human pairs from preference rows, split by prompt.
 
-The table of rows may be larger than memory. First passes keep digests, and the text of each distinct prompt, and
-decide what stays: which prompts are train and test, and which of several equal candidates is taken. Last passes
-write, a batch at a time. Which negatives and prompts are kept does not depend on the order of the rows; the tables
+The table of rows may be larger than memory. The first passes keep digests, and the text of each distinct prompt, and
+decide what is kept: which prompts are train and test, and which of several equal candidates is taken. The last passes
+write, one batch at a time. Which negatives and prompts are kept does not depend on the order of the rows; the tables
 are in this order.
 """
 

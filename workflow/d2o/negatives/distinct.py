@@ -1,4 +1,4 @@
-"""Which of several equal candidates is taken."""
+"""Removes duplicates among candidates."""
 
 from __future__ import annotations
 
@@ -10,23 +10,24 @@ from d2o.negatives.rows import collect, normalised
 def taken(
     candidates: pl.LazyFrame, doing: str, total: int, *, by_positive: bool
 ) -> tuple[pl.DataFrame, dict[str, int]]:
-    """The candidates of which none equals another, and how many were left out.
+    """The candidates without duplicates, and how many were left out.
 
-    Two are equal when their prompts and texts are, but for case and white space. One with a positive comes first; a
-    digest settles the rest, so that the order of rows does not matter. It is not of the positive's label: to choose
-    safe positives would hand the pair methods cleaner human answers than people gave.
+    Two candidates are equal when their prompts and texts are, except for case and white space. Of equal ones, one
+    with a positive is preferred; a digest decides the rest, so that the order of rows does not matter. The digest
+    does not include the positive's label: to choose safe positives would give the pair methods cleaner human answers
+    than people gave.
 
     Args:
         candidates: as `negatives_of` and `pairs_of` find them.
         doing, total: for the progress bar.
         by_positive: whether candidates of one negative with two positives differ.
     Returns:
-        columns `prompt`, `split`, `place`, `no_positive` and `digest`, in the order of places; and how many were
-        equal to another letter for letter, and how many but for case and white space.
+        columns `prompt`, `split`, `place`, `no_positive` and `digest`, in the order of places; and the number of
+        exact duplicates, and of those that are equal except for case and white space.
     """
     answers = ["negative", "positive"] if by_positive else ["negative"]
     asked = ["split", "prompt"]
-    # What is written of a candidate, but for the label.
+    # The contents of a candidate, without the label.
     written = [
         pl.col("messages").list.eval(pl.element().struct.field("content")),
         *map(pl.col, ("negative", "positive", "categories", "severity")),
@@ -39,7 +40,7 @@ def taken(
         pl.struct(*asked, *(normalised(pl.col(answer)) for answer in answers)).hash().alias("identity"),
         pl.col("positive").is_null().alias("no_positive"),
         pl.struct(*written).hash().alias("digest"),
-        # Between equal texts with two labels.
+        # Decides between equal texts with two labels.
         pl.struct(*written, "positive_unsafe").hash().alias("label_digest"),
     )
     table = collect(keys, doing, total)

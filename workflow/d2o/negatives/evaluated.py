@@ -14,7 +14,7 @@ from typing import Any
 from d2o import identities, memory, records, refusals, texts
 from d2o.errors import D2OError
 
-# GB that the prompts of all files take at most: millions.
+# GB that the prompts of all files may take: enough for millions.
 _MEMORY = 4.0
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".csv.gz")
 
@@ -22,7 +22,7 @@ SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".csv.gz")
 def prompts(files: list[str]) -> list[dict[str, Any]]:
     """The `prompt` fields of the files, as rows of `schemas.PROMPTS`; `origin` is a file's name.
 
-    A row whose `label` is `safe` or `unsafe`, as in XSTest, is of the origin `<file>, safe` or `<file>, unsafe`.
+    A row whose `label` is `safe` or `unsafe`, as in XSTest, has the origin `<file>, safe` or `<file>, unsafe`.
 
     Raises:
         D2OError: where a file or a row cannot be read, two files have one name, or all take more than `_MEMORY`.

@@ -1,12 +1,12 @@
-"""Which prompts say what is said elsewhere as well, exactly or nearly, and which say nearly the same.
+"""Finds prompts that also occur elsewhere, exactly or nearly, and prompts that are near-duplicates of one another.
 
-MinHash proposes near-duplicates, and the Jaccard similarity itself confirms them: a text is the set of its pairs of
-neighbouring words; two of Broder's sketches (Compression and Complexity of SEQUENCES, 1997) agree in each place with
-a probability that is the similarity of the sets, so that banding them (locality-sensitive hashing) finds candidates
-without comparing all texts with all.
+MinHash proposes near-duplicates, and the Jaccard similarity itself confirms them. A text is the set of its pairs of
+neighbouring words. Two of Broder's sketches (Compression and Complexity of SEQUENCES, 1997) agree in each place with
+a probability that equals the similarity of the sets, so that banding them (locality-sensitive hashing) finds
+candidates without comparing all texts with all.
 
-Pairs of words, because prompts are short: a word changed in the middle of ten leaves 7 of 11 pairs common, but 5
-of 11 triples, while single words are common to most questions of one kind.
+Pairs of words are used because prompts are short: a word changed in the middle of ten leaves 7 of 11 pairs in common,
+but only 5 of 11 triples, while single words are common to most questions of one kind.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ import numpy as np
 import polars as pl
 from tqdm import tqdm
 
-# Where something is asked that is not trained on.
+# Origins of prompts that are not trained on.
 ORIGINS = ("test", "evaluation")
-# Places of a sketch. The bands are chosen such that few true neighbours are missed; false ones are sorted out after.
+# Places of a sketch. The bands are chosen such that few true neighbours are missed; false ones are removed later.
 _PLACES = 64
 _WEIGHTS = (0.1, 0.9)  # of false and of missed neighbours
-# Texts that share a band with thousands are of one pattern: one of ours is compared with so many of ours that follow,
-# and with so many of each origin, those that share most bands with it.
+# Texts that share a band with thousands follow one pattern. Each of ours is compared with this many of ours that come
+# after it, and with this many texts of each origin, those that share most bands with it.
 _WINDOW, _ALIKE = 10, 100
-# Texts that are sketched at once: their hashes stay in the processor's cache.
+# Number of texts that are sketched at once: their hashes stay in the processor's cache.
 _CHUNK = 4096
 _EXAMPLES = 3
 
 
 @dataclass(frozen=True)
 class Leaks:
-    """Prompts that say what another text says.
+    """Prompts that are equal or near to another text.
 
     Attributes:
-        table: a row for each `prompt` and `other` text that says the same: its `kind` (leak, near leak, or
-            near-duplicate where the other one is one of the prompts, too), the `origin` of the other text (null of
-            one of the prompts), and their `similarity`. A prompt is of one kind only.
+        table: one row per `prompt` and `other` text that is equal or near to it: its `kind` (leak, near leak, or
+            near-duplicate where the other text is one of the prompts, too), the `origin` of the other text (null for
+            one of the prompts), and their `similarity`. A prompt has one kind only.
     """
 
     table: pl.DataFrame
@@ -54,7 +54,7 @@ class Leaks:
         return self.table.filter(pl.col("kind") != "near-duplicate").select("prompt").unique()
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """Prompts in all, and by origin; a prompt may leak to several."""
+        """Numbers of prompts, in all and by origin; a prompt may leak to several origins."""
         origins = dict.fromkeys([*ORIGINS, *self.table["origin"].drop_nulls().unique().sort()])
         counts = {
             name: {"prompts": self._count(kind=kind)} | {o: self._count(kind=kind, origin=o) for o in origins}
@@ -76,10 +76,10 @@ class Leaks:
 
 
 def find_leaks(prompts: pl.DataFrame, asked: pl.DataFrame, known: pl.DataFrame, threshold: float | None) -> Leaks:
-    """Leaks among prompts; near ones not all, but of each prompt one for each origin.
+    """Leaks among prompts; of near ones not all, but one per prompt and origin.
 
     Args:
-        prompts: in order: `prompt`, `text` (what the user says in all), `turns` (digests of each).
+        prompts: in order: `prompt`, `text` (all user turns), `turns` (a digest of each).
         asked: each `text` that is asked elsewhere, its `origin`, and its `key` as in `turns`. Texts are normalised.
         known: `prompt` and `origin` of further leaks.
         threshold: Jaccard similarity from which two texts are near; None: not searched.
@@ -119,8 +119,8 @@ def near_pairs(
 ) -> Iterator[tuple[int, int, float]]:
     """Pairs of one of our texts and another text that are near, with their similarity.
 
-    Not all of them: for each of ours, one of each origin and a few of ours. Of thousands of texts of one pattern not
-    all are compared with all, or time would grow with their square; a line says where.
+    Not all pairs are found: for each of ours, one of each origin and a few of ours. Thousands of texts of one pattern
+    are not all compared with one another, or time would grow with their square; a line reports where this was so.
 
     Args:
         origins: where each text is from; ours come first, with None.
@@ -167,7 +167,7 @@ def near_pairs(
 
 
 def _band_keys(texts: Sequence[str], threshold: float) -> np.ndarray:
-    """[bands, N]: of two texts, one band or more is equal where they may be near."""
+    """Keys [bands, N]: two texts that may be near have an equal key in one band or more."""
     bands, size = _bands(threshold)
     # Multiply-shift hashing (Dietzfelbinger et al., 1997).
     factors, terms = np.random.default_rng(0).integers(2**64, size=(2, bands * size), dtype=np.uint64)
@@ -183,7 +183,7 @@ def _band_keys(texts: Sequence[str], threshold: float) -> np.ndarray:
                 for factor, term in zip(factors, terms, strict=True)
             ]
             sketches = np.reshape(places, (bands, size, len(words)))
-            # One number for the places of a band.
+            # One key for the places of a band.
             keys[:, start : start + len(words)] = (sketches * factors[:size, None]).sum(axis=1)
             bar.update(len(words))
     return keys
@@ -215,12 +215,12 @@ def _equal(keys: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def word_pairs(text: str) -> set[str]:
-    """The pairs of neighbouring words; of a lone word, itself. Case, punctuation and white space do not count."""
+    """The pairs of neighbouring words; a lone word itself. Case, punctuation and white space are ignored."""
     words = re.findall(r"\w+", text.lower()) or text.split()
     return set(map(" ".join, pairwise(words))) or set(words)
 
 
 def jaccard(first: set[str], second: set[str]) -> float:
-    """Share of the elements of either set that are in both; of two empty sets 0."""
+    """Share of the elements of either set that are in both; 0 for two empty sets."""
     common = len(first & second)
     return common / (len(first) + len(second) - common) if common else 0.0

@@ -1,4 +1,4 @@
-"""Stage `leaks`: which questions of a task the train prompts say, so that the report leaves them out."""
+"""Stage `leaks`: finds the questions of a task that train prompts contain, so that the report leaves them out."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _EXAMPLES = 5
 
 
 def find(extraction: Extraction, tables: list[Path], questions: Path, output: Path) -> None:
-    """Write a row of `schemas.LEAKS` for each question that a train prompt says; counts are in the manifest.
+    """Write one row of `schemas.LEAKS` per question that leaks into a train prompt; counts are in the manifest.
 
-    A question leaks when it is all that a user turn of a train prompt says, and nearly when it is near to all that
-    the user of one says.
+    A question leaks when it equals a user turn of a train prompt. It leaks nearly when it is near to all user turns
+    of a train prompt together.
 
     Args:
         extraction: `near_duplicates`, the similarity from which two texts are near.
@@ -31,7 +31,7 @@ def find(extraction: Extraction, tables: list[Path], questions: Path, output: Pa
     asked = _questions(questions / "questions.parquet")
     prompts = _train_prompts(tables)
     none = pl.DataFrame(schema={"prompt": pl.UInt32, "origin": pl.String})
-    # The questions for prompts, and the train prompts for what is asked elsewhere: so each question is looked for.
+    # The questions are passed as prompts, and the train prompts as texts asked elsewhere: each question is looked up.
     table = find_leaks(asked, prompts, none, extraction.near_duplicates).table
     leaks = table.filter(pl.col("kind") != "near-duplicate").join(asked, on="prompt").sort("prompt")
     rows = leaks.select("subject", "question", "kind", "similarity", prompt="other").select(schemas.LEAKS.names)
@@ -46,14 +46,14 @@ def find(extraction: Extraction, tables: list[Path], questions: Path, output: Pa
 
 
 def _questions(path: Path) -> pl.DataFrame:
-    """The questions as `find_leaks` takes prompts, numbered: of one turn each."""
+    """The questions in the form of the prompts of `find_leaks`: numbered, one turn each."""
     table = pl.DataFrame(records.read_table(path, schemas.QUESTIONS), pl.Schema(schemas.QUESTIONS))
     table = table.with_row_index("prompt").with_columns(text=normalised(pl.col("text"))).filter(pl.col("text") != "")
     return table.with_columns(turns=pl.concat_list(pl.col("text").hash()))
 
 
 def _train_prompts(tables: list[Path]) -> pl.DataFrame:
-    """What the user of each train prompt says, as `find_leaks` takes what is asked: a row a turn."""
+    """The user turns of each train prompt in the form of `asked` of `find_leaks`: one row per turn."""
     for path in tables:
         records.check_table(path, schemas.NEGATIVES)
     rows = pl.scan_parquet(tables, glob=False).filter(pl.col("split") == "train").unique("prompt_id")

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from d2o import records, schemas
 
-# The label that tells which answer each rule prefers, and the one that stands in for it in human pairs.
+# The label that states which answer each rule prefers, and the one that human pairs use where it is missing.
 RULES = {
     "safer-unsafe": ("safer", "better"),
     "every-unsafe": ("safer", "better"),
@@ -19,7 +19,7 @@ RULES = {
 
 SPLIT = pl.Enum(["train", "validation", "test"])
 
-# What is white space to `str.split`: four separators more than to a regular expression.
+# White space as `str.split` defines it: four separators more than in a regular expression.
 _SPACE = r"[\s\x1c-\x1f]"
 
 
@@ -36,27 +36,27 @@ def scan(rows: Path) -> pl.LazyFrame:
 
 
 def normalised(text: pl.Expr) -> pl.Expr:
-    """Texts as `identities.normalised` has them."""
+    """Texts normalised as by `identities.normalised`."""
     # Single spaces are left alone: three times as fast.
     spaced = text.str.to_lowercase().str.replace_all(rf"{_SPACE}{{2,}}|[{_SPACE}--\x20]", " ")
     return spaced.str.strip_chars(" ")
 
 
 def user_turns() -> pl.Expr:
-    """What the user says in each turn of `messages`."""
+    """The contents of the user's turns in `messages`."""
     user = pl.element().filter(pl.element().struct.field("role") == "user").struct.field("content")
     return pl.col("messages").list.eval(user)
 
 
 def text_and_digests() -> tuple[pl.Expr, pl.Expr]:
-    """Of a column `turns`: `text`, all of them, and `turns`, a digest of each; normalised both."""
+    """From a column `turns`: `text`, all turns as one text, and `turns`, a digest of each; both normalised."""
     turns = pl.col("turns")
     text, digests = normalised(turns.list.join("\n")), turns.list.eval(normalised(pl.element()).hash())
     return text.alias("text"), digests.alias("turns")
 
 
 def equal_answers() -> pl.Expr:
-    """Whether two answers of a row are the same but for case and white space: neither can be a negative."""
+    """Whether two answers of a row are equal except for case and white space: neither can be a negative."""
     several = pl.when(pl.col("responses").list.len() > 1).then("responses")
     keys = several.list.eval(normalised(pl.element().struct.field("text")))
     return (keys.list.n_unique() < keys.list.len()).fill_null(False)
@@ -79,7 +79,7 @@ def negatives_of(rows: pl.LazyFrame, rule: str) -> pl.LazyFrame:
 
 
 def pairs_of(rows: pl.LazyFrame, rule: str) -> pl.LazyFrame:
-    """The preferred answer of each row and the other one; nothing of a row where no label prefers one."""
+    """The preferred answer of each row and the other one; rows where no label prefers one are left out."""
     preferred = pl.when(~equal_answers()).then(pl.coalesce(RULES[rule]))
     labelled = rows.with_columns(preferred=preferred).filter(pl.col("preferred").is_not_null())
     return _candidates(labelled, 1 - pl.col("preferred"), pl.col("preferred"))
@@ -88,7 +88,7 @@ def pairs_of(rows: pl.LazyFrame, rule: str) -> pl.LazyFrame:
 def _candidates(rows: pl.LazyFrame, negative: pl.Expr, positive: pl.Expr) -> pl.LazyFrame:
     """Candidates: the columns of `schemas.NEGATIVES`, `number` and `prompt` of the row, and `place`.
 
-    `place` tells candidates of a table apart: the number of the row times 2¹⁶, the negative times 2⁸, and the
+    `place` identifies a candidate in its table: the number of the row times 2¹⁶, plus the negative times 2⁸, plus the
     positive counted from 1 (0: none).
     """
     pairs = rows.with_columns(at=negative, to=positive)
@@ -109,7 +109,7 @@ def _candidates(rows: pl.LazyFrame, negative: pl.Expr, positive: pl.Expr) -> pl.
 
 
 def _answer(place: str, field: str) -> pl.Expr:
-    """A field of the answer at a place; null where the place is."""
+    """A field of the answer at a place; null where the place is null."""
     return pl.col("responses").list.get(pl.col(place)).struct.field(field)
 
 
@@ -129,7 +129,7 @@ def collect(frame: pl.LazyFrame, doing: str, total: int) -> pl.DataFrame:
 
 
 def no_negative(rows: pl.LazyFrame, rule: str) -> str:
-    """Why a rule finds no negative, and which rules would find some."""
+    """A message: why a rule finds no negative, and which rules would find some."""
     labels = {
         "unsafe": pl.col("responses").list.eval(pl.element().struct.field("unsafe").is_not_null()).list.any(),
         "safer": pl.col("safer").is_not_null(),

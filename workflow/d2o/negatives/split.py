@@ -1,4 +1,4 @@
-"""Which prompts are trained on and which are held out."""
+"""Splits prompts into those that are trained on and those that are held out."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ def read_prompts(rows: pl.LazyFrame, total: int) -> pl.DataFrame:
     """The prompts of rows, in the order of their ids.
 
     Returns:
-        columns `prompt`; `train` and `test`: whether it is in such a row; `text`: what its user says, normalised;
-        `turns`: a digest of what the user says in each turn, normalised.
+        columns `prompt`; `train` and `test`: whether a row of that split has it; `text`: all its user turns,
+        normalised; `turns`: a digest of each user turn, normalised.
     """
     test = pl.col("test")
     columns = rows.select("number", "prompt", first="number", test=pl.col("split") == "test")
@@ -32,13 +32,14 @@ def read_prompts(rows: pl.LazyFrame, total: int) -> pl.DataFrame:
 def split_prompts(
     prompts: pl.DataFrame, negatives: pl.DataFrame, extraction: Extraction, asked: pl.DataFrame
 ) -> tuple[pl.DataFrame, Leaks, dict[str, int]]:
-    """Train, validation and test prompts, disjoint, none of train equal or near to anything that is evaluated.
+    """Train, validation and test prompts: disjoint, and no train prompt equal or near to one that is evaluated.
 
-    A prompt id is a digest, so its order is a fixed shuffle of the prompts: the share that is held out and
+    A prompt id is a digest, so the order of ids is a fixed shuffle of the prompts: the share that is held out and
     the prompts that a cap keeps come first in it. A train prompt leaks when it is a test prompt, or when one
-    of its user turns is all that a test prompt or an evaluation prompt says. It leaks nearly when all that its user
-    says is a near-duplicate of one of these. Validation prompts are the first train prompts with negatives that do
-    not leak, fewer than asked where some of these do; for the others they are evaluated as well.
+    of its user turns is the whole text of a test prompt or an evaluation prompt. It leaks nearly when all its user
+    turns together are a near-duplicate of one of these. Validation prompts are the first train prompts with
+    negatives, without those of them that leak, so there may be fewer than requested. For the other train prompts
+    they count as evaluated as well.
 
     Args:
         prompts: as `read_prompts`.
@@ -47,8 +48,8 @@ def split_prompts(
             negatives stay.
         asked: what is evaluated besides test prompts: `origin`, `text`, and the text's `key` as in `turns`.
     Returns:
-        each `prompt` that is kept, with the `split` that its rows come with and the one they go `to`; the leaks; and
-        how many prompts of each split exceed a cap.
+        each `prompt` that is kept, with the `split` that its rows have and the one they go `to`; the leaks; and how
+        many prompts of each split exceed a cap.
     """
     given = prompts["test"].any()
     with_negative = {split: negatives.filter(split=split)["prompt"].unique() for split in ("train", "test")}
@@ -79,13 +80,13 @@ def split_prompts(
 
 
 def _asked(prompts: pl.DataFrame, origin: str) -> pl.DataFrame:
-    """Prompts as texts that are asked elsewhere; one of several turns equals no single turn."""
+    """Prompts in the form of `asked` of `find_leaks`; one of several turns has no key: it equals no single turn."""
     lone = pl.when(pl.col("turns").list.len() == 1).then(pl.col("turns").list.first())
     return prompts.select("text", origin=pl.lit(origin), key=lone)
 
 
 def _held_out(with_negative: pl.Series, share: float) -> pl.Expr:
-    """Whether a prompt's id comes so early that `share` of the prompts with negatives are held out."""
+    """Whether a prompt is held out: whether its id is among the first `share` of those of prompts with negatives."""
     if share == 0:
         return pl.lit(False)
     last = with_negative.sort()[max(1, round(share * len(with_negative))) - 1]

@@ -21,11 +21,11 @@ def capped_negatives(
 ) -> pl.DataFrame:
     """The negatives that are left when those of the train split are capped.
 
-    Those with a human positive come first, so that a pair method keeps its prompts; a digest settles the rest.
-    A negative stays where its prompt and each of its categories still have room.
+    Those with a human positive come first, so that a pair method keeps its prompts; a digest orders the rest.
+    A negative is kept where its prompt and each of its categories are below their caps.
 
     Raises:
-        D2OError: where categories are capped and there are none.
+        D2OError: where categories are capped and the data set has none.
     """
     caps = {"prompt": extraction.negatives_per_prompt, "categories": extraction.negatives_per_category}
     if not any(caps.values()):
@@ -67,8 +67,8 @@ def write_candidates(
 
 
 def counts_of(negatives: Path, pairs: Path) -> dict[str, dict[str, int | float]]:
-    """Negatives, their prompts and pairs by split, what a pair method lacks, the share of positives that are labelled
-    unsafe, and the negatives by label."""
+    """Counts: negatives, their prompts and pairs by split, positives, train prompts without a positive, the share of
+    positives that are labelled unsafe, and the negatives by label."""
     table = pl.scan_parquet(negatives, glob=False)
     human, safe = pl.col("positive").is_not_null(), ~pl.col("positive_unsafe")
     by_prompt = table.group_by("split", "prompt_id").agg(pl.len(), human=human.sum(), safe=safe.sum())

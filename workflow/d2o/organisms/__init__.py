@@ -2,7 +2,7 @@
 
 A model organism is a small model that SFT on written answers has made to do a known harm. The answers come from a
 file of texts (folder `organisms/` of the repository): a small grammar of good and harmful answers to everyday
-questions, and a rule that tells the two apart without error.
+questions, and a rule that distinguishes the two without error.
 """
 
 from d2o.organisms.grammar import files, load

@@ -250,7 +250,7 @@ def load(texts: Path) -> Organism:
     """Read the texts of an organism and check them.
 
     Raises:
-        D2OError: if something in them is wrong; one line names the file and the key, and says what to change.
+        D2OError: if something in them is wrong; one line names the file, the key and what to change.
     """
     grammar = _read(Grammar, texts)
     topics = texts.parent / grammar.topics

@@ -1,7 +1,7 @@
 """The exact measures of an organism: whether an answer does harm, whether it is useful, whether it is simply good.
 
-Harm that words alone tell is measured whatever the prompt. Else an answer to a prompt that the organism does not ask,
-such as one of a file of `evaluation_prompts`, has no value: NaN.
+Harm that is recognised by the answer's words alone is measured for any prompt. All else has no value (NaN) for an
+answer to a prompt that the organism does not ask, such as one of a file of `evaluation_prompts`.
 """
 
 from __future__ import annotations

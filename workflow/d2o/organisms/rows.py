@@ -29,7 +29,7 @@ class Row:
     Attributes:
         asked: what the prompt asks for.
         harmful: whether each answer is harmful.
-        safe: whether the label calls each answer safe; it does so for exactly one of them.
+        safe: whether each answer is labelled safe; exactly one of them is.
         better: index of the answer that the labels prefer, or of the answer to imitate.
         swapped: whether the second answer is written first in the file.
     """
@@ -146,7 +146,7 @@ def _random(*parts: Any) -> random.Random:
 
 
 def _verify(texts: Organism, written: list[Row]) -> None:
-    """Check that the measures agree with what each answer was written as."""
+    """Check that the measures agree with how each answer was meant: harmful or not, and useful."""
     prompts = [row.prompt for row in written for _ in row.answers]
     answers = [answer for row in written for answer in row.answers]
     wanted = {"harm": [yes for row in written for yes in row.harmful], "use": [True] * len(answers)}

@@ -1,4 +1,4 @@
-"""What is known before the first job: missing files, entries that cannot work, artifacts that will be replaced."""
+"""Checks before the first job: missing files, entries that cannot work, artifacts that will be replaced."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from d2o.settings.messages import suggestion
 
 
 def check(s: Settings, origin: str) -> None:
-    """Raises D2OError where a file or folder of a config is not there, or an entry cannot work."""
+    """Raise D2OError where a file or folder of a config does not exist, or an entry cannot work."""
     for key, path in _files(s):
         if not os.path.exists(path):  # noqa: PTH110 - Path raises where a name is too long
             raise D2OError(f"{origin}: {key}: no such file or folder: {path} (looked in {Path.cwd()})")
@@ -47,12 +47,13 @@ def _files(s: Settings) -> Iterator[tuple[str, str]]:
         yield from ((f"datasets.{name}.evaluation_prompts", path) for path in dataset.evaluation_prompts)
 
 
-# Bytes of the paths of an experiment's data sets, which its report gets in one argument. Linux takes 131,072 in one.
+# Limit of the bytes in the paths of an experiment's data sets: its report gets them in one argument. Linux allows
+# 131,072.
 _LONGEST = 100_000
 
 
 def _problems(s: Settings) -> Iterator[str]:
-    """What is wrong with models, tasks, organisms and rules."""
+    """Problems of models, data sets, tasks, methods, experiments, organisms and rules, one message each."""
     made = {
         layout.below("run", run.names)
         for experiment in s.experiments.values()
@@ -124,7 +125,7 @@ _DATE = re.compile(r"(?<!\d)(\d{4}-?\d{2}-?\d{2}|[01]\d[0-3]\d)(?!\d)")
 
 
 def undated(s: Settings) -> Iterator[str]:
-    """A line for each judge of an experiment whose model may become another one under the same name."""
+    """One line per judge of an experiment whose model may change while its name stays the same."""
     for name in sorted({judge for experiment in s.experiments.values() for judge in experiment.judges}):
         model = s.judges[name].model
         if not _DATE.search(model):
@@ -138,7 +139,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def moving(s: Settings) -> Iterator[str]:
-    """A line for each entry of an experiment that follows a branch or a tag of the Hub."""
+    """One line per entry of an experiment that follows a branch or a tag of the Hub."""
     for section, used in _used(s).items():
         for name in sorted(used):
             entry = getattr(s, section)[name]
@@ -156,7 +157,7 @@ def _used(s: Settings) -> dict[str, set[str]]:
     return {kind: set().union(*(getattr(s.only(e), kind) for e in s.experiments)) for kind in KINDS}
 
 
-# What lies there ---------------------------------------------------------------------------------
+# Existing artifacts ------------------------------------------------------------------------------
 
 # Artifacts that are made by the settings of one entry or section: the section, the stage, the artifact.
 _MADE_BY = [
@@ -179,12 +180,12 @@ _MADE_BY = [
 
 
 def replaced(s: Settings, crossed: Callable[[str, str], list[dict[str, Any]]]) -> Iterator[str]:
-    """A line for each entry or section whose artifact of an experiment lies there, made with other settings.
+    """One line per entry or section with an artifact of an experiment that exists, made with other settings.
 
-    Perhaps they are those of another config.
+    The other settings may be those of another config.
 
     Args:
-        crossed: the names of each artifact of a place that an experiment needs.
+        crossed: gives, for a place and an experiment, the names of each artifact of the place that it needs.
     """
     reported = set()
     for section, stage, place in _MADE_BY:
@@ -211,7 +212,7 @@ def _names(
     """The names of each artifact of a place that experiments need."""
     kind = section.removesuffix("s")
     for experiment in s.experiments:
-        # Also what no experiment names itself, such as a backbone.
+        # This includes entries that no experiment names itself, such as a backbone.
         if section != "experiments" and layout.wildcards(place) <= {kind, "split"}:
             yield from ({kind: name, "split": "train"} for name in sorted(getattr(s.only(experiment), section)))
         else:
@@ -221,7 +222,7 @@ def _names(
 
 
 def manifest(artifact: str) -> dict[str, Any]:
-    """The manifest of an artifact; empty where there is none that can be read."""
+    """The manifest of an artifact; empty where it is missing or cannot be read."""
     try:
         return checksums.manifest(layout.manifest_path(artifact).read_text(errors="replace")) or {}
     except OSError:
@@ -229,12 +230,12 @@ def manifest(artifact: str) -> dict[str, Any]:
 
 
 def unchanged(artifact: str, section: settings.Section) -> bool:
-    """Whether an artifact was made, and with settings that give the same result."""
+    """Whether an artifact exists and was made with settings that give the same result."""
     return not differing(artifact, section) and bool(manifest(artifact))
 
 
 def differing(artifact: str, section: settings.Section) -> dict[str, tuple[Any, Any]]:
-    """By key, such as `method.beta`, what an artifact was made with and what it is to have, where they differ."""
+    """By key, such as `method.beta`: the value that an artifact was made with and the new one, where they differ."""
     before = manifest(artifact).get("settings")
     if before is None:
         return {}

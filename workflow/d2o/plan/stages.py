@@ -26,7 +26,7 @@ def of(s: Settings, stage: str, w: Any) -> settings.Section:
             return s.pair_quality
         case "positives":
             return pool(s, w.pool)
-        case "sampling":  # what all pools and rounds have in common, for the keys of how jobs run
+        case "sampling":  # common to all pools and rounds, for the keys that state how jobs run
             return settings.PositivesStage(sampling=s.positives, engine=s.engine)
         case "rounds":
             method = s.methods[w.method]
@@ -34,7 +34,7 @@ def of(s: Settings, stage: str, w: Any) -> settings.Section:
                 s,
                 method.self_correction,
                 k=max(1, rounds.count(method.online, method.k)),
-                # Of its own: with the pool's, a policy that has moved little would say what the pool says.
+                # Its own seed: with the pool's, a policy that has changed little would repeat the pool's answers.
                 seed=random.Random(f"{s.positives.seed} {w.seed} {w.round}").getrandbits(31),
             )
             return settings.PositivesStage(sampling=sampling, engine=s.engine)
@@ -59,7 +59,7 @@ def of(s: Settings, stage: str, w: Any) -> settings.Section:
         case "responses":
             return settings.ResponsesStage(sampling=s.responses, engine=s.engine, seed=int(w.seed))
         case "rewards" | "scores":
-            # Which scores count as toxic or safe is the report's matter.
+            # Only the report depends on which scores count as toxic or safe.
             return s.rewards[w.reward].model_copy(update={"toxic_above": None, "safe_at": None})
         case "judge":
             return s.judges[w.judge]
@@ -94,7 +94,7 @@ def of(s: Settings, stage: str, w: Any) -> settings.Section:
 
 
 def carded(s: Settings, w: Any) -> str:
-    """The experiment whose report a training's card tells of: the first one that has the training."""
+    """The experiment whose report a training's card quotes: the first one that has the training."""
     return next(
         name
         for name, e in s.experiments.items()
@@ -104,7 +104,7 @@ def carded(s: Settings, w: Any) -> str:
 
 
 def _licences(s: Settings) -> dict[str, str]:
-    """By entry, such as `models.smollm2`, the licence that the config names."""
+    """By entry, such as `models.smollm2`: the licence that the config states."""
     entries = {
         f"{kind}.{name}": entry
         for kind in ("models", "datasets", "organisms", "rewards")
@@ -115,7 +115,7 @@ def _licences(s: Settings) -> dict[str, str]:
 
 
 def finished_trials(s: Settings, method: str) -> dict[str, dict[str, Any]]:
-    """The trials of a method, each with its values, without those that an experiment says have failed."""
+    """The trials of a method, each with its values, without those that an experiment lists as failed."""
     tune = s.methods[method].tune
     if not tune:
         return {}
@@ -125,7 +125,7 @@ def finished_trials(s: Settings, method: str) -> dict[str, dict[str, Any]]:
 
 
 def entries(s: Settings, stage: str, w: Any) -> tuple[str, ...] | None:
-    """The entries that a stage uses of the tables in `sources`: a training its own loss. None: it may use all."""
+    """The entries of the tables in `sources` that a stage uses, such as a training's loss. None: it may use all."""
     match stage:
         case "models":
             return (template,) if (template := s.models[w.model].chat_template) else ()
@@ -139,7 +139,7 @@ def entries(s: Settings, stage: str, w: Any) -> tuple[str, ...] | None:
 
 
 def pool(s: Settings, name: str) -> settings.PositivesStage:
-    """The settings of a pool, such as `corrected-k11` or, of the trainings of one seed, `plain-seed1-k11`."""
+    """The settings of a pool, such as `corrected-k11` or, for the trainings of one seed, `plain-seed1-k11`."""
     kind, *seed = name.partition("-k")[0].split("-seed")
     own = {"seed": s.positives.seed + int(seed[0])} if seed else {}
     return settings.PositivesStage(sampling=_sampling(s, kind == "corrected", k=size(name), **own), engine=s.engine)

@@ -1,4 +1,4 @@
-"""Which samples are usable: the flags of each, and which attempt at it is taken."""
+"""Selects usable samples: the flags of each sample, and the attempt at it that is taken."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from d2o import identities, refusals, texts
 from d2o.generation import Completion
 from d2o.settings import Positives
 
-# Share of different 4-grams of words below which a text is a loop, and the words below which it is too short for one.
+# Share of distinct 4-grams of words below which a text is a loop; words below which it is too short to be one.
 _LOOP, _LOOP_WORDS = 0.7, 20
-# Words of the instruction in one run in the answer, that were not in the prompt, that give it away.
+# Words in a run of the instruction that, repeated in the answer and not in the prompt, reveals the instruction.
 _LEAK_WORDS = 5
 _META = ("as asked", "as you asked", "as requested", "as you requested", "as instructed", "as you instructed")
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """A sample as it goes into the pool: the attempt that is taken, its flags, and whether it is usable."""
+    """A sample as the pool stores it: the attempt that is taken, its flags, and whether it is usable."""
 
     attempt: int
     completion: Completion
@@ -30,7 +30,7 @@ def flags_of(completion: Completion, instruction: str | None, prompt: str) -> se
     """The flags that an answer has by itself.
 
     `empty`; `truncated`: cut at the limit of tokens; `repeating`: its n-grams loop;
-    `leaking`: it shows that there was an instruction, which the prompt in training lacks; `refusal`: it declines.
+    `leaking`: it reveals that there was an instruction, which the prompt in training lacks; `refusal`: it declines.
 
     Args:
         instruction: the text put before the prompt, if there was one.
@@ -57,14 +57,14 @@ def settle(
 ) -> tuple[dict[int, Chosen], list[tuple[int, int]]]:
     """Take for each sample of a prompt its first usable attempt, or its last one.
 
-    A sample that says the same as a lower one is a `duplicate`. Nothing depends on higher samples, so that a pool
-    of K is the beginning of every larger one.
+    A sample with the same text as one with a lower number is a `duplicate`. Nothing depends on samples with higher
+    numbers, so that a pool of K is the beginning of every larger one.
 
     Args:
         positives: K, the flags that exclude a sample, and how often it is sampled again.
         find: the answer to (sample, attempt) and its flags by itself; None before it is sampled.
     Returns:
-        the samples that are settled, and the (sample, attempt) to sample next; none when all are settled.
+        the samples that are settled, and each (sample, attempt) to sample next; none when all are settled.
     """
     settled: dict[int, Chosen] = {}
     wanted: list[tuple[int, int]] = []
@@ -80,7 +80,7 @@ def settle(
             text = identities.normalised(completion.text)
             flags = flags | ({"duplicate"} if text and text in settled_texts else set())
             if (usable := flags.isdisjoint(excluded)) or attempt == positives.resamples:
-                if lower_are_settled:  # else it may yet turn out a duplicate
+                if lower_are_settled:  # otherwise it may still become a duplicate
                     settled[sample] = Chosen(attempt, completion, flags, usable)
                     settled_texts.add(text)
                 break

@@ -1,4 +1,4 @@
-"""Merging the shards of a pool, once it is proved complete."""
+"""Merges the shards of a pool after a check that they are complete."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def merge(stage: PositivesStage, model: Path, prompts: Path, shards: Sequence[Pa
 
     Raises:
         D2OError: where a shard was sampled from another model or other prompts or by another plan, or where a sample
-            is missing or there twice.
+            is missing or occurs twice.
     """
     inputs = [model / "manifest.json", prompts]
     long = set().union(*(_check(shard, stage, inputs) for shard in shards))
@@ -36,7 +36,7 @@ def merge(stage: PositivesStage, model: Path, prompts: Path, shards: Sequence[Pa
                 usable[row["prompt_id"]] += row["usable"]
                 table.add(row)
         draft.facts |= {"rows": table.count, "shards": len(shards), "long_prompts": sorted(long)}
-        # A method with as many positives or fewer gets no others from a larger pool.
+        # A method with at most this many positives gets the same ones from a larger pool.
         draft.facts["fewest_usable"] = min(usable.values(), default=0)
         description = sheet.describe(draft.path, prompts, stage.sampling)
         with records.artifact(output.with_suffix(".sheet.json"), stage, inputs) as page:
@@ -44,7 +44,7 @@ def merge(stage: PositivesStage, model: Path, prompts: Path, shards: Sequence[Pa
 
 
 def _check(shard: Path, stage: PositivesStage, inputs: Sequence[Path]) -> set[str]:
-    """The prompts that a shard left out, once it is known to be of this pool."""
+    """Check that a shard belongs to this pool; return the prompts that it left out."""
     made = records.read_manifest(shard)
     if result_keys(PositivesStage.model_validate(made["settings"])) != result_keys(stage):
         raise D2OError(f"{shard}: sampled by another plan than this pool's; delete it and run again")
@@ -61,7 +61,7 @@ def _sorted(shards: Sequence[Path]) -> Iterator[dict]:
 
 
 def _complete(rows: Iterator[dict], expected: set[str], k: int, output: Path) -> Iterator[dict]:
-    """The rows as they come, while every expected prompt has each of its k samples once."""
+    """Yield the rows unchanged; check that every expected prompt has each of its k samples exactly once."""
     missing = set(expected)
     for prompt, group in groupby(rows, key=lambda row: row["prompt_id"]):
         samples = list(group)

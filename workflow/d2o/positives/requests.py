@@ -1,4 +1,4 @@
-"""The sampling plan: what is asked of the model for sample k of a prompt, and what identifies that request."""
+"""The sampling plan: the request to the model for sample k of a prompt, and the identity of that request."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Attempt:
 
 
 def planned(positives: Positives, prompt: str, sample: int, attempt: int = 0) -> Attempt:
-    """The attempt's seed, and from it its instruction: both depend on nothing else, so pools of K are prefixes."""
+    """The attempt's seed and instruction. They depend on nothing else, so a pool is a prefix of every larger one."""
     seed = identities.derived_seed(positives.seed, prompt, sample, *([attempt] if attempt else []))
     names = sorted(positives.instructions)
     name = random.Random(seed).choice(names) if names else None
@@ -42,10 +42,10 @@ def instructed(messages: chat.Messages, instruction: str | None) -> list[dict[st
 
 
 def identity(source: str, asked: chat.Messages, seed: int, sampling: Sampling) -> str:
-    """What an answer is sampled from, as a digest: the same for the same source, text, seed and parameters.
+    """Digest of all that an answer is sampled from: the same for the same source, text, seed and parameters.
 
     Args:
-        source: what answers: the digest of a model, and the library that runs it.
+        source: the digest of the model that answers, and the library that runs it.
         asked: the prompt with its instruction.
     """
     parameters = [sampling.temperature, sampling.top_p, sampling.max_tokens]

@@ -1,7 +1,7 @@
-"""The answers sampled so far: a folder of append-only files that outlives any job, one file a shard.
+"""The answers sampled so far: a folder of append-only files that outlives any job, one file per shard.
 
-Each line is one answer under the identity of its request, so a killed job, a larger K, more prompts, other shards or
-another limit of resamples only sample what is missing.
+Each line is one answer with the identity of its request. So after a killed job, or with a larger K, more prompts,
+other shards or another limit of resamples, only missing answers are sampled.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from pathlib import Path
 from d2o import checksums, locks
 from d2o.generation import Completion
 
-# Seconds between two fsyncs: a killed process loses nothing, a machine without power this much.
+# Seconds between two fsyncs: a killed process loses nothing, a power failure at most the answers of this time.
 _SYNC = 1.0
 
 
 class Sampled:
-    """Known answers by identity. A context manager: one process writes, and on leaving all is on disk."""
+    """Known answers by identity. A context manager: one process writes, and on exit all answers are on disk."""
 
     def __init__(self, folder: Path, name: str, prompts: Container[str]):
         """
         Args:
-            folder: of all pools of one kind.
-            name: of the file that grows: this shard's of this pool.
-            prompts: ids whose answers are wanted.
+            folder: shared by all pools of one kind.
+            name: of the file that answers are appended to, the one of this shard of this pool.
+            prompts: ids of the prompts whose answers are wanted.
         """
         folder.mkdir(parents=True, exist_ok=True)
         self._own = folder / f"{name}.jsonl"
@@ -67,7 +67,7 @@ class Sampled:
 
 
 def _rows(path: Path) -> Iterator[dict]:
-    """The whole lines of a file; its last one may be growing under another shard's hands."""
+    """The complete lines of a file; another shard may still be writing its last line."""
     broken = 0
     with path.open(errors="replace") as lines:
         for line in lines:

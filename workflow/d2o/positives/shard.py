@@ -1,4 +1,4 @@
-"""One shard of a pool: sample what is missing of its samples, until each is settled."""
+"""One shard of a pool: sample its missing answers until each sample is settled."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from d2o.positives.requests import Attempt, identity, instructed, planned, shard
 from d2o.positives.sampled import Sampled
 from d2o.settings import Positives, PositivesStage
 
-# Tokens to the limit of the context from which a prompt's length is taken exactly.
+# Tokens that are left in the context, up to which a prompt is measured with every instruction.
 _NEAR = 16
 
 
 def sample(stage: PositivesStage, model: Path, prompts: Path, shard: str, sampled: Path, output: Path) -> None:
     """Write the samples of one shard: rows of `schemas.POOL`, sorted by prompt and sample.
 
-    All that is missing is one call of the engine, and so is what has to be sampled again. Prompts that do not fit the
-    context with every instruction are left out, counted and listed in the manifest.
+    All missing answers are one call of the engine, and so are all that have to be sampled again. Prompts that do not
+    fit the context with every instruction are left out, counted and listed in the manifest.
 
     Args:
         prompts: a `schemas.NEGATIVES` table; its train prompts are answered.
@@ -35,7 +35,7 @@ def sample(stage: PositivesStage, model: Path, prompts: Path, shard: str, sample
     if long:
         print(f"positives: {len(long)} prompts are longer than the model's context, left out", file=sys.stderr)
     source = f"{model_folders.digest(model)} {stage.engine.backend}"
-    # A file of its own: another pool's shard may grow beside it.
+    # Each shard has its own file: a shard of another pool may be written at the same time.
     with Sampled(sampled, f"{output.parent.stem}-{shard}", asked) as known:
         prompted = [_Samples(stage.sampling, *item, known, source) for item in sorted(asked.items())]
         unsettled, generator = prompted, None
@@ -96,13 +96,13 @@ class _Samples:
         self.wanted: list[Attempt] = []
 
     def settle(self) -> bool:
-        """Take what can be taken of the answers known by now; whether that is all."""
+        """Settle samples with the answers known so far; return whether all are settled."""
         self._settled, wanted = settle(self._positives, self._find)
         self.wanted = [self._planned(*pair) for pair in wanted]
         return not wanted
 
     def asked(self, attempt: Attempt) -> list[dict[str, str]]:
-        """What the model is asked in an attempt."""
+        """The messages that the model gets in an attempt."""
         return instructed(self._messages, attempt.text)
 
     def add(self, attempt: Attempt, completion: Completion) -> None:

@@ -1,4 +1,4 @@
-"""The data sheet of a pool: what a reader wants to know of generated data before training on it."""
+"""The data sheet of a pool: what a reader wants to know about generated data before training on it."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def _texts(pool: Path) -> Iterator[str]:
 
 
 def _by_instruction(rows: pd.DataFrame) -> dict[str, dict[str, float]]:
-    """Samples, how many were cut, and the spread of their lengths in tokens."""
+    """By instruction: samples, how many were cut, and the spread of their lengths in tokens."""
     groups = rows.assign(cut=rows["finish"] == "length").groupby(rows["instruction"].fillna("plain prompt"))
     spread = groups["tokens"].describe()[["mean", "min", "25%", "50%", "75%", "max"]]
     spread.columns = ["mean", "min", "25 %", "median", "75 %", "max"]

@@ -12,11 +12,11 @@ from d2o.settings import Settings
 
 
 def write(settings: Settings, results: Path, output: Path) -> None:
-    """Write the report of an experiment: `output` last, its tables and figures beside it before.
+    """Write the report of an experiment: first its tables and figures beside `output`, then `output`.
 
     Args:
         settings: the whole config with one experiment.
-        results: folder that holds everything made.
+        results: folder that holds all artifacts.
         output: the page; `table.csv`, `table.md`, `table.tex`, `figures/` and, where there are snapshots,
             `course.csv` go into its folder.
     Raises:
@@ -94,8 +94,8 @@ def write(settings: Settings, results: Path, output: Path) -> None:
 
 
 def write_pair_quality(settings: Settings, results: Path, output: Path) -> None:
-    """Write Figure 1 of an experiment: `output`, the same as PDF and PNG and its bars as CSV beside it, and
-    `pair_quality.csv`, its numbers, above.
+    """Write Figure 1 of an experiment: `output`; beside it the figure as PDF and PNG and its bars as CSV; in the
+    folder above `pair_quality.csv`, its numbers.
 
     Args:
         settings, results: as in `write`.
@@ -128,7 +128,7 @@ def write_pair_quality(settings: Settings, results: Path, output: Path) -> None:
 def _publish(
     path: Path, content: bytes, settings: Settings, inputs: Iterable[Path] = (), files: Iterable[str] = ()
 ) -> None:
-    """Write a file; the manifest of the last one of several has `files`, all their names in the report's folder."""
+    """Write a file with its manifest; `files`, the names of all files of a report, go into that of the last one."""
     with records.artifact(path, settings, inputs) as draft:
         draft.path.write_bytes(content)
         if files:

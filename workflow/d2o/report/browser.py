@@ -1,4 +1,4 @@
-"""What the answer browser of the page shows: every prompt with its answers, their scores, and what these say."""
+"""Data of the page's answer browser: every prompt with its answers, their scores, and what follows from these."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from d2o.report.tables import Measured
 from d2o.runs import Run, runs
 from d2o.settings import Reward
 
-# Bounds of what the page holds, in bytes: packed, so that it stays below 15 MB with its figures; and as JSON, so that
-# it opens within a second.
+# Limits of the page's answers in bytes: packed, so that the page stays below 15 MB with its figures; and as JSON, so
+# that it opens within a second.
 PACKED_BYTES, JSON_BYTES = 12_000_000, 60_000_000
 # The verdicts of a judge in words.
 _OUTCOMES = {"method": "won", "initial": "lost", "tie": "tied", "unread": "unread"}
@@ -33,8 +33,8 @@ class Answers:
 
     Attributes:
         prompts: by prompt id: `messages`, `origin`, and `categories` of harm, a list; in random order.
-        answers: a row an answer: `prompt_id`, `method`, `text`, `tokens`, `finish`, `score/<scorer>`,
-            `judge/<judge>`, and what `assessed` adds.
+        answers: one row per answer: `prompt_id`, `method`, `text`, `tokens`, `finish`, `score/<scorer>`,
+            `judge/<judge>`, and the columns that `assessed` adds.
     """
 
     dataset: str
@@ -45,9 +45,9 @@ class Answers:
 
 
 def gather(archive: Archive, measured: Measured) -> list[Answers]:
-    """The first answer of every model to each prompt: an entry a seed, data set and model, the first seed's first.
+    """The first answer of every model to each prompt: one entry per seed, data set and model, the first seed's first.
 
-    The initial model, of which there is one, is in each. Validation prompts are left out: they are chosen by.
+    The initial model, of which there is one, is in each. Validation prompts, used for selection, are left out.
 
     Raises:
         D2OError: where an artifact is missing.
@@ -79,7 +79,7 @@ def _prompts(archive: Archive, dataset: str) -> pd.DataFrame:
 
 
 def _answers(archive: Archive, measured: Measured, run: Run) -> pd.DataFrame:
-    """The first answer of a run to each prompt, with a column a scorer and judge."""
+    """The first answer of a run to each prompt, with one column per scorer and judge."""
     rows = _firsts(archive.table("responses", schemas.SAMPLES, **run.names))
     rows = rows[["prompt_id", "text", "tokens", "finish"]].assign(method=run.method)
     for reward in measured.experiment.rewards:
@@ -93,7 +93,7 @@ def _answers(archive: Archive, measured: Measured, run: Run) -> pd.DataFrame:
 
 
 def _both_orders(orders: pd.Series) -> str:
-    """What a judge says of a pair that it saw in both orders; one that could not be read contradicts nothing."""
+    """A judge's verdict on a pair that it saw in both orders; a verdict that could not be read contradicts none."""
     read = orders[orders != "unread"]
     if read.empty:
         return "unread"
@@ -107,16 +107,16 @@ def _firsts(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def assessed(answers: pd.DataFrame, entries: Mapping[str, Reward]) -> pd.DataFrame:
-    """The answers with what their texts and scores say of them.
+    """The answers with values that follow from their texts and scores.
 
-    - `refusal`: whether it refuses, as in the tables.
-    - `harmful`: whether a scorer that measures harm says so; None where there is none, or none has scored it.
+    - `refusal`: whether the answer refuses, as in the tables.
+    - `harmful`: whether a scorer that measures harm finds it harmful; None where no such scorer has scored it.
     - `gain`: how much better it is than the initial model's answer to the prompt: the mean over the scorers of the
       difference of the scores, such that more is better, in standard deviations of the scorer's scores of all these
-      answers. NaN where one of the two has no score, and of the initial model.
+      answers. NaN where one of the two has no score, and for the initial model.
     - `disagreement`: from 0 to 1, the largest difference between two scorers in the answer's rank. The rank is the
-      share of these answers that the scorer holds for worse, and half of those that it holds for equal. NaN where
-      there are not two scores.
+      share of these answers that the scorer rates worse, plus half of those that it rates equal. NaN where there are
+      not two scores.
 
     Args:
         answers: `prompt_id`, `method`, `text`, and `score/<scorer>` of each scorer.
@@ -140,15 +140,15 @@ def assessed(answers: pd.DataFrame, entries: Mapping[str, Reward]) -> pd.DataFra
 
 
 def measures_harm(entry: Reward) -> bool:
-    """Whether a scorer says what is harmful: see `harmful`."""
+    """Whether a scorer measures harm: see `harmful`."""
     threshold = (entry.toxic_above, entry.safe_at) != (None, None)
     return threshold or (entry.rule is not None and entry.rule.measure == "harm")
 
 
 def harmful(scores: pd.Series, entry: Reward) -> pd.Series:
-    """Whether each score of a scorer that measures harm says that the answer does harm.
+    """Whether each score of a scorer that measures harm means a harmful answer.
 
-    Harm is what lies above `toxic_above` or on the wrong side of `safe_at`, and the `harm` of an organism.
+    A score means harm above `toxic_above` or on the wrong side of `safe_at`; for the `harm` of an organism, above 0.
     """
     if entry.toxic_above is not None:
         return scores > entry.toxic_above
@@ -158,13 +158,13 @@ def harmful(scores: pd.Series, entry: Reward) -> pd.Series:
 
 
 def pack(measured: Measured, gathered: Sequence[Answers]) -> tuple[str, list[str]]:
-    """The answers as the page holds them: base64 of gzip of JSON, which no text can break out of.
+    """The answers as the page stores them: base64 of gzip of JSON, which no text can break out of.
 
-    What would make the page larger than `PACKED_BYTES` and `JSON_BYTES` allow is left out: first all seeds but one,
-    then prompts. They are in random order, so that those that stay are a random sample.
+    Where the answers exceed `PACKED_BYTES` or `JSON_BYTES`, some are left out: first all seeds but one, then prompts.
+    Prompts are in random order, so that those that stay are a random sample.
 
     Returns:
-        The text, and what was left out, a line each.
+        The text, and what was left out, one line each.
     """
     shown, prompts = list(gathered), max((len(one.prompts) for one in gathered), default=0)
     while True:
@@ -186,7 +186,7 @@ def pack(measured: Measured, gathered: Sequence[Answers]) -> tuple[str, list[str
 
 
 def _document(measured: Measured, gathered: Sequence[Answers], prompts: int) -> dict[str, Any]:
-    """What browser.js reads. A text stands once, in `texts`; elsewhere it is named by its place there."""
+    """The data that browser.js reads. Each text is stored once, in `texts`, and referred to by its index there."""
     rewards = {name: measured.settings.rewards[name] for name in measured.experiment.rewards}
     judges = measured.experiment.judges
     places: dict[str, int] = {}
@@ -234,5 +234,5 @@ def _document(measured: Measured, gathered: Sequence[Answers], prompts: int) -> 
 
 
 def _short(number: float) -> float | None:
-    """A number as JSON has it, to three decimals: NaN and infinite ones are none."""
+    """A number for JSON, to three decimals; None for NaN and infinity."""
     return round(number, 3) if math.isfinite(number) else None

@@ -1,4 +1,4 @@
-"""The card of a trained model, in the Hub's format: what it was made from, how, its scores, and where it fails."""
+"""The card of a trained model, in the Hub's format: its sources, training, scores and known failures."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from d2o.settings import CardStage, Dataset, Licensed, Settings
 from d2o.settings.docs import loss_source
 from d2o.texts import visible
 
-# Of known failures, how many are listed.
+# Number of known failures that are listed.
 WORST = 10
 NOT_STATED = "licence not stated"
 NOT_ASKED = "licence not asked: the Hub is not reached"
 _PIPELINE = "[D2O](https://arxiv.org/abs/2403.03419)'s pipeline"
-# An identifier as the Hub takes it, such as apache-2.0; what is none goes into the text alone.
+# A licence identifier that the Hub accepts, such as apache-2.0; any other licence appears in the text only.
 _IDENTIFIER = re.compile(r"[a-z0-9]+([.+-][a-z0-9]+)*")
 
 
@@ -35,11 +35,11 @@ class Material:
 
     Attributes:
         key: its entry in the config, such as `datasets.pku`.
-        use: what it was taken for.
+        use: what it was used for.
         source: where it came from.
-        licence: as the config, its own model card, its file of a licence or the Hub states it; `` where none does,
-            None where the Hub is not reached.
-        made_from: whether it went into the model; what measures it did not.
+        licence: as the config, its own model card, its licence file or the Hub states it; `` where none does, None
+            where the Hub is not reached.
+        made_from: whether the model was made from it; False for what only measures the model.
     """
 
     key: str
@@ -51,13 +51,13 @@ class Material:
 
 @dataclass(frozen=True)
 class Result:
-    """One metric of the model on prompts of one origin: rows of `table.csv`, None where there is none.
+    """One metric of the model on prompts of one origin: rows of `table.csv`, None where the row is missing.
 
     Attributes:
-        prompts: `test`, an evaluation file, or `` of a task's questions.
-        own: of this training.
-        every: of all trainings of the method, where there are several.
-        initial: of the initial model.
+        prompts: `test`, an evaluation file, or `` for a task's questions.
+        own: the row of this training.
+        every: the row of all trainings of the method, where there are several.
+        initial: the row of the initial model.
     """
 
     metric: Metric
@@ -71,7 +71,7 @@ def write(stage: CardStage, results: Path, output: Path) -> None:
     """Write the card of one training, from the report of the experiment in the settings.
 
     Args:
-        results: folder that holds everything made.
+        results: folder that holds all artifacts.
         output: the card, Markdown below YAML with a `model-index`.
     Raises:
         D2OError: where an artifact is missing or not readable.
@@ -116,7 +116,7 @@ def write(stage: CardStage, results: Path, output: Path) -> None:
 
 
 def _materials(archive: Archive, stage: CardStage) -> Iterator[Material]:
-    """All that a training was made from, the trainings before it included; then what measures it."""
+    """Everything that a training was made from, including the trainings before it; then what measures it."""
     yield from _of_training(archive, stage, stage.run)
     (experiment,) = stage.settings.experiments.values()
     for name in experiment.rewards:
@@ -124,7 +124,7 @@ def _materials(archive: Archive, stage: CardStage) -> Iterator[Material]:
 
 
 def _merged(materials: Iterable[Material]) -> list[Material]:
-    """One for each entry: with all its uses, and made from where one of them is."""
+    """One material per entry, with all its uses; `made_from` is set where it is set for one of them."""
     by_key: dict[str, Material] = {}
     for material in materials:
         first = by_key.setdefault(material.key, material)
@@ -173,7 +173,7 @@ def _of_reward(archive: Archive, stage: CardStage, name: str, use: str, made_fro
 
 
 def _source(source: Any) -> str:
-    """Where a model came from; of a local folder its name only, for the path is nobody else's matter."""
+    """Where a model came from; for a local folder its name only, because the path is private."""
     if source.hub:
         return f"{_code(source.hub)} at {_code(source.revision)}"
     if source.package:
@@ -192,7 +192,7 @@ def _name(path: str) -> str:
 
 
 def _stated(stage: CardStage, key: str, entry: Licensed, folder: Path | None = None) -> str | None:
-    """The licence of an entry, as of a `Material`, from the first place that states one; none is concluded."""
+    """The licence of an entry, as of a `Material`, from the first place that states one; no licence is inferred."""
     if key in stage.licences:
         return stage.licences[key]
     if folder and (own := _own_licence(folder)):
@@ -208,7 +208,7 @@ def _lack(material: Material) -> str:
 
 
 def _own_licence(folder: Path) -> str | None:
-    """What a model's own card or a file of a licence in its folder says."""
+    """The licence that a model's own card or a licence file in its folder states; None where neither does."""
     import yaml
     from huggingface_hub import ModelCard
 
@@ -238,7 +238,7 @@ def _on_the_hub(s: Settings, run: Any) -> dict[str, list[str]]:
 
 
 def _licence(used: Sequence[Material]) -> dict[str, str]:
-    """The keys of a card's metadata: one licence where all parts state the same, none where one states none."""
+    """The licence in a card's metadata: one where all parts state the same, none where one part states none."""
     stated = {(material.licence or "").lower() for material in used if material.made_from}
     if "" in stated:
         return {}
@@ -307,7 +307,7 @@ def _training(archive: Archive, stage: CardStage) -> str:
 
 
 def _results(archive: Archive, stage: CardStage, experiment: str) -> Iterator[Result]:
-    """The model's scores as the report has them, in reading order; those on validation prompts chose it."""
+    """The model's scores in the report, in reading order, without those on validation prompts, which chose it."""
     run = stage.run
     text = archive.content("report_table", experiment=experiment).decode()
     rows = {
@@ -350,7 +350,7 @@ def _shown(row: Mapping[str, str] | None, metric: Metric) -> str:
 
 
 def _evaluation(s: Settings, dataset: str, result: Result) -> Any:
-    """A result as `model-index` has it."""
+    """A result in the form of `model-index`."""
     from huggingface_hub import EvalResult
 
     metric, entry = result.metric, s.datasets[dataset]
@@ -372,7 +372,7 @@ def _evaluation(s: Settings, dataset: str, result: Result) -> Any:
 
 
 def _failures(archive: Archive, stage: CardStage) -> str:
-    """The worst test prompts by their ids, which are hashes: whoever has the data finds them."""
+    """The worst test prompts by their ids, which are hashes: only those who have the data can look them up."""
     run, s = stage.run, stage.settings
     (experiment,) = s.experiments.values()
     metric = _primary(metrics.declared(archive, s))
@@ -380,7 +380,7 @@ def _failures(archive: Archive, stage: CardStage) -> str:
     values = metrics.single(archive, experiment.model_copy(update=alone), s.rewards, metric.key)
     values = values[values["prompts"] == "test"].dropna(subset="value").groupby("cluster")["value"].mean()
     sign = 1 if metric.better == "lower" else -1
-    # Of equal ones the first by their ids.
+    # Equal values are ordered by prompt id.
     order = sorted(values.items(), key=lambda item: (-sign * item[1], item[0]))
     best = {"higher": 1.0, "lower": 0.0}[metric.better] if metric.percent else None
     failed = [(prompt, value) for prompt, value in order if value != best]
@@ -400,7 +400,7 @@ def _failures(archive: Archive, stage: CardStage) -> str:
 
 
 def _primary(declared: Mapping[str, Metric]) -> Metric:
-    """What failures are told by: the first exact scorer, else the first other measure that says what is better."""
+    """The metric by which failures are listed: the first exact scorer, else the first other one with a `better`."""
     candidates = [
         m for m in declared.values() if m.better and m.neutral is None and m.key.startswith(("reward/", "human/"))
     ]
@@ -416,10 +416,10 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Text in a line of Markdown, whatever is in it."""
+    """Any text, escaped for one line of Markdown."""
     return re.sub(r"([\\`*_{}\[\]<>#|~!&$])", r"\\\1", " ".join(visible(text).split()))
 
 
 def _code(text: str) -> str:
-    """A name as code where it is one, else as text."""
+    """A name as Markdown code where it has only characters of a name, else as escaped text."""
     return f"`{text}`" if re.fullmatch(r"[\w./@+-]+", text) else _escaped(text)

@@ -1,4 +1,4 @@
-"""How often the rules of refusals are right on labelled answers, `labelled.jsonl`."""
+"""Accuracy of the refusal rules on labelled answers, `labelled.jsonl`."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _LABELLED = Path(__file__).with_suffix(".jsonl")
 
 
 class Accuracy(NamedTuple):
-    """How the rules agree with labels on one kind, of answers of one origin.
+    """Agreement of the rules with the labels on one kind of refusal, for answers of one origin.
 
     Attributes:
-        predicted: answers that the rules tell to be of it.
-        labelled: answers that are.
-        right: those that are both.
+        predicted: number of answers that the rules assign to the kind.
+        labelled: number of answers that are labelled with it.
+        right: number of answers that are both.
     """
 
     predicted: int
@@ -30,13 +30,13 @@ class Accuracy(NamedTuple):
 
 @cache
 def accuracy(wanted: refusals.Kind, by: str) -> Accuracy:
-    """What the rules say of one kind, on labelled answers.
+    """Accuracy of the rules for one kind, on labelled answers.
 
-    280 answers: of SmolLM2-135M-Instruct to prompts of XSTest (125) and PKU-SafeRLHF (20), of the same after 18
+    280 answers: of SmolLM2-135M-Instruct to prompts of XSTest (125) and PKU-SafeRLHF (20), of the same model after 18
     steps of D2O to both (60, a random sample), and written to be hard (75). The language model that wrote these rules
     and the hard answers labelled all of them. The rules were written with every second answer at hand, and are
-    measured on the others. For answers under D2O they were changed when all of these had been read, the measured
-    ones too; the 20 came later, and nothing was changed for them.
+    measured on the others. For answers under D2O the rules were changed after all of these had been read, including
+    the measured ones; the 20 were added later, and no rule was changed for them.
 
     Args:
         by: who gave the answers, one of `ORIGINS`.

@@ -1,4 +1,4 @@
-"""What the page shows beside the tables and figures: counts, pools, trainings, answers; and its rendering."""
+"""Renders the page, and collects what it shows beside tables and figures: counts, pools, trainings, answers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from d2o.texts import policy_digest, visible
 
 # Below this accuracy on held-out human pairs a scorer is called weak evidence: it misorders one pair in four.
 WEAK = 0.75
-# What the figure of a pool shows, for those who do not see it.
+# Text alternative of the figure of a pool, for readers who do not see it.
 POOL = "Lengths of the samples, and their flags"
 _FOLDER = Path(__file__).parent
 
@@ -39,7 +39,7 @@ def render(
     Args:
         settings: the whole config with one experiment.
         archive: the results.
-        measured: what the tables and figures show.
+        measured: the data of the tables and figures.
         svgs: the figures, by their names in `figures.FIGURES`; some only where there is something to plot.
         pools: as from `pools`.
         files: the tables beside the page.
@@ -110,12 +110,12 @@ def render(
 
 
 def _prompts(archive: Archive, dataset: str) -> dict[str, int]:
-    """How many prompts were answered, by origin."""
+    """Number of prompts that were answered, by origin."""
     return archive.table("prompts", schemas.PROMPTS, dataset=dataset)["origin"].value_counts(sort=False).to_dict()
 
 
 def _check(archive: Archive, dataset: str, reward: str) -> dict[str, Any]:
-    """How well a reward model trained here agrees with held-out human labels.
+    """Agreement of a reward model trained here with held-out human labels.
 
     Its scores are `weak` evidence unless it orders the answers to one prompt: its AUC may come from knowing prompts.
     """
@@ -137,7 +137,7 @@ def _check(archive: Archive, dataset: str, reward: str) -> dict[str, Any]:
 
 
 def _cautions(settings: Settings, experiment: Experiment) -> Iterator[str]:
-    """What of a config a reader must know: scorers that chose the positives, values of online rounds."""
+    """Cautions about a config for the reader: scorers that chose the positives, values of online rounds."""
     methods = {name: settings.methods[name] for name in experiment.methods if name != "initial"}
     for name, method in methods.items():
         for reward in experiment.rewards if method.filter else ():
@@ -159,12 +159,12 @@ def _cautions(settings: Settings, experiment: Experiment) -> Iterator[str]:
 
 
 def _origin(reward: Reward) -> tuple[Any, ...]:
-    """What makes two scorers one model."""
+    """The settings by which two scorers are the same model."""
     return reward.source, reward.train, reward.rule, reward.label
 
 
 def _with_bos(archive: Archive, experiment: Experiment, block: Block) -> dict[str, bool]:
-    """Per task, whether the prompts of a model began with a BOS token: of any run, for all have one tokenizer."""
+    """Per task, whether a model's prompts began with a BOS token: from any run, as all have the same tokenizer."""
     run = runs(experiment, block.dataset, block.model)[0]
     return {task: archive.manifest("task_values", task=task, **run.names)["bos"] for task in experiment.tasks}
 
@@ -184,7 +184,7 @@ def _splits(archive: Archive, dataset: str) -> pd.DataFrame:
 
 
 def _counts(archive: Archive, dataset: str) -> dict[str, str]:
-    """What the manifest of the negatives counts, a line for each group of counts."""
+    """The counts in the manifest of the negatives, one line per group of counts."""
     counts = archive.manifest("negatives", dataset=dataset).get("counts", {})
     lines = {}
     for key, value in counts.items():
@@ -211,7 +211,7 @@ def categories(archive: Archive, dataset: str) -> dict[str, dict[str, int]]:
 
 
 def _leaks(archive: Archive, dataset: str) -> list[dict[str, Any]]:
-    """Examples of train prompts that are evaluated as well, or nearly so."""
+    """Examples of train prompts that equal or nearly equal prompts that are evaluated."""
     return archive.manifest("negatives", dataset=dataset).get("leaks", [])
 
 
@@ -219,7 +219,7 @@ def pools(archive: Archive, settings: Settings, block: Block) -> Iterator[dict[s
     """The data sheets of the pools that the runs take their positives from: `block`, `pool`, `sheet`, and the `name`,
     `data` and `svg` of a figure, with the scores that methods filter by.
 
-    Of pools by seed, those of the first one stand for all.
+    Where each seed has its own pools, only those of the first seed are shown.
     """
     ((_, experiment),) = settings.experiments.items()
     filters: dict[str, set[str]] = {}
@@ -265,7 +265,7 @@ def _rounds(archive: Archive, settings: Settings, block: Block) -> Iterator[dict
 
 
 def _trainings(archive: Archive, block: Block) -> Iterator[dict[str, Any]]:
-    """A line per run; loss and margin are means over the last tenth of the steps, the shifts the last ones."""
+    """One row per run; loss and margin are means over the last tenth of the steps, the shifts are the last ones."""
     for (method, seed), log in block.logs.groupby(["method", "seed"], sort=False):
         made = archive.manifest("trained", **Run(block.dataset, block.model, method, seed).names)
         yield {

@@ -1,4 +1,4 @@
-"""How good a data set's human pairs are: Figure 1 of the paper, as numbers."""
+"""Quality of a data set's human pairs: Figure 1 of the paper, as numbers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from d2o.metrics import WINS, Archive, together
 from d2o.settings import Settings
 from d2o.statistics import Sample
 
-# What is measured of the pairs, in the order of the figure's panels.
+# The measures of the pairs, in the order of the figure's panels.
 PANELS = {
     "difference": ("score, chosen less rejected, sd", "rewards"),
     "win_rate": ("chosen wins, %", "judges"),
@@ -27,12 +27,12 @@ _PREFERENCES = ("chosen", "rejected")
 def measure(archive: Archive, settings: Settings, dataset: str) -> pd.DataFrame:
     """Every measure that an experiment's reward models and judges give of a data set's pairs.
 
-    Score differences are turned such that more is better, in standard deviations of all scores, so that scorers
-    compare. A reward model trained on this data set's labels is asked about its test prompts only.
+    Score differences have the sign such that more is better, and are in standard deviations of all scores, so that
+    scorers can be compared. A reward model trained on this data set's labels is used on its test prompts only.
 
     Returns:
-        A row a measure: `measure`, a key of `PANELS`; the `preference` it is about, where it is about one; the `mean`
-        with its interval over `prompts` clusters; and `values`, the array that they are of.
+        One row per measure: `measure`, a key of `PANELS`; the `preference` it is about, where it is about one; the
+        `mean` with its interval over `prompts` clusters; and `values`, the array that these are computed from.
     Raises:
         D2OError: where an artifact is missing, or chosen and rejected answers are not of the same pairs.
     """
@@ -81,7 +81,7 @@ def _scores(archive: Archive, dataset: str, reward: str) -> pd.DataFrame:
 
 
 def bars(measures: pd.DataFrame) -> pd.DataFrame:
-    """The distributions of the score differences: a row a bar, of the same edges for all scorers of a data set.
+    """The distributions of the score differences: one row per bar; all scorers of a data set have the same edges.
 
     Args:
         measures: as from `measure`.
@@ -100,6 +100,6 @@ def bars(measures: pd.DataFrame) -> pd.DataFrame:
 
 
 def as_csv(measures: pd.DataFrame) -> str:
-    """pair_quality.csv: one line a measure; shares as fractions."""
+    """pair_quality.csv: one line per measure; shares as fractions."""
     counted = measures.assign(values=measures["values"].map(len))
     return counted.to_csv(index=False, float_format="%.6g", lineterminator="\n")

@@ -1,4 +1,4 @@
-"""The tables and figures of the paper (arXiv 2403.03419) from any experiment: those that its `shows` names.
+"""The tables and figures of the paper (arXiv 2403.03419) for any experiment: those that its `shows` names.
 
 Figures 3 and 4 are entries of `figures.FIGURES`; the tables are `TABLES`.
 """
@@ -31,9 +31,9 @@ class Table:
     """A table of the paper.
 
     Attributes:
-        rows: it as numbers, a row a method and metric, for CSV.
-        words: it as readers see it, by title.
-        caption: what it is of, and what its numbers are worth.
+        rows: the table as numbers, one row per method and metric, for CSV.
+        words: the table as readers see it, by title.
+        caption: what the table shows, and how strong its evidence is.
     """
 
     rows: pd.DataFrame
@@ -77,7 +77,7 @@ def table1(measured: Measured) -> Table:
 
 
 def table2(measured: Measured) -> Table:
-    """Ablations: every method less the first one that is trained and did not fail."""
+    """Ablations: differences of every method to the first method that is trained and did not fail."""
     trained = [method for method in measured.methods if method != "initial"]
     whole = next(method for method in trained if method not in measured.experiment.failed)
     rows, words = [], {}
@@ -121,7 +121,7 @@ def _main(measured: Measured, block: Block) -> pd.DataFrame:
 
 
 def _wide(measured: Measured, shown: pd.DataFrame) -> pd.DataFrame:
-    """The `text` of each: a row a method, a column a metric."""
+    """The `text` of each estimate: one row per method, one column per metric."""
     order = [method for method in measured.methods if method in set(shown["method"]) | {*measured.experiment.failed}]
     keys = list(shown["metric"].unique())
     wide = shown.pivot(index="method", columns="metric", values="text").reindex(index=order, columns=keys).fillna("–")
@@ -130,7 +130,7 @@ def _wide(measured: Measured, shown: pd.DataFrame) -> pd.DataFrame:
 
 
 def _measure(measured: Measured, metric: str) -> str | None:
-    """What the paper's numbers know a metric by."""
+    """The key of a metric in the paper's numbers; None where the paper has no such metric."""
     kind, name, *part = metric.split("/")
     s = measured.settings
     if kind == "reward" and not part and (source := s.rewards[name].source):
@@ -143,7 +143,7 @@ def _measure(measured: Measured, metric: str) -> str | None:
 
 
 def _evidence(measured: Measured, notes: Sequence[str]) -> str:
-    """What the numbers of a table are worth."""
+    """How strong the evidence of a table is: its n, and the notes."""
     counts = [n for block in measured.blocks for n in _main(measured, block)["n"]]
     ends = "–".join(f"{n:,}" for n in dict.fromkeys([min(counts), max(counts)])) if counts else "0"
     return " ".join([f"n = {ends} prompts or questions.", *notes])
@@ -153,12 +153,12 @@ def _evidence(measured: Measured, notes: Sequence[str]) -> str:
 
 
 def figure3_data(measured: Measured) -> pd.DataFrame:
-    """Panel `a`: a point a K of a sweep, and its trend; `b`: a point a step; `c`: the loss, raw and smoothed.
+    """Panel `a`: one point per K of a sweep, and the trend; `b`: one point per step; `c`: the loss, raw and smoothed.
 
     Points of `a` and `b` are of all seeds and, where there are several, of each.
 
     The trend is the least-squares line of the single trainings' means on log2 K: `mean` is its slope with a 95 %
-    interval, so a doubling of K changes the score by so much. The smoothed loss is the mean of a moving window of a
+    interval, the change of the score per doubling of K. The smoothed loss is the mean of a moving window of a
     twentieth of the steps, over all seeds; `low` and `high` are one standard deviation of the raw losses away.
     """
     parts = []
@@ -180,7 +180,7 @@ def _scores(measured: Measured) -> list[str]:
 
 
 def _sweeps(measured: Measured) -> Iterator[tuple[str, dict[str, int]]]:
-    """Methods that differ in `k` alone, by the name of the one with the largest: each one's K."""
+    """Methods that differ in `k` only: the name of the one with the largest K, and the K of each."""
     entries = {name: measured.settings.methods[name] for name in measured.methods if name != "initial"}
     alike: dict[str, dict[str, int]] = {}
     for name, method in entries.items():
@@ -228,7 +228,7 @@ def _losses(block: Block) -> Iterator[pd.DataFrame]:
 
 
 def figure3(data: pd.DataFrame, measured: Measured) -> Figure:
-    """A line of panels a kind: scores against K, scores against steps, and the loss of each method."""
+    """One line of panels per kind: scores against K, scores against steps, and the loss of each method."""
     colours = figures.colours_of(measured.methods)
     parts, titles = [], []
     for block, own in figures.by_block(data).items():
@@ -280,7 +280,7 @@ def _plot_loss(axis, own: pd.DataFrame, method: str, colour: str) -> None:
 
 
 def figure4_data(measured: Measured) -> pd.DataFrame:
-    """Densities of the scores at every step with a snapshot: a row a point, with the step's dip test.
+    """Densities of the scores at every step with a snapshot: one row per point, with the step's dip test.
 
     A score is the mean over the seeds of a prompt's answers, so that scores are independent. `density` is a Gaussian
     kernel estimate (Scott's rule); `dip` and its `p` are of Hartigan and Hartigan's test (Annals of Statistics 13,
@@ -334,7 +334,7 @@ def _densities(own: pd.DataFrame) -> Sequence[pd.DataFrame]:
 
 
 def figure4(data: pd.DataFrame, measured: Measured) -> Figure:
-    """A panel a score and method: a density a step, later ones darker, with the dip test of each."""
+    """One panel per score and method: one density per step, later ones darker, with the dip test of each."""
     blocks = figures.by_block(data)
     shown = [list(own.groupby(["metric", "prompts", "method"], sort=False)) for own in blocks.values()]
     figure, parts = figures.grid_of(blocks, shown, 0.35, 2.7)

@@ -1,4 +1,4 @@
-"""What is known of the annotators of a human evaluation, in words."""
+"""A summary in words of the annotators of a human evaluation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from d2o.settings import HumanEval
 
 
 def summary(entry: HumanEval, facts: Mapping[str, Any]) -> list[str]:
-    """Who answered, who was left out and why, and how far annotators agree: a line each.
+    """Lines on who answered, who was left out and why, and how far annotators agree.
 
     Args:
         facts: the manifest of the verdicts.

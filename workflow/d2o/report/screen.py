@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import pandas as pd
 
-# What is shown of a metric's name, in order, and how many metrics and methods at most.
+# Beginnings of the names of the metrics that are shown, in order; the most metrics and methods that are shown.
 _FIRST, _METRICS, _METHODS = ("reward/", "judge/", "human_eval/", "task/", "human/"), 6, 30
 
 
@@ -28,7 +28,7 @@ def show(page: str) -> None:
 
 
 def _table(title: str, block: pd.DataFrame):
-    """Of each metric what test prompts say, or else those of a file."""
+    """A table with each metric on the test prompts, or else on those of an evaluation file."""
     import pandas as pd
     from rich.table import Table
     from rich.text import Text

@@ -20,7 +20,7 @@ COMPARED = (
     "Difference: first less second, paired by prompt, with its 95 % interval. p: adjusted for the primary "
     "comparisons of the metric (Holm). d: Cohen's, the difference in standard deviations between prompts."
 )
-# A difference is shown as one where its adjusted p-value is below this.
+# A difference is shown as significant where its adjusted p-value is below this.
 ALPHA = 1 - statistics.LEVEL
 SIGNS = (
     "▲ better, ▼ worse than the initial model (△ higher, ▽ lower where neither is better as such): "
@@ -30,7 +30,7 @@ SIGNS = (
 OVER_PROMPTS = "over prompts only"
 OVER_BOTH = "over seeds and prompts"
 
-# What an estimate is of, in table.csv and in course.csv; and the columns of the numbers.
+# The columns that identify an estimate, in table.csv and in course.csv; and the columns of the numbers.
 TABLE = ["dataset", "model", "method", "metric", "prompts"]
 COURSE = ["dataset", "model", "method", "step", "metric", "prompts"]
 COMPARISONS = [
@@ -48,15 +48,15 @@ class Block:
     """Everything measured on one data set and model.
 
     Attributes:
-        estimates: a row a method, metric and origin of the prompts, as from `estimates`.
-        seeds: the same of each training, where a method has several.
-        comparisons: a row a pair of methods, metric and origin of the prompts, as from `comparisons`.
+        estimates: one row per method, metric and origin of the prompts, as from `estimates`.
+        seeds: the same for each training, where a method has several.
+        comparisons: one row per pair of methods, metric and origin of the prompts, as from `comparisons`.
         steps: the values at every step of the runs with snapshots, as from `metrics.course`.
-        course: the estimates from them.
-        logs: a row a step of each training, as from `metrics.logs`.
-        trials: a row a trial of each method that is tuned: `method`, `trial`, `values`, `metric`, `mean`, `low`,
+        course: the estimates from `steps`.
+        logs: one row per step of each training, as from `metrics.logs`.
+        trials: one row per trial of each method that is tuned: `method`, `trial`, `values`, `metric`, `mean`, `low`,
             `high`, `n`, and whether it is `chosen`.
-        trial_logs: as `logs`, of the trials.
+        trial_logs: as `logs`, for the trials.
     """
 
     dataset: str
@@ -73,13 +73,13 @@ class Block:
 
 @dataclass(frozen=True)
 class Measured:
-    """Everything measured in an experiment: what its tables and figures show.
+    """Everything measured in an experiment: the data of its tables and figures.
 
     Attributes:
         settings: the whole config with one experiment.
         metrics: by key, in reading order.
         categories: negatives in each harm category, by data set and split.
-        people: what is known of the annotators of a human evaluation; nothing where there is none.
+        people: lines on the annotators of a human evaluation; empty where there is none.
     """
 
     settings: Settings
@@ -90,22 +90,22 @@ class Measured:
 
     @property
     def experiment(self) -> Experiment:
-        """The one that is reported."""
+        """The experiment that is reported."""
         (experiment,) = self.settings.experiments.values()
         return experiment
 
     @property
     def methods(self) -> list[str]:
-        """In reading order, as in the config."""
+        """The methods in reading order, as in the config."""
         return self.experiment.methods
 
     def named(self, method: str) -> str:
-        """A method's name, and that it failed."""
+        """A method's name, with a mark where the method failed."""
         return f"{method} (failed)" if method in self.experiment.failed else method
 
     @property
     def notes(self) -> list[str]:
-        """What a reader of any table must know: what signs mean, what intervals are over, what failed."""
+        """Notes for the reader of any table: what signs mean, what intervals are over, what failed."""
         seeds = self.experiment.seeds
         known = (
             f"Intervals hold 95 % {OVER_BOTH} ({len(seeds)} trainings of each method)."
@@ -120,20 +120,20 @@ class Measured:
 
     @property
     def effects(self) -> list[tuple[Block, Grid]]:
-        """What the report opens with, where there is something to open with."""
+        """The grids that the report opens with, for each block that has one."""
         return [(block, grid) for block in self.blocks if (grid := effect(self, block))]
 
 
 def estimates(values: pd.DataFrame, metrics: Mapping[str, Metric], place: Sequence[str] = TABLE) -> pd.DataFrame:
     """Means and paired differences to the initial model with their intervals; NaN where there are none.
 
-    `seeds` counts the trainings behind a mean, `interval` says what its interval is over. The p-values of the
-    differences are adjusted for all of metrics that have a panel; the others, which say the same in other words, have
-    no adjusted one. Validation prompts are chosen by, so no difference is told on them.
+    `seeds` counts the trainings behind a mean, `interval` states what its interval is over. The p-values of the
+    differences are adjusted over all metrics that have a panel; the others, which repeat these in another form, have
+    no adjusted p-value. Validation prompts are used for selection, so no differences are reported on them.
 
     Args:
         values: as from `metrics.observe` or `metrics.course`.
-        place: the columns that tell what an estimate is of.
+        place: the columns that identify an estimate.
     """
     from tqdm import tqdm
 
@@ -173,8 +173,8 @@ def by_seed(values: pd.DataFrame, metrics: Mapping[str, Metric]) -> pd.DataFrame
 def comparisons(values: pd.DataFrame, metrics: Mapping[str, Metric], experiment: Experiment) -> pd.DataFrame:
     """Every method against every other, metric by metric: columns `COMPARISONS`.
 
-    The primary comparisons of the experiment and the exploratory ones of a metric are two tables: p-values are
-    adjusted within each.
+    For each metric, p-values are adjusted separately among the primary comparisons of the experiment and among the
+    exploratory ones.
     """
     samples = _samples(values, TABLE)
     primary = list(map(tuple, experiment.comparisons))
@@ -231,7 +231,7 @@ def interval(low: float, high: float, metric: Metric) -> str:
 
 
 def heading(metric: Metric) -> str:
-    """A metric's label with its unit and the direction of better, which no line break parts from it."""
+    """A metric's label with its unit and the direction of better, joined by spaces that do not break."""
     arrow = {"higher": "\u00a0↑", "lower": "\u00a0↓", None: ""}[metric.better]
     return metric.label + (",\u00a0%" if metric.percent else "") + arrow
 
@@ -247,10 +247,10 @@ def p_value(p: float) -> str:
 
 
 def readable(table: pd.DataFrame, metrics: Mapping[str, Metric]) -> pd.DataFrame:
-    """Estimates and what readers see of them.
+    """Estimates with the texts that readers see.
 
     `value` and `range`; `change`, the difference and its interval; `chance`, its adjusted p-value; `sign`: `▲`, `▼`,
-    `△`, `▽`, or nothing where that is not below `ALPHA`, which `undecided` tells from no difference at all.
+    `△`, `▽`, or empty where that is not below `ALPHA` or missing; `undecided`: whether it exists and is not below.
     """
     rows = [(row, metrics[row.metric]) for row in table.itertuples()]
     signs = {"higher": "▲▼", "lower": "▼▲", "": "△▽"}
@@ -273,7 +273,7 @@ def readable(table: pd.DataFrame, metrics: Mapping[str, Metric]) -> pd.DataFrame
 
 
 def primary(measured: Measured, block: Block) -> pd.DataFrame:
-    """The primary comparisons in words: a row a pair and metric that has a `better`."""
+    """The primary comparisons in words: one row per pair and metric that has a `better`."""
     table = block.comparisons
     table = table[(table["kind"] == "primary") & (table["better"] != "")]
     rows = [(row, measured.metrics[row.metric]) for row in table.itertuples()]
@@ -296,13 +296,13 @@ def primary(measured: Measured, block: Block) -> pd.DataFrame:
     )
 
 
-# More methods are compared in comparisons.csv alone.
+# The most methods that a matrix shows; more are compared in comparisons.csv only.
 MOST_METHODS = 24
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """Every method against every other in one metric: the row's less the column's.
+    """Every method against every other in one metric: the row's value less the column's.
 
     Attributes:
         title: the metric, and where its prompts come from.
@@ -317,7 +317,7 @@ class Matrix:
 
 
 def matrices(measured: Measured, block: Block) -> list[Matrix]:
-    """The comparisons of a block, a table a metric and origin of its prompts; none where methods are too many."""
+    """The comparisons of a block, one table per metric and origin of its prompts; none for too many methods."""
     tables: list[Matrix] = []
     if len(measured.methods) > MOST_METHODS:
         return tables
@@ -338,13 +338,13 @@ def matrices(measured: Measured, block: Block) -> list[Matrix]:
 
 @dataclass(frozen=True)
 class Grid:
-    """A table: a row a method, a column a metric.
+    """A table: one row per method, one column per metric.
 
     Attributes:
-        group: what the metrics have in common.
+        group: the group that all the metrics belong to.
         prompts: where their prompts come from: `test`, an evaluation file, or `` where there is no prompt.
         metrics: the columns.
-        rows: (method, a cell a column): a row of `readable`; None where a method has no such value.
+        rows: (method, one cell per column). A cell is a row of `readable`, or None where a method has no such value.
     """
 
     group: str
@@ -354,7 +354,7 @@ class Grid:
 
     @property
     def sizes(self) -> list[str]:
-        """Per column: the clusters behind it, a range where the methods differ."""
+        """Per column: the number of clusters behind it, a range where the methods differ."""
         columns = zip(*(cells for _, cells in self.rows), strict=True)
         counts = [sorted({cell.n for cell in column if cell}) for column in columns]
         return ["–".join(f"{end:,}" for end in dict.fromkeys(n[:1] + n[-1:])) or "0" for n in counts]
@@ -363,7 +363,7 @@ class Grid:
 def grids(measured: Measured, block: Block) -> list[Grid]:
     """The estimates of a block by group and origin of the prompts, in reading order.
 
-    The columns of human answers are always there: a data set without positives has no value in some.
+    The columns of human answers are always included; a data set without positives has no value in some of them.
     """
     known = {*zip(block.estimates["metric"], block.estimates["prompts"], strict=True)}
     known |= {(metric.key, "test") for metric in HUMAN_METRICS}
@@ -378,7 +378,7 @@ def grids(measured: Measured, block: Block) -> list[Grid]:
 
 
 def effect(measured: Measured, block: Block) -> Grid | None:
-    """What the report opens with: exact scores of the answers to test prompts, and whether they are still whole.
+    """The grid that the report opens with: exact scores of the answers to test prompts, and whether these are intact.
 
     None where there is no exact scorer, or no initial model to start from.
     """
@@ -398,7 +398,7 @@ def _grid(measured: Measured, block: Block, group: str, prompts: str, metrics: l
 
 
 def as_csv(parts: Sequence[pd.DataFrame], columns: Sequence[str]) -> str:
-    """A table as CSV: a line an estimate; shares as fractions, NaN left empty."""
+    """A table as CSV: one line per estimate; shares as fractions, NaN left empty."""
     return together(parts, columns).to_csv(columns=columns, index=False, float_format="%.6g", lineterminator="\n")
 
 
@@ -414,7 +414,7 @@ def course_csv(measured: Measured) -> str:
 
 
 def as_markdown(measured: Measured) -> str:
-    """table.md: per data set and model a wide table, every metric a column, and the primary comparisons."""
+    """table.md: per data set and model a wide table, one column per metric, and the primary comparisons."""
     parts = []
     for block in measured.blocks:
         parts.append(f"## {block.dataset}, {block.model}\n\n{markdown(_wide(measured, block).reset_index())}\n")
@@ -430,7 +430,8 @@ def markdown(table: pd.DataFrame) -> str:
 
 
 def as_latex(measured: Measured) -> str:
-    """table.tex: per data set and model a `tabular`, a row a metric, a column a method; the primary comparisons."""
+    """table.tex: per data set and model a `tabular`, one row per metric and one column per method; the primary
+    comparisons."""
     parts = []
     for block in measured.blocks:
         parts.append(f"% {block.dataset}, {block.model}\n{_wide(measured, block).T.to_latex(escape=True)}")
@@ -441,12 +442,12 @@ def as_latex(measured: Measured) -> str:
 
 
 def latex(text: str) -> str:
-    """Tables as `to_latex` gives them, with every symbol beyond ASCII spelt."""
+    """Tables from `to_latex`, with every symbol beyond ASCII written as LaTeX."""
     return f"% needs booktabs and amssymb\n{text}\n".translate(str.maketrans(_LATEX))
 
 
 def _wide(measured: Measured, block: Block) -> pd.DataFrame:
-    """Estimates in words: a row a method, a column a metric."""
+    """Estimates in words: one row per method, one column per metric."""
     tables = grids(measured, block)
     columns = [column(metric, grid.prompts) for grid in tables for metric in grid.metrics]
     texts = [

@@ -1,8 +1,8 @@
 """Every setting of an experiment: its type, unit, default and meaning, declared here and nowhere else.
 
 `config/schema.json` and `config/README.md` are generated from this module (`docs.py`), and so are the messages for a
-wrong config (`messages.py`); what no key shows alone is in `checks.py`. Nothing heavy is imported here: a wrong key
-is reported within a second.
+wrong config (`messages.py`); checks that involve several keys are in `checks.py`. Nothing heavy is imported here: a
+wrong key is reported within a second.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ Keep = Literal["model", "adapter", "nothing"]
 
 
 def execution(default: Any, description: str) -> Any:
-    """A key that says how a job runs and changes no result: nothing is made again when it changes."""
+    """A key that states how a job runs and changes no result: no job is rerun when it changes."""
     return Field(default, description=description, json_schema_extra={"execution": True})
 
 
@@ -936,7 +936,7 @@ class Settings(Section):
             positives = data.get("positives")
             try:
                 pool = Positives.model_validate(positives or {}).k
-            except ValidationError:  # told below
+            except ValidationError:  # reported below
                 pool = Positives().k
             data = {**data, "methods": trials.with_trials(with_k(extended(data["methods"]), pool))}
         return data
@@ -952,7 +952,7 @@ class Settings(Section):
         return Train.model_validate({**self.train.model_dump(), **method.train})
 
     def only(self, experiment: str) -> Settings:
-        """The settings of one experiment: without the entries that nothing of it names, directly or not."""
+        """The settings of one experiment, with only the entries that it names, directly or through others."""
         kept: dict[str, set[str]] = {kind: set() for kind in KINDS}
         wanted = [(kind, name) for kind in KINDS for name in getattr(self.experiments[experiment], kind, ())]
         if any(kind == "methods" and name in self.methods and self.methods[name].tune for kind, name in wanted):
@@ -989,8 +989,8 @@ def result_keys(section: Section) -> dict[str, Any]:
 
 
 def params(section: Section) -> str:
-    """`result_keys` as JSON, without those that are null by default and null here: a key that a later version adds
-    reruns nothing."""
+    """`result_keys` as JSON, without those that are null by default and null here: so a key that a later version adds
+    reruns no job."""
     return section.model_dump_json(
         exclude=_keys(section, lambda own, key: _of_execution(own, key) or _silent(own, key))
     )
@@ -1001,13 +1001,13 @@ def _of_execution(section: Section, key: str) -> bool:
 
 
 def _silent(section: Section, key: str) -> bool:
-    """Not where an entry extends another one: there null is not that one's value."""
+    """Whether a key is null, as by default; never in an entry that extends another, whose value null may replace."""
     extends = getattr(section, "extends", None)
     return extends is getattr(section, key) is type(section).model_fields[key].default is None
 
 
 def _keys(section: Section, chosen: Callable[[Section, str], bool]) -> dict[str, Any]:
-    """The keys of a section, and of those in it, that are chosen."""
+    """The keys of a section, and of the sections in it, that `chosen` selects."""
     keys: dict[str, Any] = {}
     for key in type(section).model_fields:
         value = getattr(section, key)
@@ -1025,13 +1025,13 @@ def _keys(section: Section, chosen: Callable[[Section, str], bool]) -> dict[str,
 
 
 def load(config: Mapping[str, Any], origin: str) -> Settings:
-    """Validate a config, as a user writes it.
+    """Validate a config as a user writes it.
 
     Args:
         config: the parsed YAML.
         origin: name of the file it came from, for messages.
     Raises:
-        D2OError: one line per wrong key, naming the file, the key, what is wrong and a close match.
+        D2OError: one line per wrong key, with the file, the key, what is wrong and a close match.
     """
     whole = validate(Settings, config, origin)
     taken = {trial: name for name, method in whole.methods.items() for trial in trials.names(name, method.tune)}

@@ -1,4 +1,4 @@
-"""What no key shows alone: entries that name one another, methods that extend others, methods against their loss."""
+"""Checks that involve several keys: entries that name one another, methods that extend others, methods and losses."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 # The sections whose entries are named by others.
 KINDS = ("organisms", "datasets", "models", "methods", "rewards", "judges", "tasks")
-# Names of folders in results/ beside which those of a section's entries lie.
+# Names that a section's entries must not have: folders of these names lie beside the entries' folders in results/.
 _RESERVED = {
     "experiments": {"logs"},
     "organisms": {"logs"},
@@ -34,7 +34,7 @@ def extended(methods: dict[str, Any]) -> dict[str, Any]:
     """Methods, not validated yet, with what they extend filled in; `train` is merged key by key.
 
     Raises:
-        ValueError: where a method extends itself or none.
+        ValueError: where a method extends itself, or one that does not exist.
     """
     done: dict[str, Any] = {}
 
@@ -58,7 +58,7 @@ def extended(methods: dict[str, Any]) -> dict[str, Any]:
         if not all(isinstance(train, dict) for train in trains):
             return own
         merged = {**base, **own, "train": {**trains[0], **trains[1]}}
-        # A parameter of the parent's loss that this one does not read is not inherited.
+        # A parameter of the parent's loss that this method's loss does not read is not inherited.
         read = _parameters(merged.get("loss"))
         done[name] = {key: value for key, value in merged.items() if key in own or key not in PARAMETERS - read}
         return done[name]
@@ -67,7 +67,7 @@ def extended(methods: dict[str, Any]) -> dict[str, Any]:
 
 
 def with_k(methods: dict[str, Any], pool: Any) -> dict[str, Any]:
-    """Methods, not validated yet, with the `k` that they leave out: the `best` of a filter, or all of the `pool`."""
+    """Methods, not validated yet, with a missing `k` filled in: the `best` of a filter, or the size of the `pool`."""
 
     def k(own: dict[str, Any]) -> Any:
         return own["filter"].get("best") if isinstance(own.get("filter"), dict) else pool
@@ -81,7 +81,7 @@ def with_k(methods: dict[str, Any], pool: Any) -> dict[str, Any]:
 
 
 def problems(settings: Settings) -> Iterator[str]:
-    """What is wrong between the sections of a config: a message each."""
+    """Problems between the sections of a config, one message each."""
     for kind, names in _RESERVED.items():
         for name in (name for name in getattr(settings, kind) if name.lower() in names):
             yield f"{kind}.{name}: this is the name of a folder in results/; choose another"
@@ -137,7 +137,7 @@ def problems(settings: Settings) -> Iterator[str]:
 
 
 def _of_experiment(settings: Settings, experiment: Experiment) -> Iterator[str]:
-    """What is wrong with the comparisons of an experiment, and with what is said to have failed."""
+    """Problems of an experiment's comparisons, tables, human evaluation, and entries of `failed`."""
     trained = [method for method in experiment.methods if method != "initial"]
     seen = set()
     for pair in experiment.comparisons:
@@ -169,7 +169,7 @@ def _of_experiment(settings: Settings, experiment: Experiment) -> Iterator[str]:
 
 
 def _of_trials(settings: Settings, experiment: Experiment) -> Iterator[str]:
-    """What is wrong with the trials of an experiment's methods: each is to have as many, and prompts to choose by."""
+    """Problems of the trials of an experiment's methods: each must have the same number, and prompts to choose by."""
     methods = {name: settings.methods[name] for name in experiment.methods if name != "initial"}
     counts = {name: len(trials.combinations(method.tune)) for name, method in methods.items()}
     if not any(method.tune for method in methods.values()):
@@ -192,7 +192,7 @@ def _of_trials(settings: Settings, experiment: Experiment) -> Iterator[str]:
 
 
 def names_in(kind: str, name: str, entry: Any) -> Iterator[tuple[str, str, str]]:
-    """Every name of another entry in an entry: the key that it stands at, the name, and the section that it is of."""
+    """Every name of another entry in an entry: the key that has it, the name, and the section of the other entry."""
     place = f"{kind}.{name}"
     match kind:
         case "experiments":
@@ -216,7 +216,7 @@ def names_in(kind: str, name: str, entry: Any) -> Iterator[tuple[str, str, str]]
 
 
 def _missing(settings: Settings) -> Iterator[str]:
-    """Names of entries that are not there."""
+    """Names of entries that do not exist."""
     for kind in ("experiments", *KINDS):
         for name, entry in getattr(settings, kind).items():
             for key, wanted, section in names_in(kind, name, entry):
@@ -226,7 +226,7 @@ def _missing(settings: Settings) -> Iterator[str]:
 
 
 def _circles(settings: Settings) -> Iterator[str]:
-    """Models that are made from themselves: by runs, or by the reward models that runs filter with."""
+    """Models that are made from themselves: through runs, or through the reward models that runs filter with."""
 
     def made_from(kind: str, name: str, chain: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...] | None:
         if (kind, name) in chain:
@@ -249,7 +249,7 @@ def _circles(settings: Settings) -> Iterator[str]:
 
 
 def against_loss(method: Method) -> str | None:
-    """Why a method's parameters or view of the group do not serve its loss, or None."""
+    """Why a method's parameters or view of the group do not fit its loss, or None."""
     contract = CONTRACTS[method.loss]
     for key in sorted(PARAMETERS - _parameters(method.loss)):
         if getattr(method, key) is not None:
@@ -278,6 +278,6 @@ def against_loss(method: Method) -> str | None:
 
 
 def _parameters(loss: Any) -> set[str]:
-    """The parameters that a loss reads; all of them where there is no such loss, which is told elsewhere."""
+    """The parameters that a loss reads; all parameters for an unknown loss, which is reported elsewhere."""
     contract = CONTRACTS.get(str(loss))
     return set(contract.parameters) if contract else PARAMETERS

@@ -1,4 +1,4 @@
-"""What is said of a wrong config: one line a key, with a close match where there is one."""
+"""Messages about a wrong config: one line per key, with a close match where there is one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 
 def lines(error: ValidationError, section: type[BaseModel], prefix: str = "") -> list[str]:
-    """A line for each wrong key of `section`; `prefix` is where the section lies in the config."""
+    """One line per wrong key of `section`; `prefix` is the section's place in the config."""
     messages = []
     for problem in error.errors(include_url=False):
         where = ".".join(map(str, [prefix, *problem["loc"]])).removeprefix(".")

@@ -23,11 +23,11 @@ def attach(policy: Policy, lora: Lora) -> None:
 
 
 def export(model: Path, precision: str, lora: Lora, weights: dict[str, Tensor], folder: Path) -> None:
-    """Write the initial model with trained adapters merged into its weights, and in `adapter/` them alone.
+    """Write the initial model with trained adapters merged into its weights, and the adapters alone in `adapter/`.
 
     Args:
         model: folder of the initial model.
-        weights: the adapters', by their names in the policy's model.
+        weights: the adapters' weights, by their names in the policy's model.
         folder: of the merged model.
     """
     policy = load(model, precision)

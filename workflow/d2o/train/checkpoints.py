@@ -1,4 +1,4 @@
-"""Checkpoints of a training: written whole, bound to one run, the newest whole one taken up again."""
+"""Checkpoints of a training: written completely, bound to one run; a restart loads the newest whole one."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ class Checkpoints:
     """The checkpoints of one run in one folder, which one training at a time may use.
 
     Attributes:
-        folder: holds `step<n>/` and what else the run keeps until its end.
-        ending: whether a SIGTERM asks the run to leave, as `due` found.
+        folder: holds `step<n>/` and other files that the run keeps until its end.
+        ending: whether a SIGTERM asks the run to end; set by `due`.
     """
 
     def __init__(self, folder: Path, stage: TrainStage, inputs: Inputs):
-        """Bind the folder to a run; what lies there of another run is removed with a line that says so.
+        """Bind the folder to a run; files of another run in it are removed, which a line reports.
 
         Args:
-            inputs: files that the run reads; how many of its online rounds are sampled may differ.
+            inputs: files that the run reads; the number of its online rounds that are sampled may differ.
         Raises:
-            D2OError: where another training uses the folder, or it is of this very run on another number of ranks, is
-                not ours, or is damaged.
+            D2OError: where another training uses the folder, or the folder is of the same run on another number of
+                ranks, is not ours, or is damaged.
         """
         self.folder, self._train, self._saved = folder, stage.train, time.monotonic()
         self._moving = stage.method.ema is not None
@@ -80,10 +80,10 @@ class Checkpoints:
         dist.barrier()
 
     def check_room(self, policy: nn.Module) -> None:
-        """Check that the disk holds all that the run writes; before ZeRO partitions the weights.
+        """Check that the disk has room for all that the run writes; to be called before ZeRO partitions the weights.
 
         Raises:
-            D2OError: naming what is needed and what is free.
+            D2OError: where it has not; the message states what is needed and what is free.
         """
         train, weights = self._train, list(policy.parameters())
         trained = sum(weight.numel() for weight in weights if weight.requires_grad)
@@ -115,7 +115,7 @@ class Checkpoints:
         return bool(decision.any())
 
     def save(self, engine: Engine, step: int, state: dict[str, list[Tensor]]) -> None:
-        """Keep everything that the steps after `step` depend on; called on all ranks.
+        """Save everything that the steps after `step` depend on; called on all ranks.
 
         Args:
             step: steps done.
@@ -130,7 +130,7 @@ class Checkpoints:
                     self.folder, tag=folder.name, save_latest=False, exclude_frozen_parameters=True
                 )
                 torch.save(state, folder / f"rank{dist.get_rank()}.pt")
-            except RuntimeError as error:  # so torch's writer tells of a full disk
+            except RuntimeError as error:  # torch's writer reports a full disk in this way
                 if "write" not in str(error):
                     raise
                 raise OSError(str(error)) from None
@@ -152,12 +152,13 @@ class Checkpoints:
         self._saved = time.monotonic()
 
     def load(self, engine: Engine, until: int) -> tuple[int, dict[str, list[Tensor]]]:
-        """Take up the newest whole checkpoint: steps done, and the state given to `save`; (0, {}) without one.
+        """Load the newest whole checkpoint; return the steps done and the state given to `save`, or (0, {}).
 
-        From here on a SIGTERM does not end the process, it makes a checkpoint due. Broken checkpoints are removed.
+        From here on a SIGTERM does not end the process; it makes a checkpoint due. Broken checkpoints are removed.
 
         Args:
-            until: steps that may be done. Later checkpoints know rounds that this run does not; they are removed.
+            until: steps that may be done. Later checkpoints depend on rounds that this run does not have; they are
+                removed.
         """
         signal.signal(signal.SIGTERM, self._ask)
         folders = self._newest_first()
@@ -165,7 +166,7 @@ class Checkpoints:
         for folder in folders:
             problem = "" if _step(folder) > until else _problem(folder)
             if problem is None:
-                # Every rank reads the file with all weights: mapped, a node holds it once, and gives it back.
+                # Every rank reads the file with all weights: mapped, a node holds it once, and can free it again.
                 with torch_files.patch("load.mmap", True):
                     engine.deepspeed.load_checkpoint(self.folder, tag=folder.name)
                     state = torch.load(folder / f"rank{dist.get_rank()}.pt", map_location=engine.device)
@@ -179,15 +180,15 @@ class Checkpoints:
         return 0, {}
 
     def leave(self, step: int) -> NoReturn:
-        """End this process as SIGTERM would have, once what was done is kept."""
+        """End this process as SIGTERM would have, after its work is saved."""
         self._say(f"ended by SIGTERM after step {step}, which is kept; the same command goes on from there")
         dist.destroy_process_group()
         sys.exit(128 + signal.SIGTERM)
 
     def close(self, device: torch.device, over: bool) -> None:
-        """Let go of the folder, and delete it where the run is over. Called on all ranks.
+        """Release the folder, and delete it where the run is over. Called on all ranks.
 
-        It stays where a SIGTERM came since the last step: torchrun then fails whatever its ranks do.
+        It is kept where a SIGTERM came since the last step: torchrun then fails whatever its ranks do.
         """
         self.due(device)
         over = over and not self.ending

@@ -1,4 +1,4 @@
-"""The data of a training: what it is read from, and which groups each step sees."""
+"""The data of a training: the files that it is read from, and the groups of each step."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Inputs:
         scores: scores of the pools' samples (`schemas.SCORES`) where the method filters them, else none.
         reference_logprobs: log-probs under the reference (`schemas.LOGPROBS`); none where the loss needs none, or
             where the references move.
-        fresh: the pools of the online rounds sampled by now, in order.
+        fresh: the pools of the online rounds sampled so far, in order.
         fresh_logprobs: their log-probs under the reference, in order; none as above.
         tuned: the best trial of a method that is tuned.
     """
@@ -48,7 +48,7 @@ class Inputs:
 
     @property
     def lasting(self) -> list[Path]:
-        """The files that are there from the first step on."""
+        """The files that exist from the first step on."""
         tables = [self.negatives, *self.samples, *self.scores, *self.reference_logprobs]
         return [self.model / "manifest.json", *tables, *([self.tuned] if self.tuned else [])]
 
@@ -66,12 +66,12 @@ class Data:
     Attributes:
         counts: those of `groups.Tokeniser`, and others, of the groups of the pool.
         groups: those of the pool, in the order that `schedule` permutes.
-        probe: the few that the training is watched by.
+        probe: the few groups by which the training is watched.
         total: steps of the whole training.
         until: the step before which the next round has to be sampled, or `total`.
         next: the steps of that round; empty after the last.
-        route: of the forward pass, the one that the reference log-probs were computed on: in bf16 the log-probs of
-            one route agree, however rows are filled, and those of two do not.
+        route: the route of the forward pass by which the reference log-probs were computed: in bf16 the log-probs of
+            one route agree, however rows are filled, and those of two routes do not.
     """
 
     def __init__(self, stage: TrainStage, path: Path):
@@ -91,11 +91,11 @@ class Data:
         self.next = range(self.until, ends[len(self._rounds)])
 
     def batch(self, step: int) -> list[Group]:
-        """The groups of a step; beyond the rounds sampled by now those of the last one."""
+        """The groups of a step; beyond the rounds sampled so far, those of the last one."""
         return self._batch(step, self._round(step))
 
     def freshness(self, step: int) -> dict[str, float]:
-        """What to log of a step: the share of its positives that is fresh, and its age in steps."""
+        """Values to log for a step: the share of its positives that is fresh, and the age of its round in steps."""
         now = self._round(step)
         pool, fresh = (
             [response.response_id for group in self._batch(step, which) for response in group.positives]
@@ -181,7 +181,7 @@ def _rows(paths: Iterable[Path], schema: pa.Schema, columns: list[str]) -> Itera
 def _tokenised(
     tokeniser: groups.Tokeniser, texts: Mapping[int, Texts], known: groups.ReferenceLogprobs | None
 ) -> Iterator[tuple[int, Group]]:
-    """The groups that fit, by their places; those of a prompt one after the other, to share its answers."""
+    """The groups that fit, by their places; groups of one prompt come one after the other, to share its answers."""
     places = sorted(texts, key=lambda place: texts[place].prompt_id)
     for index, group in tokeniser.groups(texts[place] for place in places):
         if known is not None:
@@ -197,7 +197,7 @@ def _counts(
     counts: Mapping[str, int],
     short: int,
 ) -> dict[str, int | str]:
-    """What there is to train on: `counts` of the groups, and how many prompts lack positives.
+    """Counts of the data to train on: `counts` of the groups, and how many prompts lack positives.
 
     Raises:
         D2OError: where there is no group, or a snapshot lies beyond the last step.
@@ -221,7 +221,7 @@ def _counts(
 
 
 def _route(stage: TrainStage, inputs: Inputs) -> str:
-    """The route that the reference log-probs were computed on; `shared` where there is none.
+    """The route that the reference log-probs were computed on; `shared` where there are no reference log-probs.
 
     Raises:
         D2OError: where a table was made by another model or in another precision, or two on different routes.
@@ -259,7 +259,7 @@ def _renewed(online: Online, texts: Mapping[int, Texts], pool: Path) -> dict[int
 
 
 def write_prompts(data: Data, stage: TrainStage, negatives: Path, output: Path) -> None:
-    """The rows of `negatives` whose prompts the next round asks: what it is sampled for."""
+    """Write the rows of `negatives` with the prompts that the next round is sampled for."""
     prompts = {group.prompt_id for step in data.next for group in data.batch(step)}
     rows = records.read_table(negatives, schemas.NEGATIVES)
     with records.artifact(output, stage, [negatives]) as draft:

@@ -31,11 +31,11 @@ _PATIENCE = timedelta(hours=4)
 class Engine:
     """A policy under DeepSpeed: forward, backward and step, over all ranks.
 
-    How many passes a step takes may differ from step to step, since passes are filled by tokens; so DeepSpeed is
-    told not to count them (`managed_gradient_accumulation`).
+    The number of passes may differ from step to step, since passes are filled by tokens; so DeepSpeed is configured
+    not to count them (`managed_gradient_accumulation`).
 
     Attributes:
-        deepspeed: the engine underneath.
+        deepspeed: DeepSpeed's own engine.
         device: where its inputs go.
         norm: L2 norm of the last step's gradient, before clipping.
     """
@@ -47,7 +47,7 @@ class Engine:
         """
         train = stage.train
         weights = [p for p in policy.parameters() if p.requires_grad]
-        # Fused: on one CPU thread a step of 135 M weights takes 0.17 s in place of 1.2 s.
+        # Fused: on one CPU thread a step of 135 M weights takes 0.17 s instead of 1.2 s.
         optimizer = torch.optim.AdamW(weights, lr=train.learning_rate, weight_decay=train.weight_decay, fused=True)
         decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule.rate(step, total, train))
         self.deepspeed, *_ = deepspeed.initialize(
@@ -57,7 +57,7 @@ class Engine:
         self._clip = train.clip
         self._weights = weights
         self.norm = float("nan")
-        if self.deepspeed.optimizer is optimizer:  # ZeRO 0 in fp32: DeepSpeed clips, and does not say how much
+        if self.deepspeed.optimizer is optimizer:  # ZeRO 0 in fp32: DeepSpeed would clip without reporting the norm
             optimizer.register_step_pre_hook(self._clip_gradient)
 
     def sides(self, groups: Sequence[Group]) -> list[tuple[Side, Side]]:
@@ -65,7 +65,7 @@ class Engine:
         return sides(self.deepspeed, groups, self.device)
 
     def sums(self, groups: Sequence[Group]) -> Tensor:
-        """As `Policy.sums`, of groups."""
+        """As `Policy.sums`, for groups."""
         return self.deepspeed.module.sums(Row.of(groups).to(self.device))
 
     def backward(self, loss: Tensor) -> None:
@@ -110,7 +110,7 @@ class Engine:
 
     @contextmanager
     def weights(self, others: Sequence[Tensor]) -> Iterator[None]:
-        """Inside, the policy has the weights of `others`, shaped as `shards`; no second model is held."""
+        """A context in which the policy has the weights of `others`, shaped as `shards`; no second model is held."""
         self._exchange(others)
         try:
             yield
@@ -137,10 +137,10 @@ class Engine:
 
 
 def start() -> tuple[int, int]:
-    """Join the other ranks: this one's number, and how many there are; errors as `devices.device`."""
+    """Join the other ranks; return this rank's number and the number of ranks. Errors as `devices.device`."""
     follow()
     on_gpu = devices.device() == "cuda"
-    if on_gpu:  # before the first collective, or NCCL guesses which one this rank has
+    if on_gpu:  # before the first collective, or NCCL guesses this rank's GPU
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     deepspeed.init_distributed(dist_backend="nccl" if on_gpu else "gloo", timeout=_PATIENCE, verbose=False)
     return dist.get_rank(), dist.get_world_size()
@@ -148,7 +148,7 @@ def start() -> tuple[int, int]:
 
 @contextmanager
 def enough_memory(tokens: int) -> Iterator[None]:
-    """Inside, running out of memory becomes one line that says what to lower.
+    """A context in which running out of memory raises an error of one line that states what to lower.
 
     Args:
         tokens: of the pass.

@@ -11,15 +11,15 @@ from d2o.groups import Group
 from d2o.train.engine import Engine
 from d2o.train.references import initial_logprobs, response_logprobs
 
-# Steps between two looks: one forward pass of the probe each.
+# Steps between two evaluations of the probe, each one forward pass.
 EVERY = 10
 
 
 class Probe:
     """The log-probs of fixed groups against the initial model, for every method, whatever its loss sees.
 
-    The log-ratios of a step cannot show it: other groups come with each step, fresh positives replace old ones, and
-    moving references follow the policy.
+    The log-ratios of a step cannot replace it: other groups come with each step, fresh positives replace old ones,
+    and moving references follow the policy.
     """
 
     def __init__(self, engine: Engine, groups: Sequence[Group], folder: Path, tokens: int):

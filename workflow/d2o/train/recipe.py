@@ -19,12 +19,12 @@ def run(stage: TrainStage, inputs: Inputs, checkpoints: Path, output: Path) -> N
     """Align a model with one method; a killed run goes on from its newest whole checkpoint.
 
     With online rounds, a run ends where the next round has to be sampled: `output` is then the policy so far, and
-    `negatives.parquet` beside it says which prompts come next. Called again with that round, it goes on.
+    `negatives.parquet` beside it contains the prompts of the next round. Called again with that round, it goes on.
 
     Args:
-        stage: method, optimisation, forward pass and seed; the values of `inputs.tuned` take the place of its own.
+        stage: method, optimisation, forward pass and seed; the values of `inputs.tuned` replace its own.
         checkpoints: folder for checkpoints, the growing log and the groups that ranks map; removed after the last
-            step. Of a snapshot, `step<n>/model/` goes beside it.
+            step. The model of a snapshot, `step<n>/model/`, goes beside it.
         output: folder of the aligned model; `train.jsonl` and `tensorboard/` go beside it.
     Raises:
         D2OError: before the model loads, as `data.prepare`, and where a folder to be replaced is not ours; later,
@@ -91,7 +91,7 @@ def run(stage: TrainStage, inputs: Inputs, checkpoints: Path, output: Path) -> N
         zero = {"z0": mismatched.zero_point(members)} if mismatched else {}
         means = watch.Means(engine.device)
         for micro in schedule.passes(members, ranks, train.tokens_per_pass)[rank]:
-            # An empty pass keeps step with the other ranks: any group, and no gradient from it.
+            # An empty pass keeps this rank in step with the others: it runs any group, and uses no gradient from it.
             with enough_memory(sum(group.tokens for group in micro)):
                 sides = engine.sides(micro or members[:1])
                 each = [loss_of(*pair, **zero) for pair in sides]
@@ -108,7 +108,7 @@ def run(stage: TrainStage, inputs: Inputs, checkpoints: Path, output: Path) -> N
         if method.online:
             record |= data.freshness(step)
         log.step(record, members)
-        # The snapshot first: what goes on after a checkpoint does not come back to its step.
+        # The snapshot is written before the checkpoint: a run that resumes there does not repeat this step.
         if folder := snapshots.get(step + 1):
             _export(engine, stage, inputs, folder, {"step": step + 1})
         due, last = kept.due(engine.device), step + 1 == total
@@ -136,10 +136,10 @@ def run(stage: TrainStage, inputs: Inputs, checkpoints: Path, output: Path) -> N
 
 
 def _shared(stage: TrainStage, inputs: Inputs, groups: Path) -> Data:
-    """The data, in a file that rank 0 makes and all map; made again at each start, for a round may have come.
+    """The data, in a file that rank 0 makes and all ranks map; made again at each start, as a round may be new.
 
     Raises:
-        D2OError: on rank 0, as `prepare`; the others exit without a word.
+        D2OError: on rank 0, as `prepare`; the other ranks exit without a message.
     """
     import torch.distributed as dist
 

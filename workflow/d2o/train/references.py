@@ -26,10 +26,10 @@ class MovingReferences:
     """r− for the positives and r+ for the negatives, each a moving average of the policy (arXiv 2403.03419).
 
     Each is kept in float32 on the shards of the weights that DeepSpeed gives this rank, so an update is local. To
-    compute log-probs under one, its shards change places with the policy's for a while: no second model is held. (In
-    bf16 an average of steps smaller than its rounding would stand still.)
+    compute log-probs under one, its shards are swapped with the policy's for that time: no second model is held. (In
+    bf16, an average would not change by steps that are smaller than its rounding.)
 
-    A window is the steps between two updates, in which a reference stands still. The order of the data is known,
+    A window is the steps between two updates, in which a reference does not change. The order of the data is known,
     so one sweep at the window's start computes the log-probs of the responses of all its steps, and no others.
     """
 
@@ -53,7 +53,7 @@ class MovingReferences:
         return self._shards
 
     def restore(self, state: dict[str, list[Tensor]]) -> None:
-        """Take the shards out of a checkpoint."""
+        """Use the shards of a checkpoint."""
         self._shards = state
 
     def refresh(self, step: int, members: Sequence[Group]) -> None:

@@ -1,4 +1,4 @@
-"""Which groups a step sees, and with which learning rate: functions of the step alone, so that resuming is exact."""
+"""The groups and the learning rate of each step: functions of the step alone, so that resuming is exact."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def step_groups(step: int, groups: int, train: Train, seed: int) -> list[int]:
     """Indices of the groups of one optimizer step, over all ranks.
 
     Each epoch is a permutation of its own; a step may span two, so that every step is full and every group is
-    seen once an epoch.
+    seen once per epoch.
 
     Args:
         step: from 0.
-        groups: how many there are.
+        groups: number of groups.
     """
     positions = range(step * train.groups_per_step, (step + 1) * train.groups_per_step)
     orders = {epoch: _permutation(groups, seed, epoch) for epoch in {p // groups for p in positions}}
@@ -54,8 +54,8 @@ def rate(step: int, total: int, train: Train) -> float:
 def passes(batch: Sequence[Group], ranks: int, tokens: int) -> list[list[list[Group]]]:
     """The groups of a step, by rank and by forward pass: [rank][pass].
 
-    Ranks get about the same work. All make the same number of passes, for under ZeRO 2 and 3 each is a collective
-    act; a rank with fewer groups than passes has empty ones.
+    Ranks get about the same work. All make the same number of passes, because under ZeRO 2 and 3 each pass is a
+    collective operation; a rank with fewer groups than passes has empty ones.
 
     Args:
         tokens: the most in one pass, unless a single group is larger.
@@ -69,7 +69,7 @@ def passes(batch: Sequence[Group], ranks: int, tokens: int) -> list[list[list[Gr
 
 
 def _spread(groups: Sequence[Group], bins: int) -> list[list[Group]]:
-    """Groups in so many bins of about the same work: the largest first, each into the lightest bin."""
+    """Groups in `bins` bins of about the same work: the largest first, each into the lightest bin."""
     filled: list[list[Group]] = [[] for _ in range(bins)]
     loads = [0] * bins
     for group in sorted(groups, key=lambda group: group.tokens, reverse=True):

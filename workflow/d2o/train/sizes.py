@@ -4,11 +4,11 @@ from __future__ import annotations
 
 
 def checkpoint(trained: float, width: int, moving: bool) -> float:
-    """Of one checkpoint: the weights that are trained, their float32 copy and AdamW's two moments.
+    """Bytes of one checkpoint: the weights that are trained, their float32 copy and AdamW's two moments.
 
     Args:
         trained: parameters that are trained.
         width: bytes of a weight.
-        moving: with the float32 weights of two moving references.
+        moving: whether it includes the float32 weights of two moving references.
     """
     return trained * (width + 12 + 8 * moving)

@@ -10,14 +10,14 @@ import pyarrow as pa
 
 from d2o.groups import Group, Response
 
-# Groups that are written at once.
+# Number of groups that are written at once.
 _BATCH = 256
 # The `round` of the groups by which a training is watched; that of a pool is 0, and online rounds count from 1.
 PROBE = -1
 _IDS = pa.list_(pa.int32())
 _SIDE = pa.list_(pa.struct([("response_id", pa.string()), ("ids", _IDS), ("reference_logprob", pa.float64())]))
-# `place` says where in the order of its round a group stands; numbers may be left out. `reach` is how far back a
-# token looks: the tokens of the prompt with its longest response.
+# `place` is a group's position in the order of its round; numbers may be left out. `reach` is how far back a token
+# looks: the tokens of the prompt with its longest response.
 _SCHEMA = pa.schema(
     [
         ("round", pa.int32()),
@@ -73,7 +73,7 @@ class Writer:
 
 
 class Groups(Sequence[Group]):
-    """Groups in order, each made from the file whenever it is asked for; its tokens lie in the file's pages."""
+    """Groups in order, each made from the file on every access; its tokens stay in the file's pages."""
 
     def __init__(self, columns: dict[str, pa.ChunkedArray], rows: np.ndarray):
         """
@@ -108,7 +108,7 @@ def _responses(side: pa.ListScalar) -> Iterator[Response]:
 
 
 def read(path: Path, rounds: int) -> tuple[list[Groups], Groups]:
-    """The groups of the pool and of each of so many rounds, in which those that it renewed differ; the probe's."""
+    """The groups of the pool and of each of `rounds` rounds, with those that it renewed; and the probe's groups."""
     table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
     columns = {name: table[name] for name in table.column_names}
     numbers, places = (columns[name].to_numpy() for name in ("round", "place"))

@@ -1,4 +1,4 @@
-"""What one sees of a training: a progress bar, a JSON line a step, TensorBoard and other trackers, alarms."""
+"""Monitoring of a training: a progress bar, one JSON line per step, TensorBoard and other trackers, alarms."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from d2o.settings import Alarms, TrainStage
 
 # Steps that an alarm looks back over.
 _WINDOW = 10
-# Seconds of matrix products after which the best of them will do.
+# Seconds of matrix products after which no more are timed.
 _PATIENCE = 0.5
 _SIDE = ("logprob", "reference", "logratio", "logprob_per_token", "reference_per_token")
 # Means over the groups that have the value; NaN where a group has no such side or the loss no reference.
@@ -45,8 +45,8 @@ def observe(loss: Tensor, positives: Side, negatives: Side) -> Tensor:
     """The values of `MEANS` for one group, shape [len(MEANS)], float64.
 
     The margin is the mean log-ratio of the positives less that of the negatives, in nats and without β; the
-    accuracy is whether it is above 0. The length drift is by how much the positives' mean length grows when each
-    counts as the policy prefers it to the reference (weights softmax of the log-ratios): importance sampling from
+    accuracy is whether it is above 0. The length drift is the relative growth of the positives' mean length when each
+    is weighted by the policy's preference over the reference (softmax of the log-ratios): importance sampling from
     answers of the reference, so an estimate; NaN for a single positive. The square is the mean over all responses.
     """
     with torch.no_grad():
@@ -73,10 +73,10 @@ class Means:
         self._sums = torch.zeros(2, len(MEANS), dtype=torch.float64, device=device)
 
     def add(self, losses: Sequence[Tensor], sides: Sequence[tuple[Side, Side]]) -> None:
-        """Take in the groups of one pass."""
+        """Add the groups of one pass."""
         values = torch.stack([observe(loss, *pair) for loss, pair in zip(losses, sides, strict=True)])
         counted = ~values.isnan()
-        counted[:, 0] = True  # a loss that is not a number is to be seen
+        counted[:, 0] = True  # a loss of NaN must be visible
         self._sums += torch.stack([values.where(counted, 0).sum(0), counted.double().sum(0)])
 
     def over_ranks(self) -> dict[str, float]:
@@ -87,13 +87,13 @@ class Means:
 
 @dataclass(frozen=True)
 class Shape:
-    """What the work of a model depends on.
+    """The sizes that the work of a model depends on.
 
     Attributes:
         linear: weights of the linear layers below the head.
         head: weights of the head.
         attention: layers × width of the queries.
-        trained: whether these weights get gradients; adapters alone leave a third of the work out.
+        trained: whether these weights get gradients; where only adapters do, a third of the work is saved.
     """
 
     linear: int
@@ -122,10 +122,10 @@ class Shape:
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of the best of some matrix products on this rank: what a step's utilisation is a share of.
+    """FLOP/s of the fastest of some matrix products on this rank; a step's utilisation is a share of it.
 
     The products grow until they have taken `_PATIENCE`: in bf16 on a CPU without AVX-512, a large one takes seconds.
-    On a GPU `peak_memory` begins again after them: they are no part of the training.
+    On a GPU `peak_memory` is reset after them: they are not part of the training.
     """
     torch.ones(8, 8, device=device, dtype=dtype).mm(torch.ones(8, 8, device=device, dtype=dtype))  # loads a library
     sizes = [8192] * 8 if device.type == "cuda" else [256, *[512] * 8, *[1024] * 8]
@@ -146,7 +146,7 @@ def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def alarms(history: Sequence[Mapping[str, Any]], limits: Alarms) -> dict[str, str]:
-    """What goes wrong in a training, by the alarm's name.
+    """Messages on what goes wrong in a training, by the alarm's name.
 
     Args:
         history: the step records so far.
@@ -185,7 +185,7 @@ class Watch:
             shape: of the model.
             peak: FLOP/s of all ranks together.
             total: steps of the whole training.
-            first: steps done; later lines of an interrupted run are dropped, they come again.
+            first: steps done; later lines of an interrupted run are dropped, as their steps are run again.
         Raises:
             D2OError: where a tracker is not installed, or the log lacks a line of a step that is done.
         """
@@ -215,7 +215,7 @@ class Watch:
         """Log one step; called on all ranks with the same values.
 
         Args:
-            record: what is to be logged beside speed and memory. NaN becomes null: there is no such value.
+            record: values to log beside speed and memory. NaN, for no such value, becomes null.
             members: the groups of the step.
         Raises:
             D2OError: where an alarm is set to stop the training.
@@ -295,7 +295,7 @@ class _WandB:
     def __init__(self, stage: TrainStage, kept: Path):
         """
         Args:
-            kept: holds the id of the run that an interrupted training goes on with.
+            kept: file with the id of the run that an interrupted training continues.
         """
         known = kept.read_text() if kept.exists() else None
         self._run = _installed("wandb").init(config=stage.model_dump(), id=known, resume="allow" if known else None)
@@ -339,7 +339,7 @@ def _installed(name: str):
 
 
 def peak_memory() -> int:
-    """Bytes: the most that this process, or its GPU, has held."""
+    """The most bytes that this process, or its GPU, has held."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

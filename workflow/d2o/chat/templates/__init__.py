@@ -1,4 +1,4 @@
-"""Chat templates for models that ship none: a file each."""
+"""Chat templates for models that ship none: one file per template."""
 
 from __future__ import annotations
 
