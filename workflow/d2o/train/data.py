@@ -66,7 +66,7 @@ class Data:
     Attributes:
         counts: those of `groups.Tokeniser`, and others, of the groups of the pool.
         groups: those of the pool, in the order that `schedule` permutes.
-        probe: the few groups by which the training is watched.
+        probe: the few groups on which the training is monitored.
         total: steps of the whole training.
         until: the step before which the next round has to be sampled, or `total`.
         next: the steps of that round; empty after the last.

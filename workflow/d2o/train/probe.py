@@ -25,7 +25,7 @@ class Probe:
     def __init__(self, engine: Engine, groups: Sequence[Group], folder: Path, tokens: int):
         """
         Args:
-            groups: those by which the training is watched.
+            groups: those on which the training is monitored.
             folder: keeps the log-probs under the initial model for a resume.
             tokens: tokens in one forward pass.
         """

@@ -12,7 +12,7 @@ from d2o.groups import Group, Response
 
 # Number of groups that are written at once.
 _BATCH = 256
-# The `round` of the groups by which a training is watched; that of a pool is 0, and online rounds count from 1.
+# The `round` of the groups on which a training is monitored; that of a pool is 0, and online rounds count from 1.
 PROBE = -1
 _IDS = pa.list_(pa.int32())
 _SIDE = pa.list_(pa.struct([("response_id", pa.string()), ("ids", _IDS), ("reference_logprob", pa.float64())]))
