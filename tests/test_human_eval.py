@@ -21,7 +21,7 @@ from conftest import policy_of
 from d2o import human_eval, metrics, records, report, schemas, statistics
 from d2o.errors import D2OError
 from d2o.human_eval import answers
-from d2o.human_eval.design import KEYS, ORDERS, design
+from d2o.human_eval.design import KEYS, design
 from d2o.human_eval.pages import CHOICES
 from d2o.plan import Plan, stages
 from d2o.report import figures
@@ -151,7 +151,7 @@ class World:
         """Rows of an annotator to whom the answer of the side `wins` is better, or none is."""
         rows = []
         for row in self.items(annotator)[:until]:
-            pressed = "0" if wins == "tie" else str(ORDERS[row["order"]].index(wins) + 1)
+            pressed = "0" if wins == "tie" else str(schemas.ORDERS[row["order"]].index(wins) + 1)
             if row["check"]:
                 pressed = row["check"] if attentive else "120"[("120".index(row["check"]) + 1) % 3]
             rows += [[row["version"], annotator, row["item"], q, pressed] for q in schemas.HUMAN_QUESTIONS]
@@ -200,7 +200,7 @@ def test_a_page_shows_what_the_key_says_and_names_no_method(world):
             initial = responses["initial", 0][row["prompt_id"]]
             own = responses[row["method"], row["seed"]][row["prompt_id"]] if row["method"] else initial
             sides = {"initial": own, "method": None} if row["check"] else {"initial": initial, "method": own}
-            for side, text in zip(ORDERS[row["order"]], item["answers"], strict=True):
+            for side, text in zip(schemas.ORDERS[row["order"]], item["answers"], strict=True):
                 assert text == sides[side] if sides[side] else f"“{CHOICES[row['check']]}”" in text
         for word in ("d2o", "dpo", "initial-first", "pku", "smol", "demo", *world.results.ids):
             assert word not in page.lower().replace("initial-scale", ""), word

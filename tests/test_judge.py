@@ -180,7 +180,7 @@ def test_a_reply_without_verdict_is_asked_for_once_more_and_then_unread(serve, t
 
     server = serve(opinion)
     verdicts = run(server.settings(), tables, tmp_path / "v.parquet")
-    for order in judge.ORDERS:
+    for order in schemas.ORDERS:
         assert verdicts["p0", order]["verdict"] == "unread"
         assert verdicts["p0", order]["reason"] == "unparsable"
         assert verdicts["p1", order]["verdict"] == "method"
@@ -192,7 +192,7 @@ def test_a_reply_without_verdict_is_asked_for_once_more_and_then_unread(serve, t
 def test_a_question_that_the_server_takes_for_invalid_is_counted(serve, tables, tmp_path):
     server = serve(lambda text: 400 if "ask 3?" in text else honest(text))
     verdicts = run(server.settings(), tables, tmp_path / "v.parquet")
-    assert {(verdicts["p3", order]["verdict"], verdicts["p3", order]["reason"]) for order in judge.ORDERS} == {
+    assert {(verdicts["p3", order]["verdict"], verdicts["p3", order]["reason"]) for order in schemas.ORDERS} == {
         ("unread", "refused")
     }
     assert records.read_manifest(tmp_path / "v.parquet")["refused"] == 2

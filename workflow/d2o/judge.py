@@ -56,7 +56,6 @@ _SPECIAL = re.compile(
     r"|\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|gMASK)\]"
 )
 
-ORDERS = {"initial-first": ("initial", "method"), "method-first": ("method", "initial")}
 # The client waits 0.5 s, then twice as long each time, at most 8 s: a server may be away for about half a minute.
 RETRIES = 6
 # How often a question is asked that alone exceeds a rate.
@@ -100,7 +99,7 @@ def compare(judge: Judge, prompts: Path, initial: Path, responses: Path, output:
 
     asked = []  # prompt, order, question; the question is None if the two answers are the same
     for prompt in shared:
-        for order, models in ORDERS.items():
+        for order, models in schemas.ORDERS.items():
             a, b = (answers[model][prompt] for model in models)
             asked.append((prompt, order, None if a == b else question(dialogues[prompt], a, b)))
     partial = output.with_name(f".{output.name}.partial.jsonl")
@@ -109,7 +108,7 @@ def compare(judge: Judge, prompts: Path, initial: Path, responses: Path, output:
         replies[None] = {"letter": "C", "reason": "identical"}
         rows = []
         for prompt, order, text in asked:
-            verdict = dict(zip(("A", "B", "C", None), (*ORDERS[order], "tie", "unread"), strict=True))
+            verdict = dict(zip(("A", "B", "C", None), (*schemas.ORDERS[order], "tie", "unread"), strict=True))
             longer = len(answers["method"][prompt]) - len(answers["initial"][prompt])
             reply = replies[text]
             row = {

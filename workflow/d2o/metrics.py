@@ -139,8 +139,8 @@ def logs(archive: Archive, experiment: Experiment, dataset: str, model: str) -> 
 
 def trials(archive: Archive, settings: Settings, dataset: str, model: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The trials of each method that is tuned, a row each as the stage `tune` has them, and their training logs."""
-    (experiment,) = settings.experiments.values()
-    tuned = [method for method in experiment.methods if method != "initial" and settings.methods[method].tune]
+    experiment = settings.experiment
+    tuned = [method for method in experiment.trained if settings.methods[method].tune]
     tuned = [method for method in tuned if seeds(experiment, method)]
     rows, logs = [], []
     for method in tuned:
@@ -239,7 +239,7 @@ def _of_answers(
 
 def declared(archive: Archive, settings: Settings) -> dict[str, Metric]:
     """Every metric of an experiment by its key, in reading order."""
-    (experiment,) = settings.experiments.values()
+    experiment = settings.experiment
     tables = sources(archive, experiment, settings.rewards)
     people = PEOPLE_METRICS if experiment.human_eval else ()
     return {metric.key: metric for metric in (*(m for source in tables for m in source.metrics), *people)}
@@ -303,7 +303,7 @@ def course(
     Raises:
         D2OError: as `observe`.
     """
-    (experiment,) = settings.experiments.values()
+    experiment = settings.experiment
     context = _context(archive, experiment, dataset, model)
     followed = [
         replace(s, metrics=[m for m in s.metrics if m.course])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
-from d2o.settings import Experiment
+from d2o.settings import Experiment, HumanEvalStage
 
 # The initial model answers once for all experiments and seeds: no experiment moves what another one compares with.
 INITIAL_SEED = 0
@@ -44,3 +46,19 @@ def seeds(experiment: Experiment, method: str) -> list[int]:
         return [INITIAL_SEED]
     failed = experiment.failed
     return [seed for seed in experiment.seeds if method not in failed and f"{method}/seed{seed}" not in failed]
+
+
+def has(experiment: Experiment, names: Mapping[str, Any]) -> bool:
+    """Whether a training, by the names of its path, is one of an experiment's."""
+    return (
+        names["dataset"] in experiment.datasets
+        and names["model"] in experiment.models
+        and names["method"] in experiment.methods
+        and int(names["seed"]) in seeds(experiment, names["method"])
+    )
+
+
+def compared(stage: HumanEvalStage) -> list[Run]:
+    """The runs whose answers people compare, the initial model among them."""
+    trainings = [(method, seed) for method, own in stage.seeds.items() for seed in own]
+    return [Run(*block, *training) for block in product(stage.datasets, stage.models) for training in trainings]

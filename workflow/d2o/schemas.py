@@ -102,6 +102,9 @@ LEAKS = pa.schema(
 # One question of a task, answered by one model: the task's metric for it, such as 1 where the answer is right.
 TASK_VALUES = pa.schema([("subject", pa.string()), ("question", pa.int32()), ("value", pa.float64())])
 
+# The orders in which the answers of a pair are shown: whose is the first, and whose the second.
+ORDERS = {"initial-first": ("initial", "method"), "method-first": ("method", "initial")}
+
 # One judgement of a pair: `order` states which answer came first, `verdict` which won (`unread` where that is not
 # known), and `longer` by how many characters the method's answer is longer than the initial model's.
 VERDICTS = pa.schema(

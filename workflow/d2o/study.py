@@ -216,7 +216,7 @@ def keep(s: Settings, docs: Path) -> None:
         if not report.exists():
             continue
         only, archive = s.only(part), metrics.Archive(Path(s.results))
-        ((_, experiment),) = only.experiments.items()
+        experiment = only.experiment
         pairs = _pairs(experiment)
         values = metrics.together(metrics.observe(archive, only, dataset, model) for dataset, model in pairs)
         tables = {

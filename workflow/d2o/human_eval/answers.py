@@ -12,7 +12,7 @@ import numpy as np
 
 from d2o import records, schemas, statistics, texts
 from d2o.errors import D2OError
-from d2o.human_eval.design import KEYS, ORDERS
+from d2o.human_eval.design import KEYS
 from d2o.settings import HumanVerdicts
 
 COLUMNS = ["version", "annotator", "item", "question", "verdict"]
@@ -140,7 +140,7 @@ def _annotator(
 
 def verdict(pressed: str, order: str) -> str:
     """What a key says of a pair with such an order: `initial`, `method` or `tie`."""
-    return {"1": ORDERS[order][0], "2": ORDERS[order][1], "0": "tie"}[pressed]
+    return {"1": schemas.ORDERS[order][0], "2": schemas.ORDERS[order][1], "0": "tie"}[pressed]
 
 
 def _agreement(rows: Sequence[Mapping[str, Any]], question: str) -> dict[str, Any]:

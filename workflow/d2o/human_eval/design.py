@@ -6,10 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from random import Random
 from typing import Any
 
+from d2o import schemas
 from d2o.settings import HumanEvalStage
 
-# Which model's answer is answer 1, and which answer 2.
-ORDERS = {"initial-first": ("initial", "method"), "method-first": ("method", "initial")}
 # The keys of an annotator: answer 1 is better, answer 2 is better, neither.
 KEYS = "120"
 
@@ -75,7 +74,7 @@ def _pairs(
 
 def _ordered(rng: Random, pairs: Sequence[dict], first: int) -> list[dict]:
     """Pairs with an order each, both as often; where their number is odd, `first` says which is once more."""
-    both = [*ORDERS]
+    both = [*schemas.ORDERS]
     orders = [both[(number + first) % 2] for number in range(len(pairs))]
     rng.shuffle(orders)
     return [pair | {"order": order} for pair, order in zip(pairs, orders, strict=True)]
@@ -91,6 +90,6 @@ def _checks(rng: Random, page: Sequence[dict], spare: Sequence[dict], number: in
     again = [rng.choice(page) for _ in range(number - len(shown))]
     turned = rng.randrange(2)
     shown += [pair | {"method": None, "seed": None} if (n + turned) % 2 else pair for n, pair in enumerate(again)]
-    first, both = rng.randrange(len(KEYS) * len(ORDERS)), [*ORDERS]
+    first, both = rng.randrange(len(KEYS) * len(schemas.ORDERS)), [*schemas.ORDERS]
     for n, answer in enumerate(shown, first):
         yield answer | {"check": KEYS[n % len(KEYS)], "order": both[n // len(KEYS) % 2]}

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from d2o import records, schemas
+from d2o import records, runs, schemas
 from d2o.errors import D2OError
-from d2o.human_eval.design import ORDERS, design
+from d2o.human_eval.design import design
 from d2o.layout import Layout
+from d2o.runs import Run
 from d2o.settings import HumanEvalStage
 from d2o.texts import policy_digest
 
@@ -58,14 +59,9 @@ class _Answers:
         for dataset in stage.datasets:
             rows = self._read(layout.path("prompts", dataset=dataset), schemas.PROMPTS)
             self._turns[dataset] = {row["prompt_id"]: row["messages"] for row in rows if row["origin"] == "test"}
-        for run in product(stage.datasets, stage.models, self._trainings()):
-            dataset, model, (method, seed) = run
-            names = {"dataset": dataset, "model": model, "method": method, "seed": seed, "snapshot": ""}
-            rows = self._read(layout.path("responses", names), schemas.SAMPLES)
+        for run in runs.compared(stage):
+            rows = self._read(layout.path("responses", run.names), schemas.SAMPLES)
             self._texts[run] = {row["prompt_id"]: row["text"].strip() for row in rows if row["sample"] == 0}
-
-    def _trainings(self) -> Iterator[tuple[str, int]]:
-        return ((method, seed) for method, seeds in self._stage.seeds.items() for seed in seeds)
 
     def _read(self, path: str, schema) -> list[dict[str, Any]]:
         self.inputs.append(path)
@@ -73,7 +69,7 @@ class _Answers:
 
     def answered(self, dataset: str, model: str) -> list[str]:
         """The test prompts that all models have answered."""
-        texts = [self._texts[dataset, model, training] for training in self._trainings()]
+        texts = [own for run, own in self._texts.items() if (run.dataset, run.model) == (dataset, model)]
         answered = [prompt for prompt in self._turns[dataset] if all(prompt in own for own in texts)]
         if not answered:
             raise D2OError(f"{dataset}, {model}: no test prompt is answered by all methods; run again")
@@ -82,19 +78,19 @@ class _Answers:
     def item(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """What is shown of a row of the table: the turns of the dialogue, and the two answers."""
 
-        def text(training: tuple[str, int]) -> str:
-            return self._texts[row["dataset"], row["model"], training][row["prompt_id"]]
+        def text(method: str, seed: int) -> str:
+            return self._texts[Run(row["dataset"], row["model"], method, seed)][row["prompt_id"]]
 
         initial = ("initial", self._stage.seeds["initial"][0])
         training = (row["method"], row["seed"]) if row["method"] else initial
         if row["check"]:
-            texts = {"initial": text(training), "method": CHECK.format(choice=CHOICES[row["check"]])}
+            texts = {"initial": text(*training), "method": CHECK.format(choice=CHOICES[row["check"]])}
         else:
-            texts = {"initial": text(initial), "method": text(training)}
+            texts = {"initial": text(*initial), "method": text(*training)}
         turns = self._turns[row["dataset"]][row["prompt_id"]]
         return {
             "turns": [[turn["role"], turn["content"]] for turn in turns],
-            "answers": [texts[model] for model in ORDERS[row["order"]]],
+            "answers": [texts[model] for model in schemas.ORDERS[row["order"]]],
         }
 
 

@@ -9,7 +9,6 @@ import os
 import re
 import shlex
 from collections.abc import Callable, Mapping
-from itertools import product
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -123,12 +122,7 @@ class Plan(Crossing):
         """What the pages of a human evaluation are made from: the prompts, and all answers to them."""
         stage = stages.of(self.settings, "human_eval", wildcards)
         prompts = [self.layout.path("prompts", dataset=dataset) for dataset in stage.datasets]
-        return prompts + [
-            self.layout.path("responses", dataset=dataset, model=model, method=method, seed=seed, snapshot="")
-            for dataset, model in product(stage.datasets, stage.models)
-            for method, seeds in stage.seeds.items()
-            for seed in seeds
-        ]
+        return prompts + [self.layout.path("responses", run.names) for run in runs.compared(stage)]
 
     def annotations(self, wildcards) -> list[str]:
         """What annotators have sent back so far, with what else lies there and is refused when they are read.

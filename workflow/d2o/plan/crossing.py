@@ -57,7 +57,7 @@ class Crossing:
 
     def _choices(self, e: settings.Experiment, place: str) -> dict[str, Callable[[Mapping], Sequence]]:
         """What a wildcard stands for in an experiment, given those before it."""
-        methods = [method for method in e.methods if method != "initial" or place in _OF_INITIAL]
+        methods = e.methods if place in _OF_INITIAL else e.trained
         if place == "tuned":
             methods = [m for m in methods if self.settings.methods[m].tune and runs.seeds(e, m)]
         if place == "released":
@@ -112,9 +112,9 @@ class Crossing:
         return [
             name
             for name, e in self.settings.experiments.items()
-            if run["dataset"] in e.datasets and run["model"] in e.models
-            and ((run["method"] in e.methods and int(run["seed"]) in runs.seeds(e, run["method"]))
-                 or (trial_of in e.methods and runs.seeds(e, trial_of)))
+            if runs.has(e, run)
+            or (run["dataset"] in e.datasets and run["model"] in e.models
+                and trial_of in e.methods and runs.seeds(e, trial_of))
         ]  # fmt: skip
 
     def _trial_of(self, name: str) -> str | None:

@@ -67,7 +67,7 @@ def of(s: Settings, stage: str, w: Any) -> settings.Section:
             e = s.experiments[w.experiment]
             people = e.human_eval
             seeds = {"initial": runs.seeds(e, "initial")}
-            for method in people.methods or [method for method in e.methods if method != "initial"]:
+            for method in people.methods or e.trained:
                 if own := [seed for seed in runs.seeds(e, method) if seed in (people.seeds or e.seeds)]:
                     seeds[method] = own
             return settings.HumanEvalStage(
@@ -95,12 +95,7 @@ def of(s: Settings, stage: str, w: Any) -> settings.Section:
 
 def carded(s: Settings, w: Any) -> str:
     """The experiment whose report a training's card quotes: the first one that has the training."""
-    return next(
-        name
-        for name, e in s.experiments.items()
-        if w.dataset in e.datasets and w.model in e.models and w.method in e.methods
-        and int(w.seed) in runs.seeds(e, w.method)
-    )  # fmt: skip
+    return next(name for name, e in s.experiments.items() if runs.has(e, vars(w)))
 
 
 def _licences(s: Settings) -> dict[str, str]:

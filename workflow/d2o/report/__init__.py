@@ -103,7 +103,7 @@ def write_pair_quality(settings: Settings, results: Path, output: Path) -> None:
     Raises:
         D2OError: where an artifact is missing or not readable.
     """
-    (experiment,) = settings.experiments.values()
+    experiment = settings.experiment
 
     import pandas as pd
 

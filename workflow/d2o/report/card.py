@@ -118,7 +118,7 @@ def write(stage: CardStage, results: Path, output: Path) -> None:
 def _materials(archive: Archive, stage: CardStage) -> Iterator[Material]:
     """Everything that a training was made from, including the trainings before it; then what measures it."""
     yield from _of_training(archive, stage, stage.run)
-    (experiment,) = stage.settings.experiments.values()
+    experiment = stage.settings.experiment
     for name in experiment.rewards:
         yield from _of_reward(archive, stage, name, "scores the answers", made_from=False)
 
@@ -374,7 +374,7 @@ def _evaluation(s: Settings, dataset: str, result: Result) -> Any:
 def _failures(archive: Archive, stage: CardStage) -> str:
     """The worst test prompts by their ids, which are hashes: only those who have the data can look them up."""
     run, s = stage.run, stage.settings
-    (experiment,) = s.experiments.values()
+    experiment = s.experiment
     metric = _primary(metrics.declared(archive, s))
     alone = {"datasets": [run.dataset], "models": [run.model], "methods": [run.method], "seeds": [run.seed]}
     values = metrics.single(archive, experiment.model_copy(update=alone), s.rewards, metric.key)

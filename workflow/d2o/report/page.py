@@ -63,7 +63,7 @@ def render(
     }
     ((name, experiment),) = settings.experiments.items()
     blocks, effects = measured.blocks, measured.effects
-    trained = [settings.methods[method] for method in experiment.methods if method != "initial"]
+    trained = [settings.methods[method] for method in experiment.trained]
     packed, left_out = browser.pack(measured, browser.gather(archive, measured))
     trained_rewards = [reward for reward in experiment.rewards if settings.rewards[reward].train]
     return environment.get_template("report.html.jinja").render(
@@ -138,7 +138,7 @@ def _check(archive: Archive, dataset: str, reward: str) -> dict[str, Any]:
 
 def _cautions(settings: Settings, experiment: Experiment) -> Iterator[str]:
     """Cautions about a config for the reader: scorers that chose the positives, values of online rounds."""
-    methods = {name: settings.methods[name] for name in experiment.methods if name != "initial"}
+    methods = {name: settings.methods[name] for name in experiment.trained}
     for name, method in methods.items():
         for reward in experiment.rewards if method.filter else ():
             if _origin(settings.rewards[reward]) == _origin(settings.rewards[method.filter.reward]):
@@ -221,7 +221,7 @@ def pools(archive: Archive, settings: Settings, block: Block) -> Iterator[dict[s
 
     Where each seed has its own pools, only those of the first seed are shown.
     """
-    ((_, experiment),) = settings.experiments.items()
+    experiment = settings.experiment
     filters: dict[str, set[str]] = {}
     for run in runs(experiment, block.dataset, block.model):
         method = settings.methods.get(run.method)  # none for the initial model
@@ -254,7 +254,7 @@ def _pool_of(archive: Archive, run: Run) -> str:
 
 def _rounds(archive: Archive, settings: Settings, block: Block) -> Iterator[dict[str, Any]]:
     """The data sheets of the online rounds, run by run."""
-    ((_, experiment),) = settings.experiments.items()
+    experiment = settings.experiment
     for run in runs(experiment, block.dataset, block.model):
         method = settings.methods.get(run.method)  # none for the initial model
         for number in rounds.numbers(method, settings.train_of(method).steps) if method else ():

@@ -36,7 +36,7 @@ def measure(archive: Archive, settings: Settings, dataset: str) -> pd.DataFrame:
     Raises:
         D2OError: where an artifact is missing, or chosen and rejected answers are not of the same pairs.
     """
-    (experiment,) = settings.experiments.values()
+    experiment = settings.experiment
     splits = archive.table("pair_prompts", schemas.PROMPTS, dataset=dataset).set_index("prompt_id")["origin"]
     rows = []
 

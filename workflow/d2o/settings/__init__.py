@@ -861,6 +861,11 @@ class Experiment(Section):
         False, description="whether `rewards` and `judges` are asked about the data sets' human pairs too (Figure 1)"
     )
 
+    @property
+    def trained(self) -> list[str]:
+        """The methods but `initial`."""
+        return [method for method in self.methods if method != "initial"]
+
 
 class TuneStage(Section):
     """What the choice among the trials of a method depends on."""
@@ -950,6 +955,12 @@ class Settings(Section):
     def train_of(self, method: Method) -> Train:
         """The section `train` with a method's own keys over it."""
         return Train.model_validate({**self.train.model_dump(), **method.train})
+
+    @property
+    def experiment(self) -> Experiment:
+        """The experiment, where there is one alone, as after `only`."""
+        (experiment,) = self.experiments.values()
+        return experiment
 
     def only(self, experiment: str) -> Settings:
         """The settings of one experiment, with only the entries that it names, directly or through others."""

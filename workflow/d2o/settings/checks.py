@@ -138,7 +138,7 @@ def problems(settings: Settings) -> Iterator[str]:
 
 def _of_experiment(settings: Settings, experiment: Experiment) -> Iterator[str]:
     """Problems of an experiment's comparisons, tables, human evaluation, and entries of `failed`."""
-    trained = [method for method in experiment.methods if method != "initial"]
+    trained = experiment.trained
     seen = set()
     for pair in experiment.comparisons:
         for method in pair:
@@ -170,7 +170,7 @@ def _of_experiment(settings: Settings, experiment: Experiment) -> Iterator[str]:
 
 def _of_trials(settings: Settings, experiment: Experiment) -> Iterator[str]:
     """Problems of the trials of an experiment's methods: each must have the same number, and prompts to choose by."""
-    methods = {name: settings.methods[name] for name in experiment.methods if name != "initial"}
+    methods = {name: settings.methods[name] for name in experiment.trained}
     counts = {name: len(trials.combinations(method.tune)) for name, method in methods.items()}
     if not any(method.tune for method in methods.values()):
         return
