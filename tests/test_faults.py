@@ -93,10 +93,10 @@ class Run:
                 tables = sorted((self._project.folder / "results").rglob("*.parquet"))
                 if tables:
                     random.choice(tables).unlink()
-            case "clock":  # set forward or back while files were written
+            case "clock":  # set forward or back while files were written; links lead out of the results
                 for path in sorted((self._project.folder / "results").rglob("*")):
                     if random.random() < 0.3 and path.exists() and not path.name.startswith("."):
-                        os.utime(path, 2 * (random.uniform(9e8, 2.2e9),))
+                        os.utime(path, 2 * (random.uniform(9e8, 2.2e9),), follow_symlinks=False)
             case "second":  # Snakemake in the same folder
                 second = Run(self._project, log="second.log")
                 refused = second.wait(300) == 1 and "cannot be locked" in second.printed()
