@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from conftest import ROOT
 from d2o import datasets, groups, identities, negatives, records, schemas
 from d2o.errors import D2OError
-from d2o.negatives import evaluated, leaks, left_out
+from d2o.negatives import evaluated, leaks, task_leaks
 from d2o.negatives.rows import RULES, negatives_of, normalised, pairs_of, scan
 from d2o.settings import Extraction, Method, Reading
 
@@ -653,7 +653,7 @@ def leaks_of(folder: Path, questions: list[tuple[str, int, str]], **extraction) 
         rows = [dict(zip(schemas.QUESTIONS.names, question, strict=True)) for question in questions]
         records.write_table(draft.path / "questions.parquet", schemas.QUESTIONS, rows)
     tables = [folder / "made" / name for name in ("negatives.parquet", "pairs.parquet")]
-    left_out.find(Extraction(**extraction), tables, folder / "questions", folder / "leaks.parquet")
+    task_leaks.find(Extraction(**extraction), tables, folder / "questions", folder / "leaks.parquet")
     table = records.read_table(folder / "leaks.parquet", schemas.LEAKS)
     return [(row["subject"], row["question"], row["kind"], round(row["similarity"], 3)) for row in table]
 
@@ -706,7 +706,7 @@ def test_tables_of_another_version_are_told(tmp_path):
     extract(tmp_path, [asked(0, "test"), asked(1)])
     leaks_of(tmp_path, [])
     with pytest.raises(D2OError, match=r"rows\.parquet: lacks the columns .*; it was made by another version"):
-        left_out.find(Extraction(), [tmp_path / "rows.parquet"], tmp_path / "questions", tmp_path / "leaks.parquet")
+        task_leaks.find(Extraction(), [tmp_path / "rows.parquet"], tmp_path / "questions", tmp_path / "leaks.parquet")
 
 
 # Validation --------------------------------------------------------------------------------------------

@@ -414,7 +414,7 @@ EVERYTHING = {
 EDITS = [
     ("scores.py", "def score(", "@staticmethod\ndef score(", {"score_responses": 4} | REPORT),
     ("tasks.py", "def multiple_choice(", "@staticmethod\ndef multiple_choice(", {"answer_questions": 4} | REPORT),
-    ("negatives/left_out.py", "def find(", "@staticmethod\ndef find(", {"find_leaks": 1} | REPORT),
+    ("negatives/task_leaks.py", "def find(", "@staticmethod\ndef find(", {"find_leaks": 1} | REPORT),
     ("report/figures.py", "def effect_data(", "@staticmethod\ndef effect_data(", REPORT),
     (
         "schemas.py",

@@ -377,10 +377,10 @@ def leaks(
     settings_json: Json,
 ) -> None:
     """Find the questions of a task that train prompts say; the report leaves them out."""
-    from d2o.negatives import left_out
+    from d2o.negatives import task_leaks
 
     extraction = settings.parse(settings.Extraction, settings_json)
-    left_out.find(extraction, tables, questions.parent, output)
+    task_leaks.find(extraction, tables, questions.parent, output)
 
 
 @_command(settings.Task)

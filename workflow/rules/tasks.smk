@@ -44,7 +44,7 @@ rule find_leaks:
     params:
         tables=plan.option("tables"),
         settings=plan.params("negatives"),
-        code=plan.code("negatives.left_out"),
+        code=plan.code("negatives.task_leaks"),
     log:
         "<data>/logs/leaks-{task}.log",
     benchmark:

@@ -98,7 +98,7 @@ def render(
             (dataset, _splits(archive, dataset), _counts(archive, dataset), _leaks(archive, dataset))
             for dataset in experiment.datasets
         ],
-        left_out={
+        task_leaks={
             dataset: {task: archive.manifest("leaks", dataset=dataset, task=task) for task in experiment.tasks}
             for dataset in experiment.datasets
         },
