@@ -98,7 +98,7 @@ def changed(path: str, value) -> dict:
         ("models.smollm2", {"hub": "a/b"}, "models.smollm2: `hub` needs a `revision`"),
         ("tasks.mmlu", {"hub": "a/b"}, "tasks.mmlu: `hub` needs a `revision`"),
         ("datasets.demo.train", None, "datasets.demo.train: this key is required"),
-        ("methods.initial", SELF, "methods.initial: this is the name of a folder in results/; choose another"),
+        ("methods.initial", SELF, "methods.initial: this name is taken in results/; choose another"),
         ("rewards.safety.better", "lower", "rewards.safety: a reward model trained here scores safe answers higher"),
         ("rewards.safety.template", "{prompt}", "rewards.safety: template: '{prompt}' is neither `chat` nor `pair`"),
         ("rewards.safety.template", "chatty", "rewards.safety: template: 'chatty' is neither `chat` nor `pair`"),
@@ -135,7 +135,7 @@ def changed(path: str, value) -> dict:
             "judges.gpt.base_url: no name, password or query: they would stand in logs",
         ),
         ("methods", {"tuned.json": SELF}, "methods.tuned.json: this is a name for a file; choose another"),
-        ("datasets.organisms", {"format": "negatives", "train": ["x"]}, "datasets.organisms: this is the name of a"),
+        ("datasets.organisms", {"format": "negatives", "train": ["x"]}, "datasets.organisms: this name is taken"),
     ],
 )
 def test_wrong_config_is_one_clear_line(path, value, message):
@@ -209,13 +209,16 @@ def test_folders_are_found_beside_the_entries_of_every_section_but_judges():
     assert {section for section, _ in folders_beside_entries()} == {*KINDS, "experiments"} - {"judges"}
 
 
-# `make bench` writes into the last one, and no rule does.
-@pytest.mark.parametrize(("section", "name"), [*folders_beside_entries(), ("datasets", "benchmarks")])
-def test_an_entry_cannot_have_the_name_of_a_folder_beside_it(section, name):
+# `make bench` writes into the first of the two, and no rule does; the second is tracked.
+OTHERS = [("datasets", "benchmarks"), ("datasets", "README.md")]
+
+
+@pytest.mark.parametrize(("section", "name"), [*folders_beside_entries(), *OTHERS])
+def test_an_entry_cannot_have_the_name_of_what_lies_beside_it(section, name):
     """It would be emptied with the entry, or mixed up with it."""
     entries = DEMO.get(section) or {"x": {"texts": "organisms/rude.yaml"}}
     for one in (name, name.title()):  # some file systems do not see case
-        with pytest.raises(D2OError, match=rf"{section}\.{one}: this is the name of a folder in results/"):
+        with pytest.raises(D2OError, match=rf"{section}\.{one}: this name is taken in results/"):
             settings.load(DEMO | {section: entries | {one: next(iter(entries.values()))}}, "config.yaml")
 
 

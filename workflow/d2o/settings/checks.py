@@ -18,11 +18,12 @@ if TYPE_CHECKING:
 
 # The sections whose entries are named by others.
 KINDS = ("organisms", "datasets", "models", "methods", "rewards", "judges", "tasks")
-# Names that a section's entries must not have: folders of these names lie beside the entries' folders in results/.
+# Names that a section's entries must not have, in lower case: beside the entries' folders in results/ there are
+# folders, or the tracked page, of these names.
 _RESERVED = {
     "experiments": {"logs"},
     "organisms": {"logs"},
-    "datasets": {"organisms", "models", "rewards", "tasks", "reports", "benchmarks"},
+    "datasets": {"organisms", "models", "rewards", "tasks", "reports", "benchmarks", "readme.md"},
     "models": {"leaks", "logs", "pair_quality", "rewards"},
     "methods": {"initial", "logs", "positives", "reference_logprobs"},
     "rewards": {"logs"},
@@ -84,7 +85,7 @@ def problems(settings: Settings) -> Iterator[str]:
     """Problems between the sections of a config, one message each."""
     for kind, names in _RESERVED.items():
         for name in (name for name in getattr(settings, kind) if name.lower() in names):
-            yield f"{kind}.{name}: this is the name of a folder in results/; choose another"
+            yield f"{kind}.{name}: this name is taken in results/; choose another"
     for kind in ("models", "methods"):  # folders where tables and choices lie beside them
         for name in getattr(settings, kind):
             if name.endswith((".parquet", ".json", ".jsonl")):
