@@ -7,6 +7,7 @@ import re
 import socket
 import subprocess
 import sys
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 from types import SimpleNamespace
@@ -352,6 +353,24 @@ def planned(rule: str, names: dict[str, str], **more: str) -> SimpleNamespace:
     """A job as Snakemake has it."""
     about = {"resources": {}, "output": [], "is_local": True, "input": [], "params": {}}
     return SimpleNamespace(rule=SimpleNamespace(name=rule), wildcards=Names(names, **more), **about)
+
+
+def test_what_is_dated_in_the_future_is_dated_anew_or_named(tmp_path):
+    """Snakemake fails each job whose output is older than an input, run after run."""
+    ours, linked, theirs, near = (tmp_path / name for name in ("results/a", "results/b", "c", "d"))
+    ours.parent.mkdir()
+    for path in (ours, theirs, near):
+        path.write_text("x")
+    linked.symlink_to(theirs)
+    for path, ahead in ((ours, 9e6), (theirs, 9e6), (near, 20)):
+        os.utime(path, 2 * (time.time() + ahead,))
+    jobs = [planned("write_report", {}), planned("train_method", {})]
+    jobs[0].input = [str(ours), str(linked), str(theirs), str(tmp_path / "missing"), str(tmp_path)]
+    jobs[1].input = [str(ours), str(near)]
+    lines = sorted(preflight._dates(jobs, tmp_path / "results"))
+    assert [line.partition(": dated")[0] for line in lines] == [str(theirs), str(linked)]
+    assert all(f"in the future; run: touch {line.partition(':')[0]}" in line for line in lines)
+    assert ours.stat().st_mtime <= time.time() < theirs.stat().st_mtime
 
 
 def lacking_room(monkeypatch, jobs: list[SimpleNamespace], keep: str, free: float, executor="slurm") -> list[str]:

@@ -361,6 +361,16 @@ rule count:
     assert (tmp_path / "count.txt").read_text().endswith("aligned/demo/negatives.parquet\n")
 
 
+def test_a_clock_that_was_ahead_stops_no_run(restored):
+    """Else Snakemake fails every job that reads what was made then."""
+    results = restored.folder / "results"
+    for path in (results / "demo" / "prompts.parquet", results / "demo" / "tiny" / "d2o" / "seed0" / "train.jsonl"):
+        os.utime(path, (2e9, 2e9))
+    (results / "reports" / "tiny" / "report.html").unlink()
+    restored.snakemake("all")
+    assert restored.would_run("all") == {}
+
+
 def test_online_rounds_go_on_after_their_last_finished_rule(restored):
     methods = CONFIG["methods"] | {
         "online": {"extends": "d2o", "online": {"start": 1, "every": 1, "share": 0.5}, "train": {"steps": 2}}

@@ -8,7 +8,9 @@ import os
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -19,6 +21,9 @@ from d2o.bill.jobs import OTHERS, RULES, Job
 from d2o.bill.work import Estimate, Work
 from d2o.plan import Plan
 from d2o.settings import Hub, Settings
+
+# Seconds by which the clock of a file server may be ahead.
+_SKEW = 60
 
 
 def problems(jobs: Sequence[Any], plan: Plan, executor: str) -> list[str]:
@@ -35,7 +40,8 @@ def problems(jobs: Sequence[Any], plan: Plan, executor: str) -> list[str]:
     where = _kubernetes if executor == "kubernetes-volume" else _slurm
     around = _memory(planned, estimate) if here else where(submitted)
     budgets = _budgets(planned, estimate, plan.settings)
-    return sorted({*lines, *_disk(planned, estimate, plan), *budgets, *_released(jobs), *around})
+    dates = _dates(jobs, Path(plan.settings.results))
+    return sorted({*lines, *_disk(planned, estimate, plan), *budgets, *_released(jobs), *dates, *around})
 
 
 def _of_job(job: Any, s: Settings, here: bool) -> Iterator[str]:
@@ -117,6 +123,21 @@ def _released(jobs: Sequence[Any]) -> Iterator[str]:
         # Other jobs, such as reports, cards and merged pools, read only its manifest or its digest.
         if job.rule.name in RULES and RULES[job.rule.name].kind != OTHERS:
             yield from filter(None, (weights.lacking(Path(path).parent) for path in models))
+
+
+def _dates(jobs: Sequence[Any], results: Path) -> Iterator[str]:
+    """A line for each input dated in the future: Snakemake fails every job whose output is older than an input.
+
+    That is what a clock leaves that was set back. Artifacts are dated anew here, since only their content counts.
+    """
+    now = time.time()
+    for path in {Path(str(path)) for job in jobs for path in job.input}:
+        if not path.is_file() or (date := max(path.stat().st_mtime, path.lstat().st_mtime)) <= now:
+            continue
+        if path.is_relative_to(results) and not path.is_symlink():
+            os.utime(path)
+        elif date > now + _SKEW:
+            yield f"{path}: dated {datetime.fromtimestamp(date):%Y-%m-%d %H:%M}, in the future; run: touch {path}"
 
 
 def _minutes(value: str) -> float:
