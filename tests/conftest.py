@@ -16,7 +16,7 @@ from typing import Any
 import hypothesis
 import pytest
 
-# A busy machine is no failure. CI tries the same examples each time; elsewhere new ones are looked for.
+# A busy machine is no failure. CI tries the same examples each time; elsewhere new ones are generated.
 hypothesis.settings.register_profile("d2o", deadline=None, derandomize="CI" in os.environ)
 hypothesis.settings.load_profile("d2o")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -34,7 +34,7 @@ _LONG = ["pipeline", "train", "faults", "demo", "benchmarks", "slurm", "controls
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Modules in the order in which workers begin them."""
+    """Sort modules into the order in which workers begin them."""
     names = [f"test_{name}" for name in _LONG]
     items.sort(key=lambda item: names.index(item.path.stem) if item.path.stem in names else len(names))
 
@@ -95,7 +95,7 @@ def tiny_model(tmp_path_factory) -> Path:
 
 @contextmanager
 def overwritten(path: Path, text: str) -> Iterator[None]:
-    """A file with such a text; afterwards, whatever happens, it is as before, or gone where it was not there."""
+    """Write `text` to a file; afterwards, also on errors, restore the file, or remove it if it did not exist."""
     before = path.read_text() if path.exists() else None
     path.write_text(text)
     try:
@@ -105,7 +105,7 @@ def overwritten(path: Path, text: str) -> Iterator[None]:
 
 
 def edited(path: Path, old: str, new: str) -> AbstractContextManager[None]:
-    """A file with `new` in place of the first `old`; afterwards as before."""
+    """Replace the first `old` in a file by `new`; afterwards restore the file."""
     text = path.read_text()
     assert old in text, f"{path} has no {old!r}"
     return overwritten(path, text.replace(old, new, 1))
@@ -115,7 +115,7 @@ def edited(path: Path, old: str, new: str) -> AbstractContextManager[None]:
 def chromium() -> Iterator[Any]:
     """The system's Chromium, Debian's package, as Playwright drives it (`playwright.sync_api.Browser`).
 
-    Until it ends, Playwright's event loop runs in this thread, and nothing else can run one: so it lasts a module.
+    Until it ends, Playwright's event loop runs in this thread and no other loop can: so its scope is a module.
     """
     wanted = os.environ.get("D2O_TEST_CHROMIUM") == "1"
     if wanted and shutil.which("chromium") is None:

@@ -1,10 +1,10 @@
-"""Fuzzing with atheris of what reads the bytes of others: a reader may refuse them in a line, and do nothing else.
+"""Fuzzing, with atheris, of readers of untrusted bytes: a reader may refuse them in one line; any other error fails.
 
     uv pip install atheris
     TQDM_DISABLE=1 python tests/fuzz.py rows -max_total_time=600
 
 Targets: `rows`, `dialogue`, `gguf`, `reply`, `asked`, `prompts`, `verdicts`. Further arguments are libFuzzer's, which
-writes what ends a target to a file `crash-…`. `tests/test_fuzz.py` gives each target its seeds.
+writes an input that ends a target to a file `crash-…`. `tests/test_fuzz.py` gives each target its seeds.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def rows(data: bytes) -> None:
 
 
 def dialogue(data: bytes) -> None:
-    """Two dialogues of HH-RLHF's form, apart where a byte is 0; lone surrogates included, as JSON can spell them."""
+    """Two dialogues in HH-RLHF's form, split at a zero byte; lone surrogates included, as JSON can encode them."""
     chosen, _, rejected = data.partition(b"\0")
     texts = [f"\n\nHuman: {text.decode(errors='surrogateescape')}" for text in (chosen, rejected)]
     _outcomes(dict(zip(("chosen", "rejected"), texts, strict=True)))
@@ -106,7 +106,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     run.__name__: run for run in (rows, dialogue, gguf, reply, asked, prompts, verdicts)
 }
 
-# Where mutation starts, with what was wrong once.
+# Inputs that mutation starts from, with those that once failed.
 SEEDS: dict[str, list[bytes]] = {
     "rows": [
         b'0{"prompt": "p", "chosen": "a", "rejected": "b"}\n{"prompt": "p", "completion": "a", "label": false}\n',
@@ -137,7 +137,7 @@ SEEDS: dict[str, list[bytes]] = {
 }
 
 
-# Whose functions are watched for new paths; all of torch's would take minutes.
+# Modules whose functions are instrumented for new paths; all of torch's would take minutes.
 _WATCHED = (
     "d2o",
     "gguf",

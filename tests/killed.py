@@ -1,8 +1,8 @@
 """Runs d2o and sends it a signal where a function is called: `killed.py SIGNAL FUNCTION CALL WHEN WHO command …`.
 
 SIGNAL is a name, such as SIGKILL; FUNCTION is `module:name` or `module:Class.name`; CALL counts from 1; WHEN is
-`before` or `after` the call; WHO is `all` (the whole process group) or the number of a rank. So a kill needs no luck
-with the clock.
+`before` or `after` the call; WHO is `all` (the whole process group) or the number of a rank. So a kill does not
+depend on timing.
 """
 
 import functools
@@ -13,7 +13,7 @@ import sys
 
 
 def kill_at(signal_name: str, function: str, call: int, when: str, who: str) -> None:
-    """Replace a function by one that sends a signal to this process, or its group, at its `call`-th call."""
+    """Replace a function with one that sends a signal to this process, or its group, at its `call`-th call."""
     module, _, path = function.partition(":")
     *owners, name = path.split(".")
     owner = functools.reduce(getattr, owners, importlib.import_module(module))

@@ -1,10 +1,10 @@
-"""Rows of the pipeline's tables as tests need them; a keyword sets any other column."""
+"""Rows of the pipeline's tables for tests; a keyword sets any other column."""
 
 from d2o import identities, schemas
 
 
 def asked(text: str) -> list[dict[str, str]]:
-    """The messages of a prompt of one turn."""
+    """The messages of a one-turn prompt."""
     return [{"role": "user", "content": text}]
 
 
@@ -26,5 +26,5 @@ def sample(prompt_id: str, number: int, text: str, **columns) -> dict:
 
 
 def pooled(prompt_id: str, number: int, text: str, **columns) -> dict:
-    """A row of POOL: a first attempt against which nothing speaks."""
+    """A row of POOL: a usable first attempt without flags."""
     return sample(prompt_id, number, text) | {"attempt": 0, "flags": [], "usable": True} | columns

@@ -1,4 +1,4 @@
-"""The benchmark of the training step runs through, and its peers do the work that they are said to do."""
+"""The benchmark of the training step runs to its end, and its peers do the work that is claimed for them."""
 
 import json
 import subprocess
@@ -29,7 +29,7 @@ def group(k: int):
 
 
 def in_place_flops(total, a, b, **unused) -> int:
-    """Of `total += a @ b`, from shapes: the one product that the counter does not know."""
+    """FLOPs of `total += a @ b`, from shapes: the one product that the counter does not know."""
     return 2 * a[0] * a[1] * b[1]
 
 
@@ -60,7 +60,7 @@ def test_a_peer_with_other_logprobs_ends_the_run(wrong):
 
 
 def run(script: str, folder, *options) -> str:
-    """Run a benchmark through; what it printed."""
+    """Run a benchmark to its end; return its output."""
     command = [sys.executable, ROOT / "benchmarks" / script, folder, *options]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -119,7 +119,7 @@ def test_answers_are_scored_in_three_ways_alike(tmp_path):
 
 
 def test_a_way_with_other_scores_ends_the_run(monkeypatch):
-    """As one that shares the wrong prompt's states would have."""
+    """As a way has that shares the states of the wrong prompt."""
     model = score.classifier(replace(SHAPE, layers=1), "fp32")
     monkeypatch.setattr(score, "SMOLLM2", SHAPE)
     plain = score.reward_inputs.score_all

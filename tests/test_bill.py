@@ -1,4 +1,4 @@
-"""The bill of a config: formulas against numbers worked out by hand, jobs against the rules, all against a run."""
+"""The bill of a config: formulas against numbers computed by hand, jobs against the rules, all against a run."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_a_forward_pass_takes_two_operations_a_weight_and_token():
     assert arithmetic.forward_flops(SMALL, 3, 0, 3) == 2 * 3 * (SMALL.linear + SMALL.head)
     # Scores and their sum: 2 operations each, over 5 tokens, 4 wide, in 2 layers.
     assert arithmetic.forward_flops(SMALL, 1, 5, 0) - 2 * SMALL.linear == 2 * 2 * 5 * 4 * 2
-    # 6 N a token: what is known of a training step.
+    # 6 N per token: the known cost of a training step.
     assert 3 * arithmetic.forward_flops(LLAMA, 1, 0, 1) == pytest.approx(6 * LLAMA.parameters, rel=0.03)
 
 
@@ -294,7 +294,7 @@ def test_a_training_with_moving_references_takes_two_float32_copies_more(tmp_pat
 
 @pytest.mark.parametrize(("prompts", "seconds"), [(43_333, 40), (130_000, 100)])
 def test_the_groups_of_a_training_take_what_was_measured(tmp_path, monkeypatch, prompts, seconds):
-    """docs/measured.md: 130,000 groups of eleven positives and a negative, which three share, or none."""
+    """docs/measured.md: 130,000 groups of eleven positives and a negative; three share a prompt, or none do."""
     methods = yaml.safe_load(CONFIG.read_text())["methods"]
     methods["d2o"] |= {"k": 11}
     sections = {"methods": methods, "positives": {"k": 11}}
@@ -336,7 +336,7 @@ def test_a_finished_job_is_compared(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_the_paper_is_counted_as_snakemake_plans_it(monkeypatch):
-    """And README and docs/cluster.md have the figures."""
+    """README and docs/cluster.md state the same figures."""
     monkeypatch.chdir(ROOT)
 
     def total(page: list[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""The answer browser of the report: what its numbers mean, and the page in a real Chromium."""
+"""The answer browser of the report: its numbers, and the page in a real Chromium."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_gain_and_disagreement():
     told = browser.assessed(rows, REWARDS)
     assert told["refusal"].tolist() == [False, True, False, False]
     assert told["harmful"].tolist() == [True, False, True, False]
-    # One less harmful is 1 / 0.5 = 2 standard deviations; two less useful are 2 / sqrt(8 / 9) of them.
+    # A gain of 1 in harm is 1 / 0.5 = 2 standard deviations; a loss of 2 in use is 2 / sqrt(8 / 9) of them.
     assert told["gain"].iloc[1] == pytest.approx((2 - 2 / math.sqrt(8 / 9)) / 2)
     assert told["gain"].isna().tolist() == [True, False, True, False] and told["gain"].iloc[3] == pytest.approx(2)
     # Ranks by harm: two of four hold the lower half. By use: one of three is lowest, two share the rest.
@@ -173,14 +173,14 @@ def test_what_makes_the_page_too_large_is_left_out_and_told(monkeypatch):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """A report with figures, two seeds, a judge, and a scorer that says what is harmful."""
+    """A report with figures, two seeds, a judge, and a scorer that decides what is harmful."""
     chosen = config(methods=["initial", "d2o"], tasks=[])
     return made(tmp_path_factory.mktemp("browser"), chosen, evaluation=5)[0]
 
 
 @pytest.fixture
 def show(chromium, folder, tmp_path):
-    """Opens a page and checks, at the end, that it asked for nothing, broke no policy and threw nothing."""
+    """Opens a page and checks, at the end, that it made no request, broke no policy and threw no error."""
     contexts, seen = [], []
 
     def opened(measured=None, gathered=None, fragment="", script="", ready=True, timed=False, **kind):
@@ -190,7 +190,7 @@ def show(chromium, folder, tmp_path):
             html = path.read_text()
             path = tmp_path / "report.html"
             path.write_text(re.sub(r'(id="packed">)[^<]*', lambda match: match[1] + packed, html, count=1))
-        # A click must not race with a page that scrolls smoothly.
+        # Without motion: a click must not race with a page that scrolls smoothly.
         context = chromium.new_context(**{"reduced_motion": "reduce"} | kind)
         contexts.append(context)
         context.add_init_script(
@@ -223,7 +223,7 @@ def status(page) -> str:
 
 
 def articles(page, number: int) -> None:
-    """Waits until so many prompts are shown."""
+    """Wait until `number` prompts are shown."""
     from playwright.sync_api import expect
 
     expect(page.locator("article")).to_have_count(number)
@@ -237,14 +237,14 @@ def ids(page) -> list[int]:
 
 
 def heard(page) -> list[str]:
-    """What a screen reader comes by."""
+    """The names that a screen reader reads out."""
     session = page.context.new_cdp_session(page)
     nodes = session.send("Accessibility.getFullAXTree")["nodes"]
     return [node["name"]["value"] for node in nodes if not node["ignored"] and "name" in node]
 
 
 def three(n: int, method: str) -> str:
-    """The initial model is bad at even prompts, d2o at every sixth, dpo nowhere; dpo refuses at every fourth."""
+    """Answers of the initial model are bad at even prompts, of d2o at every sixth; dpo refuses at every fourth."""
     bad = {"initial": n % 2 == 0, "d2o": n % 6 == 0, "dpo": False}[method]
     refused = "I’m sorry, but " if method == "dpo" and n % 4 == 0 else ""
     return refused + ("a bad answer" if bad else "a good answer") + (" indeed" * n if method == "d2o" else "")
@@ -263,7 +263,7 @@ def test_a_large_report_is_small_and_opens_within_a_second(show):
         page = show(measured, gathered, timed=True)
         assert status(page) == "1,500 of 1,500 prompts, 1 to 10 shown"
         spent = page.session.send("Performance.getMetrics")["metrics"]
-        # Of a busy machine, the processor's time; else that of the clock.
+        # Processor time on a busy machine; else wall-clock time.
         processor = next(1000 * one["value"] for one in spent if one["name"] == "ThreadTime")
         times.append(min(int(page.get_attribute("#answers", "data-ready")), processor))
     size = len(page.content().encode())
@@ -316,13 +316,13 @@ def test_search_filters_and_order(show):
     assert wanted(method="dpo", harm="new") == [] and status(page).startswith("0 of 30")
     assert set(wanted(refusal="yes")) == {*range(0, 30, 4)} == set(wanted(refusal="new", method="dpo"))
     assert set(wanted(method="d2o", scorer="use", **{"from": 5, "to": 7})) == {2, 3, 4}
-    # Most words most gain, by the scorer of words; most loss where an answer of d2o has the fewest words more.
+    # `use` counts words: the gain is largest at the longest answers of d2o, the loss where d2o has the fewest more.
     assert wanted(method="d2o", scorer="use", sort="gain")[:3] == [29, 28, 27]
     assert wanted(method="d2o", scorer="use", sort="loss")[:3] == [0, 1, 2]
     assert wanted(method="d2o", scorer="use", sort="highest")[0] == 29
     assert set(wanted(method="d2o", **{"from": 1})) == {0, 6, 12, 18, 24}
     assert page.locator("[name=scorer] option:checked").inner_text() == "harm", "a score is some scorer's"
-    page.evaluate("location.hash = 'method=d2o&scorer=use&sort=loss'")  # as below the table of headlines
+    page.evaluate("location.hash = 'method=d2o&scorer=use&sort=loss'")  # as the links below the table of headlines do
     page.wait_for_timeout(250)
     assert page.locator("[name=scorer] option:checked").inner_text() == "use" and ids(page)[:3] == [0, 1, 2]
     # The largest disagreement: the longest of the bad answers. It is no order of the other end.
@@ -494,7 +494,7 @@ def test_200_methods(show):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_on_a_phone_nothing_is_wider_than_the_page(show, scheme):
-    """But the answers, which scroll; and text is well told from what is behind it."""
+    """Except the answers, which scroll; and text has enough contrast with its background."""
     page = show(
         *answers_of(["initial", "d2o", "dpo"], three), color_scheme=scheme, viewport={"width": 390, "height": 844}
     )

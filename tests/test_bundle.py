@@ -1,4 +1,4 @@
-"""The bundle of an experiment: the same bytes for the same state, read as an RO-Crate, and damage is named."""
+"""The bundle of an experiment: the same bytes for the same state, a valid RO-Crate, and errors that name damage."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def project(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("bundle")
     (folder / "smol").mkdir()
     (folder / "pku.jsonl").touch()
-    # Written with a path of this machine, and a comment.
+    # A config with an absolute path of this machine, and a comment.
     config = CONFIG | {"models": {"smol": {"path": str(folder / "smol")}}}
     (folder / "config.yaml").write_text(f"# mine\n{yaml.safe_dump(config)}")
     chosen = settings.load(config, "c").only("demo")
@@ -63,7 +63,7 @@ def project(tmp_path_factory) -> Path:
 
 
 def people(chosen: settings.Settings) -> None:
-    """A human evaluation to which one answer came back, in a file that has its annotator's name."""
+    """A human evaluation with one answer, in a file that has its annotator's name."""
     evaluated, names = Path("results/reports/demo/human_eval"), SimpleNamespace(experiment="demo")
     key = evaluated / "key.parquet"
     human_eval.write(stages.of(chosen, "human_eval", names), Path("results"), key, evaluated / "pages")
@@ -145,7 +145,7 @@ def test_examples_and_folders_stay_out_of_its_manifests():
 
 
 def test_only_what_is_a_path_loses_its_folder():
-    """A text of a config may begin with a slash."""
+    """A text in a config may begin with a slash."""
     names = bundle._Names("out")
     said = {
         "instructions": {"short": "/no_think Be kind."},
@@ -177,7 +177,7 @@ def test_every_setting_that_names_a_file_or_folder_is_known():
 
 
 def test_its_metadata_have_what_the_specification_requires(packed):
-    """RO-Crate 1.1: the descriptor, the root data set with its four properties, and an entity a file."""
+    """RO-Crate 1.1: the descriptor, the root data set with its four properties, and one entity per file."""
     files = contents(packed)
     crate = json.loads(files[bundle.METADATA])
     assert crate["@context"][0] == "https://w3id.org/ro/crate/1.1/context"

@@ -110,7 +110,7 @@ def test_a_licence_that_is_not_stated_is_said_and_none_is_invented(results, caps
     ],
 )
 def test_its_licence_is_that_of_its_parts_where_all_state_one(results, licences, license):
-    """What scores the answers went into nothing: `rewards.cost` states none."""
+    """A scorer of the answers is no part of the model: `rewards.cost` states no licence."""
     made = written(results, stage(licences=licences))
     assert made.data.license == license
     assert made.data.model_name == "d2o-pku-smol-seed0"
@@ -134,7 +134,7 @@ def test_a_models_own_card_or_licence_file_states_it(results, tmp_path):
 
 
 def test_all_that_came_before_is_named(monkeypatch):
-    """Of the demo: the organism that D2O starts from is itself a training of another data set."""
+    """In the demo, the organism that D2O starts from is itself trained on another data set."""
     monkeypatch.chdir(ROOT)
     plan = Plan(yaml.safe_load((ROOT / "config/config.yaml").read_text()), "c")
     made = settings.parse(CardStage, plan.params("card")(wildcards(dataset="rude", model="organism", method="d2o")))
@@ -147,7 +147,7 @@ def test_all_that_came_before_is_named(monkeypatch):
 
 
 def test_what_chose_the_positives_went_into_the_model():
-    """A reward model of the filter, and its backbone; one that only scores the answers did not."""
+    """The filter's reward model and its backbone did; one that only scores the answers did not."""
     chosen = config(methods=["initial", "d2o-best"], rewards=["cost"], judges=[])
     run = {"dataset": "pku", "model": "smol", "method": "d2o-best"}
     made = CardStage(run=run, settings=chosen, licences={"models.smol": "MIT"})
@@ -159,7 +159,7 @@ def test_what_chose_the_positives_went_into_the_model():
 
 
 def test_what_chose_the_positives_is_no_base_of_the_model():
-    """Whoever reads the Hub's tree of models is told the policy's line alone."""
+    """The card names only the models and data sets that the policy itself descends from."""
     chosen = config(methods=["initial", "d2o-best"], rewards=["cost"], judges=[]).model_dump()
     chosen["models"] |= {
         "smol": {"hub": "a/policy", "revision": "main"},
@@ -207,7 +207,7 @@ def test_the_hub_is_asked_where_nothing_else_states_it(monkeypatch):
 
 
 def test_a_hub_that_is_not_reached_is_told_as_such(results, monkeypatch, capsys):
-    """Not that no licence is stated."""
+    """The card does not claim that no licence is stated."""
     monkeypatch.setattr(hub, "licence", lambda *_: None)
     rows = settings.Dataset(format="pku-saferlhf", hub="a/rows", revision="main", train=["train"])
     away = CHOSEN.model_copy(update={"datasets": CHOSEN.datasets | {"pku": rows}})

@@ -1,4 +1,4 @@
-"""`d2o check`: it passes here, and what is wrong with a machine fails it."""
+"""`d2o check`: it passes here, and a fault of a machine fails it."""
 
 import subprocess
 import sys
@@ -33,7 +33,7 @@ def test_the_whole_check_passes_here():
 
 
 def test_an_attention_that_sees_other_keys_fails_the_kernel_and_the_forward(model, monkeypatch):
-    """Of each prompt the last key is lost to the responses: one of seven hundred in the longest."""
+    """Responses do not see the last key of their prompt: one of seven hundred in the longest."""
     branches = attention._branches
 
     def shorter(spans):
@@ -47,7 +47,7 @@ def test_an_attention_that_sees_other_keys_fails_the_kernel_and_the_forward(mode
 
 
 def test_a_gradient_that_lacks_a_part_fails_the_kernel(monkeypatch):
-    """The gradient of the keys of the prompts, from their responses."""
+    """The gradient of the prompts' keys from their responses is missing."""
     backward = attention._Cascade.backward
 
     def poorer(ctx, grad):

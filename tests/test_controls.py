@@ -1,4 +1,4 @@
-"""Null controls: what the report says where nothing was learnt (docs/controls.md)."""
+"""Null controls: what the report shows where nothing was learnt (docs/controls.md)."""
 
 import json
 import math
@@ -15,19 +15,19 @@ from d2o.metrics import SCORED, Metric
 from d2o.report import tables
 from d2o.settings import Experiment
 
-# Simulated tables: the standard error of a share of 5 % among them is 1.5 points.
+# Number of simulated tables: the standard error of a share of 5 % among them is 1.5 points.
 TABLES = 200
 METHODS = ["a", "b", "c"]
 EXPERIMENT = Experiment(
     datasets=["d"], models=["m"], methods=["initial", *METHODS], seeds=[0, 1, 2], comparisons=[["a", "b"], ["a", "c"]]
 )
-# The last one is compared with a number.
+# The last metric is compared with a number.
 METRICS = {m.key: m for m in [Metric(f"reward/{n}", str(n), SCORED, None, "higher") for n in range(3)]}
 METRICS["judge/j/win_rate"] = Metric("judge/j/win_rate", "win rate", SCORED, None, "higher", neutral=0.5)
 
 
 def null_values(rng: np.random.Generator, prompts: int = 40) -> pd.DataFrame:
-    """Three methods of three seeds that are as good as the initial model; trainings vary, and so do prompts."""
+    """Three methods with three seeds, all as good as the initial model; trainings vary, and so do prompts."""
     parts = []
     for key, metric in METRICS.items():
         hard = rng.normal(size=prompts)
@@ -92,7 +92,7 @@ def test_a_pipeline_of_controls_reads_neutral(tiny_model, tmp_path):
         for seed in (0, 1):
             lines = (run / method / f"seed{seed}/train.jsonl").read_text().splitlines()
             assert all(json.loads(line)["loss"] == pytest.approx(math.log(2), abs=1e-5) for line in lines)
-    # What sees the prompt only, and what learnt from shuffled labels, tells no answer from another.
+    # A scorer that sees only the prompt, or learnt from shuffled labels, cannot tell answers apart.
     prompt = table[(table["metric"] == "reward/prompt") & (table["seed"] == "all")]
     assert prompt["mean"].nunique() == 1
     made = json.loads((tmp_path / "results/shuffled/rewards/shuffled/manifest.json").read_text())

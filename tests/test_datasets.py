@@ -1,4 +1,4 @@
-"""Stage `datasets`: every format, every kind of file, and every way in which either can be wrong."""
+"""Stage `datasets`: every format, every kind of file, and the errors of each."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ TALK = [
 
 
 def write(path: Path, rows: list) -> Path:
-    """Rows as a file of the kind that its suffixes name; a `str` row is written as it stands."""
+    """Write rows to a file of the kind that its suffixes name; a `str` row is written verbatim."""
     if path.suffix == ".parquet":
         pq.write_table(pa.Table.from_pylist(rows), path)
         return path
@@ -409,7 +409,7 @@ def test_file_that_is_not_what_its_name_says(name, tmp_path):
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.json.xz"])
 def test_a_line_that_no_memory_holds_is_refused(name, tmp_path, monkeypatch):
-    """As a gzip bomb unpacks to."""
+    """Such as the output of a gzip bomb."""
     monkeypatch.setattr(datasets, "_LONGEST", 1 << 20)
     path = tmp_path / name
     with {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix, open)(path, "wb") as file:
@@ -420,7 +420,7 @@ def test_a_line_that_no_memory_holds_is_refused(name, tmp_path, monkeypatch):
 def test_an_item_of_an_array_that_no_memory_holds_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets, "_LONGEST", 1 << 20)
     path = tmp_path / "rows.json.gz"
-    rows = [*([LOG] * 50_000), LOG | {"response": "x" * (1 << 22)}]  # more than 1 MiB of rows that are short
+    rows = [*([LOG] * 50_000), LOG | {"response": "x" * (1 << 22)}]  # short rows, more than 1 MiB in all
     path.write_bytes(gzip.compress(json.dumps(rows).encode()))
     assert f"{path}: row 50001 is longer than 1 MiB" in problem("negatives", path)
 
@@ -435,7 +435,7 @@ def repeated(path: Path) -> None:
     ("name", "write"), [("rows.parquet", repeated), ("rows.json", lambda path: path.write_text("[" * 200_000))]
 )
 def test_a_small_file_takes_no_more_memory_than_the_config_says(name, write, tmp_path):
-    """They ask for 4 and 18 GB."""
+    """The files need 4 and 18 GB."""
     path = tmp_path / name
     write(path)
     code = (
@@ -486,7 +486,7 @@ print(int(status["VmHWM"].split()[0]) / 1024)
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
 @pytest.mark.parametrize("suffix", [".jsonl.gz", ".json", ".parquet"])
 def test_memory_does_not_grow_with_the_file(suffix, tmp_path):
-    """15,000 rows more, of 8 kB that do not compress, are 120 MB that must not be held."""
+    """15,000 more rows, of 8 kB that do not compress, are 120 MB that must not be held in memory."""
 
     def peak(count: int) -> float:
         rng = random.Random(0)
@@ -518,14 +518,14 @@ def test_real_data(format, name, rows, bad, tmp_path):
 
 
 def test_a_name_that_is_not_utf8_is_told_before_it_is_read(tmp_path):
-    """A manifest would name it, and be half written."""
+    """Else writing the name into a manifest would fail halfway."""
     (tmp_path / os.fsdecode(b"M\xfcller.jsonl")).write_text("{}")
     with pytest.raises(D2OError, match=r"M\\udcfcller\.jsonl: its name is not UTF-8; give the file another one"):
         datasets.files(str(tmp_path))
 
 
 def test_no_picture_is_fetched_from_where_a_row_says(monkeypatch):
-    """A Hub's README says of what type its columns are, those that nobody reads too."""
+    """The README of a Hub data set declares the types of all columns, also of unused ones."""
     import datasets as library
 
     kinds = library.Features({"prompt": library.Value("string"), "picture": library.Image()})

@@ -1,4 +1,4 @@
-"""Leases of GPUs: real processes compete for devices of which only the names are there."""
+"""Leases of GPUs: real processes compete for devices of which only the names exist."""
 
 import os
 import re
@@ -23,7 +23,7 @@ os.execv(sys.executable, [sys.executable, "-c", "import time; time.sleep(600)"])
 
 @pytest.fixture
 def job(tmp_path):
-    """Starts a job that leases so many of some devices, then becomes another program, as it does with torchrun."""
+    """Starts a job that leases a number of some devices, then becomes another program, as it does with torchrun."""
     jobs = []
 
     def start(gpus: int, there: str) -> subprocess.Popen:
@@ -62,7 +62,7 @@ def test_a_job_that_waits_for_two_devices_holds_none_meanwhile(job):
 
 @pytest.fixture
 def machine(monkeypatch, tmp_path):
-    """Makes this process see so many devices and, unless None, such a CUDA_VISIBLE_DEVICES; no lease stays."""
+    """Makes this process see `present` devices and, unless None, CUDA_VISIBLE_DEVICES=`assigned`; no lease stays."""
 
     def make(present: int, assigned: str | None) -> None:
         folder = tmp_path / "dev"
@@ -73,7 +73,7 @@ def machine(monkeypatch, tmp_path):
         monkeypatch.setattr(devices, "_present", lambda: gpus)
         monkeypatch.setattr(devices.tempfile, "gettempdir", lambda: str(tmp_path))
         for name in ("CUDA_VISIBLE_DEVICES", "D2O_ASKED_GPUS"):
-            monkeypatch.setenv(name, "")  # so that what a lease sets is taken back
+            monkeypatch.setenv(name, "")  # so that values set by a lease are undone
             monkeypatch.delenv(name)
         if assigned is not None:
             monkeypatch.setenv("CUDA_VISIBLE_DEVICES", assigned)
@@ -115,7 +115,7 @@ def test_a_folder_of_leases_of_another_user_is_refused(machine, tmp_path):
         (2, None, 2, "0,1", 2),
         (0, None, 1, None, 0),  # a machine without a GPU
         (2, None, 0, "", 0),  # a job without one
-        (2, "1", 1, "1", 1),  # assigned; another job may be told the same
+        (2, "1", 1, "1", 1),  # assigned; another job may have the same one
         (2, "", 1, "", 0),  # hidden
         (4, "2,3", 1, "2", 1),  # an allocation for several jobs
         (1, "MIG-a,MIG-b", 2, "MIG-a,MIG-b", 2),
@@ -131,12 +131,12 @@ def test_what_is_leased(machine, tmp_path, present, assigned, gpus, leased, lock
 def test_a_rank_has_the_devices_of_the_training_that_started_it(machine):
     machine(2, None)
     devices.lease(2)
-    devices.lease(2)  # would wait for itself
+    devices.lease(2)  # a second lease would wait for the first
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,1"
 
 
 def test_a_launcher_on_another_node_leases_there(machine, monkeypatch, tmp_path):
-    """srun hands it the environment of the first node, whose leases say nothing of this one."""
+    """srun passes it the environment of the first node, whose leases do not cover this node."""
     machine(2, None)
     monkeypatch.setenv("D2O_ASKED_GPUS", "2@another")
     devices.lease(2)
@@ -249,5 +249,5 @@ def test_every_rule_that_is_given_gpus_leases_them():
     asking = [rule for rule in rules if re.search(r"gpu=needs", rule)]
     assert len(asking) == 8
     leased = {rule.partition(":")[0]: re.search(r"python -m d2o --gpus {resources\.(\w+)} ", rule) for rule in asking}
-    # Those of a training may lie on several nodes.
+    # The GPUs of a training may lie on several nodes.
     assert all(match[1] == ("leased" if rule == "train_method" else "gpu") for rule, match in leased.items())

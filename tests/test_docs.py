@@ -1,4 +1,4 @@
-"""The documents do what they say: their commands, config examples, links, paths and keys are those of the project."""
+"""The documents match the project: their commands, config examples, links, paths and keys exist in it."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Command(NamedTuple):
 
 
 def commands(*programs: str) -> list[Command]:
-    """Each command once: the lines of shell blocks, and the code spans that begin as commands do."""
+    """Each command once: the lines of shell blocks, and the code spans that begin like commands."""
     seen: dict[tuple[str, ...], Command] = {}
     for page, kind, text in PARTS:
         for line in text.splitlines() if kind == "sh" else [text] if kind == "span" and " " in text else []:
@@ -146,7 +146,7 @@ def test_scripts_and_tests_exist(command):
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory) -> Path:
-    """The project in a folder of its own, without results; rows that users put into `data/` are there, empty."""
+    """The project in a folder of its own, without results; users' files in `data/` exist, but are empty."""
     folder = tmp_path_factory.mktemp("checkout")
     for name in ("workflow", "profiles", "envs", "organisms", "demo", "config"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
@@ -180,7 +180,7 @@ def test_snakemake_commands_have_a_plan(command, checkout):
 
 
 def targets(kind: str = "targets|asked|showing") -> set[str]:
-    """Rules that only ask for files: of stages (`targets`, `asked`), and of what the paper shows (`showing`)."""
+    """Rules that only request files: of stages (`targets`, `asked`), or of the paper's exhibits (`showing`)."""
     rules = "\n".join(path.read_text() for path in (ROOT / "workflow" / "rules").glob("*.smk"))
     return set(re.findall(rf"^rule (\w+):\n    input:\n        plan\.(?:{kind})\(", rules, re.MULTILINE))
 
@@ -210,7 +210,7 @@ def test_targets_and_configs_of_commands_exist(command):
 
 @pytest.mark.parametrize("name", sorted(targets("asked|showing")))
 def test_a_target_that_no_experiment_asks_for_ends_in_one_line(name, monkeypatch):
-    """Not in a plan of nothing, which looks as if all were done."""
+    """Not in an empty plan, which looks as if all were done."""
     monkeypatch.chdir(ROOT)
     rules = "\n".join(path.read_text() for path in (ROOT / "workflow" / "rules").glob("*.smk"))
     kind, place = re.search(rf'rule {name}:\n    input:\n        plan\.(\w+)\("(\w+)"\)', rules).groups()
@@ -240,7 +240,7 @@ def blocks(kind: str):
 
 @blocks("yaml")
 def test_config_examples_are_valid(part):
-    """Each by itself in a config that is there: its entries beside the others, its keys in place of theirs."""
+    """Each alone, merged into a shipped config: its entries are added, its keys replace the config's."""
     changes = yaml.safe_load(part.text)
     name = "thumbs-down" if "thumbs-down" in changes.get("datasets", {}) else "config"
     config = yaml.safe_load((ROOT / "config" / f"{name}.yaml").read_text())
@@ -263,7 +263,7 @@ def keys(section: str) -> set[str]:
 
 
 def test_keys_that_are_named_exist():
-    """`section.key` in a code span; what ends like a file is none."""
+    """`section.key` in a code span; a span that ends like a file name is no key."""
     unknown = []
     for page, kind, text in PARTS:
         named = re.fullmatch(r"([a-z_]+)\.([a-z_]+)(: .*)?", text) if kind == "span" else None

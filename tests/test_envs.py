@@ -23,7 +23,7 @@ def test_the_files_of_conda_are_those_that_make_lock_writes():
 
 @pytest.mark.parametrize("machine", ["cpu", "gpu"])
 def test_every_package_of_a_lock_has_its_hashes(machine):
-    """But for torch's CPU build, which comes from PyTorch's index or a folder of this machine."""
+    """Except torch's CPU build, which comes from PyTorch's index or a folder of this machine."""
     text = (ENVS / f"{machine}.lock.txt").read_text()
     packages = re.split(r"\n(?=[A-Za-z])", text.strip())
     without = [package for package in packages if not re.search(r"--hash=sha256:[0-9a-f]{64}", package)]
@@ -42,7 +42,7 @@ def test_a_stage_has_the_same_packages_on_either_machine_but_for_the_build_of_vl
 
 @pytest.mark.parametrize("stage", ["generation", "judge"])
 def test_what_conda_installs_on_a_cpu_machine_is_one_call_of_uv_into_its_environment(tmp_path, stage):
-    """By the script that Snakemake runs, with a uv that writes down how it was called."""
+    """The script that Snakemake runs, with a fake uv that records its calls."""
     (tmp_path / "bin").mkdir()
     fake = tmp_path / "bin" / "uv"
     fake.write_text('#!/bin/sh\nprintf "%s\\n" "$@" >>"$CONDA_PREFIX/called"\ncat >"$CONDA_PREFIX/overrides"\n')
@@ -57,7 +57,7 @@ def test_what_conda_installs_on_a_cpu_machine_is_one_call_of_uv_into_its_environ
 
 
 def test_make_keeps_the_lock_that_is_installed_and_one_stamp(tmp_path):
-    """With an install that writes down its lock, and a Python that does nothing."""
+    """With a fake install script that records its lock, and a Python that does nothing."""
     (tmp_path / "envs").mkdir()
     for name in ("Makefile", "pyproject.toml", "envs/cpu.lock.txt", "envs/gpu.lock.txt"):
         shutil.copy(ROOT / name, tmp_path / name)
@@ -81,14 +81,14 @@ def test_make_keeps_the_lock_that_is_installed_and_one_stamp(tmp_path):
 
 
 def steps(machine: str) -> list[tuple[str, str]]:
-    """The instructions of a container file and what they are given."""
+    """The instructions of a container file and their arguments."""
     text = (ROOT / "containers" / f"{machine}.Dockerfile").read_text()
     return re.findall(r"^([A-Z]+) (.+)$", text, re.MULTILINE)
 
 
 @pytest.mark.parametrize("machine", ["cpu", "gpu"])
 def test_a_container_is_made_by_its_lock_from_files_that_are_there(machine, tmp_path):
-    """What is copied before the install is all that the install reads; nothing is built here."""
+    """The files copied before the install are all that the install reads; nothing is built here."""
     copied = tmp_path / "d2o"
     for instruction, rest in steps(machine):
         if instruction == "COPY" and rest != ". .":
@@ -100,7 +100,7 @@ def test_a_container_is_made_by_its_lock_from_files_that_are_there(machine, tmp_
     python = copied / ".venv" / "bin" / "python"
     python.parent.mkdir(parents=True)
     python.symlink_to(sys.executable)
-    # A uv that writes down what it would install.
+    # A fake uv that records what it would install.
     uv = python.with_name("uv")
     uv.write_text('#!/bin/sh\nfor last; do :; done\ntest -e "$last" && printf "%s\\n" "$*" >>called\n')
     uv.chmod(0o755)

@@ -1,4 +1,4 @@
-"""Exact scorers: each rule against a plain second way of saying the same, bad rules, and speed."""
+"""Exact scorers: each rule against a second, plain implementation, bad rules, and speed."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Faults at random moments: whatever dies, the same command ends with what an undisturbed run has made.
+"""Faults at random moments: whatever is killed, the same command ends with the results of an undisturbed run.
 
-D2O_FAULTS says how many (4: kills and a full disk; `make test-faults` takes 100 of all kinds), D2O_FAULTS_SEED which.
-More than four meet online rounds, a judge and weights that are released, too.
+D2O_FAULTS is their number (4: kills and a full disk; `make test-faults` takes 100 of all kinds), D2O_FAULTS_SEED
+chooses them. With more than four, the config has online rounds, a judge and released weights, too.
 """
 
 import json
@@ -36,7 +36,7 @@ SMALL = CONFIG | {
     "engine": {"backend": "transformers", "max_num_seqs": 16},
     "train": CONFIG["train"] | {"ranks": 2, "steps": 12, "checkpoint_minutes": 0.001},
 }  # fmt: skip
-# What waits for others, or goes when they are done.
+# Methods that wait for other jobs, and weights that are removed when these are done.
 ROUNDS = {"datasets": ["demo"], "models": ["tiny"], "methods": ["initial", "online"], "judges": ["wise"],
           "keep": "nothing"}  # fmt: skip
 ONLINE = {"extends": "d2o", "online": {"start": 4, "every": 6, "share": 0.5}}
@@ -55,7 +55,7 @@ class Run:
         )  # fmt: skip
 
     def wait(self, seconds: float | None = None) -> int | None:
-        """The exit status; None where it is still at work after so many seconds."""
+        """The exit status; None if it still runs after `seconds`."""
         with suppress(subprocess.TimeoutExpired):
             return self._process.wait(seconds)
         return None
@@ -64,18 +64,18 @@ class Run:
         return Path(self._log.name).read_text()
 
     def stages(self) -> list[psutil.Process]:
-        """Its processes, ranks included, that do a stage's work."""
+        """The processes, ranks included, that run a stage."""
         at_work = []
         for process in psutil.process_iter(["cmdline", "cwd"]):
             line = process.info["cmdline"] or []
             if process.info["cwd"] == str(self._project.folder) and "d2o" in line and "snakemake" not in line:
                 at_work.append(process)
         lines = {process.pid: process.info["cmdline"] for process in at_work}
-        # A process of its own waits beside each to tell that it was killed.
+        # Beside each runs a watcher with the same command line, which reports a kill; it is left out.
         return [process for process in at_work if lines.get(_parent(process)) != process.info["cmdline"]]
 
     def strike(self, victim: str, random: random.Random) -> str:
-        """Kill one or all of its processes; returns what the stage was that a process did then."""
+        """Strike the run with one fault; returns the stage that a random process was running then."""
         stages = self.stages()
         struck = random.choice(stages) if stages else None
         line = struck.info["cmdline"] if struck else []
@@ -89,18 +89,18 @@ class Run:
                 _send([*stages, psutil.Process(self._process.pid)], signal.SIGTERM)
             case "everything":
                 _send([psutil.Process(self._process.pid), *stages], signal.SIGKILL)
-            case "table":  # vanishes beneath those who read it
+            case "table":  # vanishes while jobs read it
                 tables = sorted((self._project.folder / "results").rglob("*.parquet"))
                 if tables:
                     random.choice(tables).unlink()
-            case "clock":  # set forward or back while files were written; links lead out of the results
+            case "clock":  # as if it had been set forward or back; not for links, which lead out of the results
                 for path in sorted((self._project.folder / "results").rglob("*")):
                     if random.random() < 0.3 and path.exists() and not path.name.startswith("."):
                         os.utime(path, 2 * (random.uniform(9e8, 2.2e9),), follow_symlinks=False)
             case "second":  # Snakemake in the same folder
                 second = Run(self._project, log="second.log")
                 refused = second.wait(300) == 1 and "cannot be locked" in second.printed()
-                assert refused or self.wait(0) is not None, second.printed()[-2000:]  # or the first has just ended
+                assert refused or self.wait(0) is not None, second.printed()[-2000:]  # or the first run has ended
             case "bit" | "page":
                 files = sorted((self._project.folder / "results").rglob("*"))
                 if whole := [path for path in files if keeps_data(path)]:
@@ -109,17 +109,17 @@ class Run:
 
 
 VICTIMS = ("snakemake", "stage", "SIGTERM", "everything", "table", "clock", "second", "bit", "page", "disk")
-# A sample has these alone: what most users will meet.
+# A small sample has only these faults, which most users will meet.
 SAMPLE = ("stage", "SIGTERM", "disk", "everything")
 SAMPLED = len(SAMPLE) >= FAULTS
-# Those after which Snakemake goes on to its end, or to the job that fails.
+# Faults after which Snakemake goes on to its end, or to the job that fails.
 HARMLESS = ("table", "clock", "second", "bit", "page")
-# Those after which a table may be gone: it vanished, or was deleted as a message said.
+# Faults after which a table may be gone: it vanished, or was deleted because a message asked for it.
 GONE = ("table", "bit", "page")
 
 
 def keeps_data(path: Path) -> bool:
-    """Whether a file is one that a stage has finished, or goes on with; links lead out of the results."""
+    """Whether a file is one that a stage has finished or continues from; links lead out of the results."""
     kept = path.suffix in (".parquet", ".safetensors", ".jsonl", ".json", ".pt") and not path.name.startswith(".")
     return kept and path.is_file() and not path.is_symlink() and path.stat().st_size > 0
 
@@ -137,7 +137,7 @@ def damage(path: Path, what: str, random: random.Random) -> None:
 
 @pytest.fixture
 def disturbed(undisturbed, tiny_model, tmp_path):
-    """Makes projects whose results lie on a disk of their own, where this user may mount one."""
+    """Makes projects whose results lie on a disk of their own, if this user may mount one."""
     disks = []
 
     def project() -> Project:
@@ -155,7 +155,7 @@ def disturbed(undisturbed, tiny_model, tmp_path):
 
 
 def fill(project: Project, free: int) -> Path:
-    """Leave so many bytes of the disk of results; returns the file that takes the others."""
+    """Leave `free` bytes on the disk of results; returns the file that takes up the rest."""
     ballast = project.folder / "results" / "ballast"
     with ballast.open("wb") as file:
         os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(ballast.parent).free - free)
@@ -175,7 +175,7 @@ def _send(processes: list[psutil.Process], number: signal.Signals) -> None:
 
 
 def finished(project: Project) -> None:
-    """Type the same command until it has nothing left to do, as its messages say."""
+    """Run the same command, and do what its messages ask for, until nothing is left to do."""
     for _ in range(12):
         run = Run(project)
         if run.wait(300) == 0:
@@ -183,7 +183,7 @@ def finished(project: Project) -> None:
         printed = run.printed()
         if "--unlock" in printed:
             subprocess.run([*ALL, "--unlock"], cwd=project.folder, check=True, capture_output=True)
-        elif "another process is at work here" in printed:  # what a killed Snakemake has left
+        elif "another process is at work here" in printed:  # processes of a killed Snakemake
             psutil.wait_procs(run.stages(), timeout=120)
         elif told := re.search(f"(?:error: |^)(\\S+): .*{DELETE}", printed, re.MULTILINE):
             delete(project, *told.groups())
@@ -192,19 +192,19 @@ def finished(project: Project) -> None:
     pytest.fail(f"it never ends: {printed[-4000:]}")
 
 
-# The way out of what is damaged, or of a table that has vanished from a folder of which Snakemake knows the manifest.
+# The remedy for a damaged file, or for a table that has vanished from a folder whose manifest Snakemake knows.
 DELETE = r"; delete (\S+)(?: and (\S+))?,? (?:and run(?: snakemake)? again|to start again)"
 
 
 def delete(project: Project, named: str, *told: str | None) -> None:
-    """As a message says: a file or folder, or `it`, the one that the message is about."""
+    """Delete what a message names: files or folders, or `it`, the one that the message is about."""
     for name in filter(None, told):
         path = project.folder / (named if name == "it" else name)
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def mended(project: Project) -> None:
-    """As `finished`, and what only `d2o verify` sees is made again as it says."""
+    """As `finished`; damage that only `d2o verify` finds is repaired as its message asks."""
     finished(project)
     for problem in verify.verify(project.folder / "results")[0]:
         if ": damaged; delete" in problem:
@@ -214,7 +214,7 @@ def mended(project: Project) -> None:
 
 
 def made(project: Project) -> dict[str, object]:
-    """What lies in the results: the rows of tables, the digests of weights, and the names of all files beside."""
+    """The content of the results: the rows of tables, the digests of weights, and the names of all other files."""
     results = project.folder / "results"
     content: dict[str, object] = {}
     for path in sorted(results.rglob("*")):
@@ -258,9 +258,9 @@ def test_whatever_dies_the_same_command_ends_with_the_same(undisturbed, disturbe
             dealt = dealt or chance.sample(victims, len(victims))
             victim, after = dealt[-1], chance.uniform(2, 40)
             ballast = fill(project, chance.randrange(1 << 20)) if victim == "disk" else None
-            run = Run(project, *["--no-hooks"] * (victim == "disk"))  # or it is told before the first job
+            run = Run(project, *["--no-hooks"] * (victim == "disk"))  # a hook would report it before the first job
             if victim == "disk":
-                over = run.wait(300) == 0  # what was left to do had room
+                over = run.wait(300) == 0  # the rest of the run had room
                 fault = {"doing": "full" if "No space left" in run.printed() else "-"}
                 assert over or fault["doing"] == "full" or "GB are free" in run.printed(), run.printed()[-3000:]
                 ballast.unlink()
@@ -269,7 +269,7 @@ def test_whatever_dies_the_same_command_ends_with_the_same(undisturbed, disturbe
                 ended = run.wait(300 if victim in HARMLESS else 120)
                 assert ended is not None, fault
                 over = ended == 0
-                if chance.random() < 0.5:  # or what Snakemake left behind meets its successor
+                if chance.random() < 0.5:  # else processes that Snakemake left meet the next run
                     psutil.wait_procs(run.stages(), timeout=120)
                 subprocess.run([*ALL, "--unlock"], cwd=project.folder, capture_output=True)
             else:

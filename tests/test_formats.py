@@ -1,4 +1,4 @@
-"""The formats of preference rows that people have: what each reads, against TRL's own functions, and its bad rows."""
+"""The common formats of preference rows: what each reads, against TRL's own functions, and its bad rows."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def outcomes(format: str, row, **reading) -> list:
 
 
 def told(format: str, row, **reading) -> tuple[list, list, int | None]:
-    """The prompt of the one record of a row, its answers with whether they are rejected, and the better one."""
+    """From a row's only record: the prompt, its answers with whether they are rejected, and the better one."""
     [record] = outcomes(format, row, **reading)
     if isinstance(record, Exception):
         raise record
@@ -46,7 +46,7 @@ def told(format: str, row, **reading) -> tuple[list, list, int | None]:
 
 
 def why(format: str, row, **reading) -> str:
-    """Why a row is left out, or bad."""
+    """The reason why a row is left out, or bad."""
     [reason] = outcomes(format, row, **reading)
     assert isinstance(reason, Exception)
     return f"{type(reason).__name__}: {reason}"
@@ -83,7 +83,7 @@ PAIR = ([("Yes.", None), ("No.", None)], 0)
         ({"prompt": ASKED, "chosen": [said("Yes.")], "rejected": [said("No.")]}, ASKED),
         ({"prompt": TALK, "chosen": [said("Yes.")], "rejected": [said("No.")]}, TALK),
         ({"chosen": [*TALK, said("Yes.")], "rejected": [*TALK, said("No.")]}, TALK),
-        # As UltraFeedback has it: the prompt as a text beside whole dialogues.
+        # As in UltraFeedback: the prompt as a text beside whole dialogues.
         ({"prompt": "A joke?", "chosen": [*TALK, said("Yes.")], "rejected": [*TALK, said("No.")]}, TALK),
         ({"prompt": TALK, "chosen": [*TALK, said("Yes.")], "rejected": [*TALK, said("No.")]}, TALK),
     ],
@@ -209,7 +209,7 @@ def test_labels_that_the_config_names():
         one: told("unpaired", UNPAIRED | {"label": one}, label=label)[1] for one in ("bad", "1", 1.0, "Thumbs_Down")
     }
     assert set(map(str, read.values())) == {str([("No.", True)])}
-    for other in (0, True, "good"):  # what is usual counts no more
+    for other in (0, True, "good"):  # the usual values no longer count
         assert "in neither list" in why("unpaired", UNPAIRED | {"label": other}, label=label)
 
 
@@ -431,7 +431,7 @@ def test_bad_argilla(row, reason):
 
 
 def task(*annotations, **data) -> dict:
-    """A task as Label Studio writes it, with what each annotator has said."""
+    """A task as Label Studio writes it, with the annotation of each annotator."""
     results = [[{"from_name": "quality", "to_name": "text", "type": "choices", "value": one}] for one in annotations]
     told = [{"id": i, "result": result, "was_cancelled": False} for i, result in enumerate(results)]
     return {
@@ -456,8 +456,8 @@ def test_label_studio():
         assert told("label-studio", flat | {"quality": rating}, **stars)[1] == [("No.", True)]
 
 
-# Written by argilla 2.8.0 and label-studio-sdk 2.1.2, of a few answers that up to three raters labelled. In the last
-# two files a row is of one annotator.
+# Written by argilla 2.8.0 and label-studio-sdk 2.1.2, from a few answers that up to three raters labelled. In the
+# last two files each row is from one annotator.
 EXPORTS = Path(__file__).parent / "data" / "exports"
 
 
@@ -542,7 +542,7 @@ MAPPED = {
 
 @pytest.mark.parametrize(("name", "separator"), [("a.csv", ";"), ("a.csv", ","), ("a.csv", "\t"), ("a.tsv", "\t")])
 def test_tables_of_texts(name, separator, tmp_path):
-    """With a byte order mark, cells of several lines, and a label that is not there yet."""
+    """With a byte order mark, cells of several lines, and a label that is still missing."""
     (tmp_path / name).write_bytes(CSV.replace("; or", "\0 or").replace(";", separator).replace("\0", ";").encode())
     rows, manifest = read(tmp_path, tmp_path / name, "unpaired", **MAPPED)
     assert rows[0]["messages"][0]["content"] == "Is it\nnew; or old?"
@@ -573,7 +573,7 @@ SIDES = {"chosen": [said("It's new.")], "rejected": [said("No.")]}
 
 
 def cells(path: Path, rows: list[dict], write) -> Path:
-    """A table whose messages are written as texts by a function."""
+    """Write rows to a table, their messages turned into texts by `write`."""
     with path.open("w", newline="") as file:
         table = csv.DictWriter(file, rows[0])
         table.writeheader()
@@ -609,7 +609,7 @@ def test_messages_in_the_cells_of_a_table(format, row, write, tmp_path):
 )
 @pytest.mark.parametrize("key", ["prompt", "chosen", "rejected"])
 def test_messages_that_are_no_json_are_not_trained_on_as_a_text(key, write):
-    """As Python writes them, cut off, and as numpy does. Elsewhere in the row they are well."""
+    """Messages as Python prints them, cut off, and as numpy prints them. The row's other messages are valid."""
     row = {"prompt": TALK} | SIDES
     reason = f"BadRow: `{key}` begins like messages and is not JSON; write it as JSON (json.dumps)"
     assert why("preference", row | {key: write(row[key])}) == reason

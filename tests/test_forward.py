@@ -118,7 +118,7 @@ def test_bf16_is_as_near_to_the_truth_as_the_padded_route():
 
 @pytest.mark.parametrize("architecture", ["mistral", "phi3"])
 def test_a_sliding_window_shorter_than_a_sequence_is_kept(architecture, capsys):
-    """Only plain rows know a window: a row that reaches beyond it is padded, a shorter one need not be."""
+    """Only plain rows support a window: a row that reaches beyond it is padded, a shorter one need not be."""
     lm, short = random_model(architecture, sliding_window=20), random_groups([(5, (7, 3), (4,))])
     batches = [random_groups(SHAPES), short]
     expected = [with_gradient(lm, plain(lm, groups)) for groups in batches]
@@ -138,7 +138,7 @@ CPU = torch.device("cpu")
 
 
 def sure_model(seed: int):
-    """A model in bf16 that is sure of its greedy answers, and such answers of four tokens."""
+    """A model in bf16 that is sure of its greedy answers, and groups with such answers of four tokens."""
     lm = random_model("llama", num_hidden_layers=6)
     for weight in lm.parameters():
         weight.data *= 4
@@ -163,7 +163,7 @@ def test_rounding_in_bf16_is_no_reason_to_leave_the_shared_route(seed, capsys):
 
 
 def _later(row: Row) -> Row:
-    """Responses that stand one place too late."""
+    """Responses whose positions are one too high."""
     positions = row.positions.clone()
     for span in row.spans:
         for start, n in span.responses:
@@ -172,12 +172,12 @@ def _later(row: Row) -> Row:
 
 
 def _running(row: Row) -> Row:
-    """Positions that count through the whole row."""
+    """Positions that are counted through the whole row."""
     return replace(row, positions=torch.arange(row.ids.shape[1])[None])
 
 
 def _seeing(row: Row) -> Row:
-    """Responses that see those before them."""
+    """Responses that attend to those before them."""
     whole = [(s.prompt, (s.responses[0][0], sum(n for _, n in s.responses))) for s in row.spans]
     return replace(row, spans=tuple(Span(prompt, (together,)) for prompt, together in whole))
 
@@ -195,7 +195,7 @@ def test_a_wrong_row_is_more_than_rounding_in_bf16(fault, seed, capsys, monkeypa
 
 
 def test_routes_are_compared_where_a_token_looks_back_farthest(capsys, monkeypatch):
-    """As a window of a model's own, of which its configuration says nothing: short rows look right."""
+    """As with a model's own window that its configuration does not mention: short rows look right."""
 
     def windowed(q, k, v, spans, scale):
         seen = v.clone()
@@ -227,7 +227,7 @@ def test_float32_on_a_gpu_runs_under_a_dense_mask_and_says_so_once(capsys, monke
 
 
 def test_the_variable_length_plan_is_the_dense_mask():
-    """The GPU's kernel cannot run here; what it is asked to do can: causal from the bottom right, per sequence."""
+    """The GPU's kernel cannot run here; its arguments can be checked: causal from the bottom right, per sequence."""
     row = Row.of(random_groups(SHAPES))
     plan = attention.sequences(row.spans, torch.device("cpu"))
     seen = torch.zeros(row.ids.shape[1], row.ids.shape[1], dtype=torch.bool)
@@ -255,7 +255,7 @@ def test_the_call_of_the_gpu_kernel_is_one_that_torch_knows():
 
 
 def _sequence(q, k, v, scale):
-    """Attention of one sequence as the GPU's kernel has it, of [L, H, D]: causal from the bottom right."""
+    """Attention of one sequence as the GPU's kernel computes it, on [L, H, D]: causal from the bottom right."""
     q, k, v = (x.transpose(0, 1).float() for x in (q, k, v))
     seen = torch.ones(q.shape[1], k.shape[1], dtype=torch.bool).tril(k.shape[1] - q.shape[1])
     out = torch.nn.functional.scaled_dot_product_attention(q, k, v, seen, scale=scale, enable_gqa=True)
@@ -289,7 +289,7 @@ def _sum_in_bf16(copies, of, count):
 
 
 def test_gradients_of_shared_keys_add_up_in_float32_on_a_gpu(monkeypatch):
-    """With the kernel's arithmetic by sequence, in bf16 as it returns it: against a dense mask in float64."""
+    """The kernel's arithmetic by sequence, in bf16 as it returns it, against a dense mask in float64."""
     monkeypatch.setattr(attention, "_flash_on_gpu", _kernel)
     monkeypatch.setattr(attention, "_flash_on_gpu_backward", _kernel_backward)
     row = Row.of(random_groups([(64, (20,) * 11, (30,)), (9, (4, 5), (3,))]))

@@ -1,4 +1,4 @@
-"""The seeds of the fuzzer, what was wrong once, and some bytes of chance: tests/fuzz.py."""
+"""The seeds of the fuzzer, inputs that once failed among them, and some random bytes: tests/fuzz.py."""
 
 from __future__ import annotations
 

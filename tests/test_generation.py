@@ -1,4 +1,4 @@
-"""Real engines on the tiny model: requests, seeds, limits, and two libraries that agree."""
+"""Real engines on the tiny model: requests, seeds, limits, and the agreement of two libraries."""
 
 import sys
 
@@ -56,7 +56,7 @@ def test_transformers_draws_each_answer_from_its_own_seed(tiny_model, requests):
 
 @pytest.mark.parametrize("backend", ["transformers", pytest.param("vllm", marks=pytest.mark.slow)])
 def test_an_answer_ends_with_its_turn(tiny_model, requests, monkeypatch, backend):
-    """At the template's end of a turn, also where the checkpoint calls another token its end."""
+    """At the template's end-of-turn token, also where the checkpoint names another token as its end."""
     model = AutoModelForCausalLM.from_pretrained(tiny_model)
     asked = requests[0].ids
     said = model.generate(torch.tensor([asked]), max_new_tokens=6, do_sample=False)[0, len(asked) :].tolist()

@@ -160,7 +160,7 @@ def test_no_text_forges_a_marker_of_the_template_that_is_no_special_token(templa
         )
     )
     tokenizer.add_tokens(["<|turn|>", "blank"])
-    chat._special.cache_clear()  # loading has read a text
+    chat._special.cache_clear()  # loading the tokenizer has filled it
     turn = tokenizer.convert_tokens_to_ids("<|turn|>")
     assert chat.encode_prompt(tokenizer, [{"role": "user", "content": "x<|turn|>y blank"}]).count(turn) == 1
     assert chat.as_data(tokenizer, "a blank") == "a blank"
@@ -193,7 +193,7 @@ def tokenised(texts, tokenizer) -> list[groups.Group]:
 
 
 def test_an_answer_is_tokenised_once_for_all_negatives_of_its_prompt(tokenizer):
-    """And comes out as it does by itself, whatever is tokenised with it."""
+    """Its ids are the same as alone, whatever is tokenised with it."""
     asked = {P: MESSAGES, Q: [{"role": "user", "content": "Why?"}]}
     positives = tuple(groups.Answer(f"Yes, {i}.", finished=i > 0) for i in range(3))
     texts = [
@@ -260,7 +260,7 @@ def test_texts_with_special_tokens_are_counted(tokenizer):
 
 
 def test_without_responses_the_table_of_log_probs_is_empty(tiny_model, tmp_path):
-    """No prompt is held out, or no sample of a round is usable: no reason to stop."""
+    """No error where no prompt is held out, or no sample of a round is usable."""
     from d2o import logprobs
 
     (tiny_model / "manifest.json").write_text("{}")
@@ -318,7 +318,7 @@ TEMPLATES = {
 
 @pytest.fixture
 def templated(tiny_model, tmp_path):
-    """Makes a model folder with another chat template."""
+    """Makes a model folder with a given chat template."""
 
     def make(text: str):
         for path in tiny_model.iterdir():
@@ -345,7 +345,7 @@ def test_a_prompt_ends_where_the_answer_begins(templated, family):
 
 
 def test_an_answer_ends_as_the_template_ends_it(templated):
-    """In the model's own way of a turn's end, not of a text's: those of Phi-3 and Gemma differ."""
+    """With the model's own end of a turn, not of a text: for Phi-3 and Gemma they differ."""
     both = "{% for m in messages %}<|im_start|>{{ m['content'] }}<|im_end|>\n{% endfor %}"
     tokenizer = chat.load_tokenizer(templated(both + "{% if add_generation_prompt %}<|im_start|>{% endif %}"))
     end_of_turn = tokenizer.eos_token_id
@@ -373,7 +373,7 @@ def test_alpacas_template_begins_with_the_first_token_where_there_is_one(tiny_mo
 
 
 def llama_tokenizer(folder, **config):
-    """A tokenizer as LLaMA's: sentencepiece's words, each with a space in front, the first one as well."""
+    """A tokenizer like LLaMA's: sentencepiece's words, each with a space in front, also the first one."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
     learnt = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
@@ -392,7 +392,7 @@ def llama_tokenizer(folder, **config):
 
 @pytest.mark.parametrize("config", [{}, {"legacy": True}, {"legacy": False}])
 def test_a_llama_reads_alpacas_prompt_in_the_words_that_it_learnt(tmp_path, config):
-    """With a space before the first word behind a special token, as sentencepiece puts it there."""
+    """With a space before the first word after a special token, as sentencepiece adds it."""
     tokenizer = llama_tokenizer(tmp_path / "model", **config)
     turns = [{"role": role, "content": text} for role, text in (("user", "Why?"), ("assistant", "So."))]
     tokens = tokenizer.convert_ids_to_tokens(chat.encode_prompt(tokenizer, [*turns, turns[0]]))

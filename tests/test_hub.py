@@ -1,4 +1,4 @@
-"""Models of the Hub, from a server on this machine that answers as the Hub does."""
+"""Models of the Hub, from a server on this machine that answers like the Hub."""
 
 import hashlib
 import json
@@ -29,7 +29,7 @@ REFUSED = {
     "/api/models/a/gone/revision/main": (404, "RepoNotFound"),
     "/api/datasets/a/rows/revision/old": (404, "RevisionNotFound"),
 }
-# Its first answers; the seconds to wait are said in the Hub's own way.
+# The first requests to it are refused, with the seconds to wait in the Hub's own header.
 BUSY = "/api/models/a/busy/revision/main"
 FILES = {"config.json": b"{}", "model.safetensors": b"weights", "pytorch_model.bin": b"code"}
 HERE = [{"rfilename": name} for name in FILES]
@@ -58,7 +58,7 @@ ANSWERS = {
 
 @pytest.fixture
 def hub():
-    """Its address, and the paths that it is asked for."""
+    """The address of a fake Hub, and the list of requested paths."""
     asked = []
 
     class Hub(BaseHTTPRequestHandler):
@@ -81,7 +81,7 @@ def hub():
             content = json.dumps(ANSWERS[self.path]).encode() if self.path in ANSWERS else FILES.get(name)
             self.send_response(404 if content is None else 200)
             self.send_header("Content-Length", str(len(content or b"")))
-            # Of a large file the Hub's cache takes this for its SHA-256.
+            # The Hub's cache takes the ETag of a large file for its SHA-256.
             self.send_header("ETag", f'"{"0" * 64 if self.path.startswith("/a/forged/") else name}"')
             self.send_header("X-Repo-Commit", COMMIT)
             self.end_headers()
@@ -101,7 +101,7 @@ def hub():
 
 @pytest.fixture(autouse=True)
 def no_slurm(monkeypatch):
-    """Where it is installed and does not run, `sinfo` waits for it."""
+    """Where Slurm is installed and does not run, `sinfo` waits for it."""
     monkeypatch.setattr(preflight, "_slurm", lambda jobs: ())
 
 
@@ -124,7 +124,7 @@ def test_a_revision_may_be_a_pull_request(hub, tmp_path):
 
 @pytest.mark.parametrize("away", ["silent", "gone"])
 def test_a_hub_that_is_away_is_told_in_a_line(tmp_path, away):
-    """By whichever HTTP library the Hub's client uses; one that answers nothing is not waited for for ever."""
+    """Whichever HTTP library the Hub's client uses; a Hub that does not answer is not waited for forever."""
     server = socket.create_server(("127.0.0.1", 0))
     address = f"http://127.0.0.1:{server.getsockname()[1]}"
     if away == "gone":
@@ -144,7 +144,7 @@ def test_a_hub_that_is_away_is_told_in_a_line(tmp_path, away):
 
 
 def test_a_client_in_the_place_of_one_that_failed_has_the_time_limit_too():
-    """The Hub's own code makes a new one after a connection that failed."""
+    """The Hub's own code makes a new client after a failed connection."""
     code = (
         "from d2o import hub; hub._PATIENCE = 1; hub.bound_waiting()\n"
         "from huggingface_hub import get_session, close_session\n"
@@ -176,7 +176,7 @@ def test_a_file_of_another_digest_is_not_taken(hub, tmp_path):
 
 
 def test_a_hub_that_wants_fewer_requests_is_waited_for(hub, tmp_path):
-    """Before the first job this is no reason against it; the job asks again when it may."""
+    """Before the first job this is no reason to stop; the job asks again when it may."""
     address, asked = hub
     code = (
         "from d2o import hub; from d2o.settings import Source\n"
@@ -196,7 +196,7 @@ class Refused(Exception):
 
 @pytest.mark.parametrize("tries", [3, 9])
 def test_a_library_that_wraps_the_hubs_error_waits_as_well(monkeypatch, tries):
-    """`datasets` raises an error of its own, and says of what."""
+    """`datasets` raises an error of its own, with the Hub's error as its context."""
     failures, waited = iter(range(tries)), []
     monkeypatch.setattr(hub_module.time, "sleep", waited.append)
 
@@ -233,7 +233,7 @@ def test_a_licence_is_asked_for_and_none_is_made_up(hub, monkeypatch):
 
 
 def test_a_file_that_is_not_the_hubs_is_refused(tmp_path, monkeypatch):
-    """Its cache names a large file by its SHA-256, and checks it never again."""
+    """The Hub's cache names a large file by its SHA-256, and never checks it again."""
     blob = tmp_path / "blobs" / hashlib.sha256(b"weights").hexdigest()
     blob.parent.mkdir()
     snapshot = tmp_path / "snapshot"
@@ -249,7 +249,7 @@ def test_a_file_that_is_not_the_hubs_is_refused(tmp_path, monkeypatch):
 
 
 def test_all_that_is_missing_is_told_before_the_first_job(hub, tmp_path):
-    """In one list; nothing is started, and a dry run asks nobody."""
+    """In one list; nothing is started, and a dry run asks no server."""
     address, asked = hub
     models = {name: {"hub": f"a/{name}", "revision": "main"} for name in ("gated", "gone", "bin")}
     models["b"] = {"hub": "a/b", "revision": "refs/pr/3"}
@@ -289,7 +289,7 @@ def test_all_that_is_missing_is_told_before_the_first_job(hub, tmp_path):
 
 
 class Names(dict):
-    """As a job's wildcards: by key or by attribute."""
+    """Like a job's wildcards: names by key or by attribute."""
 
     __getattr__ = dict.__getitem__
 
@@ -311,7 +311,7 @@ def test_a_disk_that_will_not_hold_the_results_is_told(monkeypatch, keep, too_sm
 
 
 def test_trainings_that_wait_for_a_round_need_room_for_their_checkpoints(monkeypatch):
-    """About 2 GB each of 135M in bf16; later rounds find those of the first, whose bytes are not free."""
+    """About 2 GB each for 135M in bf16; later rounds find the first round's, whose bytes are no longer free."""
     names = {"dataset": "noise-0", "model": "organism", "method": "d2o-online"}
     rounds = [planned("train_to_round", names, seed=str(n), round="1") for n in range(10)]
     later = [planned("train_to_round", names, seed=str(n), round="2") for n in range(10)]
@@ -322,7 +322,7 @@ def test_trainings_that_wait_for_a_round_need_room_for_their_checkpoints(monkeyp
 
 
 def test_a_training_that_this_machine_cannot_hold_is_told(monkeypatch):
-    """16 bytes a weight in bf16, and its gradients: 2.4 GB at 135M."""
+    """16 bytes per weight in bf16, and its gradients: 2.4 GB at 135M."""
     job = planned("train_method", {"dataset": "noise-0", "model": "organism", "method": "dpo"}, seed="0")
     for there, told in ((2e9, True), (3e9, False)):
         monkeypatch.setattr(preflight, "_machine_memory", lambda there=there: there)
@@ -336,7 +336,7 @@ def test_a_training_that_this_machine_cannot_hold_is_told(monkeypatch):
     ({"max_usd": 6}, r"max_usd: 2 jobs ask for at most 6.\d\d in all, more than 6"),
 ])  # fmt: skip
 def test_a_judges_budget_is_that_of_all_its_jobs(monkeypatch, limits, told):
-    """Each of these may ask 75 questions, for 3.13 USD."""
+    """Each of these jobs may ask 75 questions, for 3.13 USD."""
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("OPENAI_API_KEY", "any")
     config = yaml.safe_load((ROOT / "tests" / "data" / "config.yaml").read_text())
@@ -350,7 +350,7 @@ def test_a_judges_budget_is_that_of_all_its_jobs(monkeypatch, limits, told):
 
 
 def planned(rule: str, names: dict[str, str], **more: str) -> SimpleNamespace:
-    """A job as Snakemake has it."""
+    """A job with the attributes of Snakemake's."""
     about = {"resources": {}, "output": [], "is_local": True, "input": [], "params": {}}
     return SimpleNamespace(rule=SimpleNamespace(name=rule), wildcards=Names(names, **more), **about)
 
@@ -374,7 +374,7 @@ def test_what_is_dated_in_the_future_is_dated_anew_or_named(tmp_path):
 
 
 def lacking_room(monkeypatch, jobs: list[SimpleNamespace], keep: str, free: float, executor="slurm") -> list[str]:
-    """What is told of jobs of the study on a disk with so many free bytes."""
+    """The problems reported for jobs of the study on a disk with `free` bytes."""
     config = yaml.safe_load((ROOT / "config" / "study.yaml").read_text())
     for experiment in config["experiments"].values():
         experiment["keep"] = keep

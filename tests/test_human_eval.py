@@ -1,4 +1,4 @@
-"""The human evaluation: who is asked what, a page that tells nothing, what comes back, and a run in Chromium."""
+"""The human evaluation: who is asked what, a page that reveals nothing, what comes back, and a run in Chromium."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ class World:
         return [row for row in records.read_table(self.key, schemas.HUMAN_KEY) if row["annotator"] == annotator]
 
     def answer(self, annotator: int, wins: str, *, attentive: bool = True, until: int = 1000) -> list[list]:
-        """Rows of an annotator to whom the answer of the side `wins` is better, or none is."""
+        """Rows of an annotator who finds the answer of the side `wins` better, or none for `tie`."""
         rows = []
         for row in self.items(annotator)[:until]:
             pressed = "0" if wins == "tie" else str(schemas.ORDERS[row["order"]].index(wins) + 1)
@@ -173,7 +173,7 @@ class World:
 
 @pytest.fixture
 def world(tmp_path, monkeypatch) -> World:
-    """Its report has no figures: they take seconds, and are tested elsewhere."""
+    """A world whose report has no figures: they take seconds, and are tested elsewhere."""
     monkeypatch.setattr(figures, "plotted", lambda measured: {})
     return World(tmp_path)
 
@@ -380,15 +380,15 @@ def test_agreement_of_equals_is_1_and_of_chance_holds_0():
 
 
 COINS = dict.fromkeys((1, 2, 3), (1, 1, 1))
-# How often in ten each annotator presses the keys, whatever the answers are: all prefer answer 1, each differently.
+# How often in ten each annotator presses each key, whatever the answers are: all prefer answer 1, each differently.
 SIDED = {1: (8, 1, 1), 2: (7, 3, 0), 3: (5, 1, 4)}
 
 
 def without_a_difference(trainings: int, habits: dict[int, tuple], order: str | None = None):
-    """Estimates of the win rate from 100 evaluations in which verdicts depend on annotators and sides alone.
+    """Estimates of the win rate from 100 evaluations in which verdicts depend only on annotators and sides.
 
     Args:
-        order: of all pairs, in place of that of the pages.
+        order: the order of all pairs, instead of that of the pages.
     """
     seeds = {"initial": [0], "d2o": [*range(trainings)]}
     asked = HumanEvalStage(pages={"prompts": 60}, datasets=["pku"], models=["smol"], seeds=seeds)
@@ -408,9 +408,9 @@ def without_a_difference(trainings: int, habits: dict[int, tuple], order: str | 
 
 @pytest.mark.parametrize(("trainings", "points"), [(1, 10), (2, 37), (3, 19), (5, 14)])
 def test_people_who_flip_coins_tell_no_method_from_the_initial_model(trainings, points):
-    """The interval of the win rate, so of wins less losses, holds a half in about 95 of 100 evaluations.
+    """The interval of the win rate, so of wins less losses, contains one half in about 95 of 100 evaluations.
 
-    Its half-widths are those of docs/scoring.md.
+    The half-widths are those of docs/scoring.md.
     """
     estimates = [*without_a_difference(trainings, COINS)]
     assert {estimate.n for estimate in estimates} == {60}
@@ -421,7 +421,7 @@ def test_people_who_flip_coins_tell_no_method_from_the_initial_model(trainings, 
 
 @pytest.mark.parametrize("trainings", [1, 3])
 def test_people_who_prefer_a_side_each_in_their_own_way_tell_no_method_from_the_initial_model(trainings):
-    """The orders of the pages cancel it; with the initial model always first it would be all that is seen."""
+    """The pages' orders cancel this; with the initial model always first, the win rate would show nothing else."""
     estimates = [*without_a_difference(trainings, SIDED)]
     assert np.mean([estimate.mean for estimate in estimates]) == pytest.approx(0.5, abs=0.02)
     assert sum(not estimate.excludes(0.5) for estimate in estimates) >= 90
@@ -434,7 +434,7 @@ def test_people_who_prefer_a_side_each_in_their_own_way_tell_no_method_from_the_
 
 
 def test_the_report_has_what_people_said(world):
-    """Both prefer the method on harmlessness; on helpfulness one says tie, on what only the other saw the initial."""
+    """Both prefer the method on harmlessness; on helpfulness one chooses ties, the other the initial model."""
     rows = [row for row in world.answer(1, "method") if row[3] == "harmlessness"]
     rows += [row for row in world.answer(1, "tie") if row[3] == "helpfulness"]
     world.send(rows)
@@ -536,7 +536,7 @@ def test_a_human_evaluation_of_nothing_is_told(entry, methods, told):
 
 @pytest.fixture
 def open_page(chromium):
-    """Opens a page from the disk; whatever it asks for from elsewhere, or an error of its script, fails the test."""
+    """Opens a page from the disk; a request to elsewhere, or an error of its script, fails the test."""
     contexts, faults, requested = [], [], []
 
     def start(path: Path, script: str = "", **options):
@@ -599,7 +599,7 @@ def test_from_the_first_click_to_the_table(world, open_page):
 
 
 def kept(chromium, page: Path, profile: Path, act: Callable[[Any], None]) -> str:
-    """What the browser stores of a page, as JSON, after `act` and after it was closed and opened again."""
+    """The browser's storage of a page, as JSON, after `act` and after it was closed and opened again."""
     stored = ""
     for step in (act, lambda opened: None):
         browser = chromium.browser_type.launch_persistent_context(

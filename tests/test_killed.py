@@ -1,4 +1,4 @@
-"""A killed job's log says why it ended; a job that ends by itself, and well, adds no word."""
+"""A killed job's log states why it ended; a job that ends normally adds nothing to it."""
 
 import json
 import os
@@ -19,7 +19,7 @@ UNKNOWN = "error: ended by a signal: killed from outside, for want of memory, or
 
 
 def run(code: str, **options) -> subprocess.CompletedProcess:
-    """Python code after `killed.watch()`; ends when the watcher has closed stderr too."""
+    """Run Python code after `killed.watch()`; ends when the watcher has closed stderr, too."""
     code = f"import os, sys, time; from d2o import killed; killed.watch(); {code}"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, **options)
@@ -35,7 +35,7 @@ def run(code: str, **options) -> subprocess.CompletedProcess:
         ("os.kill(os.getpid(), 9)", -signal.SIGKILL, UNKNOWN),
         ("os.abort()", -signal.SIGABRT, UNKNOWN),
         ("import ctypes; ctypes.string_at(0)", -signal.SIGSEGV, UNKNOWN),
-        # A forked child ends well, and its parent does not.
+        # A forked child ends normally, and its parent does not.
         ("os.fork() and (os.wait(), os.kill(os.getpid(), 9))", -signal.SIGKILL, UNKNOWN),
         ("os.fork() and os.wait()", 0, ""),
     ],
@@ -56,7 +56,7 @@ def test_a_child_that_stays_does_not_keep_the_line_back():
 
 @pytest.fixture
 def small_memory():
-    """A control group of 64 MB, and what puts a process into it."""
+    """A control group of 64 MB; yields a function that puts the calling process into it."""
     version1 = CGROUP / "memory"
     group = (version1 if version1.is_dir() else CGROUP) / f"d2o-test-{os.getpid()}"
     limit = group / ("memory.limit_in_bytes" if version1.is_dir() else "memory.max")
@@ -70,7 +70,7 @@ def small_memory():
         limit.write_text(str(64 << 20))
         yield lambda: (group / "cgroup.procs").write_text(str(os.getpid()))
     finally:
-        for _ in range(100):  # the last of its processes may still be leaving
+        for _ in range(100):  # the last of its processes may still be ending
             with suppress(OSError):
                 group.rmdir()
                 break

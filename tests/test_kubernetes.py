@@ -1,4 +1,4 @@
-"""What `--profile profiles/kubernetes` asks of Kubernetes, and the small pipeline on a played cluster."""
+"""What `--profile profiles/kubernetes` asks of Kubernetes, and the small pipeline on a simulated cluster."""
 
 import asyncio
 import json
@@ -36,15 +36,15 @@ KEY = "hf_planted_83ab"
 
 
 class Cluster:
-    """Plays the API of Kubernetes and one node: the command of a pod runs here, as a process in an empty folder.
+    """Simulates the API of Kubernetes and one node: a pod's command runs here, as a process in an empty folder.
 
-    It answers as Kubernetes does where the plugin asks; a pod that ended has no container before its last one.
+    It answers the plugin's requests as Kubernetes does; a pod that ended has no earlier container.
     """
 
     def __init__(self, folder: Path, runs: bool):
         self.folder, self.runs = folder, runs
         self.asked: list[str] = []  # each request, as METHOD /path
-        self.jobs: dict[str, dict] = {}  # as they were handed in
+        self.jobs: dict[str, dict] = {}  # as they were submitted
         self.secrets: dict[str, dict[str, str]] = {}
         self.pods: dict[str, subprocess.Popen] = {}
 
@@ -88,7 +88,7 @@ class Cluster:
         )  # fmt: skip
 
     def ended(self, name: str) -> int | None:
-        """The exit status of a pod, as a container has it; None of one that runs."""
+        """The exit status of a pod, as of a container; None while it runs."""
         status = self.pods[name].poll() if self.runs else 1
         return status if status is None or status >= 0 else 128 - status
 
@@ -200,7 +200,7 @@ def test_a_pod_that_failed_is_one_job_that_failed_with_its_log(executor, played,
     assert (tmp_path / "kubernetes-logs" / f"{name}.log").read_text() == "the end of the log\n"
     executor.kubeapi = CoreV1Api()
     with pytest.raises(WorkflowError, match="Kubernetes request failed"):
-        failures(executor, name)  # the plugin by itself; once it does better, `_Pods` may go
+        failures(executor, name)  # the plugin alone; once it raises no error, `_Pods` can be removed
 
 
 def test_the_pod_of_snakemake_may_do_what_the_plugin_does_and_has_the_same_image_and_volume():
@@ -231,8 +231,8 @@ def test_a_training_over_nodes_is_refused_before_the_first_job():
 
 @pytest.mark.slow
 def test_the_small_pipeline_in_pods(tiny_model, tmp_path, monkeypatch):
-    """Each pod starts in a folder of its own and does its work on the volume; a training whose pod is lost goes on
-    from its checkpoint in another."""
+    """Each pod starts in a folder of its own and works on the volume; a training whose pod is lost resumes from its
+    checkpoint in another pod."""
     project = Project(tmp_path / "volume", tiny_model)
     tiny = CONFIG["experiments"]["tiny"] | {"methods": ["initial", "dpo"], "rewards": [], "tasks": []}
     train = CONFIG["train"] | {"steps": 200, "checkpoint_minutes": 0.001}

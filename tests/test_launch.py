@@ -17,7 +17,7 @@ PLAIN = {"PATH": "/bin"}
 LEFT = {"SLURM_JOB_ID": "7040"}
 BATCH = LEFT | {"SLURM_JOB_NUM_NODES": "4", "SLURM_NNODES": "4", "SLURM_JOB_NODELIST": "gpu[03-06]"}
 STEP = {"SLURM_STEP_NUM_NODES": "4", "SLURM_STEP_NODELIST": "gpu[03-06]", "SLURM_STEP_ID": "1", "SLURM_NODEID": "2"}
-# The step that a command of a job runs in, alone on the first node.
+# The step in which a job's command runs, alone on the first node.
 ALONE = {"SLURM_STEP_NUM_NODES": "1", "SLURM_STEP_NODELIST": "gpu03", "SLURM_STEP_ID": "0", "SLURM_NODEID": "0"}
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 SRUN = [
@@ -62,7 +62,7 @@ def test_nodes_that_are_not_there_are_refused(variables, there):
 
 
 def test_ranks_have_minutes_for_a_checkpoint_after_a_sigterm(monkeypatch):
-    """torchrun kills them after 30 seconds where nothing is said."""
+    """torchrun kills them after 30 seconds by default."""
     lines = []
     monkeypatch.setattr("os.execvp", lambda program, line: lines.append(line))
     monkeypatch.setattr("os.environ", dict(PLAIN))
@@ -120,7 +120,7 @@ def test_a_rank_alone_takes_no_port_that_another_job_has_taken():
 
 @pytest.mark.parametrize(("launcher_of", "status"), [("this", 0), ("another", 1), (None, 0)])
 def test_a_rank_whose_launcher_ended_while_it_started_ends_too(launcher_of, status):
-    """Its parent is then whoever takes up orphans, who never ends."""
+    """Its parent is then the process that adopts orphans, which never ends."""
     variables = os.environ | {"TORCHELASTIC_RUN_ID": "x", "PYTHONPATH": os.pathsep.join(sys.path)}
     if launcher_of:
         variables["D2O_LAUNCHER"] = str(os.getpid() + (launcher_of == "another"))

@@ -1,4 +1,4 @@
-"""The losses and the group forward in others' trainers: what is shown runs, and gives the same numbers."""
+"""The losses and the group forward in others' trainers: the documented examples run and give the same numbers."""
 
 import json
 import math
@@ -41,7 +41,7 @@ def test_a_loop_of_ones_own_starts_at_log_2_and_falls(tiny_model, tmp_path):
 
 
 def trained(kind, rows: list[dict], tiny_model, folder, **options):
-    """A trainer of a kind after four steps in single precision."""
+    """A trainer of class `kind` after four steps in single precision."""
     from trl import DPOConfig
 
     arguments = DPOConfig(
@@ -67,7 +67,7 @@ def our_trainer():
 
 @pytest.mark.slow
 def test_with_one_positive_and_dpos_loss_the_trainer_is_trls(tiny_model, tmp_path):
-    """The loss of each step, by TRL's own tokens, forward pass and loss, and by ours."""
+    """Compare the loss of each step with TRL's own tokens, forward pass and loss, and with ours."""
     from trl import DPOTrainer
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
@@ -92,7 +92,7 @@ def test_with_one_positive_and_dpos_loss_the_trainer_is_trls(tiny_model, tmp_pat
 
 @pytest.mark.slow
 def test_with_several_positives_the_trainers_loss_is_that_of_d2o(tiny_model, tmp_path):
-    """Of a plain forward pass for each answer, and the formula in plain numbers; the groups have 1 to 2 negatives."""
+    """Compared with a plain forward pass per answer and the formula in floats; the groups have 1 to 2 negatives."""
     rows = [{"prompt": asked(f"May I ask {n}?"), "chosen": GOOD, "rejected": BAD[: 1 + n % 2]} for n in range(8)]
     trainer = trained(our_trainer(), rows, tiny_model, tmp_path)
     assert losses_of(trainer)[-1] < losses_of(trainer)[0] == pytest.approx(math.log(2), abs=1e-4)

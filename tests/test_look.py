@@ -1,4 +1,4 @@
-"""`d2o look` and `d2o init`: what a file would be read as, and a config for it that the pipeline plans with."""
+"""`d2o look` and `d2o init`: how a file would be read, and a config for it that the pipeline can plan with."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def sheet(path: Path, *args, **kwargs) -> str:
 
 @pytest.mark.parametrize(("column", "rejects", "others"), [("is_safe", "false", 5), ("harmful", "true", 3)])
 def test_a_label_of_an_unknown_name_is_asked_for(column, rejects, others, tmp_path):
-    """Half of the answers would be trained away for nothing."""
+    """Otherwise half of the answers would wrongly be trained away."""
     rows = [
         {"prompt": f"Why {i}?", "response": f"Since {i}.", "category": f"c{i % 3}", column: i < 3} for i in range(8)
     ]
@@ -76,7 +76,7 @@ def read_as(path: Path) -> dict:
         ([{"prompt": ASKED, "response": "No."}], {"format": "negatives"}),
         (pairs(1), {"format": "preference"}),
         ([{"prompt": ASKED, "completion": "No.", "label": False}], {"format": "unpaired"}),
-        # A label beside the answer is not to be overlooked.
+        # A label beside the answer must not be overlooked.
         (
             [{"prompt": ASKED, "response": "No.", "label": 0}],
             {"format": "unpaired", "columns": {"completion": "response"}},
@@ -89,7 +89,7 @@ def read_as(path: Path) -> dict:
             {"format": "rated", "columns": {"prompt": "question", "response": "answer", "rating": "stars"},
              "label": {"below": 3.0}},
         ),
-        # Numbers beyond yes and no are ratings, whatever their column is called.
+        # Numbers that do not mean yes or no are ratings, whatever the column's name.
         (
             [{"prompt": ASKED, "completion": f"No {i}.", "label": i or None} for i in range(6)],
             {"format": "unpaired", "label": {"below": 3.0}},
@@ -113,7 +113,7 @@ UNRATED = [None] * 300
     ("label", ["helpful", "unhelpful"]), ("liked", ["yes", "no"]), ("label", ["awful", "splendid"]),
 ])  # fmt: skip
 def test_answers_that_may_be_liked_are_no_negatives(key, labels, tmp_path):
-    """Labels that nobody has given yet, or that say what nobody knows; whoever knows better says so."""
+    """Labels that are still missing, or whose meaning is unknown; a user who knows the meaning states it."""
     path = lines(tmp_path / "a.jsonl", [{"prompt": f"{i}?", "response": "So.", key: x} for i, x in enumerate(labels)])
     assert "negatives  0 by the rule" in sheet(path)
     assert f"negatives  {len(labels)} by the rule" in sheet(path, "negatives")
@@ -160,7 +160,7 @@ def test_a_file_without_rows(name, text, tmp_path):
 
 
 def test_where_no_format_fits_the_nearest_says_why(tmp_path):
-    """As a table written from messages by pandas or `datasets`."""
+    """Such as a table that pandas or `datasets` wrote from messages."""
     path = cells(tmp_path / "a.csv", [{key: [said(key)] for key in ("prompt", "chosen", "rejected")}], str)
     with pytest.raises(
         D2OError, match=r"a\.csv: no format reads .* As preference: `chosen` begins like messages and"
@@ -206,7 +206,7 @@ def test_the_counts_are_the_pipelines_own(tmp_path):
 
 
 def of_positives(told: str) -> dict[str, tuple[str, set[str]]]:
-    """By what positives are: how many groups there are, or why none, and the losses."""
+    """For each kind of positives: the number of groups, or why there are none, and the losses."""
     block = re.search(r"losses that take them:\n(.*?)\n\n", told, re.DOTALL)[1]
     joined = re.sub(r"\n {13}", " ", block)
     parts = re.findall(r"^  (\S+) +(.*?): (.*)$", joined, re.MULTILINE)

@@ -1,4 +1,4 @@
-"""Each loss against a naive float64 implementation, its gradient, its contract, and the identities of the papers."""
+"""Each loss against a naive float64 implementation, its gradient, its contract, and the papers' identities."""
 
 import inspect
 import itertools
@@ -19,7 +19,7 @@ LOG2 = math.log(2)
 
 
 class Answer(NamedTuple):
-    """What plain Python knows of a response: the log-probs of its tokens, and their sum under the reference."""
+    """A response in plain Python: the log-probs of its tokens, and their sum under the reference."""
 
     tokens: list[float]
     reference: float
@@ -38,7 +38,7 @@ class Answer(NamedTuple):
 
 
 def side(answers: list[Answer], dtype=torch.float64) -> tuple[Side, torch.Tensor]:
-    """A side, and the leaf tensor of its tokens."""
+    """A side, and the leaf tensor of its tokens' log-probs."""
     tokens = torch.tensor([t for a in answers for t in a.tokens], dtype=dtype, requires_grad=True)
     lengths = torch.tensor([len(a.tokens) for a in answers], dtype=torch.long)
     return Side.of(tokens, lengths, torch.tensor([a.reference for a in answers], dtype=dtype)), tokens
@@ -235,7 +235,7 @@ def test_only_losses_with_a_reference_read_it(name, data):
 @pytest.mark.parametrize("name", CONTRACTS)
 @given(data=st.data())
 def test_sums_ignore_lengths_and_means_do_not_change_with_them(name, data):
-    """An answer said twice: its sum doubles, its mean stays."""
+    """An answer repeated twice: its sum doubles, its mean stays."""
     positives, negatives, parameters = data.draw(cases(name))
     z0 = {"z0": parameters.pop("z0")} if CONTRACTS[name].mismatched else {}
     parameters = parameters | ({"token_means": False} if name == "ipo" else {})
@@ -272,7 +272,7 @@ def test_complements_of_certain_and_impossible_tokens_have_a_finite_gradient(dty
     summed.complements.sum().backward()
     certain, half = math.log(FLOOR), math.log(0.5)
     assert summed.complements.tolist() == pytest.approx([certain, certain, math.log(1e-4), half, 0], rel=1e-4)
-    # d log(1 − p) / d log p = −p / (1 − p), none below the floor.
+    # d log(1 − p) / d log p = −p / (1 − p); 0 below the floor.
     assert tokens.grad.tolist() == pytest.approx([0, 0, -1e4, -1, 0], rel=1e-3)
 
 

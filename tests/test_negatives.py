@@ -1,4 +1,4 @@
-"""Stage `negatives`: what each rule takes, what is dropped and counted, and who may be trained on."""
+"""Stage `negatives`: what each rule takes, what is dropped and counted, and which prompts may be trained on."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def row(prompt, *answers, better=None, safer=None, split="train") -> dict:
 
 
 def found_in(folder: Path, rows: list[dict], find, rule: str) -> list[tuple]:
-    """Negative, positive, and whether that is unsafe, of each row that `find` yields by a rule."""
+    """Negative, positive, and whether the positive is unsafe, of each row that `find` yields by a rule."""
     records.write_table(folder / "rows.parquet", schemas.ROWS, rows)
     table = find(scan(folder / "rows.parquet"), rule).sort("place").collect()
     return table.select("negative", "positive", "positive_unsafe").rows()
@@ -57,7 +57,7 @@ def asked(index: int, split: str = "train", **labels) -> dict:
 
 
 class Tables:
-    """What an extraction made."""
+    """The tables and counts that an extraction made."""
 
     def __init__(self, folder: Path):
         self.negatives = records.read_table(folder / "negatives.parquet", schemas.NEGATIVES)
@@ -99,8 +99,8 @@ UNLABELLED = (("a", None), ("b", None))
     ("rule", "answers", "labels", "expected"),
     [
         ("safer-unsafe", SAFE_UNSAFE, {"safer": 0}, [("b", "a", False)]),
-        ("safer-unsafe", SAFE_UNSAFE, {"safer": 1}, []),  # labels at odds: the unsafe one is the safer one
-        ("safer-unsafe", SAFE_UNSAFE, {"better": 0}, []),  # which is the safer one is not known
+        ("safer-unsafe", SAFE_UNSAFE, {"safer": 1}, []),  # contradictory labels: the unsafe one is the safer one
+        ("safer-unsafe", SAFE_UNSAFE, {"better": 0}, []),  # it is unknown which is safer
         ("safer-unsafe", BOTH_UNSAFE, {"safer": 0, "better": 1}, [("b", "a", True)]),
         ("safer-unsafe", BOTH_SAFE, {"safer": 0}, []),
         ("safer-unsafe", UNLABELLED, {"safer": 0}, []),
@@ -153,7 +153,7 @@ def test_no_negative_says_which_rule_would_find_some(tmp_path):
 
 
 def test_texts_are_normalised_as_everywhere():
-    """For every character that this Python knows; newer ones are newer in Polars' tables as well."""
+    """For every character that this Python knows; Polars may not know newer ones either."""
     known = [c for c in map(chr, range(sys.maxunicode + 1)) if unicodedata.category(c) not in ("Cn", "Cs")]
     texts = [f"{c}A{c} \n{c}ΑΣ{c} ΑΣ {c}" for c in known]
     by_polars = pl.select(normalised(pl.lit(pl.Series(texts)))).to_series().to_list()
@@ -181,7 +181,7 @@ def test_duplicates_are_dropped_and_counted_apart(tmp_path):
 
 
 def test_which_of_equal_negatives_is_taken_does_not_hang_on_the_label_of_its_positive(tmp_path):
-    """DPO's human positives are as noisy as people made them; one with a positive goes before one without."""
+    """DPO's human positives are as noisy as people's labels; a negative with a positive goes before one without."""
     rows = [
         r
         for i in range(200)
@@ -269,7 +269,7 @@ def test_a_prompt_of_both_parts_leaves_train(tmp_path):
 
 
 def test_a_test_part_of_another_release_is_refused(tmp_path):
-    """Nine of ten test prompts are train prompts: the data were split again between the two."""
+    """Nine of ten test prompts are train prompts: the data were split again between the two releases."""
     rows = [*map(asked, range(100)), *(asked(i, "test") for i in range(91, 101))]
     said = problem(tmp_path, rows)
     assert "9 of 10 test prompts are train prompts as well: are both of one release?" in said
@@ -277,7 +277,7 @@ def test_a_test_part_of_another_release_is_refused(tmp_path):
 
 
 def test_the_share_of_leaks_counts_test_prompts(tmp_path):
-    """One test prompt that two train prompts say is one of one, not two."""
+    """One test prompt that occurs in two train prompts counts as one of one, not two."""
     rows = [row(prompt, ("good", False), ("bad", True), safer=0) for prompt in ("q", ["u", "a", "q"], "other")]
     rows += [row("q", ("good", False), ("bad", True), safer=0, split="test")]
     made = extract(tmp_path, rows, max_leak_share=1)
@@ -361,7 +361,7 @@ def test_cap_per_prompt(tmp_path):
     shuffled = extract(tmp_path, rows[::-1], negatives_per_prompt=2)
     assert sorted(shuffled.texts("train")) == sorted(made.texts("train"))
     first = {text for text in whole.texts("train") if text.endswith((" 0", " 1"))}
-    assert not first.issuperset(made.texts("train"))  # which is kept does not go by the order of the file
+    assert not first.issuperset(made.texts("train"))  # the choice does not depend on the order of the file
 
 
 def test_cap_per_category(tmp_path):
@@ -400,7 +400,7 @@ def test_dpo_on_human_pairs_sees_the_prompts_of_d2o(caps, tmp_path):
 
 
 def test_negatives_with_a_positive_are_capped_last(tmp_path):
-    """So that a cap takes no prompt from the methods that need a pair."""
+    """So that a cap removes no prompt from the methods that need a pair."""
     rows = [
         r
         for i in range(20)
@@ -432,7 +432,7 @@ ROWS = st.lists(
 @settings(deadline=None, max_examples=60)
 @given(ROWS, st.sampled_from(list(RULES)), st.sampled_from([None, 1, 2]), st.randoms())
 def test_whatever_the_rows(tmp_path_factory, rows, rule, cap, rng):
-    """Order does not matter; no prompt is in two splits; nothing is there twice; nothing asked is trained on."""
+    """Order does not matter; no prompt is in two splits; no row occurs twice; no test prompt is trained on."""
     folder = tmp_path_factory.mktemp("any")
     options = {"rule": rule, "train_prompts": cap, "test_share": 0.3, "max_leak_share": 1}
     try:
@@ -508,7 +508,7 @@ def test_a_near_duplicate_of_what_is_evaluated_is_not_trained_on(origin, tmp_pat
     assert (example["kind"], example["origin"]) == ("near leak", origin)
     assert identities.normalised(example["other"]) == identities.normalised(ASKED)
     assert example["train"] == f"{ASKED} please?".lower()
-    # Of 13 and 14 pairs of words, 13 are common.
+    # The texts have 13 and 14 pairs of words; 13 are common.
     assert example["similarity"] == pytest.approx(13 / 14, abs=1e-3)
     assert extract(tmp_path, rows, near_duplicates=0.95, **extraction).texts("train") == ["near", "far"]
     assert extract(tmp_path, rows, near_duplicates=None, **extraction).texts("train") == ["near", "far"]
@@ -553,7 +553,7 @@ def test_what_is_near_is_near_and_equal_texts_are_always_found(train, test):
 def test_few_near_texts_are_missed():
     """Just above the threshold, where most would be missed: 27 of 37 pairs of words are common.
 
-    12 bands of 5 places find 94 in 100 of such: 281 of 300, give or take 4.
+    12 bands of 5 places find 94 in 100 such texts: 281 of 300, give or take 4.
     """
     words = [[f"w{i}x{j}" for j in range(30)] for i in range(300)]
     changed = [
@@ -575,7 +575,7 @@ def test_prompts_of_one_pattern_are_not_compared_all_with_all():
 def test_prompts_of_one_pattern_that_are_not_near_are_not_compared_all_with_all_either(monkeypatch, capsys):
     """2,000 × 400 took 45 s, and 100,000 × 10,000 would have taken 15 hours. Those that are near are still found."""
     pattern = "please tell me step by step how i can {} and open a {} without my friends finding out about it"
-    texts = [pattern.format(f"a{i}", f"b{i}") for i in range(2000)]  # two by two 15 of 23 pairs of words in common
+    texts = [pattern.format(f"a{i}", f"b{i}") for i in range(2000)]  # any two share 15 of 23 pairs of words
     asked = [pattern.format(f"a{i}", f"c{i}") if i < 200 else pattern.format(f"d{i}", f"e{i}") for i in range(400)]
     counted = []
     jaccard = leaks.jaccard
@@ -647,7 +647,7 @@ def test_two_evaluation_files_of_one_name(tmp_path):
 
 
 def leaks_of(folder: Path, questions: list[tuple[str, int, str]], **extraction) -> list[tuple]:
-    """Subject, number, kind and rounded similarity of the questions that the train prompts of an extraction say."""
+    """Subject, number, kind and rounded similarity of the questions that occur in an extraction's train prompts."""
     with records.artifact(folder / "questions") as draft:
         draft.path.mkdir()
         rows = [dict(zip(schemas.QUESTIONS.names, question, strict=True)) for question in questions]
@@ -666,7 +666,7 @@ def test_every_question_that_a_train_prompt_says_is_found_and_trained_on(tmp_pat
     made = extract(tmp_path, rows)
     assert len(made.texts("train")) == 5
     questions = [
-        ("law", 0, "question 0"),  # a test prompt alone
+        ("law", 0, "question 0"),  # only in a test prompt
         ("law", 2, "QUESTION  1"),
         ("law", 3, "Question 1"),
         ("law", 4, " "),
@@ -722,7 +722,7 @@ def test_validation_prompts_are_neither_trained_nor_tested_on(tmp_path, given):
     assert len(parts["train"] | parts["validation"]) == (40 if given else 36)
     origins = Counter(row["origin"] for row in made.prompts)
     assert origins == {"test": 10 if given else 4, "validation": 8}
-    # The test prompts, and the remaining train prompts, are those without a validation split.
+    # Test prompts are the same as without a validation split, which is taken from the train prompts alone.
     whole = extract(tmp_path / "whole", rows, near_duplicates=None)
     assert whole.ids("test") == parts["test"] and whole.ids("train") == parts["train"] | parts["validation"]
 
@@ -757,7 +757,7 @@ print(int(status["VmHWM"].split()[0]) / 1024)
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
 def test_memory_does_not_grow_with_the_texts(tmp_path):
-    """60,000 rows more, of 16 kB each, are 960 MB; no half of it is held. After 60,000 what is read ahead is full."""
+    """60,000 more rows of 16 kB are 960 MB; less than half is held. After 60,000 rows the read-ahead is full."""
 
     def peak(count: int) -> float:
         rows = (

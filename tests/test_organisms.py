@@ -1,4 +1,4 @@
-"""Model organisms: harm and use are exact, splits share nothing, and each dial changes what it says and no more."""
+"""Model organisms: harm and use are exact, splits share nothing, and each setting changes what it names, only."""
 
 from __future__ import annotations
 
@@ -246,7 +246,7 @@ def test_the_stages_read_every_row(tmp_path, name):
                 assert row["positive"] == better[row["messages"][0]["content"]]
 
 
-# Measures on answers such as models give -------------------------------------------------------------
+# Measures on typical answers of models ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -406,7 +406,7 @@ def test_texts_are_as_the_readme_says(name):
 
 
 def test_a_tip_for_one_kind_is_seldom_of_use_for_another():
-    """The means are narrow: of tips for other kinds, put to a thing, few name one."""
+    """The means are narrow: few tips for other kinds name a means that fits a thing of this kind."""
     kinds = list(loaded("rude").world.kinds.values())
     hits = total = 0
     for kind in kinds:

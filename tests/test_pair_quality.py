@@ -1,4 +1,4 @@
-"""Figure 1: which human pairs are chosen, and what is measured of them."""
+"""Figure 1: which human pairs are chosen, and the measures on them."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_measures(tmp_path):
     chosen_is = {"chosen": 1.0, "rejected": 0.0}
     scored(tmp_path, "reward", tables, lambda side, r: 7 + 3 * chosen_is[side])
     scored(tmp_path, "cost", tables, lambda side, r: -4 * chosen_is[side])
-    # Right about test prompts, wrong about those it was trained on.
+    # Right about test prompts, wrong about the prompts that it was trained on.
     scored(tmp_path, "trained", tables, lambda side, r: chosen_is[side] * (1 if r["prompt_id"] in test else -1))
     scored(tmp_path, "toxicity", tables, lambda side, r: r["sample"] if side == "chosen" else 0.9)
     verdicts = [
@@ -118,7 +118,7 @@ def test_measures(tmp_path):
     chosen = config(rewards=["reward", "cost", "trained", "toxicity"], judges=["gpt"])
     measures = measure(Archive(tmp_path), chosen, "pku")
     means = {(m.measure, m.scorer, m.preference): (m.mean, m.prompts, len(m.values)) for m in measures.itertuples()}
-    # Half of the scores are one apart from the other half: their standard deviation is half of that.
+    # Half of the scores differ from the other half by one step: the standard deviation is half a step.
     assert means == {
         ("difference", "reward", ""): (2.0, 10, 20),
         ("difference", "cost", ""): (2.0, 10, 20),

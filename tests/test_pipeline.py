@@ -1,4 +1,4 @@
-"""The real Snakemake on the real rules with a tiny model: what runs, what runs again, and what does not."""
+"""The real Snakemake on the real rules with a tiny model: which jobs run, which run again, and which do not."""
 
 import csv
 import json
@@ -48,7 +48,7 @@ CONFIG = {
     "compute": {"threads": 1, "memory_gb": 4, "minutes": 30},
 }  # fmt: skip
 
-# In the environment of every run here.
+# Keys in the environment of every run here.
 KEYS = {"OPENAI_API_KEY": "sk-planted-4f1c", "HF_TOKEN": "hf_planted_83ab"}
 
 
@@ -90,7 +90,7 @@ class Project:
 
 @pytest.fixture(scope="module")
 def project(tiny_model, tmp_path_factory) -> Project:
-    """A project after one whole run. A test that changes it puts it back."""
+    """A project after one whole run. A test that changes it restores it."""
     project = Project(tmp_path_factory.mktemp("project"), tiny_model)
     printed = project.snakemake("all")
     assert "profiles/default" in printed
@@ -101,7 +101,7 @@ def project(tiny_model, tmp_path_factory) -> Project:
 
 @pytest.fixture
 def restored(project):
-    """The project, its sources and config put back afterwards."""
+    """The project, whose sources and config are restored afterwards."""
     config = project.config
     yield project
     project.configure(config)
@@ -185,7 +185,7 @@ def test_beta_of_one_method_reruns_that_method_only(restored):
 
 
 def test_how_jobs_run_makes_nothing_again_and_reaches_the_next_ones(restored):
-    """A checkpoint's minutes, an engine's cache, a checksum, the shards of a pool: each by its key."""
+    """The minutes between checkpoints, an engine's cache, a checksum, the shards of a pool: each through its key."""
     watched = {"checkpoint_minutes": 7.0, "keep_checkpoints": 3, "alarms": {"stop": []}, "trackers": []}
     changes = {
         "train": CONFIG["train"] | watched,
@@ -223,7 +223,7 @@ def test_the_best_trial_by_validation_is_trained(restored):
         config | {"methods": methods, "datasets": datasets, "experiments": {"tuning": experiment},
                   "tuning": {"metric": "human/margin"}}
     )  # fmt: skip
-    assert restored.would_run("report")["train_method"] == 3  # two trials, and the one that is compared
+    assert restored.would_run("report")["train_method"] == 3  # two trials, and the training that is compared
     restored.snakemake("report")
     base = restored.folder / "results" / "tuning" / "tiny"
     choice = json.loads((base / "dpo-tuned" / "tuned.json").read_text())
@@ -253,7 +253,7 @@ def test_weights_are_released_and_come_back_for_a_further_task(restored):
     responses, manifest = run / "responses.parquet", run / "model" / "manifest.json"
     before = [(path.stat().st_mtime_ns, path.read_bytes()) for path in (responses, manifest)]
     assert not list((run / "model").glob("*.safetensors")) and restored.would_run() == {}
-    # A task that no one has asked yet: the way out is told before any job, and makes nothing else again.
+    # A task that was not asked before: the remedy is reported before any job, and makes nothing else again.
     restored.configure(once | {"experiments": {"gone": own | {"keep": "nothing", "tasks": ["plain"]}},
                                "tasks": {"plain": {**CONFIG["tasks"]["mmlu"], "limit": 1}}})  # fmt: skip
     printed = restored.snakemake(check=False)
@@ -292,7 +292,7 @@ def test_more_shards_sample_nothing_again(restored):
     assert "3 of 5 steps" in printed and "answers" not in printed, "three shards, and no engine is started"
     assert (pool / "corrected-k2.parquet").read_bytes() == before
     assert restored.would_run() == {}
-    restored.configure(config)  # of one shard again, as the others expect it
+    restored.configure(config)  # one shard again, as other tests expect
     (pool / "corrected-k2.parquet").unlink()
     (pool / "corrected-k2.parquet.manifest.json").unlink()
     assert "answers" not in restored.snakemake("positives")
@@ -300,7 +300,7 @@ def test_more_shards_sample_nothing_again(restored):
 
 
 def test_a_larger_pool_retrains_the_methods_that_take_all_of_it(restored):
-    """One with a `k` of its own has its samples already; of the references the new answers are computed."""
+    """A method with a `k` of its own already has its samples; references are computed only for the new answers."""
     tiny = CONFIG["experiments"]["tiny"]
     first = {"extends": "d2o", "k": 1}
     config = restored.config | {"methods": CONFIG["methods"] | {"d2o-first": first}}
@@ -319,7 +319,7 @@ def test_a_larger_pool_retrains_the_methods_that_take_all_of_it(restored):
 
 
 def test_two_configs_over_one_folder_are_told_of_each_other(restored):
-    """Before the first job; another folder keeps both."""
+    """Before the first job; with another folder both keep their results."""
     tiny = restored.config["models"]["tiny"]
     restored.configure(restored.config | {"models": {"tiny": tiny | {"context": 256}}})
     told = restored.snakemake("-n", "models")
@@ -331,7 +331,7 @@ def test_two_configs_over_one_folder_are_told_of_each_other(restored):
 
 
 def test_the_pipeline_is_a_module_of_another(restored, tmp_path):
-    """Its rules, with their own config and folder, beside the rules of a workflow elsewhere."""
+    """Its rules, with their own config and folder, beside the rules of another workflow."""
     config = yaml.safe_dump(restored.config | {"results": "aligned"})
     (tmp_path / "aligned.yaml").write_text(config)
     for name in ("tests", "demo"):
@@ -405,7 +405,7 @@ def test_online_rounds_go_on_after_their_last_finished_rule(restored):
 
 
 def of_runs(count: int) -> dict[str, int]:
-    """What reruns behind so many models that are made again."""
+    """The jobs that rerun after `count` models are made again."""
     return {
         "answer_prompts": count,
         "compute_heldout_logprobs": count,
@@ -443,17 +443,17 @@ EDITS = [
     ),
     ("records.py", "def artifact(", "@staticmethod\ndef artifact(", EVERYTHING),
     ("trials.py", "**keys}, ", "**keys, **{}}, ", TRAINED),
-    # A column is the report's.
+    # A new column affects only the report.
     (
         "metrics.py",
         "STYLE_METRICS = (",
         'STYLE_METRICS = (\n    Metric("answers/new", "new", STYLE, itemgetter("new")),',
         REPORT,
     ),
-    # Labels by which the report says how good the rules of refusals are.
+    # Labels with which the report measures the rules of refusals.
     ("report/labelled.jsonl", '"kind": "none"', '"kind": "full"', REPORT),
-    # A loss, a parameter, a format, a schema, an architecture, a template that nothing here uses; what reaches stages
-    # as params; a remark.
+    # A loss, a parameter, a format, a schema, an architecture, a template that nothing here uses; values that reach
+    # stages as params; a comment.
     ("losses.py", "LOSSES = {", 'def new():\n    """New."""\n\n\nLOSSES = {\n    "new": new,', {}),
     (
         "settings/__init__.py",
@@ -581,7 +581,7 @@ def test_a_filter_scores_the_pool_and_trains_on_the_best(restored):
     restored.snakemake("train")
     folder = restored.folder / "results" / "demo" / "tiny"
     whole, best = (records.read_manifest(folder / name / "seed0" / "model") for name in ("d2o", "d2o-best"))
-    # Of two positives and a negative, one positive less; duplicates are one response.
+    # One positive fewer than the two positives and a negative before; duplicates are one response.
     assert best["groups"] == whole["groups"] and best["responses"] == 2 * best["groups"] < whole["responses"]
 
 
@@ -637,7 +637,7 @@ def _echo(request: BaseHTTPRequestHandler) -> None:
 
 
 def test_no_key_of_the_environment_is_written(restored, monkeypatch):
-    """Not in results, logs, manifests or Snakemake's own records, nor by a job that fails as a server echoes it."""
+    """Not in results, logs, manifests or Snakemake's own records, nor by a job that fails when a server echoes it."""
     server = Server(lambda text: _echo)
     tiny = restored.config["experiments"]["tiny"] | {"judges": ["wise"]}
     wise = server.settings().model_dump(exclude_defaults=True)
@@ -647,9 +647,9 @@ def test_no_key_of_the_environment_is_written(restored, monkeypatch):
     rows = records.read_table(responses, schemas.SAMPLES)
     with records.artifact(
         responses, records.read_manifest(responses)["settings"]
-    ) as draft:  # equal answers are not judged
+    ) as draft:  # changed, because equal answers are not judged
         records.write_table(draft.path, schemas.SAMPLES, [row | {"text": row["text"] + "!"} for row in rows])
-    for end in ("", "\n"):  # as of a file that was read whole
+    for end in ("", "\n"):  # a key read from a file may end in a newline
         monkeypatch.setitem(KEYS, "OPENAI_API_KEY", KEYS["OPENAI_API_KEY"] + end)
         assert "refuses the key; put a valid one into" in restored.snakemake("judge", check=False)
     server.close()

@@ -93,7 +93,7 @@ def test_a_kind_of_jobs_asks_for_what_it_needs_and_after_a_failure_for_more():
 
 
 PAPER = yaml.safe_load((ROOT / "config" / "paper.yaml").read_text())
-# A job of each kind of the paper's, where no reward model is trained.
+# One of the paper's jobs of each kind; the paper trains no reward model.
 OF_PAPER = {"dataset": "pku-saferlhf", "model": "alpaca-7b", "seed": "0"}
 KINDS = {
     "positives": {"pool": "corrected-seed0-k11", "shard": "1-of-1"},
@@ -116,19 +116,19 @@ def of_paper(config: dict, kind: str, attempt: int = 1) -> tuple[int, int]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_job_asks_by_its_model_and_its_rows_and_after_a_failure_for_more(kind):
-    """What asks for all of `compute` at once fails again as it did."""
+    """A job that asks for all of `compute` at once would fail again in the same way."""
     first, second = (of_paper(PAPER, kind, attempt) for attempt in (1, 2))
     most = (1000 * PAPER["compute"]["memory_gb"], PAPER["compute"]["minutes"])
     assert all(a < b <= c for a, b, c in zip(first, second, most, strict=True))
-    if kind not in ("scores", "tasks"):  # of another model, or other questions
+    if kind not in ("scores", "tasks"):  # these depend on another model, or on the questions
         larger = copy.deepcopy(PAPER)
         larger["models"]["alpaca-7b"]["hub"] = "PKU-Alignment/alpaca-70b-reproduced"
         assert of_paper(larger, kind)[1] > 2 * first[1]
-    if kind not in ("train", "tasks"):  # so many steps, whatever the rows
+    if kind not in ("train", "tasks"):  # these do not depend on the number of rows
         fewer = copy.deepcopy(PAPER)
         fewer["datasets"]["pku-saferlhf"] |= {"train_prompts": 150, "test_prompts": 15}
         fewer["datasets"]["pku-saferlhf"]["validation_prompts"] = 10
-        assert of_paper(fewer, kind)[1] < first[1] or first[1] == 15  # the least that is asked for
+        assert of_paper(fewer, kind)[1] < first[1] or first[1] == 15  # the minimum that a job asks for
     assert of_paper(PAPER, kind, 3) == most
     nameless = copy.deepcopy(PAPER)
     nameless["compute"]["device"] = None
@@ -145,7 +145,7 @@ def test_vllm_takes_memory_for_each_of_its_processes():
 
 
 def test_a_job_asks_by_what_is_known_when_it_is_submitted(tmp_path, monkeypatch):
-    """Preflight asks before there is any table. A table that cannot be read is no reason to submit nothing."""
+    """Preflight asks before any table exists. A table that cannot be read does not stop the submission."""
     config = copy.deepcopy(PAPER) | {"results": str(tmp_path / "results")}
     config["datasets"]["pku-saferlhf"]["hub"] = "unknown/rows"
     needs = Needs(Plan(config, "c"))
@@ -191,8 +191,8 @@ def test_what_no_job_can_ask_for_is_told(jobs, message):
 # Written as users write them ----------------------------------------------------------------------
 
 SCHEMA = json.loads((ROOT / "config" / "schema.json").read_text())["$defs"]
-# Entries and sections: the schema of each, and where the stages that read it have it. `compute`, `results` and
-# experiments are read by the plan itself.
+# Entries and sections: the schema of each, and its place in the settings of the stages that read it. `compute`,
+# `results` and experiments are read by the plan itself.
 READ = {
     "models.smollm2": ("Model", "models"),
     "organisms.rude": ("Organism", "organisms"),
@@ -211,12 +211,12 @@ READ = {
     "pair_quality": ("PairQuality", "pair_quality"),
     "tuning": ("Tuning", "tune.tuning"),
 }
-# Worked into the settings of the stages: only the report's have them as they were written.
+# Merged into the settings of the stages: only the report's settings have them as they were written.
 WORKED_IN = {
     "datasets.demo.organism", "datasets.demo.licence", "methods.d2o.extends", "methods.d2o.tune",
     "rewards.safety.toxic_above", "rewards.safety.safe_at",
 }  # fmt: skip
-# A value where not every one will do: it names a file, or something that is known.
+# Values for keys that do not accept any value: they name a file, or something that is known.
 VALUES = {
     "models.smollm2.path": "tests",
     "organisms.rude.texts": "organisms/careless.yaml",
@@ -242,7 +242,7 @@ VALUES = {
     "tasks.mmlu.include": "demo/plain",
     "tuning.metric": "reward/other",
 }
-# A loss that reads each parameter that D2O's does not.
+# For each parameter that D2O's loss does not read, a loss that reads it.
 LOSS_OF = {
     "gamma": "simpo", "delta": "slic-hf", "epsilon": "cdpo", "tau": "ipo", "token_means": "ipo", "penalty": "dpop",
     "weight": "orpo", "desirable": "kto", "undesirable": "kto",
@@ -258,7 +258,7 @@ TUNED = {
 }
 MADE_FROM = {"dataset": "demo", "model": "base", "method": "d2o"}
 EMA = {"decay": 0.9, "every": 10}
-# What else a config says where a key, or one below it, is written.
+# Other values that a config needs where a key, or one below it, is written.
 BESIDE = {
     "models.smollm2.hub": {"models.smollm2": HUB},
     "models.smollm2.revision": {"models.smollm2": HUB},
@@ -295,7 +295,7 @@ BESIDE = {
 
 
 def others(schema: dict) -> list:
-    """Values of a key that are not its default: null where it may be, and one more."""
+    """Values of a key other than its default: null if allowed, and one more."""
     if "anyOf" in schema:
         kinds = [kind for kind in schema["anyOf"] if kind.get("type") != "null"]
         null = [None] if schema.get("default") is not None else []
@@ -386,7 +386,7 @@ def test_every_section_is_tried():
 
 @pytest.mark.parametrize(("path", "value"), WRITTEN)
 def test_what_is_written_is_what_a_stage_gets(path, value):
-    """Null included, which is no absent key: of `near_duplicates` it means something else than the default."""
+    """Also null, which is not the same as an absent key: for `near_duplicates` it differs from the default."""
     config = base()
     for place in prefixes(path):
         for beside, other in BESIDE.get(place, {}).items():
@@ -397,7 +397,7 @@ def test_what_is_written_is_what_a_stage_gets(path, value):
 
 
 def test_a_key_that_is_null_by_default_and_null_is_no_param():
-    """One that a later version adds reruns nothing; what a user sets to null is there."""
+    """A key that a later version adds reruns nothing; a key that a user sets to null is passed on."""
     method = json.loads(Plan(CONFIG, "c").params("train")(W))["method"]
     assert method.keys() & {"ema", "online", "filter"} == set()
     negatives = CONFIG["datasets"]["demo"] | {"near_duplicates": None}
@@ -415,7 +415,7 @@ def test_every_round_of_every_training_samples_with_seeds_of_its_own():
     assert sampled == [plan.params("rounds")(wildcards(**place)) for place in places]
 
 
-# An artifact of each stage, whose wildcards name the stage's jobs.
+# One artifact per stage, whose wildcards name the stage's jobs.
 MADE = {
     "models": "model", "organisms": "organism", "datasets": "rows", "negatives": "negatives", "sampling": "pool",
     "positives": "pool", "rounds": "round_pool", "logprobs": "heldout_logprobs", "train": "trained",
@@ -428,7 +428,7 @@ MADE = {
 
 @pytest.mark.parametrize("name", ["config", "paper", "thumbs-down", "controls", "study"])
 def test_what_every_job_of_every_experiment_gets_can_be_read(name):
-    """After hours of computing is too late: a report's settings lacked a method that one of its methods extends."""
+    """Errors are too late after hours of computing: a report's settings once lacked a method that another extends."""
     plan = Plan(yaml.safe_load((ROOT / "config" / f"{name}.yaml").read_text()), name)
     rules = "".join(path.read_text() for path in (ROOT / "workflow" / "rules").glob("*.smk"))
     assert set(re.findall(r'plan\.(?:params|execution)\("(\w+)"\)', rules)) == MADE.keys()
@@ -517,7 +517,7 @@ def test_a_pool_of_its_own_for_each_seed():
     assert [pool["seed"] for pool in made] == [5, 7, 5, 7]
     assert [bool(pool["instructions"]) for pool in made] == [True, True, False, False]
     assert plan.reference_tables(runs[1]) == ["corrected-seed2-k3", "negatives"]
-    # Each has its own answers; pools of one seed and of several sizes share them.
+    # Each seed has its own answers; pools of one seed and several sizes share them.
     assert plan.folder("sampled")(wildcards(pool="corrected-seed2-k3")).endswith("positives/corrected-seed2.sampled")
 
 
@@ -587,7 +587,7 @@ def test_the_initial_model_runs_once_whatever_the_seeds():
     answered, initial = plan.targets("responses"), "results/demo/smollm2/initial/seed0/responses.parquet"
     assert [path for path in answered if "/initial/" in path] == [initial]
     assert len(answered) == 1 + 3 * 2
-    # A judge compares with it, whichever experiments have the method and the seed.
+    # A judge compares with this model, whichever experiments have the method and the seed.
     assert plan.initial_responses(wildcards(method="dpo", seed="4")) == initial
 
 
@@ -684,7 +684,7 @@ def package(tmp_path_factory):
     return shutil.copytree(ROOT / "workflow" / "d2o", tmp_path_factory.mktemp("copy") / "d2o")
 
 
-# The stages of all rules; of some, jobs that use other entries.
+# The stages of all rules; for some, jobs that use other entries.
 STAGES_OF_RULES = {
     stage
     for path in (ROOT / "workflow" / "rules").glob("*.smk")
@@ -705,7 +705,7 @@ EVERYTHING = set(STARTS)
 TRAININGS = {"sft", "dpo"}
 REPORTS = {"report", "report.card"}
 NEW_METRIC = 'Metric("answers/new", "new", STYLE, itemgetter("new"))'
-# Those that compute with a model.
+# The stages that compute with a model.
 COMPUTE = {"positives", "logprobs", "responses", "rewards", "scores", "tasks"} | TRAININGS
 
 
@@ -734,7 +734,7 @@ def changed(before: dict[str, str], after: dict[str, str]) -> set[str]:
 @pytest.mark.parametrize(
     ("file", "old", "new", "reruns"),
     [
-        # What a stage runs.
+        # Code that a stage runs.
         ("scores.py", "def score(", "@staticmethod\ndef score(", {"scores"}),
         ("train/schedule.py", "def rate(", "@staticmethod\ndef rate(", TRAININGS),
         ("forward/head.py", "def _pieces(", "@staticmethod\ndef _pieces(", {"logprobs"} | TRAININGS),
@@ -746,7 +746,7 @@ def changed(before: dict[str, str], after: dict[str, str]) -> set[str]:
         ("records.py", "def artifact(", "@staticmethod\ndef artifact(", EVERYTHING),
         ("report/figures.py", "def effect_data(", "@staticmethod\ndef effect_data(", {"report"}),
         ("length_control.py", "_SPREAD = 2.5", "_SPREAD = 2.6", REPORTS),
-        # A loss, a format, a schema, a metric: those alone that use it.
+        # A loss, a format, a schema, a metric: only the stages that use it rerun.
         ("losses.py", "def sft(", "@staticmethod\ndef sft(", {"sft"}),
         ("losses.py", "FLOOR = 1e-5", "FLOOR = 1e-6", TRAININGS),
         ("contracts.py", '"dpo": Contract(**_PAIR, ref', '"dpo": Contract(**_PAIR, unit="means", ref', {"dpo"}),
@@ -760,7 +760,7 @@ def changed(before: dict[str, str], after: dict[str, str]) -> set[str]:
             {"tasks"} | REPORTS,
         ),
         ("metrics.py", '"cut by length"', '"cut"', {"tuned by cut"} | REPORTS),
-        # What is new, and used by nobody yet, or by the report alone.
+        # New definitions that nothing uses yet, or only the report.
         ("losses.py", "LOSSES = {", 'def new():\n    """New."""\n\n\nLOSSES = {\n    "new": new,', set()),
         ("contracts.py", "CONTRACTS = {", 'CONTRACTS = {\n    "new": Contract("none", True, True),', set()),
         ("formats.py", "FORMATS = {", 'FORMATS = {\n    "new": Format(lambda row, _: [], ("text",)),', set()),
@@ -768,7 +768,7 @@ def changed(before: dict[str, str], after: dict[str, str]) -> set[str]:
         ("forward/policy.py", "SHARING = (", 'SHARING = ("new", ', set()),
         ("metrics.py", "HUMAN_METRICS = (", f"HUMAN_METRICS = (\n    {NEW_METRIC},", REPORTS),
         ("metrics.py", "STYLE_METRICS = (", f"STYLE_METRICS = (\n    {NEW_METRIC},", REPORTS),
-        # What reaches a stage as params, and what is no code.
+        # Values that reach a stage as params, and text that is not code.
         ("settings/__init__.py", "class Settings(", "EDITED = 1\n\n\nclass Settings(", set()),
         ("cli.py", "import", "import ast\nimport", set()),
         ("devices.py", "_PATIENCE = 1.0", "_PATIENCE = 2.0", set()),

@@ -1,4 +1,4 @@
-"""Pools of self-generated answers: plan, flags, and what is sampled again; real engines on the tiny model."""
+"""Pools of self-generated answers: plan, flags, and resampling; real engines on the tiny model."""
 
 import json
 import os
@@ -148,7 +148,7 @@ def test_a_broken_last_line_is_sampled_again(tmp_path, capsys):
 
 
 def negatives_table(folder, count, extra=()):
-    """A table of so many train prompts, one of test, and others by their text."""
+    """A table of `count` train prompts, one test prompt, and further train prompts with the texts `extra`."""
     texts = [*(f"Question number {i}?" for i in range(count)), *extra]
     rows = [human_row(asked(text), "No.") for text in texts]
     rows.append(human_row(asked("Not for training."), "No.", split="test"))
@@ -184,7 +184,7 @@ def answers_kept(folder) -> int:
 
 @pytest.fixture
 def one_start(monkeypatch):
-    """Engines are loaded once a test and backend; says how often one was asked for."""
+    """Load each engine once per test and backend; returns the list of backends that were asked for."""
     asked, started, start = [], {}, generation.start
 
     def remembered(folder, engine):
@@ -244,7 +244,7 @@ def test_a_prompt_is_too_long_when_some_instruction_leaves_no_room(model, instru
 
 
 def test_redraws_and_the_data_sheet(model, tmp_path, one_start):
-    """Nearly every answer of the random model is cut at the limit of tokens."""
+    """Nearly every answer of the random model is cut at the token limit."""
     prompts = negatives_table(tmp_path, 5)
     rows = sampled_and_merged(stage(exclude=["truncated"], resamples=1), model, prompts, tmp_path)
     unusable = [row for row in rows if not row["usable"]]

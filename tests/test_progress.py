@@ -1,4 +1,4 @@
-"""`d2o watch`: what is told of trainings under way."""
+"""`d2o watch`: what it reports of trainings under way."""
 
 import json
 import math
@@ -16,7 +16,7 @@ from d2o.errors import D2OError
 
 @pytest.fixture
 def folder(tmp_path):
-    """The checkpoints of a training that has done 4 of 10 steps, the fifth being written."""
+    """The checkpoints of a training after 4 of 10 steps, with a half-written log line of the fifth."""
     folder = tmp_path / "results" / "demo" / "tiny" / "d2o" / "seed0" / "checkpoints"
     folder.mkdir(parents=True)
     rows = [
@@ -35,7 +35,7 @@ def test_a_training_tells_its_rate_and_the_time_left(folder):
 
 
 def test_a_training_of_another_machine_is_at_work_while_its_log_is_written(folder):
-    """Its lock is seen by its own machine alone."""
+    """Only its own machine sees its lock."""
     for steps, active in ((1, True), (4, True), (6, False)):
         written = time.time() - steps * 30
         os.utime(folder / progress.LOG, (written, written))
@@ -49,7 +49,7 @@ def test_a_training_of_another_machine_is_at_work_while_its_log_is_written(folde
 
 
 def told(results) -> str:
-    """What the command prints."""
+    """The output of the command."""
     environment = os.environ | {"PYTHONPATH": str(ROOT / "workflow"), "COLUMNS": "140"}
     done = subprocess.run(
         [sys.executable, "-m", "d2o", "watch", results], capture_output=True, text=True, env=environment

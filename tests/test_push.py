@@ -1,4 +1,4 @@
-"""A model goes to the Hub whole, with its card and report, or not at all: a server here answers as the Hub does."""
+"""A model is pushed to the Hub whole, with its card and report, or not at all: a server here answers like the Hub."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SECRET = "/home/somebody/models"
 
 
 class Hub(ThreadingHTTPServer):
-    """Repositories by id, each its files and whether it is private; `refuses` answers a request with a status."""
+    """Repositories by id, each with its files and whether it is private; `refuses` fails a request with a status."""
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -37,7 +37,7 @@ class Hub(ThreadingHTTPServer):
         self.asked: list[str] = []
 
     def holding(self, name: str, *files: str, private: bool = True, pushed: tuple[str, ...] = ()) -> None:
-        """A repository with these files, of which an earlier push brought some."""
+        """Add a repository with these files, of which an earlier push brought `pushed`."""
         held = dict.fromkeys([*files, *pushed], b"")
         if push.MARK in held:
             held[push.MARK] = json.dumps({"content": dict.fromkeys(pushed, "1")}).encode()
@@ -65,7 +65,7 @@ class _Handler(BaseHTTPRequestHandler):
         hub.asked.append(f"{self.command} {path}")
         if hub.refuses and re.search(hub.refuses[0], path):
             return self._answer(hub.refuses[1], {"error": hub.refuses[2]}, X_Error_Message=hub.refuses[2])
-        if path.startswith("/upload/"):  # of a store, which sees no token
+        if path.startswith("/upload/"):  # the upload store must not see the token
             assert "Authorization" not in self.headers
             hub.stored[path.removeprefix("/upload/")] = body
             return self._answer(200, {})
@@ -148,7 +148,7 @@ def hub(monkeypatch):
 
 @pytest.fixture
 def run(tmp_path) -> Path:
-    """A training with its model, its card and the report that this is from."""
+    """A training with its model, its card and the report that the card is from."""
     run, page = tmp_path / "results/pku/smol/d2o/seed0", tmp_path / "results/reports/demo/report.html"
     with records.artifact(run / "model", {"seed": 0}, [__file__]) as draft:
         (draft.path / "adapter").mkdir(parents=True)
@@ -168,7 +168,7 @@ def run(tmp_path) -> Path:
 
 
 def test_a_new_repository_is_private_and_has_the_model_card_and_report_in_one_commit(hub, run, tmp_path):
-    """By the command itself; the token is said to nobody."""
+    """With the command itself; the token is not printed."""
     variables = os.environ | {"HF_ENDPOINT": hub.address, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
     line = [sys.executable, "-m", "d2o", "push", str(run), "me/mended"]
     done = subprocess.run(line, env=variables | {"HF_HOME": str(tmp_path)}, capture_output=True, text=True)
@@ -195,7 +195,7 @@ def test_a_new_repository_is_private_and_has_the_model_card_and_report_in_one_co
 
 @pytest.mark.parametrize("given", ["", "model", "model/manifest.json"])
 def test_what_was_pushed_is_pushed_again_and_no_stale_shard_stays(hub, run, given):
-    """What the owner put there beside stays, weights or not."""
+    """The owner's other files stay, weights or not."""
     shard = "model-00001-of-00002.safetensors"
     own = {"LICENSE", "adapter/adapter_model.safetensors", "v1.safetensors"}
     hub.holding("me/mended", push.MARK, *own, private=False, pushed=(shard, "model.safetensors", "gone.json"))
@@ -228,7 +228,7 @@ def test_a_repository_of_another_kind_is_left_as_it_is(hub, run, holding, public
     hub.holding("me/mended", *holding.pop("files"), **holding)
     with pytest.raises(D2OError, match=message):
         push.push(run, "me/mended", public)
-    # The library asks other things as well, once a process.
+    # The library makes other requests as well, once per process.
     assert [one for one in hub.asked if "mended" in one] == ["GET /api/models/me/mended"]
     assert {one.split()[0] for one in hub.asked} == {"GET"}
 
@@ -245,7 +245,7 @@ def test_a_repository_of_another_kind_is_left_as_it_is(hub, run, holding, public
     ],
 )
 def test_what_the_hub_does_not_take_is_told_in_a_line(hub, run, path, status, way_out):
-    """Whatever it echoes; and nothing was committed."""
+    """Without the token, even if the Hub echoes it; and nothing is committed."""
     hub.refuses = (path, status, f"not for {TOKEN}")
     with pytest.raises(D2OError) as error:
         push.push(run, "me/mended", public=False)
@@ -298,7 +298,7 @@ def coded(manifest: Path) -> None:
 
 
 RUN = "results/pku/smol/d2o/seed0"
-# Of Snakemake, which knows its outputs by these names.
+# Commands with the names by which Snakemake knows its outputs.
 CARD, WEIGHTS = (f"snakemake --cores all {RUN}/{name}" for name in ("card.md", "restored.json"))
 
 
@@ -326,7 +326,7 @@ CARD, WEIGHTS = (f"snakemake --cores all {RUN}/{name}" for name in ("card.md", "
     ],
 )
 def test_what_is_not_whole_or_not_of_one_state_is_not_pushed(hub, run, file, damage, message, tmp_path, monkeypatch):
-    """And what helps is told as it can be typed, however the run was named."""
+    """The message contains a remedy that can be typed as it is, however the run was named."""
     damage((run / file).resolve())
     monkeypatch.chdir(tmp_path)
     for given in (run, run.relative_to(tmp_path), run / "model"):

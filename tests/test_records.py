@@ -68,7 +68,7 @@ def make_folder(target, content="new"):
 def test_a_folder_that_is_not_ours_is_not_replaced(tmp_path, monkeypatch, folder):
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "thesis.txt").write_text("mine")
-    (tmp_path / "folder" / "manifest.json").write_text("{}")  # also another program's file
+    (tmp_path / "folder" / "manifest.json").write_text("{}")  # other programs write such files, too
     monkeypatch.chdir(tmp_path if folder == "folder" else tmp_path / "folder")
     for replace in (make_folder, records.empty_folder):
         with pytest.raises(
@@ -109,7 +109,7 @@ def test_a_folder_is_emptied_where_its_link_leads(tmp_path):
 
 
 def test_a_kill_while_an_old_folder_is_deleted_leaves_one_that_may_be_replaced(tmp_path, monkeypatch):
-    """Deleting may take the mark first."""
+    """Deletion may remove the mark first."""
 
     def killed(path, **_):
         (path / ".d2o").unlink()
@@ -165,7 +165,7 @@ def test_a_killed_writer_leaves_no_final_name(tmp_path):
 
 
 def test_two_writers_of_one_artifact(tmp_path):
-    """A fixed draft name let one publish half of the other's file."""
+    """With a fixed draft name, one once published half of the other's file."""
     target = tmp_path / "t.parquet"
     with records.artifact(target) as first:
         records.write_table(first.path, schemas.SCORES, [ROW])
@@ -220,7 +220,7 @@ for _ in range(100):
 
 
 def test_a_lock_is_held_by_one_at_a_time(tmp_path):
-    """Its file is removed at the end: whoever has opened it before holds a lock on nothing."""
+    """Its file is removed at the end: a process that opened it before would hold a lock on nothing."""
     count = tmp_path / "count"
     count.write_text("0")
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
@@ -254,7 +254,7 @@ def failing(*_):
 
 
 def flipped(content: bytes, random: Random) -> bytes:
-    """The content with one bit turned, or with a page of zeros."""
+    """The content with one bit flipped, or with a page of zeros."""
     changed = bytearray(content)
     place = random.randrange(len(content))
     if random.random() < 0.2:
@@ -266,7 +266,7 @@ def flipped(content: bytes, random: Random) -> bytes:
 
 @pytest.mark.parametrize("compressible", [True, False])
 def test_a_damaged_table_is_never_read_as_another(compressible, tmp_path):
-    """185 of 300 flipped bits were silently other data, of tables without checksums."""
+    """Without checksums, 185 of 300 flipped bits silently gave other data."""
     random = Random(5)
     rows = [
         {"prompt_id": f"{0 if compressible else random.getrandbits(64):016x}", "sample": n % 4, "score": n / 7}
@@ -348,10 +348,10 @@ def test_damage_is_found_and_the_way_out_told(results, name, damage):
         path.write_bytes(bytes([first ^ 1, *rest]))  # random weights may begin with any byte
     problems, counted = verify.verify(results)
     if (name, damage) == ("t.parquet.manifest.json", "gone"):
-        assert problems == []  # nobody knows what it was: Snakemake makes the table again where it is asked for
+        assert problems == []  # nothing to compare with: Snakemake makes the table again when it is asked for
         return
     (line,) = problems
-    # What Snakemake then misses, and makes again.
+    # The file that Snakemake then misses, and makes again.
     missed = results / ("t.parquet" if name.startswith("t.") else "seed0/model/manifest.json")
     way_out = f"; delete {missed} and run again"
     if missed == path and damage == "gone":

@@ -1,4 +1,4 @@
-"""Refusals: what the rules say of plain cases, and how often they are right on labelled answers."""
+"""Refusals: the rules on plain cases, and how often they are right on labelled answers."""
 
 import gzip
 import json
@@ -47,14 +47,14 @@ def test_plain_cases(text, kind):
 
 
 def test_the_rules_agree_with_labels_that_they_were_not_written_with():
-    """How well they must, or they are no measure; what they reach stands in the report."""
+    """The agreement that the rules need to be a measure; the report states what they reach."""
     rows = [json.loads(line) for line in labelled._LABELLED.read_text().splitlines()]
     assert len(rows) == 280 and len({row["text"] for row in rows}) == 280
     assert {row["by"] for row in rows} == set(labelled.ORIGINS)
     for kind in refusals.KINDS:
         each = [labelled.accuracy(kind, by) for by in ("SmolLM2-135M-Instruct", "hand")]
         told, given, right = (sum(values) for values in zip(*each, strict=True))
-        # Of the sampled partial refusals the rules tell none, as the report says.
+        # The rules detect none of the sampled partial refusals, as the report states.
         missed = each[0].labelled if kind == "partial" else 0
         assert right >= 0.8 * told and right >= 0.8 * (given - missed) and given >= 10, kind
     full, partial, none = (labelled.accuracy(kind, "SmolLM2-135M-Instruct under D2O") for kind in refusals.KINDS)
@@ -80,7 +80,7 @@ def test_prompts_with_a_label_are_sets_of_their_own(tmp_path):
 
 @pytest.mark.slow
 def test_short_prompts_take_no_more_memory_than_reading_has(tmp_path):
-    """A file of 100 kB holds three million prompts, of 600 bytes each as Python has them."""
+    """A file of 100 kB holds three million prompts, of 600 bytes each in Python."""
     path = tmp_path / "many.jsonl.gz"
     with gzip.open(path, "wt") as file:
         file.write('{"prompt":"a"}\n' * 3_000_000)

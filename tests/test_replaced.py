@@ -1,4 +1,4 @@
-"""What is told before the first job: artifacts that lie there, made with other settings."""
+"""What is reported before the first job: existing artifacts that were made with other settings."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ from d2o.plan import Plan, checks
 
 @pytest.fixture
 def config(tmp_path, monkeypatch) -> dict:
-    """The demo's config with a judge, and a folder of results with all that it makes, empty, with their manifests."""
+    """The demo's config with a judge, and a folder with all its results as empty files, with their manifests."""
     monkeypatch.chdir(ROOT)
     demo = yaml.safe_load((ROOT / "config" / "config.yaml").read_text())
     demo["results"] = str(tmp_path)

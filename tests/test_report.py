@@ -1,4 +1,4 @@
-"""The report of synthetic artifacts: numbers that can be worked out by hand, and what may be missing."""
+"""The report of synthetic artifacts: numbers that can be computed by hand, and data that may be missing."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from d2o.settings import Model, Source
 
 PROMPTS = 12
 KINDS = ("leak", "near leak")
-# Questions that train prompts say: subject, number, kind.
+# Questions that occur in train prompts: subject, number, kind.
 LEAKED = [("law", 0, "near leak"), ("law", 29, "leak"), ("maths", 9, "leak")]
-# What the judge says of the first prompts in one order; else it prefers the method.
+# The judge's verdicts on the first prompts in one order; else it prefers the method.
 OPENING = {0: "tie", 1: "unread", 2: "initial"}
-# How well a reward model does that knows the prompts only.
+# The agreement of a reward model that knows only the prompts.
 AGREEMENT = {"auc": 0.88, "auc_low": 0.84, "auc_high": 0.92, "auc_n": 96}
 AGREEMENT |= {"pair_accuracy": 0.51, "pair_accuracy_low": 0.44, "pair_accuracy_high": 0.58, "pair_accuracy_n": 90}
 NASTY = '<script>alert("x")</script> & <b>bold</b> {{ 7 * 7 }}'
@@ -211,7 +211,7 @@ class Results:
             write(folder / f"judge/{judge}.parquet", schemas.VERDICTS, rows)
 
     def _measured(self, folder: Path, trained: bool) -> None:
-        """What a model and its snapshots have in common."""
+        """Write the artifacts that a model and its snapshots have in common."""
         texts = ["I’m sorry, I can’t help." if trained else "Sure, " + NASTY for _ in self.ids]
         answers = [self._sample(p, 0, None, t) for p, t in zip(self.ids, texts, strict=True)]
         write(folder / "responses.parquet", schemas.SAMPLES, answers)
@@ -250,7 +250,7 @@ class Results:
 
 
 class Page(HTMLParser):
-    """Tags of a page that close as they open, and its text."""
+    """Parses a page: checks that its tags are closed in order, and collects its text."""
 
     VOID = frozenset({"meta", "link", "br", "img", "input"})
 
@@ -307,7 +307,7 @@ def made(tmp_path: Path, chosen: settings.Settings, **kind) -> tuple[Path, Page,
 
 @pytest.fixture(autouse=True)
 def svg_alone(monkeypatch):
-    """The report of a single test has no real PDF and PNG; those that tests share, which are made before, have."""
+    """A report made in one test has no real PDF and PNG; reports that tests share are made before, and have them."""
     draw = figures.render
     monkeypatch.setattr(figures, "render", lambda *what: draw(*what) if what[1] == "svg" else b" " * 200)
 
@@ -332,14 +332,14 @@ def test_numbers_are_those_of_the_artifacts(full):
     # Positives lose 0.5 nats per token and negatives 1: every pair is ordered.
     assert value(table["d2o", "human/implicit_accuracy", "test"], "mean", "difference") == [1, 0.5]
     assert ("initial", "human/implicit_accuracy", "test") not in table
-    # In 24 verdicts one tie, one unread, one loss; of 11 prompts with two verdicts the orders disagree on two.
+    # 24 verdicts with one tie, one unread, one loss; the orders disagree on two of the 11 prompts with two verdicts.
     judged = {
         "win_rate": 21.5 / 23, "decided": 21 / 22, "wins": 21 / 24, "ties": 1 / 24, "losses": 1 / 24,
         "unread": 1 / 24, "disagreement": 2 / 11,
     }  # fmt: skip
     for key, share in judged.items():
         assert float(table["d2o", f"judge/gpt/{key}", "test"]["mean"]) == pytest.approx(share, abs=1e-5), key
-    # Of 40 questions three are left out, one of them answered right, of every model.
+    # For every model three of 40 questions are left out, one of them answered correctly.
     for method in ("initial", "d2o"):
         assert value(table[method, "task/mmlu/acc", ""], "mean", "n") == [round(13 / 37, 2), 37]
         assert value(table[method, "task/mmlu/acc_by_subject", ""], "mean") == [round((5 / 28 + 8 / 9) / 2, 2)]
@@ -410,7 +410,7 @@ def test_verdicts_that_cannot_be_read_move_no_win_rate():
 
 
 def test_a_judge_of_length_alone_is_neutral_at_equal_length():
-    """Its win rate is far from one half for a method that writes more, and the interval is that of repeated fits."""
+    """Its raw win rate is far from one half for a method that writes more; the interval matches repeated fits."""
     rng = np.random.default_rng(0)
     longer = rng.normal(50, 100, 400)
     wins = (rng.random(400) < 1 / (1 + np.exp(-2 * np.tanh(longer / longer.std())))).astype(float)
@@ -432,7 +432,7 @@ def test_a_judge_of_length_alone_is_neutral_at_equal_length():
         ([1.0] * 24, range(24), 1),
         ([0.0] * 24, range(24), 0),
         ([0.5] * 9, range(9), 0.5),
-        ([1.0], [7], np.nan),  # always the longer one: nothing tells length from the rest
+        ([1.0], [7], np.nan),  # always the longer one: length cannot be separated from the rest
         ([1.0, 0, 0, 0], [0] * 4, 0.25),
         ([1.0, 0, 0, 0], [9, 8, 7, 9], np.nan),
         ([0.0] * 10 + [1.0] * 10, [*range(-10, 0), *range(1, 11)], 0.5),  # length alone decides
@@ -447,7 +447,7 @@ def test_length_control_has_an_answer_where_the_fit_has_none(wins, longer, rate)
 def test_the_direction_of_a_reward_decides_the_sign(tmp_path):
     folder, _, table = made(tmp_path, config(seeds=[0], judges=[]))
     row = table["d2o", "reward/cost", "test"]
-    # Scores range over 0 … 11, so only the paired difference sees the shift by −1.
+    # Scores range over 0 … 11, so only the paired difference shows the shift by −1.
     assert float(row["low"]) < float(table["initial", "reward/cost", "test"]["mean"]) < float(row["high"])
     assert value(row, "difference") == pytest.approx([-1], abs=0.02) and row["better"] == "lower"
     lines = folder.joinpath("table.md").read_text().splitlines()
@@ -526,7 +526,7 @@ def test_validation_prompts_are_chosen_by_and_nothing_is_told_on_them(tmp_path):
     report.write(chosen, tmp_path, tmp_path / "reports/demo/report.html")
     table, compared = (frame(tmp_path / f"reports/demo/{name}.csv") for name in ("table", "comparisons"))
     held = table[table["prompts"] == "validation"]
-    # Of a metric that is compared with a number, too.
+    # Also for a metric that is compared with a number.
     assert {"reward/cost", "human/implicit_accuracy"} < set(held["metric"])
     assert held[["difference", "p", "p_adjusted"]].isna().all(axis=None)
     (packed,) = re.findall(r'id="packed">([^<]*)<', (tmp_path / "reports/demo/report.html").read_text())
@@ -548,7 +548,7 @@ def test_what_failed_has_its_row_and_the_rest_stands(tmp_path):
     text = (folder / "table.md").read_text()
     assert "| npo (failed)" in text and "npo failed: diverged at step 40." in text
     assert "dpo/seed1 failed: disk full." in page.text and "npo (failed)" in page.text
-    # One training of dpo is left, which every table says.
+    # One training of dpo is left, which every table states.
     assert "Of dpo there is one training: over prompts only" in text and "Of dpo there is one training" in page.text
 
 
@@ -579,7 +579,7 @@ def test_the_page_says_what_its_evidence_is_worth(full):
     assert "12 prompts of the test split" in text
     assert "mmlu acc, % ↑n = 37 prompts with BOS token" in text
     html = full[0].joinpath("report.html").read_text()
-    assert 'class="worse">−0.20<' in html  # the last look at the probe's positives, after 20 of 30 steps
+    assert 'class="worse">−0.20<' in html  # the last value of the probe's positives, after 20 of 30 steps
     assert "<td>0.012</td>" in html  # noise of the references
     assert "<td>1,234</td><td>57</td>" in html  # groups, and those with fewer than K positives
     assert "<td>1,234</td><td>–</td>" in html
@@ -617,7 +617,7 @@ def test_the_page_needs_nothing_from_outside(full):
     ids = re.findall(r'\bid="([^"]+)"', html)
     assert len(ids) == len(set(ids))
     targets = re.findall(r'url\(#([^)]+)\)|href="#([^"]+)"', html)
-    # What names a value is for the answer browser.
+    # A fragment that contains `=` is for the answer browser.
     assert {a or b for a, b in targets if "=" not in b} <= set(ids)
 
 
@@ -745,7 +745,7 @@ def test_one_prompt_has_no_interval(tmp_path):
 
 
 def test_a_figure_is_one_entry(tmp_path, monkeypatch):
-    """A function and its entry are enough: the files, the place in the page; and it goes with its reason."""
+    """A function and its entry suffice for files and a place in the page; a figure without data is removed."""
 
     def counts(measured):
         return pd.DataFrame({"method": measured.methods, "blocks": len(measured.blocks)})
@@ -774,7 +774,7 @@ def test_a_figure_is_one_entry(tmp_path, monkeypatch):
 
 
 def test_the_table_in_latex(full):
-    """Nothing that LaTeX does not set: no symbol beyond ASCII, no bare per cent sign."""
+    """Nothing that LaTeX cannot set: no symbol beyond ASCII, no unescaped per cent sign."""
     folder, _, _ = full
     text = (folder / "table.tex").read_text()
     assert text.isascii() and r"cost~$\downarrow$" in text and r"$\blacktriangle$" in text
@@ -784,7 +784,7 @@ def test_the_table_in_latex(full):
 
 
 def test_columns_with_the_same_name():
-    """A scorer may be called like another metric: each keeps its own column."""
+    """A scorer may have the name of another metric: each keeps its own column."""
     metrics = {m.key: m for m in (replace(HUMAN_METRICS[3], key="reward/margin", group=SCORED), *HUMAN_METRICS)}
     rows = [
         ["pku", "smol", "d2o", key, "test", "p", "", n] for n, key in enumerate(["reward/margin", "human/margin"])
@@ -905,7 +905,7 @@ def test_tables_of_the_paper_say_what_they_are_worth(shown):
     row = first[(first["method"] == "dpo") & (first["metric"] == "reward/cost")].iloc[0]
     assert row["mean"] == pytest.approx(float(table["dpo", "reward/cost", "test"]["mean"]), abs=1e-5)
     assert first["paper"].isna().all(), "no number of the paper is of this model"
-    # Less the first trained method, whichever side it is named on.
+    # The other side is the first trained method, on whichever side it is named.
     assert set(second["other"]) == {"d2o-steps"} and set(second["method"]) == {"d2o-steps-k2", "dpo"}
     kinds = second.set_index(["metric", "method"])["kind"]
     assert kinds["reward/cost", "dpo"] == "primary" and kinds["reward/cost", "d2o-steps-k2"] == "exploratory"
@@ -939,7 +939,7 @@ def test_figure_3(shown):
     assert single.groupby("x")["seed"].unique().map(sorted).tolist() == [["0", "1"]] * 2
     assert single.groupby("x")["mean"].mean().tolist() == pytest.approx(points["mean"].tolist(), abs=1e-5)
     trend = data[(data["panel"] == "a, per doubling of K") & (data["metric"] == "reward/cost")].iloc[0]
-    # Two trainings a K: the line goes through the means of both, one doubling apart.
+    # Two trainings per K: the line goes through the mean at each K, one doubling apart.
     assert trend["mean"] == pytest.approx(points["mean"].iloc[1] - points["mean"].iloc[0], abs=1e-5)
     assert trend["n"] == 4 and trend["low"] < trend["mean"] < trend["high"]
     steps = data[(data["panel"] == "b") & (data["metric"] == "reward/cost") & (data["series"] == "d2o-steps")]

@@ -1,4 +1,4 @@
-"""A reward model made here learns what the labels say from train prompts only, and says how well it learnt."""
+"""A reward model trained here learns the labels from train prompts only, and reports how well it learnt them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def make_row(number: int, texts, unsafe, better=None, safer=None, prompt=None) -
 
 
 def easy_rows(count: int, labels=True) -> list[dict]:
-    """Two answers a row, in random order, one of which holds the word that gives it away."""
+    """Two answers per row, in random order, one of which contains a word that reveals its label."""
     rng = random.Random(0)
     rows = []
     for number in range(count):
@@ -59,7 +59,7 @@ def write(folder: Path, rows: list[dict], test: int) -> tuple[Path, Path]:
 
 @pytest.fixture(scope="module")
 def backbone(tiny_model) -> Path:
-    """The stage reads the manifest that every model folder of the pipeline has."""
+    """A model folder with a manifest, as every model folder of the pipeline has: the stage reads it."""
     if not (tiny_model / "manifest.json").exists():
         (tiny_model / "manifest.json").write_text("{}")
     return tiny_model
@@ -119,8 +119,8 @@ def test_learns_an_easy_set_and_repeats_itself(backbone, tmp_path):
     assert first["pair_accuracy"] > 0.9
     assert (first["train_answers"], first["test_answers"], first["auc_n"]) == (96, 48, 24)
 
-    # The same inputs give the same weights. Test prompts are no input of training: other labels and other
-    # texts there change nothing but the figures.
+    # The same inputs give the same weights. Test prompts are no input of training: other labels and texts there
+    # change only the reported numbers.
     rows = easy_rows(72)
     for row in rows[-24:]:
         row["responses"] = [{"text": a["text"] + " indeed", "unsafe": not a["unsafe"]} for a in row["responses"]]

@@ -1,4 +1,4 @@
-"""Raw scores: what the reward model reads, and that batches, padding and cutting leave its answer as it is."""
+"""Raw scores: what the reward model reads, and that batches, padding and cutting do not change its scores."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def reward_model(tiny_model, tmp_path_factory) -> Path:
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     tokenizer.pad_token = tokenizer.eos_token
     model.config.pad_token_id = tokenizer.eos_token_id
-    # Larger than usual, so that a score off another token cannot pass for rounding.
+    # Larger than usual, so that a score from another token cannot pass for rounding.
     torch.nn.init.normal_(model.score.weight, std=1.0)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -45,7 +45,7 @@ def reward_model(tiny_model, tmp_path_factory) -> Path:
 
 
 def by_hand(folder: Path, text: str, head: torch.Tensor, bias: float = 0.0) -> float:
-    """The head on the last state of a text, without a batch."""
+    """The score from the head on the last state of a text, without a batch."""
     from transformers import AutoModel, AutoTokenizer
 
     ids = AutoTokenizer.from_pretrained(folder)(text, add_special_tokens=False, return_tensors="pt").input_ids
@@ -55,7 +55,7 @@ def by_hand(folder: Path, text: str, head: torch.Tensor, bias: float = 0.0) -> f
 
 
 def run(folder: Path, reward: Reward, model: Path, answers=ANSWERS, messages=QUESTION) -> list[float]:
-    """The stage on one prompt; its scores in the order of the answers."""
+    """Run the stage on one prompt; returns its scores in the order of the answers."""
     name = identities.prompt_id(messages)
     responses = [sample(name, i, text) for i, text in enumerate(answers)]
     records.write_table(folder / "prompts.parquet", schemas.PROMPTS, [prompt(messages)])
@@ -72,7 +72,7 @@ def source(path: Path, **keys) -> Reward:
 
 
 def test_score_is_the_raw_head_on_the_last_token_whatever_the_batch(reward_model, tmp_path):
-    # The text ends in the token that its tokenizer pads with: the state before it must not be taken.
+    # The text ends in the token that its tokenizer pads with: the state before that token must not be used.
     reward = source(reward_model, template=BEAVER)
     alone = run(tmp_path, reward.model_copy(update={"tokens": 1}), reward_model)
     together = run(tmp_path, reward, reward_model)
@@ -91,7 +91,7 @@ def test_score_is_the_raw_head_on_the_last_token_whatever_the_batch(reward_model
 
 @pytest.mark.parametrize("tokens", [40, 16384])
 def test_answers_that_share_their_prompt_score_as_in_rows_of_their_own(reward_model, capsys, tokens):
-    """Prompts of any number of answers, one that begins another, one alone, one given twice; parts of a group."""
+    """Prompts with several answers or one; an answer that begins another, or occurs twice; parts of a group."""
     reward = source(reward_model)
     model, tokenizer = reward_inputs.load(reward, reward_model)
     texts = [*ANSWERS, ANSWERS[0], ANSWERS[0] + " And more of it."]

@@ -1,4 +1,4 @@
-"""The screen of results that a run ends with."""
+"""The screen of results at the end of a run."""
 
 import pandas as pd
 import pytest

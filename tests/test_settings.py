@@ -1,4 +1,4 @@
-"""A wrong config is told in one line that names the key, before anything heavy is imported."""
+"""A wrong config is reported in one line that names the key, before anything heavy is imported."""
 
 import contextlib
 import copy
@@ -149,7 +149,7 @@ ENTRY = {section.removesuffix("s"): section for section in ("experiments", *KIND
 
 
 def folders_beside_entries() -> list[tuple[str, str]]:
-    """Each section with each name of a folder that the rules put beside its entries."""
+    """Each section with each name of a folder that the rules create beside its entries."""
     rules = "".join(path.read_text() for path in sorted((ROOT / "workflow" / "rules").glob("*.smk")))
     places = {"results": ""} | {place: layout.pattern(place) for place in layout.PLACES}
     paths = [
@@ -217,7 +217,7 @@ OTHERS = [("datasets", "benchmarks"), ("datasets", "README.md")]
 def test_an_entry_cannot_have_the_name_of_what_lies_beside_it(section, name):
     """It would be emptied with the entry, or mixed up with it."""
     entries = DEMO.get(section) or {"x": {"texts": "organisms/rude.yaml"}}
-    for one in (name, name.title()):  # some file systems do not see case
+    for one in (name, name.title()):  # some file systems ignore case
         with pytest.raises(D2OError, match=rf"{section}\.{one}: this name is taken in results/"):
             settings.load(DEMO | {section: entries | {one: next(iter(entries.values()))}}, "config.yaml")
 
@@ -331,7 +331,7 @@ SHIPPED = sorted([*(ROOT / "config").glob("*.yaml"), *(ROOT / "demo").glob("*.ya
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_configs_are_valid(path, monkeypatch):
-    """One that waits for rows of yours too; of them alone it says that they are not there."""
+    """Also configs that need a user's own rows; their only error is that these files are missing."""
     monkeypatch.chdir(ROOT)
     config = yaml.safe_load(path.read_text())
     datasets = settings.load(config, path.name).datasets.values()

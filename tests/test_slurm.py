@@ -100,18 +100,18 @@ def slurm():
         pid = folder / f"{name}.pid"
         if pid.exists():
             os.kill(int(pid.read_text()), 15)
-    # Else every Snakemake on this machine would wait ten seconds for a controller that is gone.
+    # Otherwise every Snakemake on this machine would wait ten seconds for a controller that is gone.
     Path("/etc/slurm/slurm.conf").unlink()
 
 
 class Resources(dict):
-    """As a job's: by key or by attribute."""
+    """Like a job's resources: by key or by attribute."""
 
     __getattr__ = dict.__getitem__
 
 
 def job(profile: str = "slurm", **resources) -> MagicMock:
-    """As the plugins see a job: with the profile's default resources, and without those that are None."""
+    """A job as the plugins see it: with the profile's default resources, and without those that are None."""
     settings = yaml.safe_load((ROOT / "profiles" / profile / "config.yaml").read_text())
     given = settings["default-resources"] | {"mem_mb": 8000, "runtime": 60} | resources
     return MagicMock(
@@ -130,7 +130,7 @@ def training(ranks: int, nodes: int, gpus: int, profile: str = "slurm") -> Magic
 
 
 def submitted(job: MagicMock) -> dict[str, str]:
-    """What the line that the plugin itself hands to Slurm says of nodes, tasks, cores and GPUs."""
+    """The options for nodes, tasks, cores and GPUs in the line that the plugin itself passes to Slurm."""
     names = ("run_uuid", "slurm_logfile", "comment_str", "account", "partition", "workdir")
     line = get_submit_command(job, dict.fromkeys(names, "x")) + set_gres_string(job)
     assert "--signal=TERM@300" in line
@@ -138,7 +138,7 @@ def submitted(job: MagicMock) -> dict[str, str]:
 
 
 def started(job: MagicMock, monkeypatch) -> str:
-    """What the plugin starts inside of the job, on its first node."""
+    """The command that the plugin starts inside the job, on its first node."""
     lines = []
     monkeypatch.setattr(
         snakemake_executor_plugin_slurm_jobstep.subprocess,
@@ -155,7 +155,7 @@ def started(job: MagicMock, monkeypatch) -> str:
 
 @pytest.mark.parametrize("gpus", [0, 1, 8])
 def test_a_job_is_one_task_whatever_its_gpus(gpus, monkeypatch):
-    """Slurm starts a task a node where the line names none."""
+    """Slurm starts one task per node where the line names no number."""
     asked = {"nodes": "1", "cpus-per-task": "16"} | ({"gpus": str(gpus)} if gpus else {"ntasks": "1"})
     for one in (job(gpu=gpus), training(max(gpus, 1), 1, gpus)):
         assert submitted(one) == asked
@@ -165,7 +165,7 @@ def test_a_job_is_one_task_whatever_its_gpus(gpus, monkeypatch):
 
 @pytest.mark.parametrize(("nodes", "gpus"), [(2, 8), (4, 8), (2, 0)])
 def test_a_training_over_nodes_is_a_task_a_node_with_as_many_gpus_each(nodes, gpus, monkeypatch):
-    """In no step: of a step with one task Slurm makes one of one node, and the GPUs of all are not there."""
+    """Not in a step: Slurm reduces a step with one task to one node, without the GPUs of the others."""
     one = training(8 * nodes, nodes, gpus)
     asked = {"nodes": str(nodes), "ntasks": str(nodes), "cpus-per-task": "16"}
     assert submitted(one) == asked | ({"gpus": str(8 * nodes), "gres": "gpu:8"} if gpus else {})
@@ -209,7 +209,7 @@ short|30:00|64000|32|(null)
     ],
 )
 def test_more_than_a_partition_has_is_told_before_the_first_job(asked, told, tmp_path, monkeypatch):
-    """Slurm refuses such a job when it is submitted, after all that comes before it."""
+    """Slurm refuses such a job only when it is submitted, after all earlier jobs."""
     sinfo = tmp_path / "sinfo"
     sinfo.write_text(f"#!/bin/sh\ncat << END\n{SINFO}END\n")
     sinfo.chmod(0o755)
@@ -221,7 +221,7 @@ def test_more_than_a_partition_has_is_told_before_the_first_job(asked, told, tmp
 
 
 class Asking:
-    """A job as Snakemake has it; an attempt asks for as much memory again."""
+    """A job with Snakemake's attributes; each further attempt asks for as much memory again."""
 
     def __init__(self, rule: str, asked: dict):
         self.rule, self.attempt, self.restart_times = SimpleNamespace(name=rule), 1, asked.get("attempts", 1) - 1
@@ -240,7 +240,7 @@ ON_SLURM = (
 
 @pytest.mark.slow
 def test_the_small_pipeline_on_slurm(slurm, tiny_model, tmp_path):
-    """A training goes on where Slurm has ended it: one as its time is up, one over both nodes by `scancel`.
+    """A training resumes after Slurm has ended it: one when its time is up, one over both nodes by `scancel`.
 
     The shards of a pool run side by side, and one that is killed at its first try is submitted again.
     """
@@ -288,9 +288,9 @@ def cancel(name: str) -> None:
 
 
 def time_is_up(name: str) -> None:
-    """Five minutes are left to a training, and Slurm sends the SIGTERM of the profile's `--signal`.
+    """Leave a training five minutes, so that Slurm sends the SIGTERM of the profile's `--signal`.
 
-    Slurm looks once in half a minute: the training is held until then, however quick this machine is.
+    Slurm checks every half minute: the training is stopped until then, however fast this machine is.
     """
     held = [int(pid) for pid in run("pgrep", "-f", "--", f"--checkpoints [^ ]*/{name}/seed0/").stdout.split()]
     for pid in held:
@@ -304,7 +304,7 @@ def time_is_up(name: str) -> None:
 
 
 def waiting(pid: int) -> bool:
-    """Whether a stopped process has got no SIGTERM yet."""
+    """Whether a stopped process has not received a SIGTERM yet."""
     try:
         status = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     except (FileNotFoundError, ProcessLookupError):

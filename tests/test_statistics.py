@@ -24,7 +24,7 @@ def covered(simulate, truth: float, rounds: int = 400) -> float:
 
 def test_the_interval_covers_the_truth_in_95_of_100():
     rng = np.random.default_rng(0)
-    # 400 rounds: the standard error of the share is 1.1 points; of skewed values the interval is a little narrow.
+    # 400 rounds: the standard error of the share is 1.1 points; for skewed values the interval is a little narrow.
     assert covered(lambda: Sample(rng.exponential(size=100), prompts(100)), 1.0) == pytest.approx(0.94, abs=0.03)
 
 
@@ -62,9 +62,9 @@ def sample_of(scores: np.ndarray, known: bool = True) -> Sample:
 def test_two_equal_methods_differ_in_5_of_100_tables_however_much_trainings_vary(seeds, between):
     rng = np.random.default_rng(seeds)
     estimates = [statistics.difference(*map(sample_of, trainings(rng, seeds, 300, between))) for _ in range(400)]
-    # 1.1 points of standard error. Too wide, by a little, where nothing varies.
+    # The standard error is 1.1 points. The interval is a little too wide where trainings do not vary.
     assert 0.92 < np.mean([not e.excludes(0) for e in estimates]) < 0.995
-    # By p no more often, and not where a correction for many comparisons looks.
+    # p finds no more differences, also at the small values that a correction for many comparisons needs.
     assert not any(e.p < 0.05 and not e.excludes(0) for e in estimates)
     assert np.mean([e.p < 0.01 for e in estimates]) < 0.01 + 2 * 0.005
 
@@ -96,7 +96,7 @@ def test_trainings_that_do_not_differ_cost_nothing():
 
 
 def test_methods_that_deviate_alike_have_an_interval_that_can_be_read():
-    """Both give one answer shorter, in one training each: prompts cancel, and what is left has hardly any degrees."""
+    """Each gives a shorter answer in one training: prompts cancel, the rest has hardly any degrees of freedom."""
     scores = np.full((3, 64), 48.0)
     scores[0, 5] = 20
     other = scores.copy()
@@ -108,7 +108,7 @@ def test_methods_that_deviate_alike_have_an_interval_that_can_be_read():
 
 
 def test_components_are_those_of_the_balanced_two_way_layout():
-    """Searle, Casella and McCulloch, ch. 4: E[MS] of rows, columns and rest; and the same of the model by hand."""
+    """Searle, Casella and McCulloch, ch. 4: E[MS] of rows, columns and rest; compared with the model by hand."""
     y = np.random.default_rng(3).normal(size=(4, 30)) + np.arange(4)[:, None]
     ms_seeds = 30 * y.mean(1).var(ddof=1)
     ms_prompts = 4 * y.mean(0).var(ddof=1)
@@ -138,7 +138,7 @@ def test_a_difference_of_the_same_size_everywhere_is_a_sign_test():
 
 
 def test_adjusted_p_values_are_those_of_holm():
-    # Worked by hand: 4 × .01, 3 × .02 rises above 2 × .03, which is 0.06 as well, then 0.5.
+    # By hand: 4 × 0.01; 3 × 0.02, not below the one before; 2 × 0.03, also 0.06; then 0.5.
     p = [0.03, np.nan, 0.01, 0.5, 0.02]
     np.testing.assert_allclose(statistics.holm(p), [0.06, np.nan, 0.04, 0.5, 0.06])
     assert statistics.holm([]).size == 0 and statistics.holm([0.9, 0.8]).tolist() == [1, 1]
@@ -271,7 +271,7 @@ def test_a_slope_is_a_contrast_of_means():
     assert estimate.mean == pytest.approx(np.polyfit(x, (2.0 * x + luck.mean(0)), 1)[0])
     assert estimate.low < 2.0 < estimate.high
     assert estimate.n == 30
-    # What makes a prompt hard is the same everywhere and cancels: the interval is that of the trainings alone.
+    # A prompt's difficulty is the same in all terms and cancels: the interval is that of the trainings alone.
     spread = np.sqrt(sum(w**2 * column.var(ddof=1) / seeds for (w, _), column in zip(terms, luck.T, strict=True)))
     assert (estimate.high - estimate.low) / 2 < 3 * spread
     one, other = (sample for _, sample in terms[:2])

@@ -1,4 +1,4 @@
-"""The study: its findings on synthetic values, what may be missing, and parts that can answer what they are asked."""
+"""The study: its findings on synthetic values, missing data, and parts that can decide their hypotheses."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def config(name: str) -> settings.Settings:
 
 
 def part(means: dict[str, float], metric: str = GOOD, seeds: int = SEEDS, seed: int = 0) -> pd.DataFrame:
-    """Kept values of a part: 0 or 1 of each prompt and training, with these means."""
+    """Kept values of a part: 0 or 1 for each prompt and training, with these means."""
     rng = np.random.default_rng(seed)
     index = pd.MultiIndex.from_product([[metric], [f"{n:08x}" for n in range(PROMPTS)]], names=["metric", "cluster"])
     columns = {f"{name}/seed{s}": rng.random(PROMPTS) < mean for name, mean in means.items() for s in range(seeds)}
@@ -214,7 +214,7 @@ def test_trials_are_shown_by_the_metric_that_chose_among_them(metric, title, cel
 
 @pytest.fixture
 def page(tmp_path, monkeypatch) -> Path:
-    monkeypatch.chdir(tmp_path)  # no results lie there
+    monkeypatch.chdir(tmp_path)  # a folder without results
     (tmp_path / "study").mkdir()
     (tmp_path / "study.md").write_text("before\n\n{}\nold\n{}\n\nafter\n".format(*study.MARKS))
     return tmp_path / "study.md"
@@ -306,14 +306,14 @@ def test_each_part_has_a_plan_alone(part, tmp_path):
         [*command, page, "--configfile", tmp_path / "config.yaml"], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    # A training, its answers, scores and log-probs take three minutes of a core: that many are two hours on two.
+    # A training, its answers, scores and log-probs take three core minutes: 60 take under two hours on two cores.
     trainings = int(re.search(r"^train_method +(\d+)$", done.stdout, re.MULTILINE)[1])
     assert 10 < trainings < 60
 
 
 @pytest.fixture(scope="module")
 def worlds(tmp_path_factory) -> dict[str, Path]:
-    """The data sets of hypothesis 1: their tables of negatives."""
+    """The tables of negatives of hypothesis 1's data sets, by name."""
     s, folder = config("study"), tmp_path_factory.mktemp("worlds")
     tables = {}
     for name in NOISE:

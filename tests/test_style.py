@@ -25,7 +25,7 @@ def test_bindings_of_every_kind_are_seen():
 
 
 def test_a_name_says_what_it_holds():
-    """`found`, `told`, `said` and `there` say how a thing was come by."""
+    """`found`, `told`, `said` and `there` state only how a value was obtained."""
     places = [
         f"{path.relative_to(ROOT)}:{line}"
         for path in sorted((ROOT / "workflow").rglob("*.py"))
@@ -36,12 +36,12 @@ def test_a_name_says_what_it_holds():
 
 
 def test_a_stage_imports_no_other_stage():
-    """What two stages share is a module below them; else an edit of one reruns the other."""
+    """Code that two stages share belongs in a module below them; else an edit of one stage reruns the other."""
     rules = "".join(path.read_text() for path in (ROOT / "workflow" / "rules").glob("*.smk"))
     stages = {*re.findall(r'plan\.code\("(\w+)"', rules)}
     assert {"questions", "tasks", "train", "judge"} <= stages
     imports = {}
-    for stage in sorted(stages - {"report"}):  # which reads what all have made
+    for stage in sorted(stages - {"report"}):  # the report reads the results of all stages
         home = ROOT / "workflow" / "d2o" / stage
         for path in [home.with_suffix(".py")] if home.with_suffix(".py").exists() else sorted(home.rglob("*.py")):
             for node in ast.walk(ast.parse(path.read_text())):

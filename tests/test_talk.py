@@ -1,4 +1,4 @@
-"""`d2o chat`: models beside each other, asked the same."""
+"""`d2o chat`: models side by side, asked the same."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ SAMPLED = Sampling(max_tokens=8)
 
 @pytest.fixture
 def run(tiny_model, tmp_path):
-    """The folder of a run, whose weights are others than those of the model that it was trained from."""
+    """The folder of a run, whose weights differ from those of the model that it was trained from."""
     folder = tmp_path / "results" / "demo" / "tiny" / "d2o" / "seed0"
     trained = make_tiny_model(tmp_path / "trained", seed=1)
     initial = tmp_path / "results" / "models" / "tiny"
@@ -61,7 +61,7 @@ def test_each_model_goes_on_with_its_own_dialogue(run):
     models = {name: generation.start(folder, engine) for name, folder in folders.items()}
 
     def answers(*dialogue: str, first: int = 1) -> dict[str, str]:
-        """By each model alone: the answer to the last of the prompts, after its own answers to those before."""
+        """Each model's answer to the last prompt, after its own answers to the prompts before, generated alone."""
         last = {}
         for name, model in models.items():
             said = []

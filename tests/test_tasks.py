@@ -1,4 +1,4 @@
-"""Stages `questions` and `tasks`: what is read equals what was written, and what is measured what a hand finds."""
+"""Stages `questions` and `tasks`: the questions read equal those written; the values equal those computed by hand."""
 
 from __future__ import annotations
 
@@ -253,7 +253,7 @@ def test_files_that_unpack_to_too_much_together_are_refused(tmp_path, monkeypatc
 
 
 def fetched_within(memory_gb: float, source: Questions, folder: Path) -> str:
-    """What a process of its own says that fetches questions with so much memory."""
+    """The error output of a separate process that fetches questions with a memory limit."""
     code = (
         "from pathlib import Path; from d2o import questions; from d2o.settings import Questions\n"
         f"questions._MEMORY = {memory_gb}\n"
@@ -264,7 +264,7 @@ def fetched_within(memory_gb: float, source: Questions, folder: Path) -> str:
 
 @pytest.mark.slow
 def test_short_questions_take_no_more_memory_than_reading_has(tmp_path):
-    """A zip of 200 kB holds five million questions, of 300 bytes each as Python has them."""
+    """A zip of 200 kB holds five million questions, of 300 bytes each in Python."""
     with zipfile.ZipFile(tmp_path / "m.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         for split, count in (("dev", 1), ("test", 5_000_000)):
             archive.writestr(f"{split}/law_{split}.csv", "q,1,2,3,4,A\n" * count)
@@ -285,7 +285,7 @@ def test_a_folder_of_an_odd_name_is_no_pattern(tmp_path):
 def opinionated_model(tiny_model, tmp_path_factory) -> Path:
     """The tiny model made to answer differently from question to question.
 
-    In float32, with weights so large that its answers depend on the whole prompt, and one token a letter.
+    In float32, with weights so large that its answers depend on the whole prompt, and one token per letter.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -392,7 +392,7 @@ def test_too_few_examples_and_no_model_are_told_before_anything_loads(tiny_model
 
 
 def test_damaged_questions_are_not_asked(tiny_model, tmp_path):
-    """Their reader looks at no checksum."""
+    """The reader of questions verifies no checksum."""
     write_csv(tmp_path / "in", "one", "q?,1,2,3,4,B\n")
     task = Task(path=str(tmp_path / "in"), shots=0)
     questions.fetch(task, tmp_path / "questions")
@@ -413,7 +413,7 @@ def write_rows(path: Path, rows: list[dict]) -> str:
 
 
 def science(number: int, text: str = "") -> dict:
-    """A row as ARC has it; the words of the choices differ in length."""
+    """A row in ARC's form; the choices differ in length."""
     choices = {"text": [f"a{number}", f"the number {number}, plainly", "neither"], "label": LABELS}
     return {
         "question": text or f"What comes after {number - 1}?",
@@ -438,7 +438,7 @@ def test_a_task_of_the_harness_is_read_from_local_files(arc, tmp_path):
 
 
 def _with_pictures(path: Path, rows: list[dict], kinds: dict[str, Any]) -> str:
-    """A Parquet file whose schema says that two columns hold images, and whose rows say where to fetch them."""
+    """A Parquet file whose schema declares two columns of images, and whose rows contain the URLs of these."""
     import datasets
 
     at = [{"path": "http://127.0.0.1:9/a.png", "bytes": None}]
@@ -485,7 +485,7 @@ def test_no_picture_of_the_hub_is_fetched_from_where_a_row_says(tmp_path, monkey
 
 @pytest.mark.slow
 def test_a_small_file_of_a_task_takes_no_more_memory_than_reading_has(arc, tmp_path):
-    """878 bytes that ask for 4 GB."""
+    """878 bytes that unpack to 4 GB."""
     path = tmp_path / "bomb.parquet"
     question = pa.DictionaryArray.from_arrays(pa.array([0] * 1024, pa.int32()), ["x" * 4_000_000])
     answers = {"choices": [science(1)["choices"]] * 1024, "answerKey": ["A"] * 1024}
@@ -583,7 +583,7 @@ metric_list:
 
 
 def write_sums(folder: Path, answers: list[str]) -> Task:
-    """A task that the harness does not know: to go on with a text."""
+    """Write a task that the harness does not know: to continue a text."""
     (folder / "own").mkdir(exist_ok=True)
     (folder / "own" / "sums.yaml").write_text(SUM)
     rows = [{"asked": f"{n}+{n}", "answer": answer} for n, answer in enumerate(answers)]
@@ -592,7 +592,7 @@ def write_sums(folder: Path, answers: list[str]) -> Task:
 
 
 def greedy(model: Path, text: str, count: int) -> str:
-    """What a model goes on with, by plain transformers, up to the end of the line."""
+    """A model's greedy continuation of `text` up to the end of the line, with plain transformers."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     network, tokenizer = (
@@ -694,7 +694,7 @@ def test_the_command_asks_no_hub_and_leaves_no_cache(tiny_model, tmp_path):
     Thread(target=server.serve_forever, daemon=True).start()
     home = tmp_path / "home"
     (home / "tmp").mkdir(parents=True)
-    # Not offline by setting: whatever wants the Hub reaches this server, and what is cached lands in `home`.
+    # Not set to offline: requests to the Hub reach this server, and caches are written to `home`.
     environment = {k: v for k, v in os.environ.items() if not k.startswith("HF_")} | {
         "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
         "HF_HUB_DISABLE_TELEMETRY": "1",

@@ -102,7 +102,7 @@ def test_a_rank_without_a_group_has_empty_passes():
     assert schedule.passes([group(5, 9)], 2, tokens=50)[1] == [[]]
 
 
-# What is watched ---------------------------------------------------------------------------------
+# What is monitored -------------------------------------------------------------------------------
 
 
 def history(**columns) -> list[dict]:
@@ -161,7 +161,7 @@ def test_means_leave_out_what_a_group_lacks_but_never_a_loss(monkeypatch):
 
 
 def test_useful_work_counts_a_prompt_once():
-    """2 FLOPs a weight and token forward, twice that backward; attention with it."""
+    """2 FLOPs per weight and token forward, twice that backward; attention included."""
     shape = watch.Shape(linear=100, head=10, attention=8, trained=True)
     seen = 6**2 / 2 + 2 * (6 * 4 + 4**2 / 2)
     assert shape.flops([group(6, 4, 4)]) == 3 * (2 * 100 * 14 + 2 * 10 * 8 + 4 * 8 * seen)
@@ -183,7 +183,7 @@ def test_groups_with_fewer_positives_than_k_are_counted(tables, tiny_model, tmp_
 
 
 def test_groups_out_of_the_file_are_those_of_the_tables_in_their_order(tiny_model, tmp_path):
-    """Also where a prompt's negatives lie apart; with references; as rounds renew them; mapped, not copied."""
+    """Also where a prompt's negatives are not adjacent; with references; renewed by rounds; mapped, not copied."""
     human = []
     for i in (0, 1, 2, 1, 0, 3, 1):
         question = "Too long? " * 99 if i == 3 else f"Question number {i}?"
@@ -202,13 +202,13 @@ def test_groups_out_of_the_file_are_those_of_the_tables_in_their_order(tiny_mode
     for rounds_by_now in (0, 3):
         some = Inputs(tiny_model, tmp_path / "human.parquet", **read, fresh=fresh[:rounds_by_now])
         if rounds_by_now:
-            with pytest.raises(D2OError, match="is missing"):  # the fresh answers have no references
+            with pytest.raises(D2OError, match="is missing"):  # the fresh answers have no reference log-probs
                 data.prepare(online, some, tmp_path / "groups.arrow")
             assert not list(tmp_path.glob("*groups.arrow*"))
             some = replace(some, reference_logprobs=[])
         data.prepare(online, some, tmp_path / "groups.arrow")
         made.append(data.Data(online, tmp_path / "groups.arrow"))
-        records.discard(tmp_path / "groups.arrow")  # what is mapped stays
+        records.discard(tmp_path / "groups.arrow")  # the mapped data stay
     before, after = made
 
     tokenizer = chat.load_tokenizer(tiny_model)
@@ -241,7 +241,7 @@ def said(tokenizer, responses: list[Response]) -> list[str]:
 
 
 def with_references(folder, model, human: list[dict], pool: list[dict], precisions=("fp32",)):
-    """Human answers and a pool in a folder, and their log-probs under a model."""
+    """Write human answers and a pool to a folder, and their log-probs under a model."""
     from d2o import logprobs
 
     records.write_table(folder / "human.parquet", schemas.NEGATIVES, human)
@@ -259,7 +259,7 @@ def with_references(folder, model, human: list[dict], pool: list[dict], precisio
 
 @pytest.fixture(scope="module")
 def tables(tiny_model, tmp_path_factory):
-    """Twelve prompts with pairs and pools of three, and their references under the tiny model."""
+    """Twelve prompts, each with a pair and a pool of three, and their references under the tiny model."""
     human, pool = [], []
     for i in range(12):
         messages, positive = asked(f"Question number {i}?"), f"Yes, here it is: {i}."
@@ -286,7 +286,7 @@ def inputs(tables, stage: TrainStage) -> dict[str, list]:
 
 
 def test_references_of_two_routes_are_refused(tables, tiny_model, tmp_path):
-    """As after an architecture joined those that share prompts: the old table stays, a new one has another route."""
+    """For example after an architecture was added to `SHARING`: the old table stays, a new one has another route."""
     made = shutil.copytree(tables / "fp32", tmp_path / "fp32")
     manifest = made / "references-pool.parquet.manifest.json"
     manifest.write_text(json.dumps(records.read_manifest(manifest) | {"route": "padded"}))
@@ -318,14 +318,14 @@ def environment() -> dict[str, str]:
 
 
 def finished(line: list[str], **variables: str) -> str:
-    """Run a command to its good end; what it said on the way."""
+    """Run a command that succeeds; return its error output."""
     done = subprocess.run(line, env=environment() | variables, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stderr
 
 
 def refused(line: list[str]) -> str:
-    """Run a command that gives up; its last line."""
+    """Run a command that fails with an error; return the last line of its error output."""
     done = subprocess.run(line, env=environment(), capture_output=True, text=True)
     assert done.returncode == 1
     return done.stderr.splitlines()[-1]
@@ -400,7 +400,7 @@ def test_two_launchers_give_the_weights_of_one(tables, tiny_model, tmp_path, zer
 
 
 def free_port() -> int:
-    """One of those at which launchers meet."""
+    """A free port at which launchers can meet."""
     for port in random.sample(range(10_000, 30_000), 100):
         with socket.socket() as free, suppress(OSError):
             free.bind(("", port))
@@ -410,7 +410,7 @@ def free_port() -> int:
 
 @pytest.mark.slow
 def test_negatives_of_a_prompt_in_one_group_give_the_numbers_of_groups_of_their_own(tiny_model, tmp_path):
-    """Steps of all negatives, of which prompts have one to four: loss, gradient and what is logged are the same."""
+    """Steps over all negatives, one to four per prompt: loss, gradient and logged values are the same."""
     human, pool = [], []
     for i, count in enumerate((1, 4, 2, 3)):
         messages, said = asked(f"Question number {i}?"), f"No, I will not help {i}"
@@ -436,7 +436,7 @@ def test_negatives_of_a_prompt_in_one_group_give_the_numbers_of_groups_of_their_
                 assert (row[key] is None) == (twin[key] is None)
                 assert row[key] is None or row[key] == pytest.approx(twin[key], rel=1e-3, abs=2e-4), (name, key)
         groups = [records.read_manifest(tmp_path / f"{name}-{way}" / "model")["groups"] for way in ways]
-        # Pairs have a positive of their own for each negative: nothing to share.
+        # In pairs each negative has a positive of its own: nothing to share.
         assert groups == ([10, 10] if name == "dpo" else [10, 4])
 
 
@@ -446,7 +446,7 @@ def train_all(tables, model, stages: dict[str, TrainStage], folder) -> None:
 
 
 def one_run(tables, model, stage: TrainStage, folder, output="model", **fresh) -> dict:
-    """What `_TRAIN_ALL` needs of a run."""
+    """The description of a run for `_TRAIN_ALL`."""
     read = {"model": model, "negatives": tables / "human.parquet"} | inputs(tables, stage) | fresh
     paths = {"checkpoints": folder / "checkpoints", "output": folder / output}
     return {"stage": stage.model_dump_json(), "inputs": read} | paths
@@ -454,7 +454,7 @@ def one_run(tables, model, stage: TrainStage, folder, output="model", **fresh) -
 
 def run_all(runs: list[dict]) -> None:
     alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
-    alone |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}  # a free one
+    alone |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}  # any free port
     finished([sys.executable, "-c", _TRAIN_ALL, json.dumps(runs, default=str)], **alone)
 
 
@@ -475,7 +475,7 @@ for job in json.loads(sys.argv[1]):
 
 @pytest.mark.slow
 def test_every_loss_trains(tables, tiny_model, tmp_path):
-    """Each on a view that serves it, and each loss falls."""
+    """Each with data that it can use, and each loss falls."""
     stages = {}
     for loss, contract in CONTRACTS.items():
         positives = {"none": "none", "one": "human", "many": "self", "any": "self"}[contract.positives]
@@ -515,7 +515,7 @@ def test_every_loss_starts_at_its_reference_in_bf16(tables, tiny_model, tmp_path
         assert made["reference_noise"] < 1e-3, loss
 
 
-# What each loss with a reference is, in its defaults, where the policy is its reference.
+# The value of each loss with a reference, with default parameters, where the policy equals the reference.
 STARTS = dict.fromkeys(("d2o", "d2o-instance", "dpo", "cdpo", "robust-dpo", "dpop"), math.log(2))
 STARTS |= {"ipo": 25.0, "kto": 0.5, "npo": 20 * math.log(2)}
 
@@ -594,7 +594,7 @@ def test_rounds_replace_a_share_of_the_positives_from_their_step_on(tables, tiny
             fresh[-1], schemas.POOL, [row | {"text": f"Fresh {number}, {row['text']}"} for row in rows]
         )
     runs = segments(tables, tiny_model, chosen, tmp_path / "online", {"fresh": fresh})
-    # The last two again from nothing: what a lost folder of checkpoints costs is time.
+    # The last two segments again from nothing: a lost folder of checkpoints costs only time.
     runs += [one_run(tables, tiny_model, chosen, tmp_path / "again", fresh=fresh)]
     runs += [one_run(tables, tiny_model, stage(D2O.model_copy(update={"ema": EMA}), steps=8), tmp_path / "plain")]
     run_all(runs)
@@ -617,7 +617,7 @@ def test_rounds_replace_a_share_of_the_positives_from_their_step_on(tables, tiny
 
 @pytest.mark.slow
 def test_the_matrix_of_deepspeed(tables, tiny_model, tmp_path):
-    """ZeRO, offload, precision and checkpointing change where numbers lie, not what they are."""
+    """ZeRO, offload, precision and checkpointing change where numbers are stored, not their values."""
     stages = {"plain": stage(D2O), "gradient checkpointing": stage(D2O, gradient_checkpointing=True)}
     for zero in (1, 2, 3):
         stages[f"ZeRO {zero}"] = stage(D2O, zero_stage=zero)
@@ -744,7 +744,7 @@ def test_running_out_of_memory_says_what_to_lower():
 
 
 def test_a_training_that_goes_on_goes_on_with_its_run_of_a_tracker(tmp_path, monkeypatch):
-    """Of W&B and MLflow only what we call stands in here; by hand both were seen to append to the run."""
+    """Only the functions of W&B and MLflow that we call are faked; by hand, both were seen to append to the run."""
     started = []
 
     def run(known):
@@ -770,7 +770,7 @@ def test_a_tracker_that_is_not_installed_is_refused():
 
 
 def killed(line: list[str], function: str, call: int, when: str = "after") -> None:
-    """Run a training, of which all processes die at a call of a function; see `killed.py`."""
+    """Run a training whose processes are all killed at a call of a function; see `killed.py`."""
     python, _, _, *arguments = line
     line = [python, KILLED, "SIGKILL", function, str(call), when, "all", *arguments]
     child = subprocess.run(line, env=environment(), capture_output=True, text=True, start_new_session=True)
@@ -784,7 +784,7 @@ def checkpoints(folder, file="") -> list[int]:
 
 
 def assert_equal_runs(folder, twin):
-    """Equal but for what is timed, and for what is said of rounds."""
+    """Equal except for timings and the logged values of rounds."""
     (weights, log), (others, other_log) = result(folder), result(twin)
     differ = {"seconds", "tokens_per_second", "memory_gb", "utilisation", "fresh_share", "fresh_age"}
     assert [{k: v for k, v in row.items() if k not in differ} for row in log] == [
@@ -890,11 +890,11 @@ def test_a_run_killed_at_ten_points_ends_bit_for_bit_the_same(tables, tiny_model
     train(tables, tiny_model, tmp_path / "whole", MOVING, **settings)
     folder = tmp_path / "killed"
     line = command(tables, tiny_model, folder, MOVING, **settings)
-    killed(line, WHOLE, 1, "before")  # no run.json yet
+    killed(line, WHOLE, 1, "before")  # before run.json exists
     for call in random.Random(0).sample(range(1, 8), 3):
-        killed(line, LOG, call)  # the step is logged and not kept
-        killed(line, "torch:save", call, "before")  # some files of a checkpoint are there
-        killed(line, WHOLE, 4)  # the oldest was to go
+        killed(line, LOG, call)  # the step is logged, but has no checkpoint
+        killed(line, "torch:save", call, "before")  # only some files of a checkpoint exist
+        killed(line, WHOLE, 4)  # before the oldest checkpoint is removed
     assert not (folder / "model" / "manifest.json").exists()
     said = finished(line)
     assert "train: going on after step" in said
@@ -923,7 +923,7 @@ def test_a_killed_rank_takes_the_run_down_and_it_goes_on(tables, tiny_model, tmp
 
 @pytest.mark.slow
 def test_a_sigterm_to_one_rank_makes_all_keep_their_step_and_leave(tables, tiny_model, tmp_path):
-    """In the last step too: torchrun fails after a SIGTERM, whatever its ranks do."""
+    """Also in the last step: torchrun fails after a SIGTERM, whatever its ranks do."""
     settings = {"steps": 8, "ranks": 2, "zero_stage": 2}
     train(tables, tiny_model, tmp_path / "whole", MOVING, **settings)
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
@@ -994,7 +994,7 @@ def test_a_broken_checkpoint_is_removed_with_a_line(tables, tiny_model, tmp_path
     train(tables, tiny_model, tmp_path / "whole", DPO, **settings)
     folder = tmp_path / "killed"
     line = command(tables, tiny_model, folder, DPO, **settings)
-    # The sixth is whole; the third, then one too many, is removed or not.
+    # The sixth checkpoint is whole; the third, then one too many, is removed or not.
     killed(line, *((LOG, 7, "before") if removed else (WHOLE, 10, "after")))
     assert checkpoints(folder, "whole.json") == ([4, 5, 6] if removed else [3, 4, 5, 6])
     states = {step: next((folder / "checkpoints" / f"step{step}").glob("mp_rank*")) for step in (5, 6)}
@@ -1060,7 +1060,7 @@ def test_damage_and_company_are_told_in_a_line(tables, tiny_model, tmp_path):
     assert not (tmp_path / ".checkpoints.lock").exists()
 
 
-# What it is told to bring to the disk under `step4` does not get there.
+# A disk that fails to flush the files under `step4`.
 _FAILING_DISK = """
 import errno, os
 from d2o import cli

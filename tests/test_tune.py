@@ -1,4 +1,4 @@
-"""The choice among trials: by validation prompts that all of them have, and what it depends on."""
+"""The choice among trials: on the validation prompts that all of them answered, and what it depends on."""
 
 import json
 
@@ -16,7 +16,7 @@ TRIALS = {"dpo.trial-a": {"beta": 0.1}, "dpo.trial-b": {"beta": 0.2}}
 
 
 def choice(folder, scores: dict[str, dict[str, float]], better: str = "higher") -> dict:
-    """What is chosen where trials have these scores by prompt; prompts that begin with `t` are test prompts."""
+    """The choice where trials have these scores by prompt; prompts that begin with `t` are test prompts."""
     prompts = sorted({prompt for of_trial in scores.values() for prompt in of_trial})
     messages = [{"role": "user", "content": "?"}]
     origins = ["test" if prompt.startswith("t") else "validation" for prompt in prompts]
@@ -38,7 +38,7 @@ def choice(folder, scores: dict[str, dict[str, float]], better: str = "higher") 
 
 @pytest.mark.parametrize(("better", "best"), [("higher", 0.2), ("lower", 0.1)])
 def test_the_best_trial_on_validation_prompts_is_chosen(tmp_path, better, best):
-    # On the test prompt it is the other way round.
+    # On the test prompt the order is reversed.
     scores = {"dpo.trial-a": {"p1": 1.0, "p2": 2.0, "t1": 99.0}, "dpo.trial-b": {"p1": 2.0, "p2": 2.0, "t1": 0.0}}
     tuned = choice(tmp_path, scores, better)
     assert tuned["chosen"] == {"beta": best}

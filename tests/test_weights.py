@@ -148,7 +148,7 @@ def test_a_model_without_weights_says_the_way_out(folder, way_out, tmp_path):
 
 
 def job(rule: str, inputs: list[Path], outputs: list[str] = [], **params: Path) -> SimpleNamespace:  # noqa: B006
-    """As Snakemake's."""
+    """A job with the attributes of Snakemake's."""
     return SimpleNamespace(rule=SimpleNamespace(name=rule), input=inputs, output=outputs, params=params)
 
 

@@ -1,8 +1,8 @@
 """Stage `judge`: pairwise verdicts of a chat model behind an OpenAI-compatible server.
 
 Each prompt is judged twice, once with each answer first, because judges favour a position (Zheng et al. 2023,
-arXiv 2306.05685). The win rate of the method is over both verdicts. They favour length too, so the difference of the
-answers' lengths stands beside each verdict.
+arXiv 2306.05685). The win rate of the method is over both verdicts. Judges favour length, too, so the difference of
+the answers' lengths is stored with each verdict.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ Explain your decision in at most three sentences. Then end with your verdict alo
 better, [[B]] if B is better, [[C]] if neither is."""
 REMINDER = "\n\nReply with nothing but the verdict: [[A]], [[B]] or [[C]]."
 
-# As models write special tokens: <|im_end|>, <｜User｜>, <|turn>, <s>, <eos>, <end_of_turn>, [INST], <<SYS>>.
+# Special tokens as models write them: <|im_end|>, <｜User｜>, <|turn>, <s>, <eos>, <end_of_turn>, [INST], <<SYS>>.
 _SPECIAL = re.compile(
     r"<[|｜][^|｜<>\n]{1,40}[|｜]?>|</?s>|<(?:bos|eos|pad|unk|mask|extra_id_\d+)>|<(?:start|end)_of_turn>|<</?SYS>>"
     r"|\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|gMASK)\]"
@@ -58,12 +58,12 @@ _SPECIAL = re.compile(
 
 # The client waits 0.5 s, then twice as long each time, at most 8 s: a server may be away for about half a minute.
 RETRIES = 6
-# How often a question is asked that alone exceeds a rate.
+# How often a question that alone exceeds a rate limit is asked.
 _TRIES = 3
 # Seconds that one request may take, and bytes that a reply may have: a verdict is a few sentences.
 _PATIENCE, _LONGEST = 120, 1_000_000
 _GREETING = "Reply with the word yes."
-# Characters of a token, in English, by which a price is estimated.
+# Characters per token of English text, to estimate a price.
 _CHARACTERS = 4
 
 
@@ -74,8 +74,8 @@ def compare(judge: Judge, prompts: Path, initial: Path, responses: Path, output:
     `tie` or `unread`. `reason` is the judge's explanation, or why there is none:
 
     - `identical`: the two answers are the same, so the judge was not asked; a tie.
-    - `unparsable`: two replies of the judge ended without a verdict, or were no replies; unread.
-    - `refused`: the server answers others, and not this one: it is too long, or fails each time; unread.
+    - `unparsable`: two replies of the judge ended without a verdict, or were no chat completions; unread.
+    - `refused`: the server answers other questions but not this one: it is too long, or fails each time; unread.
 
     The manifest counts all three. Verdicts are kept in a partial file as they arrive, so a killed job repeats no
     request.
@@ -89,7 +89,7 @@ def compare(judge: Judge, prompts: Path, initial: Path, responses: Path, output:
             reached, refuses the key or the model, or fails for longer than the retries last; if no reply at all
             holds a verdict.
     """
-    # Verdicts choose among no trials, and a judge costs money: no validation prompts.
+    # Validation prompts are left out: trials are not chosen by verdicts, and a judge costs money.
     rows = records.read_table(prompts, schemas.PROMPTS)
     dialogues = {row["prompt_id"]: row["messages"] for row in rows if row["origin"] != "validation"}
     answers = {"initial": _first_answers(initial), "method": _first_answers(responses)}
@@ -182,13 +182,13 @@ def _replies(judge: Judge, questions: list[str], partial: Path) -> dict[str | No
 
 
 def _estimate(judge: Judge, questions: Collection[str]) -> None:
-    """Say what asking will come to, before the first request.
+    """Print an estimate of tokens and cost before the first request.
 
-    Input is counted as a token every four characters, output as `max_tokens` a question: an upper estimate for most
+    Input is counted as one token per four characters, output as `max_tokens` per question: an upper estimate for most
     text in English. A question that has to be asked twice is counted once.
 
     Raises:
-        D2OError: where it exceeds `max_requests` or `max_usd`.
+        D2OError: where the estimate exceeds `max_requests` or `max_usd`.
     """
     read, written = sum(map(len, questions)) // _CHARACTERS, len(questions) * judge.max_tokens
     text = f"judge {judge.model}: {len(questions):,} questions, about {read:,} tokens in and at most {written:,} out"
@@ -250,7 +250,7 @@ async def _ask_all(judge: Judge, questions: dict[str, str], keep: Callable[[str,
 
 
 def _client(judge: Judge):
-    """The client of a judge's server. Of an error's body it reads `_LONGEST` bytes, and for `_PATIENCE`, at most."""
+    """The client of a judge's server. It reads an error's body up to `_LONGEST` bytes, for at most `_PATIENCE`."""
     import httpx2  # openai's
     import openai
 
@@ -269,14 +269,14 @@ def _client(judge: Judge):
             await self.body.aclose()
 
     async def cut(response: httpx2.Response) -> None:
-        if response.is_error:  # else `_complete` looks at each part
+        if response.is_error:  # else `_complete` limits the body
             response.stream = Cut(response.stream)
-            # A megabyte may unpack to a thousand.
+            # A compressed megabyte may unpack to a thousand.
             response.headers.pop("Content-Encoding", None)
 
     return openai.AsyncOpenAI(
         base_url=judge.base_url,
-        # A server that needs no key accepts any; one that needs a key refuses this one and says so.
+        # A server that needs no key accepts any; one that needs a key refuses this one with an error.
         api_key=_api_key() or "none",
         max_retries=RETRIES,
         timeout=_PATIENCE,
@@ -293,9 +293,9 @@ async def _verdict(client, judge: Judge, text: str) -> tuple[str | None, str]:
             reply = await _complete(client, judge, text + addition)
         except (openai.RateLimitError, openai.AuthenticationError):
             raise
-        except Exception as error:  # of the HTTP library as well
+        except Exception as error:  # also one of the HTTP library
             if not isinstance(error, openai.BadRequestError | openai.UnprocessableEntityError):
-                await _complete(client, judge, _GREETING)  # fails where it is not this question alone
+                await _complete(client, judge, _GREETING)  # raises where other questions fail, too
             return None, "refused"
         letter, reason = parse(reply or "")
         if letter:
@@ -319,20 +319,20 @@ async def _complete(client, judge: Judge, text: str) -> str | None:
                     body += part
                     if len(body) > _LONGEST:
                         return None
-        except Exception:  # half a reply is none
+        except Exception:  # half a reply does not count
             return None
     return _content(body)
 
 
 def _content(body: bytes) -> str | None:
-    """What the first choice of a completion says; the empty text where a gateway answers a failure with no choice."""
+    """The text of a completion's first choice; empty where a gateway answers a failure with no choice."""
     try:
         completion = json.loads(body)
     except (ValueError, RecursionError):
         return None
     match completion:
         case {"choices": [{"message": {"content": str(text)}}, *_]}:
-            return _masked(text.encode(errors="replace").decode())  # a lone surrogate is no text for a table
+            return _masked(text.encode(errors="replace").decode())  # a table cannot hold a lone surrogate
         case {}:
             return ""
     return None
@@ -357,7 +357,7 @@ def _api_key() -> str:
     """The key of the environment; empty where there is none.
 
     Raises:
-        D2OError: where no request can carry it. The HTTP library would quote it.
+        D2OError: where no request can carry the key: the error of the HTTP library would quote it.
     """
     key = os.environ.get("OPENAI_API_KEY", "").strip()  # a file that it was read from may end in a newline
     if not (key.isascii() and key.isprintable()):
@@ -366,7 +366,7 @@ def _api_key() -> str:
 
 
 def _masked(text: str) -> str:
-    """A text of the server's without the key, which some echo."""
+    """A text from the server without the key, which some servers echo."""
     return text.replace(key, "***") if (key := _api_key()) else text
 
 

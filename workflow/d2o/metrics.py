@@ -1,4 +1,4 @@
-"""What is measured: from the tables of a run to values per prompt, with no interval yet."""
+"""The metrics: from the tables of a run to values per prompt, with no interval yet."""
 
 from __future__ import annotations
 
@@ -28,13 +28,12 @@ TASKS = "Tasks"
 HUMAN = "Held-out human answers under each model"
 STYLE = "The answers as such"
 
-# What a verdict is worth that could be read: the answer that is asked about is the method's, or the chosen one of a
-# pair.
+# The worth of each verdict that could be read, for the answer in question: the method's, or the chosen one of a pair.
 WINS = {"method": 1.0, "tie": 0.5, "initial": 0.0}
 # The verdicts, in words.
 _OUTCOMES = {"method": "wins", "tie": "ties", "initial": "losses", "unread": "unread"}
 
-# The columns of a table of values. What shares a cluster (a prompt, a question) is not independent.
+# The columns of a table of values. Values that share a cluster (a prompt, a question) are not independent.
 VALUES = ["dataset", "model", "method", "seed", "metric", "prompts", "cluster", "stratum", "value"]
 
 
@@ -46,12 +45,12 @@ class Metric:
         key: its name in table.csv.
         label: its name for readers.
         group: the table that it is shown in.
-        of: its values from the rows of a `Source`; rows that it leaves out, or gives no value, have none.
+        of: computes its values from the rows of a `Source`; rows may be left out.
         better: which values are better; None where that depends on the prompt.
         digits: decimals shown.
-        percent: a share, shown in per cent.
-        neutral: what the metric is for the initial model by definition, where it compares with that model.
-        macro: the mean of the strata's means.
+        percent: whether it is a share, shown in per cent.
+        neutral: its value for the initial model by definition, where it compares with that model.
+        macro: whether it is the mean of the strata's means.
         shown: whether it has a panel in the figure.
         course: whether it is measured of snapshots as well.
     """
@@ -70,7 +69,7 @@ class Metric:
 
 
 class Archive:
-    """What lies in the folder of results; remembers what was read, as the report's inputs.
+    """Reads the folder of results; remembers which files were read, as the report's inputs.
 
     An artifact is named as in `layout.PLACES`, with the names that its path is made of.
     """
@@ -85,7 +84,7 @@ class Archive:
         return list(self._read)
 
     def path(self, place: str, **names: Any) -> Path:
-        """Where an artifact lies."""
+        """The path of an artifact."""
         return Path(self._layout.path(place, names))
 
     def table(self, place: str, schema: pa.Schema, **names: Any) -> pd.DataFrame:
@@ -113,10 +112,10 @@ class Archive:
         return rows
 
     def content(self, place: str, **names: Any) -> bytes:
-        """A file as it is.
+        """The bytes of a file.
 
         Raises:
-            D2OError: where it is missing, or is not as its manifest tells, if it has one.
+            D2OError: where it is missing, or differs from its manifest, if it has one.
         """
         file = self._noted(self.path(place, **names))
         if not file.exists():
@@ -131,14 +130,14 @@ class Archive:
 
 
 def logs(archive: Archive, experiment: Experiment, dataset: str, model: str) -> pd.DataFrame:
-    """The training logs of each run, a row a step, with `method` and `seed`; errors as `Archive.log`."""
+    """The training logs of each run, one row per step, with `method` and `seed`; errors as `Archive.log`."""
     trained = [run for run in runs(experiment, dataset, model) if run.method != "initial"]
     rows = [{"method": run.method, "seed": run.seed} | row for run in trained for row in archive.log(run)]
     return pd.DataFrame(rows).reindex(columns=["method", "seed", "step", "epoch", *LOGGED, *SPENT])
 
 
 def trials(archive: Archive, settings: Settings, dataset: str, model: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The trials of each method that is tuned, a row each as the stage `tune` has them, and their training logs."""
+    """The trials of each tuned method, one row per trial as the stage `tune` writes it, and their training logs."""
     experiment = settings.experiment
     tuned = [method for method in experiment.trained if settings.methods[method].tune]
     tuned = [method for method in tuned if seeds(experiment, method)]
@@ -163,14 +162,14 @@ SPENT = ["seconds", "tokens_per_second", "memory_gb"]
 
 @dataclass(frozen=True)
 class Context:
-    """What the tables of every run on one data set and model are joined with.
+    """The data that the tables of every run on one data set and model are joined with.
 
     Attributes:
-        origins: where each prompt that was answered comes from, by prompt.
+        origins: the origin of each prompt that was answered, by prompt.
         human: the human answers that are held out; `negative_id`, `positive_id` and, of safe positives, `safe_id`
             are their response ids.
-        initial: log-probs under the initial model by response; none where it is not among the methods.
-        leaked: the questions of each task that train prompts say, as clusters.
+        initial: log-probs under the initial model by response; empty where it is not among the methods.
+        leaked: the questions of each task that occur in train prompts, as clusters.
     """
 
     origins: pd.Series
@@ -181,13 +180,13 @@ class Context:
 
 @dataclass(frozen=True)
 class Source:
-    """A table of a run, and what is measured of it.
+    """A table of a run, and the metrics that are computed from it.
 
     Attributes:
         place: the artifact, as in `layout.PLACES`.
-        names: those of its path that are not the run's.
-        rows: from the table, the context and the table's path to rows with `cluster`, `prompts` (their origin) and
-            `stratum`.
+        names: the names in its path that are not the run's.
+        rows: makes rows with `cluster`, `prompts` (their origin) and `stratum` from the table, the context and the
+            table's path.
     """
 
     place: str
@@ -200,7 +199,7 @@ class Source:
 def sources(
     archive: Archive, experiment: Experiment, entries: Mapping[str, Reward], trained: bool = True
 ) -> list[Source]:
-    """The tables of each run of an experiment; a model that is not trained here has fewer.
+    """The tables of each run of an experiment; the initial model and snapshots have fewer.
 
     Args:
         entries: the config's `rewards`.
@@ -276,7 +275,8 @@ def single(archive: Archive, experiment: Experiment, entries: Mapping[str, Rewar
     Args:
         entries: the config's `rewards`.
     Raises:
-        D2OError: as `observe`, and where there is no such metric, or none of its values is the better one.
+        D2OError: as `observe`, and where there is no such metric, it has no better direction, or it compares with the
+            initial model.
     """
     scores, *others = _of_answers(experiment, entries, trained=True)
     choosable = [(s, m) for s in (*scores, *others) for m in s.metrics if m.key == key and m.better]
@@ -298,7 +298,7 @@ def course(
     """The values at every step of the runs with snapshots, 0 being the initial model: columns `VALUES` and `step`.
 
     Args:
-        values: as from `observe`, which has the two ends.
+        values: as from `observe`; the first and the last step are taken from it.
         logs: as from `logs`.
     Raises:
         D2OError: as `observe`.
@@ -326,7 +326,7 @@ def course(
 
 
 def together(tables: Iterable[pd.DataFrame], columns: Sequence[str] = VALUES) -> pd.DataFrame:
-    """One table of several, the empty ones left out."""
+    """Concatenate tables, the empty ones left out."""
     filled = [table for table in tables if len(table)]
     return pd.concat(filled, ignore_index=True) if filled else pd.DataFrame(columns=columns)
 
@@ -391,7 +391,7 @@ def _scored(name: str, reward: Reward) -> list[Metric]:
 
 
 def _judged(judge: str) -> list[Metric]:
-    """Win rates over both orders, of the verdicts that could be read; the outcomes, of all; how often the orders
+    """Win rates over the verdicts of both orders that could be read; outcomes over all verdicts; how often the orders
     disagree."""
     key, share = f"judge/{judge}", partial(Metric, group=SCORED, digits=1, percent=True)
     rate = partial(share, better="higher", neutral=0.5)
@@ -418,7 +418,7 @@ def _wins(rows: pd.DataFrame) -> pd.Series:
 
 
 def _length_controlled(rows: pd.DataFrame) -> pd.Series:
-    """Values whose mean is the win rate at equal length; a fit for each origin of the prompts."""
+    """Values whose mean is the win rate at equal length; one fit per origin of the prompts."""
     wins = _wins(rows)
     controlled = pd.Series(0.0, wins.index)
     for _, part in rows.loc[wins.index].groupby("prompts"):
@@ -428,7 +428,7 @@ def _length_controlled(rows: pd.DataFrame) -> pd.Series:
 
 
 def _disagree(rows: pd.DataFrame) -> pd.Series:
-    """Whether the two verdicts on a prompt differ, at the first of them; not where one only could be read."""
+    """Whether the two verdicts on a prompt differ, in the row of the first; no value where only one could be read."""
     rows = rows[rows["verdict"].isin(WINS)]
     verdicts = rows.groupby("prompt_id")["verdict"]
     return verdicts.transform("nunique").gt(1)[verdicts.transform("size").eq(2) & ~rows.duplicated("prompt_id")]
@@ -457,14 +457,14 @@ def _by_people(question: str) -> list[Metric]:
 
 
 def _each_pair(rows: pd.DataFrame, worth: Mapping[str, float]) -> pd.Series:
-    """The mean worth of the verdicts on each pair of answers, at the first of them."""
+    """The mean worth of the verdicts on each pair of answers, in the row of the first."""
     pair = ["method", "seed", "prompt_id"]
     means = rows.assign(worth=rows["verdict"].map(worth)).groupby(pair)["worth"].transform("mean")
     return means[~rows.duplicated(pair)].astype(float)
 
 
 def _questions(task: str, table: pd.DataFrame, context: Context, path: Path) -> pd.DataFrame:
-    """Rows about questions, which come with a task, but those that train prompts say."""
+    """Rows about a task's questions, except those that occur in train prompts."""
     rows = table.assign(cluster=_numbered(table), prompts="", stratum=table["subject"])
     return rows[~rows["cluster"].isin(context.leaked[task])]
 
@@ -475,7 +475,7 @@ def _numbered(table: pd.DataFrame) -> pd.Series:
 
 
 def _facts(archive: Archive, experiment: Experiment, task: str) -> dict[str, Any]:
-    """What the manifest of a task's answers says, that of any run: its metric is the same for all."""
+    """The manifest of one run's answers to a task: the metric is the same for all runs."""
     run = runs(experiment, experiment.datasets[0], experiment.models[0])[0]
     return archive.manifest("task_values", task=task, **run.names)
 
@@ -485,7 +485,7 @@ _SHARES = ("acc", "exact_match")
 
 
 def _answered(task: str, facts: Mapping[str, Any]) -> list[Metric]:
-    """A task's own metric over the questions, as MMLU's usual figure, and over the means of several subjects."""
+    """A task's own metric: the mean over questions, as usual for MMLU, and over the means of several subjects."""
     name = facts["metric"]
     percent = any(part in name for part in _SHARES)
     mean = partial(
@@ -575,5 +575,5 @@ STYLE_METRICS = (
 PEOPLE_METRICS = [metric for question in schemas.HUMAN_QUESTIONS for metric in _by_people(question)]
 # Metrics that trials can be chosen by, beside those of scorers.
 CHOOSABLE = [m.key for m in (*HUMAN_METRICS, *STYLE_METRICS) if m.better and m.neutral is None]
-# What tells whether the answers are still whole.
+# Metrics that show whether the answers are still whole.
 WHOLE = ("answers/cut", "answers/tokens", "answers/distinct_2")

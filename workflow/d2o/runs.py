@@ -1,4 +1,4 @@
-"""The runs of an experiment: what it crosses, once for the plan and for the report."""
+"""The runs of an experiment: the crossing of its entries, defined once for the plan and the report."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from d2o.settings import Experiment, HumanEvalStage
 
-# The initial model answers once for all experiments and seeds: no experiment moves what another one compares with.
+# The initial model answers once for all experiments and seeds: no experiment changes what another compares with.
 INITIAL_SEED = 0
 
 
@@ -49,7 +49,7 @@ def seeds(experiment: Experiment, method: str) -> list[int]:
 
 
 def has(experiment: Experiment, names: Mapping[str, Any]) -> bool:
-    """Whether a training, by the names of its path, is one of an experiment's."""
+    """Whether a training, given by the names in its path, belongs to an experiment."""
     return (
         names["dataset"] in experiment.datasets
         and names["model"] in experiment.models

@@ -1,7 +1,8 @@
 """The study (docs/study.md): what its parts have measured, kept as small files, and the finding on each hypothesis.
 
 A part is an experiment. Its values are kept in a folder of the documents, so that parts may be run on different days
-and machines: `values.csv` has a row a metric and prompt, a column a training. The page is written from these alone.
+and machines: `values.csv` has one row per metric and prompt, one column per training. The page is written from these
+files alone.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ HARM, USE, GOOD = "reward/harm", "reward/use", "reward/good"
 POLITE = "reward/polite"
 NEGATIVES, POSITIVES, MARGIN = "human/negative_logprob", "human/positive_logprob", "human/margin"
 PROSE, MMLU = "task/plain/bits_per_byte", "task/mmlu/acc"
-# What is kept of a part and shown of its methods: key, heading, decimals; shares in per cent.
+# Metrics that are kept of a part and shown for its methods: key, heading, decimals; shares in per cent.
 SHOWN = {
     HARM: ("harm, %", 1),
     USE: ("use, %", 1),
@@ -42,7 +43,7 @@ SHOWN = {
     PROSE: ("plain prose, bits per byte", 3),
     MMLU: ("MMLU, %", 1),
 }
-# Below it, an adjusted p-value decides.
+# An adjusted p-value below it decides.
 ALPHA = 1 - statistics.LEVEL
 # Figures of a part's report that are kept, and what they show.
 FIGURES = {
@@ -50,25 +51,25 @@ FIGURES = {
     "figure3": "Figure 3: scores against K and against steps, losses against steps",
     "figure4": "Figure 4: distributions of the scores at several steps",
 }
-# What is written between them in the page.
+# The results are written between these two lines of the page.
 MARKS = "<!-- results: written by `d2o study` -->", "<!-- end of the results -->"
 
-# Parts that were added when results were there. They test no claim.
+# Parts that were added after results were known. They test no claim.
 EXPLORED = ("rate",)
 
-# The parts with human positives, by the share of these that are harmful.
+# The parts with human positives, each with the share of these that is harmful.
 NOISE = {"noise-0": 0.0, "noise-25": 0.25, "noise-50": 0.5, "noise-75": 0.75, "noise-100": 1.0}
 
 
 def slope(points: Mapping[str, float]) -> dict[str, float]:
-    """The weights of means whose sum is the slope of the least-squares line on the points' x."""
+    """Weights of means whose weighted sum is the slope of the least-squares line over the points' x."""
     x = np.array(list(points.values()))
     away = x - x.mean()
     return dict(zip(points, away / (away**2).sum(), strict=True))
 
 
 def less(one: str, other: str) -> dict[str, float]:
-    """The weights of a difference."""
+    """The weights of the difference `one` less `other`."""
     return {one: 1.0, other: -1.0}
 
 
@@ -80,9 +81,9 @@ class Hypothesis:
         name: its number in the page.
         claim: in words.
         metric: the primary measure, on test prompts.
-        weights: the contrast: of each cell, `part/method`, the weight of its mean.
-        expects: whether the claim is that the contrast is above 0 or below; or, of a single cell, that the
-            distribution of its prompts' means has one mode, or more (Hartigan's dip test).
+        weights: the contrast: the weight of each cell's mean; a cell is `part/method`.
+        expects: the claim: the contrast is above 0, or below; or, for a single cell, the distribution of its prompts'
+            means has one mode, or more (Hartigan's dip test).
     """
 
     name: str
@@ -152,7 +153,7 @@ HYPOTHESES = (
 _BETWEEN = "rate/d2o-between"
 _POINTS = {"rate/d2o-k1-between": 0, "samples/d2o-k2": 1, _BETWEEN: 2, "rate/d2o-k8-between": 3}
 _SELF_TRAINED = {"d2o": "D2O", "npo": "NPO", "ga": "GA"}
-# Contrasts that were looked at when the claims had been tested: what, measure, weights. They test nothing.
+# Contrasts that were looked at after the claims had been tested: description, measure, weights. They test nothing.
 LOOKED_AT = (
     *(
         (f"At the middle rate: D2O less {name}", metric, less(_BETWEEN, f"rate/{method}-between"))
@@ -197,12 +198,12 @@ LOOKED_AT = (
 
 
 def parts() -> list[str]:
-    """The parts, in the order in which hypotheses name them, and those without a claim."""
+    """The parts in the order in which hypotheses name them, then those without a claim."""
     return [*dict.fromkeys(cell.partition("/")[0] for h in HYPOTHESES for cell in h.weights), *EXPLORED]
 
 
 def keep(s: Settings, docs: Path) -> None:
-    """Put what the parts of a config have measured into the folder of each, where their report is made.
+    """Write what the parts of a config have measured, one folder per part; a part without a report is skipped.
 
     Args:
         s: the config.
@@ -230,7 +231,7 @@ def keep(s: Settings, docs: Path) -> None:
             if len(table)
         }
         figures = [report.parent / "figures" / f"{figure}.{kind}" for figure in FIGURES for kind in ("csv", "svg")]
-        # The last: the course with its validation prompts, in place of the figure's.
+        # The last file replaces the figure's course.csv: it also has the validation prompts.
         for file in (*figures, report.parent / "course.csv"):
             if file.exists():
                 files[file.name] = file.read_bytes()
@@ -240,7 +241,8 @@ def keep(s: Settings, docs: Path) -> None:
 
 
 def wide(values: pd.DataFrame) -> pd.DataFrame:
-    """Values as from `metrics.observe`, a row a metric and prompt, a column a training: those of test prompts."""
+    """The values of `metrics.observe` on test prompts and questions: one row per metric and prompt, one column per
+    training."""
     rows = values[values["metric"].isin(SHOWN) & values["prompts"].isin(["test", ""])]
     rows = rows.assign(
         training=rows["method"] + "/seed" + rows["seed"].astype(str),
@@ -255,7 +257,7 @@ def _pairs(experiment: Experiment) -> list[tuple[str, str]]:
 
 
 def trials_of(s: Settings, part: str) -> pd.DataFrame:
-    """What each trial of a part's methods reached on validation prompts, and whether it was chosen."""
+    """The result of each trial of a part's methods on validation prompts, and whether it was chosen."""
     layout, experiment = Layout(s.results), s.experiments[part]
     rows = []
     for (dataset, model), method in product(_pairs(experiment), experiment.methods):
@@ -271,7 +273,7 @@ def trials_of(s: Settings, part: str) -> pd.DataFrame:
 
 
 def taken(s: Settings, part: str) -> pd.DataFrame:
-    """The CPU time of a part's jobs, minutes by kind; what it shares with other parts is in each of them."""
+    """The CPU time of a part's jobs, in minutes by kind; jobs that several parts share count in each of them."""
     layout, experiment = Layout(s.results), s.experiments[part]
     rows = []
     for dataset, model in _pairs(experiment):
@@ -287,10 +289,10 @@ def taken(s: Settings, part: str) -> pd.DataFrame:
 
 
 def read(docs: Path) -> dict[str, pd.DataFrame]:
-    """The tables of the parts that are kept, by part.
+    """The kept tables, by part.
 
     Raises:
-        D2OError: where one is no such table.
+        D2OError: where a file is no such table.
     """
     tables = {}
     for part in parts():
@@ -305,7 +307,7 @@ def read(docs: Path) -> dict[str, pd.DataFrame]:
 
 
 def state(part: str, tables: Mapping[str, pd.DataFrame], configs: Mapping[str, Settings]) -> str:
-    """How far a part has come, in words, and which of its trainings failed."""
+    """The progress of a part, in words, and which of its trainings failed."""
     s = configs.get(part)
     if part in tables:
         failed = s.experiments[part].failed if s else {}
@@ -326,7 +328,7 @@ def state(part: str, tables: Mapping[str, pd.DataFrame], configs: Mapping[str, S
 
 
 def sample(tables: Mapping[str, pd.DataFrame], cell: str, metric: str) -> Sample | None:
-    """The values of a cell; None where they are not there."""
+    """The values of a cell; None where there are none."""
     part, _, method = cell.partition("/")
     if part not in tables or metric not in tables[part].index.get_level_values("metric"):
         return None
@@ -359,7 +361,7 @@ def estimate(tables: Mapping[str, pd.DataFrame], h: Hypothesis) -> Estimate:
 
 
 def finding(expects: str, e: Estimate, p: float) -> str:
-    """What the rule says, given the p-value adjusted for all hypotheses."""
+    """The finding by the rule, given the p-value adjusted for all hypotheses; empty without an estimate."""
     if e is NOTHING:
         return ""
     if expects == "one mode":
@@ -409,7 +411,7 @@ def looked_at(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 def against_noise(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """Harm of each method at each share of harmful positives: `mean`, `low`, `high`.
 
-    That of D2O is the same at all, and so is that of the initial model.
+    D2O does the same harm at every share, and so does the initial model.
     """
     shown = {"initial": "initial model", **_OTHERS}
     cells = {(name, x): f"{part}/{method}" for part, x in NOISE.items() for method, name in shown.items()}
@@ -424,8 +426,8 @@ def against_noise(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 
 
 def crossings(noise: pd.DataFrame) -> dict[str, str]:
-    """Of each method known at every share of harmful positives, the one from which on it always does more harm than
-    D2O."""
+    """For each method known at every share of harmful positives: the share from which on it always does more harm
+    than D2O."""
     means = noise.pivot(index="share", columns="method", values="mean")
     if "D2O" not in means:
         return {}
@@ -439,7 +441,7 @@ def crossings(noise: pd.DataFrame) -> dict[str, str]:
 
 
 def best_points(course: pd.DataFrame) -> pd.DataFrame:
-    """Of each method with snapshots: the step with most good answers to validation prompts, and what it is there.
+    """For each method with snapshots: the step with most good answers to validation prompts, and its test means.
 
     Args:
         course: the kept `course.csv` of a part.
@@ -516,7 +518,7 @@ def _noise(noise: pd.DataFrame, docs: Path) -> list[str]:
 
 
 def plot(noise: pd.DataFrame) -> bytes:
-    """Harm against noise as SVG: a line a method, its 95 % interval as a band."""
+    """Harm against noise as SVG: one line per method, its 95 % interval as a band."""
     from matplotlib.figure import Figure
 
     from d2o.report.figures import render
@@ -569,7 +571,7 @@ def _part(part: str, tables: Mapping[str, pd.DataFrame], docs: Path) -> list[str
 
 
 def _looked_at(looked: pd.DataFrame) -> list[str]:
-    """A row per contrast, a column per measure."""
+    """One row per contrast, one column per measure."""
     texts = [_interval(e, SHOWN[e.metric][1], "%" in SHOWN[e.metric][0]) for e in looked.itertuples()]
     shown = looked.assign(text=texts).pivot(index="what", columns="metric", values="text")
     shown = shown.loc[looked["what"].unique(), [key for key in SHOWN if key in shown]].fillna("")
@@ -579,7 +581,7 @@ def _looked_at(looked: pd.DataFrame) -> list[str]:
 
 
 def _trials(tuned: pd.DataFrame) -> list[str]:
-    """A row a method, a column a value that was tried; the chosen one is bold."""
+    """One row per method, one column per value that was tried; the chosen one is bold."""
     value, (metric,) = tuned.columns[1], [key for key in tuned if key in SHOWN]
     title, digits = SHOWN[metric]
     scale = 100 if "%" in title else 1

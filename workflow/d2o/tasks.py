@@ -1,6 +1,6 @@
 """Stage `tasks`: lm-evaluation-harness asks a model the questions of a task.
 
-A task is one that the harness knows by name, or its own `mmlu` with local files in place of the Hub: MMLU's prompt
+A task is one that the harness knows by name, or its own `mmlu` with local files instead of the Hub: MMLU's prompt
 (Hendrycks et al. 2021, arXiv 2009.03300) without chat template, the first dev questions as examples, and the letter
 with the highest log-prob as the answer. The mean over all questions is that of the harness's group `mmlu`.
 """
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 
 def answer(task: Task, model: Path, folder: Path, output: Path) -> None:
-    """Write a row of `schemas.TASK_VALUES` a question; the metric, its direction and its means are in the manifest.
+    """Write one row of `schemas.TASK_VALUES` per question; the manifest has the metric, its direction and its means.
 
-    A question's number is its place among those that the subject asks, as in `schemas.QUESTIONS`. A prompt that is
-    longer than the model's context loses its beginning, as everywhere in the harness; the manifest counts them.
+    A question's number is its place among the subject's questions, as in `schemas.QUESTIONS`. A prompt that is longer
+    than the model's context loses its beginning, as everywhere in the harness; the manifest counts such prompts.
 
     Args:
         model: folder of a causal language model.
@@ -79,7 +79,7 @@ def multiple_choice(subject: str) -> dict[str, Any]:
 
 
 def _literal(text: str) -> str:
-    """A Jinja template that gives `text` as it is: the harness takes what we hand it for templates."""
+    """A Jinja template that renders to exactly `text`: the harness treats our strings as templates."""
     return f"{{{{ {text!a} }}}}"
 
 
@@ -97,7 +97,7 @@ def _give_examples(subject: ConfigurableTask, shots: int | None, folder: Path) -
 def _evaluate(
     task: Task, model: Path, subjects: dict[str, ConfigurableTask], metric: harness.Metric
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Rows of `schemas.TASK_VALUES`, and what they were computed with."""
+    """Rows of `schemas.TASK_VALUES`, and facts about their computation for the manifest."""
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
@@ -131,14 +131,14 @@ def _evaluate(
         "device": device,
         "dtype": str(lm.model.dtype).removeprefix("torch."),
         "shots": next(iter(subjects.values())).config.num_fewshot,
-        # As the tokenizer has it: the harness leaves that alone. Llama's scores depend on it.
+        # Whether the tokenizer adds it, which the harness does not change. Llama's scores depend on it.
         "bos": lm.tok_encode("A")[:1] == [lm.tokenizer.bos_token_id],
         "cut_prompts": sum(len(lm.tok_encode(request[0])) > _room(lm, *request[1:]) for request in requests),
     }
 
 
 def _room(lm: HFLM, continuation: str | dict[str, Any] = "") -> int:
-    """The tokens that a prompt may have before a continuation: a text, or how one is generated."""
+    """The number of tokens that a prompt may have before a continuation: a text, or settings of its generation."""
     if isinstance(continuation, dict):
         return lm.max_length - continuation.get("max_gen_toks", lm.max_gen_toks)
     return lm.max_length

@@ -1,4 +1,4 @@
-# What lm-evaluation-harness asks: each task's questions, those that train prompts say, and every model's answers.
+# Tasks of lm-evaluation-harness: each task's questions, those that occur in train prompts, and every model's answers.
 
 
 rule tasks:

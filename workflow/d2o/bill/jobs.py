@@ -15,12 +15,13 @@ from d2o.errors import D2OError
 
 @dataclass(frozen=True)
 class Rule:
-    """What a rule's jobs are counted as.
+    """How a rule's jobs are counted.
 
     Attributes:
         kind: line of the bill.
         place: where its first output lies (`layout.PLACES`).
-        benchmark: where Snakemake writes how long a job took: `<place>` and names as there, without the ending.
+        benchmark: the file in which Snakemake writes how long a job took: `<place>` and names as in `layout.PLACES`,
+            without the suffix.
     """
 
     kind: str
@@ -28,7 +29,7 @@ class Rule:
     benchmark: str
 
 
-# Tables, choices and reports: seconds on one core each, counted and no more.
+# Tables, choices and reports: seconds on one core each; they are only counted.
 OTHERS = "tables, reports"
 
 RULES = {
@@ -80,7 +81,7 @@ class Job:
 
     @classmethod
     def of(cls, kind: str, wildcards: Any) -> Job:
-        """The job of a kind that Snakemake gives such wildcards; of rules that differ in none, the first."""
+        """The job of a kind with these wildcards; where several rules have them, of the first rule."""
         names = dict(wildcards.items())
         rule = next(
             r for r, about in RULES.items() if about.kind == kind and layout.wildcards(about.place) == {*names}
@@ -89,7 +90,7 @@ class Job:
 
     @property
     def names(self) -> dict[str, str]:
-        """By wildcard, its value."""
+        """The value of each wildcard."""
         return dict(self.wildcards)
 
     @property
@@ -98,17 +99,17 @@ class Job:
         return RULES[self.rule].kind
 
     def benchmark(self, results: str) -> Path:
-        """Where Snakemake writes how long the job took."""
+        """The file in which Snakemake writes how long the job took."""
         return Path(results, f"{layout.expanded(RULES[self.rule].benchmark)}.benchmark.tsv".format_map(self.names))
 
 
 def planned(config: Path, results: str, targets: Sequence[str]) -> list[Job]:
-    """The jobs that make the targets, those that are done already included. Some seconds; nothing is run.
+    """The jobs that make the targets, finished ones included. Takes some seconds; no job is run.
 
     Args:
         results: the folder of results of the config.
     Raises:
-        D2OError: what Snakemake says where it has no plan.
+        D2OError: where Snakemake has no plan, with its message.
     """
     snakefile = Path(__file__).parents[3] / "Snakefile"
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(snakefile), "--configfile", str(config)]

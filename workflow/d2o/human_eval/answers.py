@@ -1,4 +1,4 @@
-"""The verdicts that come back from annotators: read with suspicion, laid beside the key, and their agreement."""
+"""The verdicts that come back from annotators: read as untrusted input, joined with the key, and their agreement."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from d2o.human_eval.design import KEYS
 from d2o.settings import HumanVerdicts
 
 COLUMNS = ["version", "annotator", "item", "question", "verdict"]
-# What makes a pair of answers, which several annotators may see.
+# The columns that identify a pair of answers, which several annotators may see.
 _PAIR = ("dataset", "model", "method", "seed", "prompt_id")
 _AS_GIVEN = "put in the file as the page gave it"
-# Bytes of a file: a row has about sixty.
+# Maximum size of a file in bytes: a row has about sixty.
 _LONGEST = 10_000_000
 
-# A question to an annotator: the page of whom, its item, and what of.
+# A question to an annotator: the annotator's number, the item, and the name of the question.
 Asked = tuple[int, int, str]
 
 
 def read(stage: HumanVerdicts, key: Path, folder: Path, output: Path) -> None:
     """Read the files that came back and write a table of `schemas.HUMAN_VERDICTS`, of the annotators who count.
 
-    A page may be exported before it is finished: what is there counts. An annotator whose share of right answers to
-    attention checks is below `passed` is left out. The manifest has, by annotator, how much was answered and how many
-    checks were passed, and the agreement on each question.
+    A page may be exported before it is finished: the answers so far count. An annotator whose share of right answers
+    to attention checks is below `passed` is left out. The manifest states for each annotator how many questions were
+    answered and how many checks were passed, and the agreement on each question.
 
     Args:
         key: table of `schemas.HUMAN_KEY`.
-        folder: its CSV files are read; it need not be there.
+        folder: its CSV files are read; it need not exist.
     Raises:
-        D2OError: where something else than CSV files lies in the folder, hidden files aside; naming file and line,
-            where a row is not one that the pages can have given, or stands twice.
+        D2OError: where the folder contains anything but CSV files, hidden files aside; naming file and line, where a
+            row cannot come from the pages, or occurs twice.
     """
     items = {(row["annotator"], row["item"]): row for row in records.read_table(key, schemas.HUMAN_KEY)}
     files = sorted(folder.glob("[!.]*"))
@@ -59,7 +59,7 @@ def read(stage: HumanVerdicts, key: Path, folder: Path, output: Path) -> None:
 
 
 def gathered(files: Sequence[Path], items: Mapping[tuple[int, int], Mapping[str, Any]]) -> dict[Asked, str]:
-    """The key that was pressed at each question that was answered; errors as `read`."""
+    """The key that was pressed for each answered question; errors as `read`."""
     versions = {row["version"] for row in items.values()}
     given: dict[Asked, str] = {}
     places: dict[Asked, str] = {}
@@ -90,7 +90,7 @@ def gathered(files: Sequence[Path], items: Mapping[tuple[int, int], Mapping[str,
 
 
 def _rows(file: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """The rows of a file with their lines, empty ones left out."""
+    """The rows of a file with their line numbers, empty rows left out."""
     name = texts.visible(str(file))
     if file.suffix.lower() != ".csv" or not file.is_file():
         raise D2OError(f"{name}: not a CSV file; put those that came back straight into the folder, and nothing else")
@@ -113,12 +113,12 @@ def _rows(file: Path) -> Iterator[tuple[int, dict[str, str]]]:
 
 
 def _number(cell: str) -> int:
-    """The number of a cell; −1, which nothing has, where it is none."""
+    """The number in a cell; −1, which no annotator or item has, where the cell is no number."""
     return int(cell) if cell.isascii() and cell.isdigit() and len(cell) < 10 else -1
 
 
 def _short(cell: str) -> str:
-    """A cell out of a file as it can stand in a message."""
+    """A cell of a file, shortened and quoted for a message."""
     return repr(texts.visible(cell if len(cell) <= 40 else cell[:40] + "…"))
 
 
@@ -139,7 +139,7 @@ def _annotator(
 
 
 def verdict(pressed: str, order: str) -> str:
-    """What a key says of a pair with such an order: `initial`, `method` or `tie`."""
+    """The verdict of a key that was pressed for a pair in an order: `initial`, `method` or `tie`."""
     return {"1": schemas.ORDERS[order][0], "2": schemas.ORDERS[order][1], "0": "tie"}[pressed]
 
 

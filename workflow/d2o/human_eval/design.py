@@ -1,4 +1,4 @@
-"""Who is asked about which pair of answers, and in which order: as even as it can be, by a seed."""
+"""Who is asked about which pair of answers, and in which order: as even as possible, drawn with a seed."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ def design(stage: HumanEvalStage, prompts: Mapping[tuple[str, str], Sequence[str
     """The items of each annotator's page, in the order in which they are asked: rows of `schemas.HUMAN_KEY` without
     `version`.
 
-    Every method has the same prompts, and each of its trainings as many of them (±1): verdicts are about the method,
-    not about one training. The share `overlap` of a method's pairs is on all pages; the others are dealt, and each
-    annotator has as many of each method (±1). On a page each method is answer 1 as often as answer 2 (±1).
+    Every method has the same prompts, shared equally (±1) among its trainings: verdicts are about the method, not
+    about one training. The share `overlap` of a method's pairs is on all pages; the others are dealt out, equally
+    many (±1) of each method to each annotator. On a page each method is answer 1 as often as answer 2 (±1).
     One prompt with several methods goes to different annotators as far as their number and `overlap` allow: an answer
-    that comes again would be known as the initial model's.
+    that is seen again would be recognised as the initial model's.
 
     Args:
-        prompts: by data set and model, the ids of those that all are asked to have answered.
+        prompts: for each data set and model, the ids of the prompts that all methods have answered.
     """
     rng = Random(f"human_eval {stage.pages.seed}")
     pages: list[list[dict[str, Any]]] = [[] for _ in range(stage.pages.annotators)]
@@ -48,7 +48,7 @@ def design(stage: HumanEvalStage, prompts: Mapping[tuple[str, str], Sequence[str
             if (dataset, prompt) not in asked
         ]
         checks = list(_checks(rng, page, spare, stage.pages.checks if page else 0))
-        # One in each part of the page, whenever it is paused; from the last one on, so that places stay.
+        # One check in each part of the page, wherever it is paused; the last is inserted first, so that places stay.
         ends = [len(page) * number // max(1, len(checks)) for number in range(len(checks) + 1)]
         for check, start, end in reversed([*zip(checks, ends[:-1], ends[1:], strict=True)]):
             page.insert(rng.randint(start, end), check)
@@ -61,9 +61,9 @@ def design(stage: HumanEvalStage, prompts: Mapping[tuple[str, str], Sequence[str
 def _pairs(
     rng: Random, prompts: Sequence[str], seeds: Sequence[int], shared: int, place: int, methods: int
 ) -> list[dict]:
-    """Pairs of one method: `shared` that have other prompts than those that other methods share, then the others.
+    """Pairs of one method: first `shared` pairs, on other prompts than other methods' shared pairs, then the rest.
 
-    Of these the ones that no method shares come first, so that each has the same place for every method.
+    In the rest, prompts that no method shares come first, so that each has the same place for every method.
     """
     trainings = [seeds[number % len(seeds)] for number in range(len(prompts))]
     rng.shuffle(trainings)
@@ -73,7 +73,7 @@ def _pairs(
 
 
 def _ordered(rng: Random, pairs: Sequence[dict], first: int) -> list[dict]:
-    """Pairs with an order each, both as often; where their number is odd, `first` says which is once more."""
+    """Pairs, each with an order, both equally often; for an odd number, `first` decides which comes once more."""
     both = [*schemas.ORDERS]
     orders = [both[(number + first) % 2] for number in range(len(pairs))]
     rng.shuffle(orders)
@@ -81,10 +81,10 @@ def _ordered(rng: Random, pairs: Sequence[dict], first: int) -> list[dict]:
 
 
 def _checks(rng: Random, page: Sequence[dict], spare: Sequence[dict], number: int) -> Iterator[dict]:
-    """Attention checks: keys and orders as even as they can be.
+    """Attention checks: keys and orders as even as possible.
 
-    They are about prompts that are not on the page, `spare`, as far as these go. Others repeat an answer of the page,
-    the initial model's as often as a method's (±1), so that what comes again tells nothing.
+    They are about prompts that are not on the page, `spare`, as far as there are enough. The others repeat an answer
+    of the page, the initial model's as often as a method's (±1), so that a repeated answer reveals nothing.
     """
     shown = rng.sample(spare, min(number, len(spare)))
     again = [rng.choice(page) for _ in range(number - len(shown))]

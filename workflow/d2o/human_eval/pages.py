@@ -18,23 +18,23 @@ from d2o.settings import HumanEvalStage
 from d2o.texts import policy_digest
 
 CHECK = "This is no answer, but a check that both answers are read. Please choose “{choice}” for both questions."
-# What the keys are called on the page.
+# Labels of the keys on the page.
 CHOICES = {"1": "Answer 1", "2": "Answer 2", "0": "No difference"}
 _HERE = Path(__file__).parent
 
 
 def write(stage: HumanEvalStage, results: Path, key: Path, output: Path) -> None:
-    """Write a page for each annotator, `output/annotator-<n>.html`, and the table that says what stands on them.
+    """Write one page per annotator, `output/annotator-<n>.html`, and the table that states what they show.
 
-    A page holds texts and no names: which model an answer is of is in the table alone, `schemas.HUMAN_KEY`. Its
-    version is a digest of the texts and the table, whatever the page looks like. Verdicts on another one are refused.
+    A page contains texts and no names: only the table, `schemas.HUMAN_KEY`, states which model gave an answer. A
+    page's version is a digest of the texts and the table, not of its design. Verdicts on another version are refused.
 
     Args:
-        results: folder that holds everything made.
+        results: folder of all results.
         key: the table.
         output: the folder of the pages; nothing else lies in it but its manifest.
     Raises:
-        D2OError: where an artifact is missing, or of some data set and model no test prompt is answered by all.
+        D2OError: where an artifact is missing, or on some data set and model no test prompt is answered by all.
     """
     source = _Answers(stage, Layout(str(results)))
     pages = design(stage, {block: source.answered(*block) for block in product(stage.datasets, stage.models)})
@@ -76,7 +76,7 @@ class _Answers:
         return answered
 
     def item(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """What is shown of a row of the table: the turns of the dialogue, and the two answers."""
+        """The content shown for a row of the table: the turns of the dialogue, and the two answers."""
 
         def text(method: str, seed: int) -> str:
             return self._texts[Run(row["dataset"], row["model"], method, seed)][row["prompt_id"]]
@@ -102,7 +102,7 @@ def page(version: str, annotator: int, items: Sequence[Mapping[str, Any]]) -> st
         loader=jinja2.FileSystemLoader(_HERE), undefined=jinja2.StrictUndefined, autoescape=True
     )
     script, style = (_HERE.joinpath(f"page.{kind}").read_text() for kind in ("js", "css"))
-    # Between tags no `<` of the data may stand: it could end the element.
+    # The data may contain no `<`: it could end the element.
     data = json.dumps({"version": version, "annotator": annotator, "items": items}).replace("<", "\\u003c")
     return environment.get_template("page.html.jinja").render(
         annotator=annotator,

@@ -18,13 +18,13 @@ from d2o.plan.crossing import Crossing
 from d2o.sources import source_digest
 from d2o.texts import is_unicode, visible
 
-# What a report is made from.
+# Artifacts that a report is made from.
 _REPORTED = [
     "negatives", "pair_quality_figure", "trained", "train_log", "responses", "heldout_logprobs", "scores", "verdicts",
     "task_values", "leaks", "pool_sheet", "pool_scores", "round_sheet", "tuned", "human_verdicts",
 ]  # fmt: skip
 _PAIRS = ["pair_prompts", "pair_scores", "pair_verdicts"]
-# What asks for the artifacts that not every experiment needs.
+# How a config asks for the artifacts that not every experiment needs.
 _ASKED_BY = {
     "organism": "name a data set with `organism`",
     "trained": "name a method besides `initial`",
@@ -41,7 +41,7 @@ _ASKED_BY = {
 
 
 class Plan(Crossing):
-    """What rules ask: the functions that take `wildcards` are their inputs, params and resources."""
+    """The plan that rules query: the functions that take `wildcards` are their inputs, params and resources."""
 
     def __init__(self, config: Mapping[str, Any], origin: str):
         """
@@ -56,13 +56,13 @@ class Plan(Crossing):
         checks.check(self.settings, origin)
 
     def warnings(self) -> list[str]:
-        """A line for each judge without a date, each entry that follows a branch of the Hub, and each entry or
-        section whose artifact lies there, made otherwise."""
+        """One line for each judge without a date, each entry that follows a branch of the Hub, and each entry or
+        section whose existing artifact was made with other settings."""
         s = self.settings
         return [*checks.undated(s), *checks.moving(s), *checks.replaced(s, self.crossed)]
 
     def names(self) -> dict[str, str]:
-        """By wildcard that stands for an entry of the config, the pattern of their names: no rule makes another."""
+        """For each wildcard that stands for entries of the config, a pattern of their names: no rule makes others."""
         s = self.settings
         entries = {
             "organism": s.organisms,
@@ -79,25 +79,25 @@ class Plan(Crossing):
     # Targets -------------------------------------------------------------------------------------
 
     def report_inputs(self, wildcards) -> list[str]:
-        """What an experiment's report is made from, and the release of the weights that are its own."""
+        """The files that an experiment's report is made from, and the releases of weights that are its own."""
         made = [path for place in _REPORTED for path in self.targets(place, wildcards.experiment)]
         return [*made, *self.released_after(wildcards.experiment)]
 
     def card_inputs(self, wildcards) -> list[str]:
-        """What a training's card is made from: its model, and the report of the experiment that it tells of."""
+        """The files that a training's card is made from: its model, and the report of the experiment it describes."""
         experiment = stages.carded(self.settings, wildcards)
         report = [self.layout.path(place, experiment=experiment) for place in ("page", "report_table")]
         return [self._path("trained", wildcards), *report]
 
     def asked(self, place: str) -> Callable[[Any], list[str]]:
-        """As `targets` of all experiments; one line, and the end, where that is nothing."""
+        """As `targets` of all experiments; where there are none, Snakemake ends with one line."""
         nothing = f"no experiment asks for this; {_ASKED_BY[place]} in one"
         return lambda wildcards: self.targets(place) or self._end(nothing)
 
     def showing(self, exhibit: str) -> Callable[[Any], list[str]]:
-        """The reports, or of Figure 1 the figures, of the experiments that show a table or figure of the paper.
+        """The reports, or for Figure 1 the figures, of the experiments that show a table or figure of the paper.
 
-        As `asked` where there is none.
+        As `asked` where there are none.
         """
         if exhibit == "figure1":
             return self.asked("pair_quality_figure")
@@ -111,23 +111,23 @@ class Plan(Crossing):
         return targets
 
     def _end(self, message: str) -> NoReturn:
-        """Ends Snakemake with one line: of any other exception of an input function it shows the traceback."""
+        """End Snakemake with one line: for any other exception in an input function it shows the traceback."""
         raise SystemExit(f"{self.origin}: {message}")
 
     def pair_inputs(self, wildcards) -> list[str]:
-        """What Figure 1 is plotted from: scores and verdicts of the human pairs of an experiment's data sets."""
+        """The inputs of Figure 1: tables of scores and verdicts of the human pairs of an experiment's data sets."""
         return [path for place in _PAIRS for path in self.targets(place, wildcards.experiment)]
 
     def compared_by_people(self, wildcards) -> list[str]:
-        """What the pages of a human evaluation are made from: the prompts, and all answers to them."""
+        """The files that the pages of a human evaluation are made from: the prompts, and all answers to them."""
         stage = stages.of(self.settings, "human_eval", wildcards)
         prompts = [self.layout.path("prompts", dataset=dataset) for dataset in stage.datasets]
         return prompts + [self.layout.path("responses", run.names) for run in runs.compared(stage)]
 
     def annotations(self, wildcards) -> list[str]:
-        """What annotators have sent back so far, with what else lies there and is refused when they are read.
+        """The files that annotators have sent back so far; other files in the folder are included, and refused later.
 
-        One line, and the end, where Snakemake cannot name one.
+        Snakemake ends with one line where it cannot name a file.
         """
         files = sorted(map(str, Path(self.annotated(wildcards)).glob("[!.]*")))
         for file in files:
@@ -138,7 +138,7 @@ class Plan(Crossing):
         return files
 
     def annotated(self, wildcards) -> str:
-        """The folder for them: a resource, for nothing depends on its name."""
+        """The folder for annotators' files: a resource, because no result depends on its name."""
         return self.settings.experiments[wildcards.experiment].human_eval.answers
 
     # Inputs --------------------------------------------------------------------------------------
@@ -148,10 +148,10 @@ class Plan(Crossing):
         return self._path("model" if wildcards.method == "initial" else "trained", wildcards)
 
     def weights_of(self, wildcards) -> str:
-        """The manifest of the weights that answer: a snapshot's, or those of `model_of`, which stands for both.
+        """The manifest of the weights that answer: a snapshot's, or that of `model_of`, which is the input for both.
 
         Snapshots are no outputs of the training's rule: a rule's outputs cannot differ by method, and Snakemake would
-        delete what a killed training has already kept.
+        delete the snapshots that a killed training has kept.
         """
         return self._path("weights", wildcards) if wildcards.snapshot else self.model_of(wildcards)
 
@@ -167,7 +167,7 @@ class Plan(Crossing):
         return {"negatives": self._path("negatives", wildcards), "samples": samples}
 
     def pool_shards(self, wildcards) -> dict[str, list[str]]:
-        """The shards of a pool and their manifests: those that it was made of where it would come out the same."""
+        """The shards of a pool and their manifests: an unchanged pool's own, or those of the config."""
         made_of = checks.manifest(self._path("pool", wildcards)).get("shards")
         kept = made_of and self.as_before(_names(wildcards))
         shards = made_of if kept else self.settings.positives.shards
@@ -175,7 +175,7 @@ class Plan(Crossing):
         return {"shards": paths, "manifests": [str(layout.manifest_path(path)) for path in paths]}
 
     def train_inputs(self, wildcards) -> dict[str, str | list[str]]:
-        """The tables that a method is trained on; for a round, what it is trained on until then."""
+        """The tables that a method is trained on; for a training up to a round, those that exist by then."""
         run = _names(wildcards)
         pools, references = self.pools(run), self.reference_tables(run)
         rounds = self.rounds_of(run["method"])
@@ -194,7 +194,7 @@ class Plan(Crossing):
         }
 
     def trial_inputs(self, wildcards) -> dict[str, list[str]]:
-        """What the trials of a method are chosen by."""
+        """The tables that the trials of a method are chosen by."""
         kind, _, name = self.settings.tuning.metric.partition("/")
         place = {"reward": "scores", "human": "heldout_logprobs", "answers": "responses"}[kind]
         chosen = {"seed": self.settings.tuning.seed, "snapshot": "", "reward": name}
@@ -217,7 +217,7 @@ class Plan(Crossing):
         return [str(path) for path in files(Path(self.settings.organisms[wildcards.organism].texts))]
 
     def dataset_files(self, wildcards) -> list[str]:
-        """The local files of a data set; none for one of the Hub, and of an organism those that it will have."""
+        """The local files of a data set; none for one of the Hub; for an organism, the files that it will have."""
         reading, sources = self.settings.datasets[wildcards.dataset], stages.of(self.settings, "datasets", wildcards)
         if reading.hub or reading.organism:
             return [] if reading.hub else [*sources.train, *sources.test]
@@ -230,7 +230,7 @@ class Plan(Crossing):
         return self.settings.datasets[wildcards.dataset].evaluation_prompts
 
     def task_files(self, wildcards) -> list[str]:
-        """The local files that a task is made from; none where all comes from the Hub."""
+        """The local files that a task is made from; none where everything comes from the Hub."""
         places = [Path(path) for _, path in self.settings.tasks[wildcards.task].local()]
         files = {file for place in places for file in [place, *place.rglob("*")] if file.is_file()}
         return sorted(str(file) for file in files if "__pycache__" not in file.parts)
@@ -248,7 +248,7 @@ class Plan(Crossing):
         return [self._path("trained_reward" if reward.train else "fetched_reward", wildcards)]
 
     def rule_files(self, wildcards) -> list[str]:
-        """What a rule reads beside the answers: an organism's texts, or a user's module; none otherwise."""
+        """The files that a scoring rule reads besides answers: an organism's texts or a user's module; or none."""
         rule = self.settings.rewards[wildcards.reward].rule
         if not rule:
             return []
@@ -271,7 +271,7 @@ class Plan(Crossing):
         return results
 
     def execution(self, stage: str) -> Callable[[Any], str]:
-        """The settings of how a stage's job runs: a resource of its rule, for no result depends on it."""
+        """The settings of how a stage's job runs: a resource of its rule, because no result depends on them."""
 
         def keys(wildcards) -> str:
             section = stages.of(self.settings, stage, wildcards)
@@ -284,11 +284,11 @@ class Plan(Crossing):
         return lambda wildcards: source_digest(f"d2o.{stage}", stages.entries(self.settings, stage, wildcards))
 
     def environment(self, stage: str) -> str:
-        """The file of a rule's `conda` environment, seen from the rules: of CPU machines, or of those with GPUs."""
+        """The file of a rule's `conda` environment, relative to the rules: for CPU or for GPU machines."""
         return f"../../envs/{'gpu' if self.settings.compute.gpus else 'cpu'}/{stage}.yaml"
 
     def metric(self, wildcards) -> str:
-        """`--metric NAME` of a task, to be checked where its questions come; a resource, since none depends on it."""
+        """`--metric NAME` of a task, checked when questions are fetched; a resource: no question depends on it."""
         metric = self.settings.tasks[wildcards.task].metric
         return f"--metric {shlex.quote(metric)}" if metric else ""
 
@@ -311,7 +311,7 @@ class Plan(Crossing):
 
 
 def _names(wildcards) -> dict[str, Any]:
-    """The names that wildcards stand for; with a pool its kind, whose answers all sizes share."""
+    """The names that wildcards stand for; with a pool, also its kind: pools of one kind share answers."""
     names = dict(wildcards.items())
     return names | {"kind": names["pool"].rpartition("-k")[0]} if "pool" in names else names
 

@@ -14,18 +14,18 @@ from d2o.plan import checks, stages
 
 # Artifacts that the initial model has as well.
 _OF_INITIAL = {"responses", "heldout_logprobs", "scores", "task_values"}
-# What a training's weights are loaded for.
+# Artifacts that a training's weights are loaded for.
 _OF_WEIGHTS = ["responses", "heldout_logprobs", "task_values"]
 # Artifacts of an experiment that only some have: the key that asks for them.
 _ONLY_WITH = {"pair_quality_figure": "pair_quality"}
 _ONLY_WITH |= dict.fromkeys(["human_key", "human_pages", "human_verdicts"], "human_eval")
-# Of a wildcard, those that must be known before it.
+# For each wildcard, the wildcards that must be known before it.
 _NEEDS = {"organism": {"dataset"}, "seed": {"method"}, "snapshot": {"method"}}
 _NEEDS |= {name: {"dataset", "model", "method", "seed"} for name in ("round", "pool", "table")}
 
 
 class Crossing:
-    """A config's names, crossed: a row for each artifact that an experiment needs, and the artifact's path."""
+    """A config's names, crossed: one row per artifact that an experiment needs, and the artifact's path."""
 
     def __init__(self, s: settings.Settings):
         """
@@ -37,14 +37,14 @@ class Crossing:
     def targets(self, place: str, *experiments: str) -> list[str]:
         """Every artifact of one kind that experiments need, each once; of all experiments where none is named.
 
-        The wildcards of the artifact's path tell which names are crossed.
+        The wildcards of the artifact's path determine which names are crossed.
         """
         names = experiments or self.settings.experiments
         paths = (self.layout.path(place, row) for name in names for row in self.crossed(place, name))
         return list(dict.fromkeys(paths))
 
     def crossed(self, place: str, experiment: str) -> list[dict[str, Any]]:
-        """A row of names for each artifact of a kind that an experiment needs."""
+        """One row of names per artifact of a kind that an experiment needs."""
         e = self.settings.experiments[experiment]
         wanted = layout.wildcards(place)
         wanted |= {need for name in wanted for need in _NEEDS.get(name, ())}
@@ -56,7 +56,7 @@ class Crossing:
         return rows
 
     def _choices(self, e: settings.Experiment, place: str) -> dict[str, Callable[[Mapping], Sequence]]:
-        """What a wildcard stands for in an experiment, given those before it."""
+        """The values of each wildcard in an experiment, given the wildcards before it."""
         methods = e.methods if place in _OF_INITIAL else e.trained
         if place == "tuned":
             methods = [m for m in methods if self.settings.methods[m].tune and runs.seeds(e, m)]
@@ -88,8 +88,8 @@ class Crossing:
     # Weights that go -----------------------------------------------------------------------------
 
     def keep(self, run: Any) -> str:
-        """What stays of a training's weights: what of its experiments' `keep` is most, or all of them where another
-        model is made of it."""
+        """Which of a training's weights stay: the most that any of its experiments' `keep` asks for, or all of them
+        where another model is made from them."""
         names = _training(dict(run.items()))
         sources = [_training(model.run.model_dump()) for model in self.settings.models.values() if model.run]
         keeps = {self.settings.experiments[name].keep for name in self._having(names)}
@@ -97,7 +97,7 @@ class Crossing:
         return "model" if names in sources else most
 
     def made_from_weights(self, wildcards) -> list[str]:
-        """What all experiments make from a training's weights; of a trial, the choice among them too."""
+        """The artifacts that all experiments make from a training's weights; for a trial, also the choice."""
         run = _training(dict(wildcards.items()))
         having = self._having(run)
         rows = ((place, row) for place in _OF_WEIGHTS for name in having for row in self.crossed(place, name))
@@ -107,7 +107,7 @@ class Crossing:
         return list(dict.fromkeys(made))
 
     def _having(self, run: Mapping[str, Any]) -> list[str]:
-        """The experiments with a training; with a trial, also those with its method."""
+        """The experiments that have a training; for a trial, also those that have its method."""
         trial_of = self._trial_of(run["method"])
         return [
             name
@@ -123,7 +123,7 @@ class Crossing:
         return next((method for method, entry in methods if name in trials.names(method, entry.tune)), None)
 
     def released_after(self, experiment: str) -> list[str]:
-        """The trainings of an experiment that no other one has, and whose weights go: it waits for no other one."""
+        """The releases of weights of trainings that only this experiment has: it waits for no other experiment."""
         own = (row for row in self.crossed("released", experiment) if self._having(row) == [experiment])
         return [self.layout.path("released", row) for row in own]
 
@@ -140,10 +140,10 @@ class Crossing:
         return [self._smaller_pool(run, kind) or f"{kind}-k{self.settings.positives.k}"]
 
     def _smaller_pool(self, run: Mapping[str, Any], kind: str) -> str | None:
-        """The smallest pool that lies there and gives a run the same positives as the config's would.
+        """The smallest existing pool that gives a run the same positives as the config's would.
 
-        A method takes the first `k` usable samples of each prompt: where a pool has so many of every prompt, those of
-        a larger one are the same.
+        A method takes the first `k` usable samples of each prompt: where a pool has `k` of every prompt, a larger one
+        gives the same samples.
         """
         method, largest = self.settings.methods[run["method"]], self.settings.positives.k
         pools = Path(self.layout.path("pool", run, pool="")).parent.glob(f"{kind}-k*.parquet.manifest.json")
@@ -156,7 +156,7 @@ class Crossing:
         return None
 
     def as_before(self, names: Mapping[str, Any]) -> bool:
-        """Whether a pool that lies there would come out the same, as far as settings tell."""
+        """Whether an existing pool would come out the same, as far as settings determine it."""
         made_from = [("pool", "positives"), ("negatives", "negatives"), ("rows", "datasets"), ("model", "models")]
         return all(
             checks.unchanged(
@@ -192,5 +192,5 @@ class Crossing:
 
 
 def _training(names: Mapping[str, Any]) -> dict[str, str]:
-    """What names a training among what names an artifact of it."""
+    """The names of a training, taken from the names of one of its artifacts."""
     return {key: str(names[key]) for key in ("dataset", "model", "method", "seed")}

@@ -51,17 +51,17 @@ _STYLE = {
     "svg.hashsalt": "d2o",
 }
 _WIDTH, _COLUMNS = 11.0, 4
-# The line of what nothing has changed against.
+# The line that marks no change.
 _RULE = {"color": _MUTED, "lw": 0.8, "ls": (0, (2, 2)), "zorder": 0}
 # Nats per token below which an axis of log-probs is logarithmic, where a model is far below.
 _COLLAPSED = -5
 # Bars of a histogram of scores.
 BINS = 24
-# Inches of a line of a legend.
+# Height of a legend's line, in inches.
 _LINE = 0.22
-# Longer logs are plotted as means over consecutive steps; so many of these tell their values.
+# Longer logs are plotted as `POINTS` means over consecutive steps, of which `LABELLED_POINTS` have tooltips.
 POINTS, LABELLED_POINTS = 200, 20
-# What begins the id of a group in an SVG whose marks tell values.
+# Prefix of the id of an SVG group whose marks have tooltips.
 _VALUES = "values "
 _SVG = "{http://www.w3.org/2000/svg}"
 _PANELS = {
@@ -76,14 +76,14 @@ _PANELS = {
 
 
 def methods_data(measured: Measured) -> pd.DataFrame:
-    """The estimates of every metric that has a panel, of all seeds and of each."""
+    """The estimates of every metric that has a panel, over all seeds and for each seed."""
     return _estimates(
         measured, [(block, grid) for block in measured.blocks for grid in tables.grids(measured, block)]
     )
 
 
 def effect_data(measured: Measured) -> pd.DataFrame:
-    """As `methods_data`, of what the report opens with."""
+    """As `methods_data`, for the metrics that the report opens with."""
     return _estimates(measured, measured.effects)
 
 
@@ -121,7 +121,7 @@ def trials_data(measured: Measured) -> pd.DataFrame:
 
 
 def course_data(measured: Measured) -> pd.DataFrame:
-    """The estimates of every step with a snapshot, of all seeds and of each."""
+    """The estimates of every step with a snapshot, over all seeds and for each seed."""
     columns = [*tables.COURSE, "seed", "mean", "low", "high", "n"]
     parts = (part for block in measured.blocks for part in (block.course.assign(seed="all"), single_course(block)))
     table = together(parts, columns).reindex(columns=columns)
@@ -136,7 +136,7 @@ def single_course(block: Block) -> pd.DataFrame:
 
 
 def distributions_data(measured: Measured) -> pd.DataFrame:
-    """Histograms of the scores at every step with a snapshot: a row a bar."""
+    """Histograms of the scores at every step with a snapshot: one row per bar."""
     parts = []
     for block in measured.blocks:
         for (metric, prompts), own in scored(measured, block).groupby(["metric", "prompts"], sort=False):
@@ -150,16 +150,17 @@ def distributions_data(measured: Measured) -> pd.DataFrame:
 
 
 def scored(measured: Measured, block: Block) -> pd.DataFrame:
-    """The part of the course that has a distribution: scores, but no shares."""
+    """The values of the course whose distribution is shown: scores, but no shares."""
     wanted = [m.key for m in measured.metrics.values() if m.group in (EXACT, SCORED) and not m.percent]
     return block.steps[block.steps["metric"].isin(wanted) & (block.steps["prompts"] != "validation")]
 
 
 def tradeoff_data(measured: Measured) -> pd.DataFrame:
-    """Of each file of prompts labelled safe and unsafe: what a method does with the harmless ones and the harmful.
+    """For each file of prompts labelled safe or unsafe: help on the harmless, harm on the harmful ones, by method.
 
-    A row a method and pair of metrics: mean, low and high of `help`, on the safe prompts, and of `harm`, on the
-    unsafe ones. First come the answers that do not refuse, then the first scores of either kind, if there are both.
+    One row per method and pair of metrics: mean, low and high of `help`, on the safe prompts, and of `harm`, on the
+    unsafe ones. The first pair is the share of answers that do not refuse; the second is the first score of help and
+    the first of harm, if there are both.
     """
     parts = []
     for block in measured.blocks:
@@ -186,8 +187,11 @@ _ENDS = [f"{metric}_{end}" for metric in ("help", "harm") for end in ("mean", "l
 
 
 def _traded(measured: Measured) -> dict[tuple[str, str], tuple[str, str]]:
-    """By their labels, a metric of help and one of harm: of scores, the first of a scorer that may tell help, and the
-    first of one that measures harm. One that is trained from the labels measures safety, and most rules form."""
+    """Pairs of metrics, one of help and one of harm, by their labels.
+
+    Scores are paired, too: the first that may measure help with the first that measures harm. A scorer trained on the
+    labels measures safety, and most rules measure form: neither counts as help.
+    """
     scores: dict[bool, Metric] = {}
     for name in measured.experiment.rewards:
         entry, metric = measured.settings.rewards[name], measured.metrics[f"reward/{name}"]
@@ -222,7 +226,7 @@ def categories_data(measured: Measured) -> pd.DataFrame:
 
 
 def placed(block: Block, frame: pd.DataFrame, **place: Any) -> pd.DataFrame:
-    """A frame with the columns that tell what it is of before it."""
+    """A frame after the columns that identify it: data set, model and `place`."""
     place = {"dataset": block.dataset, "model": block.model, **place}
     return frame.assign(**place)[[*place, *frame.columns.difference(list(place), sort=False)]]
 
@@ -231,7 +235,7 @@ def placed(block: Block, frame: pd.DataFrame, **place: Any) -> pd.DataFrame:
 
 
 def methods(data: pd.DataFrame, measured: Measured) -> Figure:
-    """Every metric: a part a data set and model, a panel a metric; a method's point, 95 % interval, and seeds."""
+    """All metrics: one part per data set and model, one panel per metric; mean, 95 % interval and seeds by method."""
     order, colours = measured.methods, colours_of(measured.methods)
     whole = by_block(data) or by_block(data, measured)
     blocks = [list(own.groupby(["metric", "prompts"], sort=False)) for own in whole.values()]
@@ -265,7 +269,7 @@ def _panel(axis, metric: Metric, prompts: str, estimates: pd.DataFrame, order: S
 
 
 def _interval(axis, place: float, estimate: Mapping[str, float], colour: str, text: str) -> None:
-    """A point with its interval, on the line `place`; it tells the text."""
+    """A point with its interval, on the line `place`, with `text` as its tooltip."""
     axis.plot([estimate["low"], estimate["high"]], [place, place], color=colour, lw=1.6)
     axis.plot(estimate["mean"], place, "o", color=colour, ms=4.5)
     tell(axis, [estimate["mean"]], [place], [text])
@@ -279,7 +283,7 @@ def _words(estimate: Mapping[str, Any], metric: Metric) -> str:
 
 
 def tell(axis, x: Iterable[float], y: Iterable[float], texts: Iterable[str]) -> None:
-    """Points that are not seen and that tell a text each where the pointer rests, in an SVG; NaN ones do not."""
+    """Plot invisible points, each with a text as its tooltip in an SVG; those at NaN are left out."""
     points = [point for point in zip(x, y, texts, strict=True) if not np.isnan(point[:2]).any()]
     if points:
         x, y, texts = zip(*points, strict=True)
@@ -287,7 +291,7 @@ def tell(axis, x: Iterable[float], y: Iterable[float], texts: Iterable[str]) -> 
 
 
 def tell_line(axis, x: pd.Series, y: pd.Series, name: str) -> None:
-    """At most `LABELLED_POINTS` points of a line, evenly spaced and with both ends, tell their values."""
+    """Add tooltips to at most `LABELLED_POINTS` points of a line, evenly spaced and with both ends."""
     chosen = np.unique(np.linspace(0, len(x) - 1, min(LABELLED_POINTS, len(x))).round().astype(int))
     x, y = x.iloc[chosen], y.iloc[chosen]
     tell(axis, x, y, [f"{name}, {_short(a, 6)}: {_short(b)}" for a, b in zip(x, y, strict=True)])
@@ -304,7 +308,7 @@ def _tell_bars(bars: Iterable, texts: Iterable[str]) -> None:
 
 
 def _rows(axis, names: Sequence[str]) -> None:
-    """A line a name, from top to bottom."""
+    """Label one line per name, from top to bottom."""
     axis.set_yticks(range(len(names)), names)
     axis.set_ylim(len(names) - 0.5, -0.5)
     axis.tick_params(axis="y", length=0)
@@ -319,7 +323,7 @@ def titled(axis, metric: Metric, note: str, prompts: str) -> None:
 
 
 def training(data: pd.DataFrame, measured: Measured) -> Figure:
-    """Loss, margin and the probe's two sides against steps: a colour a method, a thin line a seed."""
+    """Loss, margin and the probe's two sides against steps: one colour per method, one line per seed."""
     blocks, colours = by_block(data, measured), colours_of(measured.methods)
     figure, parts = _parts(list(blocks), [2.75] * len(blocks))
     for part, logs in zip(parts, blocks.values(), strict=True):
@@ -341,7 +345,7 @@ def training(data: pd.DataFrame, measured: Measured) -> Figure:
 
 
 def tradeoff(data: pd.DataFrame, measured: Measured) -> Figure:
-    """A point a method with both intervals: more help with harmless prompts to the right, less harm further down."""
+    """One point per method, with both intervals: more help on harmless prompts to the right, less harm lower down."""
     blocks, colours = by_block(data), colours_of(measured.methods)
     panels = [list(own.groupby(["file", "help", "harm"], sort=False)) for own in blocks.values()]
     figure, parts = grid_of(blocks, panels, 0.75, 2.6)
@@ -369,11 +373,11 @@ def tradeoff(data: pd.DataFrame, measured: Measured) -> Figure:
 
 
 def pool_data(sheet: Mapping[str, Any], scores: Mapping[str, Sequence[float]]) -> pd.DataFrame:
-    """Bars of a pool: `panel`, `from`, `to` and `samples`; of flags, `name` in place of both ends.
+    """The bars of a pool's figure: `panel`, `from`, `to` and `samples`; flags have `name` instead of both ends.
 
     Args:
         sheet: the pool's data sheet.
-        scores: by reward model; none where the pool was not scored.
+        scores: by reward model; empty where the pool was not scored.
     """
     lengths, counts = zip(*((int(length), count) for length, count in sheet["tokens"].items()), strict=True)
     panels = [("length, tokens", np.histogram(lengths, min(40, max(lengths)), weights=counts))]
@@ -393,7 +397,7 @@ def pool(data: pd.DataFrame, samples: int) -> Figure:
 
     Args:
         data: as from `pool_data`.
-        samples: how many the pool has.
+        samples: number of samples in the pool.
     """
     panels = {"length, tokens": None, "marked": None} | dict.fromkeys(data["panel"])
     figure = Figure((_WIDTH, 2.4), layout="constrained")
@@ -418,9 +422,9 @@ def pool(data: pd.DataFrame, samples: int) -> Figure:
 
 
 def trials(data: pd.DataFrame, measured: Measured) -> Figure:
-    """Logs of the trials against steps: a part a method, a line a trial, the chosen one thick.
+    """Logs of the trials against steps: one part per method, one line per trial, the chosen one thick.
 
-    There is no panel of what a loss does not have, such as the margin of one without a reference.
+    A quantity that a loss does not have, such as the margin of one without a reference, has no panel.
     """
     parts = {(block, method): own for block, rows in by_block(data).items()
              for method, own in rows.groupby("method", sort=False)}  # fmt: skip
@@ -449,7 +453,7 @@ def trials(data: pd.DataFrame, measured: Measured) -> Figure:
 
 
 def course(data: pd.DataFrame, measured: Measured) -> Figure:
-    """What snapshots are measured by, against the steps of training: a line a method, its 95 % interval.
+    """The metrics of snapshots against the steps of training: one line per method, its 95 % interval as a band.
 
     Log-probs of a collapsed model would flatten all other lines: below `_COLLAPSED` nats their axis is logarithmic.
     """
@@ -468,7 +472,7 @@ def course(data: pd.DataFrame, measured: Measured) -> Figure:
 
 
 def lines(axis, estimates: pd.DataFrame, x: str, measured: Measured, key: str, prompts: str) -> dict[str, Any]:
-    """A line a method with its 95 % interval as a band, a dot a training; what stands for each in a legend."""
+    """Plot one line per method, its 95 % interval as a band, one dot per training; return the legend's handles."""
     metric, colours, handles = measured.metrics[key], colours_of(measured.methods), {}
     scale = 100 if metric.percent else 1
     whole = estimates["seed"] == "all"
@@ -486,7 +490,7 @@ def lines(axis, estimates: pd.DataFrame, x: str, measured: Measured, key: str, p
 
 
 def distributions(data: pd.DataFrame, measured: Measured) -> Figure:
-    """Histograms of every score at several steps, one under the other: a row a reward model, a column a method."""
+    """Histograms of every score, the steps one below the other: one row per reward model, one column per method."""
     blocks, colours = by_block(data), colours_of(measured.methods)
     shown = [list(own.groupby(["metric", "prompts"], sort=False)) for own in blocks.values()]
     tall = [own.groupby("method")["step"].nunique().max() for own in blocks.values()]
@@ -513,7 +517,7 @@ def distributions(data: pd.DataFrame, measured: Measured) -> Figure:
 
 
 def _bars(bars: pd.DataFrame, name: str) -> list[str]:
-    """What the bars of a histogram tell: columns `from`, `to` and `share`."""
+    """The tooltips of a histogram's bars, given as columns `from`, `to` and `share`."""
     return [
         f"{name}, {_short(b['from'])} to {_short(b['to'])}: {100 * b['share']:.1f} %" for b in bars.to_dict("records")
     ]
@@ -521,9 +525,9 @@ def _bars(bars: pd.DataFrame, name: str) -> list[str]:
 
 @mpl.rc_context(_STYLE)
 def pair_quality(measures: pd.DataFrame, bars: pd.DataFrame, datasets: Sequence[str]) -> Figure:
-    """Figure 1 of the paper: a row a data set; score differences, win rates and toxic shares of its human pairs.
+    """Figure 1 of the paper: one row per data set; score differences, win rates and toxic shares of its human pairs.
 
-    A panel has the same scale in all rows. One for which nothing was measured says which entries of the config would
+    A panel has the same scale in all rows. A panel for which nothing was measured names the config entries that would
     fill it.
 
     Args:
@@ -580,7 +584,7 @@ def _estimate(m: Mapping[str, float]) -> str:
 
 
 def categories(data: pd.DataFrame, measured: Measured) -> Figure:
-    """Negatives in each harm category, most frequent first: a part a data set, a bar a split."""
+    """Negatives in each harm category, most frequent first: one axis per data set, bars stacked by split."""
     counts = {name: own.pivot(index="category", columns="split", values="negatives").loc[own["category"].unique()]
               for name, own in data.groupby("dataset", sort=False)}  # fmt: skip
     sizes = [len(table) for table in counts.values()]
@@ -613,7 +617,7 @@ def by_block(data: pd.DataFrame, measured: Measured | None = None) -> dict[str, 
 
 
 def title(block: Block) -> str:
-    """What a part of a figure is of."""
+    """The title of a block's part of a figure."""
     return f"{block.dataset}, {block.model}"
 
 
@@ -627,10 +631,13 @@ def _parts(titles: Sequence[str], heights: Sequence[float]):
 
 
 def grid_of(titles: Iterable[str], shown: Sequence[Sequence], head: float, height: float, **shared):
-    """A figure with a part a title, each with an axis a thing shown; height of a part's head and of a line of axes.
+    """A figure with one part per title and, in each part, one axis per item of `shown`.
+
+    Args:
+        head, height: inches of a part's title and of a line of axes.
 
     Returns:
-        The figure, and of each part: itself and its axes.
+        The figure, and each part with its axes.
     """
     lines = [max(1, math.ceil(len(things) / _COLUMNS)) for things in shown]
     figure, parts = _parts(list(titles), [head + n * height for n in lines])
@@ -644,7 +651,7 @@ def grid_of(titles: Iterable[str], shown: Sequence[Sequence], head: float, heigh
 
 
 def legend(part, handles: Mapping[str, Any], order: Sequence[str]) -> None:
-    """Below a part, in as many columns as its names fit in. Its lines make the figure higher, no axis lower."""
+    """Put a legend below a part, in as many columns as fit. Its lines make the figure higher, not the axes lower."""
     names = [method for method in order if method in handles]
     if not names:
         return
@@ -656,7 +663,7 @@ def legend(part, handles: Mapping[str, Any], order: Sequence[str]) -> None:
 
 
 def colours_of(order: Sequence[str]) -> dict[str, str]:
-    """A colour a method, the same in all figures; the initial model is grey."""
+    """One colour per method, the same in all figures; the initial model is grey."""
     trained = [method for method in order if method != "initial"]
     return {"initial": _MUTED} | {m: _COLOURS[i % len(_COLOURS)] for i, m in enumerate(trained)}
 
@@ -667,12 +674,12 @@ class Entry:
 
     Attributes:
         data: the table.
-        plot: makes the figure from it; None where a command of its own has made it.
+        plot: makes the figure from it; None where a separate command makes the figure.
         section: of the page: `effect`, `results`, `training` or `data`.
         label: what it shows, for those who do not see it.
         caption: HTML below it.
         when: whether there is something to plot.
-        estimates: whether it shows intervals; what they are over is said below the caption.
+        estimates: whether it shows intervals; a note below the caption states what they are over.
     """
 
     data: Callable[[Measured], pd.DataFrame] | None
@@ -784,7 +791,7 @@ def plotted(measured: Measured) -> dict[str, tuple[pd.DataFrame, Figure]]:
 
 @mpl.rc_context(_STYLE)
 def render(figure: Figure, kind: str) -> bytes:
-    """The figure as `svg`, whose marks tell their values, `pdf` or `png`; the same figure gives the same bytes."""
+    """The figure as `svg`, whose marks have tooltips, `pdf` or `png`; the same figure gives the same bytes."""
     buffer = io.BytesIO()
     dated = {"svg": "Date", "pdf": "CreationDate"}
     figure.savefig(buffer, format=kind, dpi=160, metadata={dated[kind]: None} if kind in dated else None)
@@ -802,13 +809,13 @@ for prefix, space in {
 
 
 def _with_values(svg: bytes) -> bytes:
-    """An SVG with what its marks tell as their `title`, which browsers show where the pointer rests."""
+    """An SVG with the tooltips of its marks as `title` elements, which browsers show where the pointer rests."""
     root = ElementTree.fromstring(svg)
     for group in root.iter(f"{_SVG}g"):
         if group.get("id", "").startswith(_VALUES):
             texts = json.loads(group.attrib.pop("id").removeprefix(_VALUES))
             marks = list(group.iter(f"{_SVG}use")) or [group]
-            # A point beyond the paper is left out by Matplotlib: then it is not known which is which.
+            # Matplotlib leaves out a point beyond the paper: then texts cannot be assigned to marks.
             for mark, text in zip(marks, texts, strict=True) if len(marks) == len(texts) else ():
                 title = ElementTree.Element(f"{_SVG}title")
                 title.text = text
@@ -819,8 +826,8 @@ def _with_values(svg: bytes) -> bytes:
 def inline(svg: bytes, name: str, label: str) -> str:
     """An SVG file as part of the page: in the page's colours, its ids prefixed by `name`, without styles of its own.
 
-    What Matplotlib writes as `style` becomes attributes: the page's Content-Security-Policy forbids the former. The
-    one rule of its style sheet is in page.css.
+    Matplotlib's `style` attributes become single attributes: the page's Content-Security-Policy forbids `style`. The
+    one rule of Matplotlib's style sheet is in page.css.
 
     Args:
         label: what it shows, for those who do not see it.
