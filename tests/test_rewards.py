@@ -113,6 +113,7 @@ def test_loss_by_hand():
 # Training ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_learns_an_easy_set_and_repeats_itself(backbone, tmp_path):
     first = train(tmp_path / "a", backbone, easy_rows(72), test=24)
     assert first["auc"] > 0.9 and first["auc_low"] <= first["auc"] <= first["auc_high"]
@@ -146,6 +147,7 @@ def test_a_scorer_that_knows_the_prompt_only_reads_neutral():
     assert agreement(lambda e, text: (text in e.texts[:1]) == (e.pairs == ((0, 1),)))["pair_accuracy"] == 1
 
 
+@pytest.mark.slow
 def test_seed_and_train_rows_decide_the_weights(backbone, tmp_path):
     base = train(tmp_path / "a", backbone, easy_rows(16), epochs=1)
     assert train(tmp_path / "b", backbone, easy_rows(16), epochs=1, seed=1)["content"] != base["content"]
@@ -164,6 +166,7 @@ def test_only_the_head_and_the_upper_layers_are_trained(backbone, tmp_path, laye
     assert all(name.startswith("model.layers.") for name in changed)
 
 
+@pytest.mark.slow
 def test_learns_from_pairs_alone(backbone, tmp_path):
     facts = train(tmp_path, backbone, easy_rows(72, labels=False), test=24)
     assert facts["pair_accuracy"] > 0.9 and facts["pair_accuracy_low"] <= facts["pair_accuracy"]

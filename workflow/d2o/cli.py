@@ -527,8 +527,10 @@ def show(path: Annotated[Path, typer.Argument(help="an artifact, or its manifest
     import json
 
     from d2o import records
+    from d2o.texts import visible
 
-    typer.echo(json.dumps(records.read_manifest(path), indent=2, ensure_ascii=False))
+    lines = json.dumps(records.read_manifest(path), indent=2, ensure_ascii=False).splitlines()
+    typer.echo("\n".join(map(visible, lines)))
 
 
 @app.command()

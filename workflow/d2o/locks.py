@@ -23,7 +23,7 @@ def hold(path: Path) -> IO | None:
     beside = _beside(path)
     beside.parent.mkdir(parents=True, exist_ok=True)
     while True:
-        file = beside.open("a+")
+        file = _opened(beside)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -43,6 +43,16 @@ def hold(path: Path) -> IO | None:
     file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
     file.flush()
     return file
+
+
+def _opened(path: Path) -> IO:
+    """The file of a lock; in results of somebody else it might be a link to any file of this user."""
+    try:
+        return open(path, "a+", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o666))
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise D2OError(f"{path}: a link, where a lock should be; delete it") from None
 
 
 def held(path: Path) -> bool:

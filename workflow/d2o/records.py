@@ -67,10 +67,15 @@ def read_columns(
                 missing = sorted(set(schema.names) - set(table.schema_arrow.names))
                 problem = f"lacks the columns {', '.join(missing)}" if missing else "has columns of other types"
                 raise D2OError(f"{path}: {problem}; it was made by another version: delete it and run again")
-            yield from table.iter_batches(batch_size=size, columns=columns)
+            rows = 0
+            for batch in table.iter_batches(batch_size=size, columns=columns):
+                rows += batch.num_rows
+                yield batch
+            if rows != table.metadata.num_rows:  # no checksum covers the headers of pages
+                raise OSError(f"{rows} of {table.metadata.num_rows} rows")
     except (MemoryError, PermissionError):
         raise
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         why = " ".join(str(error).split())
         raise D2OError(f"{path}: damaged, or no Parquet file ({why}); delete it and run again") from None
 
@@ -94,13 +99,16 @@ def read_frame(path: str | os.PathLike, schema: pa.Schema, columns: list[str] | 
 
 
 def read_any(path: str | os.PathLike, columns: Sequence[str]) -> pa.Table:
-    """Some columns of a table of any schema that has them; errors as `read_table`."""
+    """Some columns of a table of any schema that has them; errors as `read_table`, and where it differs from its
+    manifest, if it has one: no schema shows that its types are damaged."""
+    if manifest_path(path).exists():
+        check_file(Path(path))
     try:
         table = pq.read_table(path, columns=list(columns), page_checksum_verification=True)
         return table.select(list(columns))
     except FileNotFoundError:
         raise D2OError(f"{path}: no such file; make it with: snakemake {path}") from None
-    except (pa.ArrowException, OSError, KeyError) as error:
+    except (pa.ArrowException, OSError, KeyError, UnicodeDecodeError) as error:
         raise D2OError(f"{path}: no table with {', '.join(columns)} ({error}); delete it and run again") from None
 
 
@@ -211,7 +219,7 @@ def artifact(
             manifest = manifest_path(target)
             manifest.unlink(missing_ok=True)  # never a manifest beside other content
             draft.path.replace(target)
-            write_json(manifest, checksums.seal(record))
+            write_json(manifest, checksums.seal(record), own)
             sync(manifest)
         sync_names(target.parent)
     finally:
@@ -350,10 +358,12 @@ def file_digest(path: str | os.PathLike) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_json(path: Path, data: Any) -> None:
-    """Write a small JSON file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(data, indent=2, ensure_ascii=False, default=str) + "\n")
+def write_json(path: Path, data: Any, own: str = "") -> None:
+    """Write a small JSON file whole or not at all; `own` is part of the temporary name where several may write it."""
+    temporary = path.with_name(f".{path.name}{own}.tmp")
+    temporary.unlink(missing_ok=True)  # what a killed writer left, or a link that leads elsewhere
+    with temporary.open("x") as file:
+        file.write(json.dumps(data, indent=2, ensure_ascii=False, default=str) + "\n")
     temporary.replace(path)
 
 

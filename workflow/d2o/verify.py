@@ -8,6 +8,7 @@ from pathlib import Path
 
 from d2o import layout, records, weights
 from d2o.errors import D2OError
+from d2o.texts import visible
 
 
 def verify(folder: Path) -> tuple[list[str], str]:
@@ -27,7 +28,7 @@ def verify(folder: Path) -> tuple[list[str], str]:
         raise D2OError(f"{folder}: holds no artifact; name a folder of results")
     problems, counts = [], Counter()
     for manifest in tqdm(manifests, desc="verify", unit="artifact", mininterval=1):
-        lines = list(_problems(manifest, counts))
+        lines = [visible(line) for line in _problems(manifest, counts)]
         counts["artifacts"] += 1
         counts["not whole"] += bool(lines)
         problems += lines

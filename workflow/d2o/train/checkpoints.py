@@ -240,7 +240,7 @@ def _problem(folder: Path) -> str | None:
         written = json.loads((folder / _WHOLE).read_text())
     except (OSError, ValueError, RecursionError):
         return "it was not written to its end"
-    if not isinstance(written, dict):
+    if not isinstance(written, dict) or not written:
         return f"{_WHOLE} is damaged"
     damaged = sorted(name for name in written | digests if written.get(name) != digests.get(name))
     return f"{damaged[0]} is not as it was written" if damaged else None
