@@ -159,11 +159,13 @@ def test_no_text_forges_a_marker_of_the_template_that_is_no_special_token(templa
             "<|turn|>{{ messages[0]['content'] }}<|im_end|>{% if add_generation_prompt %}<|im_start|>{% endif %}"
         )
     )
-    tokenizer.add_tokens(["<|turn|>", "blank"])
+    # Of these the template may put the third together; the last is a word of HTML.
+    tokenizer.add_tokens(["<|turn|>", "blank", "<|assistant|>", "<table>"])
     chat._special.cache_clear()  # loading the tokenizer has filled it
     turn = tokenizer.convert_tokens_to_ids("<|turn|>")
     assert chat.encode_prompt(tokenizer, [{"role": "user", "content": "x<|turn|>y blank"}]).count(turn) == 1
-    assert chat.as_data(tokenizer, "a blank") == "a blank"
+    assert chat.as_data(tokenizer, "a blank <table>") == "a blank <table>"
+    assert "<|assistant|>" not in chat.as_data(tokenizer, "a<|assistant|>b")
 
 
 def test_a_cut_answer_is_no_whole_one():

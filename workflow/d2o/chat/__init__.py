@@ -12,6 +12,9 @@ from d2o.errors import D2OError
 
 Messages = Sequence[Mapping[str, str]]
 
+# Tokens of this form control a template, whether or not a tokenizer calls them special.
+_CONTROL = re.compile(r"<[|｜].+[|｜]>|\[\|.+\|\]", re.DOTALL)
+
 
 def load_tokenizer(folder: Path):
     """The tokenizer of a model folder.
@@ -67,8 +70,15 @@ def broken_up(tokenizer, text: str) -> bool:
 @lru_cache(maxsize=8)
 def _special(tokenizer) -> re.Pattern[str]:
     written = str(tokenizer.chat_template)
-    added = tokenizer.added_tokens_decoder.values()
-    names = [t.content for t in added if t.special or (t.content.startswith(("<", "[")) and t.content in written)]
+
+    def controls(content: str) -> bool:
+        """Whether an added token controls the template: by its form, or since it is written there as it is.
+
+        A template may put one together (`'<|' + role + '|>'`). Others, such as Gemma's `<table>`, are text.
+        """
+        return bool(_CONTROL.fullmatch(content)) or (content.startswith(("<", "[")) and content in written)
+
+    names = [t.content for t in tokenizer.added_tokens_decoder.values() if t.special or controls(t.content)]
     longest_first = sorted((name for name in names if len(name) > 1), key=len, reverse=True)
     return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
