@@ -99,11 +99,18 @@ def test_a_folder_of_leases_that_is_open_to_all_is_closed(machine, tmp_path):
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root gives folders away")
-def test_a_folder_of_leases_of_another_user_is_refused(machine, tmp_path):
+@pytest.mark.parametrize("place", ["another user's folder", "a link", "a link to nothing", "a file"])
+def test_a_folder_of_leases_that_is_not_this_users_is_refused(place, machine, tmp_path):
     machine(1, None)
     folder = tmp_path / f"d2o-gpus-{os.getuid()}"
-    folder.mkdir()
-    os.chown(folder, 65534, 65534)
+    match place:
+        case "a file":
+            folder.touch()
+        case "another user's folder":
+            folder.mkdir()
+            os.chown(folder, 65534, 65534)
+        case _:
+            folder.symlink_to(tmp_path if place == "a link" else tmp_path / "nothing")
     with pytest.raises(D2OError, match="made by somebody else; remove it, or set TMPDIR"):
         devices.lease(1)
 

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from d2o.errors import D2OError
@@ -146,8 +147,9 @@ def _take(devices: list[str], wanted: int) -> list[str]:
 def _lock(device: str) -> Path:
     """The lock file of a device. Its name holds the Slurm job, because each job may count its devices from 0."""
     folder = Path(tempfile.gettempdir()) / f"d2o-gpus-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    if folder.is_symlink() or not folder.is_dir() or folder.stat().st_uid != os.getuid():
         raise D2OError(f"devices: {folder}: made by somebody else; remove it, or set TMPDIR to a folder of your own")
     folder.chmod(0o700)  # another umask, or somebody's mistake, may have opened it to all
     place = "-".join(filter(None, (socket.gethostname(), os.environ.get("SLURM_JOB_ID"))))
