@@ -79,6 +79,17 @@ def extract(folder: Path, rows: list[dict], **extraction) -> Tables:
     return Tables(folder / "made")
 
 
+def test_rows_that_were_damaged_are_not_extracted(tmp_path):
+    """Polars, which reads them, verifies no checksum."""
+    with records.artifact(tmp_path / "rows.parquet") as draft:
+        records.write_table(draft.path, schemas.ROWS, [asked(n) for n in range(9)])
+    content = bytearray((tmp_path / "rows.parquet").read_bytes())
+    content[len(content) // 4] ^= 1
+    (tmp_path / "rows.parquet").write_bytes(content)
+    with pytest.raises(D2OError, match=r"rows\.parquet: damaged"):
+        negatives.extract(Extraction(), tmp_path / "rows.parquet", tmp_path)
+
+
 def problem(folder: Path, rows: list[dict], **extraction) -> str:
     with pytest.raises(D2OError) as error:
         extract(folder, rows, **extraction)
