@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import glob
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from lm_eval.api.task import ConfigurableTask
     from lm_eval.tasks import TaskManager
+
+# Metrics of the Hub are programs. The harness imports `evaluate` only for a task that names one.
+os.environ["HF_EVALUATE_OFFLINE"] = "1"
 
 # The splits of a task's data, given the task and its `dataset_kwargs`.
 Read = Callable[["ConfigurableTask", dict[str, Any]], Mapping[str, "Dataset"]]
@@ -63,10 +67,8 @@ def load(specs: list[str | dict[str, Any]], read: Read, include: str | None = No
         D2OError: where a name is unknown, a task cannot be made of its data, or it runs code that a model wrote,
             asks about images or sounds, or fetches its data by code of its own.
     """
-    import evaluate
     from lm_eval.api.task import ConfigurableTask
 
-    evaluate.config.HF_EVALUATE_OFFLINE = True  # metrics of the Hub are programs
     try:
         with _downloading(read):
             tasks = _manager(include, all(isinstance(spec, str) for spec in specs)).load(specs)["tasks"]
