@@ -1,5 +1,6 @@
 """Models of the Hub, from a server on this machine that answers like the Hub."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -8,6 +9,8 @@ import socket
 import subprocess
 import sys
 import time
+import zlib
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 from types import SimpleNamespace
@@ -28,7 +31,9 @@ REFUSED = {
     "/api/models/a/gated/auth-check": (403, "GatedRepo"),
     "/api/models/a/gone/revision/main": (404, "RepoNotFound"),
     "/api/datasets/a/rows/revision/old": (404, "RevisionNotFound"),
+    "/api/models/a/barred/revision/main": (403, "Barred"),
 }
+SECRET = "hf_planted"
 # The first requests to it are refused, with the seconds to wait in the Hub's own header.
 BUSY = "/api/models/a/busy/revision/main"
 FILES = {"config.json": b"{}", "model.safetensors": b"weights", "pytorch_model.bin": b"code"}
@@ -37,16 +42,17 @@ ANSWERS = {
     "/api/models/a/b/revision/refs%2Fpr%2F3": {"id": "a/b", "sha": COMMIT, "siblings": HERE},
     **{
         f"/api/models/a/{name}/tree/{COMMIT}?recursive=true&expand=false": [
-            {"type": "file", "path": name, "size": len(content), "oid": name} for name, content in FILES.items()
+            {"type": "file", "path": path, "size": len(content) * (100 if name == "slow" else 1), "oid": path}
+            for path, content in FILES.items()
         ]
-        for name in ("b", "half", "busy", "forged")
+        for name in ("b", "half", "busy", "forged", "slow")
     },
     "/api/models/a/bin/revision/main": {"id": "a/bin", "siblings": [{"rfilename": "pytorch_model.bin"}]},
     "/api/models/a/gated/revision/main": {"id": "a/gated", "siblings": HERE},
     "/api/models/a/half/revision/main": {"id": "a/half", "sha": COMMIT, "siblings": HERE},
     **{
         f"/api/models/a/{name}/revision/main": {"id": f"a/{name}", "sha": COMMIT, "siblings": HERE}
-        for name in ("busy", "forged")
+        for name in ("busy", "forged", "slow")
     },
     "/api/models/a/b/auth-check": {},
     "/api/models/a/named/revision/main": {"id": "a/named", "cardData": {"license": "other", "license_name": "mine"}},
@@ -75,18 +81,23 @@ def hub():
                 status, code = REFUSED[self.path]
                 self.send_response(status)
                 self.send_header("X-Error-Code", code)
+                if status == 403:
+                    self.send_header("X-Error-Message", f"\x1b[31mbad credentials {self.headers['Authorization']}")
                 self.send_header("Content-Length", "0")
                 self.end_headers()
                 return
             content = json.dumps(ANSWERS[self.path]).encode() if self.path in ANSWERS else FILES.get(name)
             self.send_response(404 if content is None else 200)
-            self.send_header("Content-Length", str(len(content or b"")))
+            slow = self.path.startswith("/a/slow/")
+            self.send_header("Content-Length", str(len(content or b"") * (100 if slow else 1)))
             # The Hub's cache takes the ETag of a large file for its SHA-256.
             self.send_header("ETag", f'"{"0" * 64 if self.path.startswith("/a/forged/") else name}"')
             self.send_header("X-Repo-Commit", COMMIT)
             self.end_headers()
             if self.command == "GET":
-                self.wfile.write((content or b"")[: 3 if self.path.startswith("/a/half/") else None])
+                for _ in range(100 if slow else 1):
+                    self.wfile.write((content or b"")[: 3 if self.path.startswith("/a/half/") else None])
+                    time.sleep(0.03 * slow)
 
         do_HEAD = do_GET
 
@@ -156,6 +167,102 @@ def test_a_client_in_the_place_of_one_that_failed_has_the_time_limit_too():
     variables = os.environ | {"HF_HUB_OFFLINE": "0"}
     done = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, timeout=60)
     assert done.stdout == "ReadTimeout\n", done.stderr[-2000:]
+
+
+def _drips(connection: socket.socket, begin: bytes) -> None:
+    connection.sendall(begin)
+    while True:
+        connection.sendall(b" ")
+        time.sleep(0.05)
+
+
+def _pours(connection: socket.socket, begin: bytes) -> None:
+    connection.sendall(begin)
+    while True:
+        connection.sendall(b" " * 65_536)
+
+
+_PACKED = zlib.compress(bytes(200_000_000), 1)
+_HEAD = b"HTTP/1.1 %d X\r\nContent-Type: application/json\r\n"
+
+
+@pytest.mark.parametrize(("answer", "begin", "reason"), [
+    (_drips, b"HTTP/1.1 200 X\r\nX-Slow: ", "no whole reply within 2 s"),
+    (_drips, _HEAD % 200 + b"\r\n[", "no whole reply within 2 s"),
+    (_drips, _HEAD % 403 + b"\r\n[", "no whole reply within 2 s"),
+    (_pours, _HEAD % 200 + b"\r\n[", "a reply of more than 1,000,000 bytes"),
+    (_pours, _HEAD % 403 + b"\r\n[", "a reply of more than 1,000,000 bytes"),
+    (_pours, _HEAD % 307 + b"Location: /other\r\n\r\n", "a reply of more than 1,000,000 bytes"),
+    (_pours, _HEAD % 200 + b"Content-Encoding: deflate\r\n\r\n" + _PACKED, "a reply of more than 1,000,000 bytes"),
+])  # fmt: skip
+def test_a_hub_whose_reply_has_no_end_is_told_in_a_line(tmp_path, answer, begin, reason):
+    """Each byte arrives in time."""
+
+    def serve(connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError):
+            connection.recv(65_536)
+            answer(connection, begin)
+
+    code = (
+        "import resource; from d2o import hub; from d2o.errors import D2OError; from d2o.settings import Source\n"
+        "hub._PATIENCE, hub._SPANS, hub._LARGEST = 1, 2, 1_000_000\n"
+        "print(hub.lacking('a/b', 'main', 'dataset'))\n"
+        "try:\n    hub.locate(Source(hub='a/b', revision='main'))\nexcept D2OError as error:\n    print(error)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    with serving(serve) as address:
+        variables = os.environ | {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
+        done = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, timeout=60)
+    lacking, fetched, peak = done.stdout.splitlines()
+    assert lacking == f"a/b@main: the Hub is not reached ({reason}); check the network, or give a local `path`"
+    assert fetched.startswith("a/b@main: not in the Hub's cache and not fetched (")
+    assert int(peak) < 500_000  # kilobytes
+
+
+@contextlib.contextmanager
+def serving(serve: Callable[[socket.socket], None]) -> Iterator[str]:
+    """The address of a server that answers each connection by a function."""
+    server = socket.create_server(("127.0.0.1", 0))
+
+    def accept() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                Thread(target=serve, args=(server.accept()[0],), daemon=True).start()
+
+    Thread(target=accept, daemon=True).start()
+    with server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+def test_a_file_may_take_longer_and_be_larger_than_other_replies(hub, tmp_path):
+    """700 bytes in three seconds."""
+    code = (
+        "from d2o import hub; from d2o.settings import Source\n"
+        "hub._PATIENCE, hub._SPANS, hub._LARGEST = 1, 2, 500\n"
+        "print(hub.locate(Source(hub='a/slow', revision='main')))"
+    )
+    variables = os.environ | {"HF_ENDPOINT": hub[0], "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
+    done = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True)
+    assert COMMIT in done.stdout, done.stderr[-2000:]
+    (weights,) = tmp_path.glob(f"hub/models--a--slow/snapshots/{COMMIT}/model.safetensors")
+    assert weights.read_bytes() == b"weights" * 100
+
+
+def test_no_message_holds_the_token_or_a_terminals_commands(hub, tmp_path):
+    """Which a Hub's own message may echo."""
+    code = (
+        "from d2o import hub; from d2o.errors import D2OError; from d2o.settings import Source\n"
+        "print(hub.lacking('a/barred', 'main', 'model'))\n"
+        "try:\n    hub.locate(Source(hub='a/barred', revision='main'))\nexcept D2OError as error:\n    print(error)"
+    )
+    variables = os.environ | {"HF_ENDPOINT": hub[0], "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
+    variables["HF_TOKEN"] = SECRET
+    done = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True)
+    lines = done.stdout.splitlines()
+    assert len(lines) == 2, done.stderr[-2000:]
+    for line in lines:
+        assert line.startswith("a/barred@main: ") and line.isprintable()
+        assert "\\u001b[31mbad credentials Bearer ***" in line and SECRET not in line
 
 
 def test_half_a_file_is_not_taken(hub, tmp_path):

@@ -5,17 +5,23 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+from contextvars import copy_context
 from functools import cache, partial
 from pathlib import Path
+from threading import Thread
 from typing import Any, Literal
 
-from d2o import records
+from d2o import records, texts
 from d2o.errors import D2OError
 from d2o.settings import Source
 
 # Seconds without a byte after which the Hub counts as not reached.
 _PATIENCE = 10
+# What a request that moves no file may take: so many times that long, and a reply of so many bytes. The Hub's longest
+# list of the files of a repository, of 100,000, has about ten million.
+_SPANS, _LARGEST = 10, 50_000_000
 # Maximum attempts for a repository while the Hub limits the rate of requests, and maximum seconds between them.
 _TRIES, _LONGEST_WAIT = 5, 300
 _WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
@@ -40,23 +46,85 @@ def locate(source: Source) -> Path:
 
 @cache
 def bound_waiting(patience: float | None = None) -> None:
-    """Give each request of the Hub's client a time limit: for many, the client sets none and waits for ever.
+    """Bound each request of the Hub's client: for many, the client sets no time limit and waits for ever.
 
-    The limit also holds for clients that replace this one, as after a failed connection. Of several calls in a
-    process, the first decides.
+    No request waits for a byte longer than `patience`. The whole of one that moves no file, and of each error, is
+    bounded in time and size; a file may take as long as its bytes arrive. The limits also hold for clients that
+    replace this one, as after a failed connection. Of several calls in a process, the first decides.
 
     Args:
         patience: seconds without a byte; None: enough for small requests and downloads.
     """
     from huggingface_hub import get_session, set_client_factory
 
+    def seconds_in_all() -> float:
+        return _SPANS * (patience or _PATIENCE)
+
     def bound(request: Any) -> None:
         limits = request.extensions["timeout"]
         limits.update({phase: seconds or patience or _PATIENCE for phase, seconds in limits.items()})
 
+    def bound_reply(response: Any) -> None:
+        if response.request.extensions.get("small") or not response.is_success:
+            response.iter_bytes = partial(_limited, response.iter_bytes, seconds_in_all())
+
     client = get_session()
-    hooks = {"request": [*client.event_hooks["request"], bound]}
-    set_client_factory(lambda: type(client)(event_hooks=hooks, follow_redirects=True, timeout=None))
+
+    class Bounded(type(client)):
+        def send(self, request: Any, *, stream: bool = False, **options: Any) -> Any:
+            ask = partial(super().send, request, stream=stream, **options)
+            if stream or _moves_a_file(request):
+                return ask()
+            request.extensions["small"] = True  # redirects keep it
+            return _in_time(seconds_in_all(), ask)
+
+    hooks = {"request": [*client.event_hooks["request"], bound], "response": [bound_reply]}
+    set_client_factory(lambda: Bounded(event_hooks=hooks, follow_redirects=True, timeout=None))
+
+
+def _moves_a_file(request: Any) -> bool:
+    """Whether a request uploads a file, or downloads one or a range of it."""
+    return request.method == "PUT" or (
+        request.method == "GET" and re.search("/resolve(-cache)?/", request.url.path) is not None
+    )
+
+
+def _limited(read: Callable[..., Iterator[bytes]], seconds: float, *size: int) -> Iterator[bytes]:
+    """The parts of a reply, up to a time and a number of bytes, counted unpacked: a packed megabyte may hold 1,000.
+
+    Raises:
+        OSError: where the reply is larger or slower.
+    """
+    length, end = 0, time.monotonic() + seconds
+    for part in read(*size):
+        if (length := length + len(part)) > _LARGEST:
+            raise OSError(f"a reply of more than {_LARGEST:,} bytes")
+        if time.monotonic() > end:
+            raise TimeoutError(f"no whole reply within {seconds:g} s")
+        yield part
+
+
+def _in_time(seconds: float, ask: Callable[[], Any]) -> Any:
+    """Call a client in a thread, which is left to itself after a time: headers that drip in have no other limit.
+
+    Raises:
+        httpx2.ReadTimeout: where it takes longer; the Hub's client then looks into its cache, as where it is offline.
+    """
+    import httpx2  # huggingface_hub's
+
+    result: Future[Any] = Future()
+
+    def work() -> None:
+        try:
+            result.set_result(ask())
+        except BaseException as error:
+            result.set_exception(error)
+
+    Thread(target=copy_context().run, args=(work,), daemon=True).start()
+    try:
+        return result.result(seconds)
+    except TimeoutError:
+        raise httpx2.ReadTimeout(f"no whole reply within {seconds:g} s") from None
 
 
 @cache
@@ -174,4 +242,7 @@ def _seconds_to_wait(error: BaseException | None) -> int | None:
 
 
 def _reason(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """Why the Hub gave nothing, in a line without the token; without queries of addresses, which may be signed."""
+    from huggingface_hub import get_token
+
+    return re.sub(r"\?\S+", "", texts.line(error, get_token() or ""))
