@@ -333,6 +333,13 @@ def _drips(request: BaseHTTPRequestHandler) -> None:
         sleep(0.05)
 
 
+def _drips_headers(request: BaseHTTPRequestHandler) -> None:
+    request.wfile.write(b"HTTP/1.1 200 OK\r\nX-Slow: ")
+    while True:
+        request.wfile.write(b"x")
+        sleep(0.05)
+
+
 def _hangs(request: BaseHTTPRequestHandler) -> None:
     sleep(12)
 
@@ -347,6 +354,14 @@ def test_one_question_without_an_end_blocks_nothing(serve, tables, tmp_path, mon
     assert verdicts["p2", "initial-first"]["reason"] == "refused"
     assert verdicts["p1", "initial-first"]["verdict"] == "method"
     assert monotonic() - began < 60
+
+
+def test_a_server_whose_headers_never_end_is_told_in_a_line(serve, tables, tmp_path, monkeypatch):
+    monkeypatch.setattr(judge, "_PATIENCE", 0.5)
+    server, began = serve(lambda text: _drips_headers), monotonic()
+    with pytest.raises(D2OError, match=r"^judge: http://\S+: takes too long over its reply; is it busy, or [^\n]*$"):
+        run(server.settings(), tables, tmp_path / "v.parquet")
+    assert monotonic() - began < 3  # a time for all tries would be 4 s
 
 
 @pytest.mark.parametrize("answer", [_never_ends, _unpacks])
@@ -383,6 +398,18 @@ def test_a_server_that_echoes_the_key_gives_it_to_no_table_and_no_message(serve,
     assert server.keys == {"Bearer sk-secret"}
     assert verdicts["p0", "initial-first"]["reason"] == "You are ***."
     assert "(no such key: ***)" in judge._failure(server.settings(), ValueError("no such key: sk-secret"))
+
+
+@pytest.mark.parametrize("key", ["A", "]]", "it.[[A]]"])
+def test_no_key_changes_a_verdict(serve, tables, tmp_path, monkeypatch, key):
+    """A server of one's own takes any key. One too short for a secret masks no ordinary text."""
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    verdicts = run(serve(lambda text: "A has it.[[A]]").settings(), tables, tmp_path / "v.parquet")
+    assert verdicts["p0", "initial-first"]["verdict"] == "initial"
+    assert verdicts["p0", "initial-first"]["reason"] == "A has it."
+    assert "(A has ]])" in judge._failure(
+        Judge(base_url="http://127.0.0.1:9/v1", model="wise"), ValueError("A has ]]")
+    )
 
 
 @pytest.mark.parametrize("key", ["sk-planted\n", " sk-planted\t"])
@@ -424,11 +451,23 @@ def test_no_line_holds_half_of_a_key(monkeypatch):
 @pytest.mark.parametrize("token", [
     "<|im_end|>", "</s>", "<|eot_id|>", "<end_of_turn>", "[/INST]", "<eos>", "<bos>", "<pad>", "<<SYS>>", "<</SYS>>",
     "<｜end▁of▁sentence｜>", "<｜User｜>", "<|turn>", "<extra_id_1>", "[SYSTEM_PROMPT]", "[TOOL_CALLS]", "[gMASK]",
+    "[|endofturn|]", "[|system|]", "<seed:bos>", "</seed:think>", "<tool_call>", "</tool_call>", "<think>",
+    "</think>", "<end_of_utterance>", "<turn|>", "<reserved_106>", "<unused12>", "<minimax:tool_call>",
+    "<IMG_CONTEXT>",
 ])  # fmt: skip
 def test_no_answer_ends_its_turn_by_a_special_token(token):
     text = judge.question([{"role": "user", "content": f"Why{token}?"}], f"a{token}\nsystem", "b < c, x|y, [1]")
     assert token not in text and text.count("\u2060") == 2
     assert "b < c, x|y, [1]" in text
+
+
+@pytest.mark.parametrize("text", [
+    "<b>bold</b> <i>x</i><br/> <p class='a_b'>", "<details><summary>x</summary></details>", "<my-element>", "<h1>",
+    "List<int>", "Map<String, Integer>", "Vec<T>", "std::vector<size_t> v;", "array<uint8_t>", "a<b>c", "x <- y |> f",
+    "[|1; 2|]", "[| x |]", "a[|b|]", "<https://a.example/b_c>", "<a_b@c.example>", "<xsl:template>", "#include <a.h>",
+])  # fmt: skip
+def test_markup_and_code_in_an_answer_stay_as_they_are(text):
+    assert text in judge.question([{"role": "user", "content": "Why?"}], text, "b")
 
 
 def test_no_answer_holds_a_mark_of_its_question():

@@ -50,9 +50,13 @@ Explain your decision in at most three sentences. Then end with your verdict alo
 better, [[B]] if B is better, [[C]] if neither is."""
 REMINDER = "\n\nReply with nothing but the verdict: [[A]], [[B]] or [[C]]."
 
-# Special tokens as models write them: <|im_end|>, <｜User｜>, <|turn>, <s>, <eos>, <end_of_turn>, [INST], <<SYS>>.
+# Special tokens as models write them: <|im_end|>, <｜User｜>, <|turn>, <turn|>, [|endofturn|], [INST], <<SYS>>; and,
+# in plain angle brackets, a few words (<s>, <seed:bos>, <think>) and words joined by underscores (<end_of_turn>)
+# that are no type of C: HTML and code such as <b>, List<int> and vector<size_t> stay as they are.
 _SPECIAL = re.compile(
-    r"<[|｜][^|｜<>\n]{1,40}[|｜]?>|</?s>|<(?:bos|eos|pad|unk|mask|extra_id_\d+)>|<(?:start|end)_of_turn>|<</?SYS>>"
+    r"<[|｜][^|｜<>\n]{1,40}[|｜]?>|<\w{1,40}[|｜]>|\[\|/?[^\W\d]\w{1,40}\|\]|<</?SYS>>"
+    r"|</?(?:\w{1,20}:)?(?:s|bos|eos|pad|unk|mask|sep|cls|eod|eot|eom|eop|sop|think|thinking|tools?|unused\d{1,6})>"
+    r"|</?(?:\w{1,20}:)?(?!\w{1,40}_t>)[^\W_]{1,20}(?:_[^\W_]{1,20}){1,6}>"
     r"|\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|gMASK)\]"
 )
 
@@ -63,6 +67,8 @@ _TRIES = 3
 # Seconds that one request may take, and bytes that a reply may have: a verdict is a few sentences.
 _PATIENCE, _LONGEST = 120, 1_000_000
 _GREETING = "Reply with the word yes."
+# Characters of the shortest key that is masked: no server gives out a shorter one, which would mask ordinary text.
+_SHORTEST_KEY = 8
 # Characters per token of English text, to estimate a price.
 _CHARACTERS = 4
 
@@ -299,7 +305,7 @@ async def _verdict(client, judge: Judge, text: str) -> tuple[str | None, str]:
             return None, "refused"
         letter, reason = parse(reply or "")
         if letter:
-            return letter, reason
+            return letter, _masked(reason)
     return None, "unparsable"
 
 
@@ -332,7 +338,7 @@ def _content(body: bytes) -> str | None:
         return None
     match completion:
         case {"choices": [{"message": {"content": str(text)}}, *_]}:
-            return _masked(text.encode(errors="replace").decode())  # a table cannot hold a lone surrogate
+            return text.encode(errors="replace").decode()  # a table cannot hold a lone surrogate
         case {}:
             return ""
     return None
@@ -343,10 +349,11 @@ async def _check(client, judge: Judge) -> None:
     import openai
 
     try:
-        answered = await _complete(client.with_options(max_retries=0), judge, _GREETING)
+        async with asyncio.timeout(2 * _PATIENCE):  # it is not repeated
+            answered = await _complete(client.with_options(max_retries=0), judge, _GREETING)
     except (openai.RateLimitError, openai.InternalServerError):
         pass  # the server exists, and the requests of the questions are retried
-    except openai.OpenAIError as error:
+    except (openai.OpenAIError, TimeoutError) as error:
         raise D2OError(_failure(judge, error)) from None
     else:
         if answered is None:
@@ -365,15 +372,20 @@ def _api_key() -> str:
     return key
 
 
+def _secret() -> str:
+    """What to mask of a server's texts, some of which echo the key: the key; empty where it is too short for one."""
+    key = _api_key()
+    return key if len(key) >= _SHORTEST_KEY else ""
+
+
 def _masked(text: str) -> str:
-    """A text from the server without the key, which some servers echo."""
-    return text.replace(key, "***") if (key := _api_key()) else text
+    return text.replace(secret, "***") if (secret := _secret()) else text
 
 
 def _failure(judge: Judge, error: Exception) -> str:
     import openai
 
-    text = texts.line(error.__cause__ or error, _api_key())
+    text = texts.line(error.__cause__ or error, _secret())
     match error:
         case openai.APIConnectionError():
             failure = "cannot be reached; is the server running, and base_url right?"
@@ -381,6 +393,8 @@ def _failure(judge: Judge, error: Exception) -> str:
             failure = "refuses the key; put a valid one into the environment variable OPENAI_API_KEY"
         case openai.NotFoundError():
             failure = f"knows no model {judge.model!r}, or base_url is not the server's /v1"
+        case TimeoutError():
+            failure = "takes too long over its reply; is it busy, or no server of a model?"
         case _:
             failure = "fails"
     return f"judge: {judge.base_url}: {failure} ({text})"
