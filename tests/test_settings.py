@@ -127,12 +127,12 @@ def changed(path: str, value) -> dict:
         (
             "judges",
             {"gpt": {"base_url": "https://me:secret@judge.example/v1", "model": "gpt"}},
-            "judges.gpt.base_url: no name, password or query: they would stand in logs",
+            "judges.gpt.base_url: no name, password, query or fragment: they would stand in logs",
         ),
         (
             "judges",
             {"gpt": {"base_url": "https://judge.example/v1?api_key=secret", "model": "gpt"}},
-            "judges.gpt.base_url: no name, password or query: they would stand in logs",
+            "judges.gpt.base_url: no name, password, query or fragment: they would stand in logs",
         ),
         ("methods", {"tuned.json": SELF}, "methods.tuned.json: this is a name for a file; choose another"),
         ("datasets.organisms", {"format": "negatives", "train": ["x"]}, "datasets.organisms: this name is taken"),
@@ -143,6 +143,31 @@ def test_wrong_config_is_one_clear_line(path, value, message):
         settings.load(changed(path, value), "config.yaml")
     assert message in str(error.value)
     assert str(error.value).startswith("config.yaml: ")
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("https://judge.example/v1#key=planted", "no name, password, query or fragment"),
+        ("https:/me:planted@judge.example/v1", "no URL of a server"),
+        ("https:///me:planted@judge.example/v1", "no URL of a server"),
+        ("https://me:pl/planted@judge.example/v1", "no URL of a server"),
+        ("https://me:planted@[judge]/v1", "no URL of a server"),
+        ("https://me:planted@judge\N{ACCOUNT OF}/v1", "no URL of a server"),
+        ("me:planted@judge.example/v1", "no URL of a server"),
+        ("me/planted@judge.example/v1", "no URL of a server"),
+        ("localhost:8000/v1", "no URL of a server: write scheme, host and /v1, as in http://127.0.0.1:8000/v1"),
+    ],
+)
+def test_a_judges_url_has_a_host_and_holds_no_secret_that_a_message_would_quote(url, message):
+    with pytest.raises(D2OError, match=f"^config.yaml: judges.gpt.base_url: {message}") as error:
+        settings.load(changed("judges", {"gpt": {"base_url": url, "model": "gpt"}}), "config.yaml")
+    assert "planted" not in str(error.value)
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:8000/v1", "https://judge.example/v1", "http://[::1]:8000/v1/"])
+def test_a_judges_url_may_be_of_any_host(url):
+    assert settings.Judge(base_url=url, model="gpt").base_url == url
 
 
 ENTRY = {section.removesuffix("s"): section for section in ("experiments", *KINDS)}

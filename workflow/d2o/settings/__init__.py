@@ -678,9 +678,17 @@ class Judge(Section):
     @field_validator("base_url")
     @classmethod
     def _no_secret(cls, url: str) -> str:
-        address = urlsplit(url)
-        if "@" in address.netloc or address.query:
-            raise ValueError("no name, password or query: they would stand in logs; put the key into OPENAI_API_KEY")
+        try:
+            address = urlsplit(url)
+            wrong = address.port == 0 or (not address.hostname and (address.scheme or "@" in url))
+        except ValueError:  # its message quotes the URL
+            wrong = True
+        if wrong:
+            raise ValueError("no URL of a server: write scheme, host and /v1, as in http://127.0.0.1:8000/v1")
+        if "@" in address.netloc or address.query or address.fragment:
+            raise ValueError(
+                "no name, password, query or fragment: they would stand in logs; put the key into OPENAI_API_KEY"
+            )
         return url
 
     @model_validator(mode="after")
