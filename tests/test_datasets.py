@@ -321,6 +321,52 @@ def test_bad_row_is_listed_and_left_out(format, bad, reason, tmp_path):
     assert reason in line["reason"]
 
 
+ODD = {
+    "a time after the year 9999": pa.array([10**18, 0], pa.timestamp("us")),
+    "a day after the year 9999": pa.array([2**31 - 1, 0], pa.date32()),
+    "a span of more seconds than Python counts": pa.array([2**62, 0], pa.duration("s")),
+    "an unknown time zone": pa.array([1, None], pa.timestamp("us", "Foo/Bar")),
+    "two fields of one name": pa.StructArray.from_arrays(
+        [pa.array(["a", "b"])] * 2, ["role", "role"], mask=pa.array([False, True])
+    ),
+}
+
+
+@pytest.mark.parametrize("format", ["label-studio", "argilla", "negatives"])
+@pytest.mark.parametrize("odd", ODD)
+def test_a_value_that_python_cannot_hold_spoils_no_row_that_does_not_need_it(odd, format, tmp_path):
+    columns = {"prompt": ["Why?"] * 2, "response": ["No."] * 2, "label": ["bad"] * 2, "beside": ODD[odd]}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    assert len(read(format, [tmp_path / "a.parquet"], tmp_path, max_bad_share=0.0)) == 2
+    assert len(list(datasets.file_rows(tmp_path / "a.parquet"))) == 2, "for `d2o look`"
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_a_value_that_python_cannot_hold_is_a_bad_row_where_it_is_read(odd, tmp_path):
+    path = tmp_path / "a.parquet"
+    texts = {"prompt": ["Why?"] * 3, "response": ["No."] * 3}
+    odd = pa.concat_arrays([ODD[odd], pa.nulls(1, ODD[odd].type)])
+    pq.write_table(pa.table(texts | {"prompt": odd}), path)
+    message = problem("negatives", path)
+    assert f"{path}: row 1: `prompt` is a value that cannot be read (" in message
+    label = pa.StructArray.from_arrays([pa.array(["bad"] * 3), odd], ["label", "made"])
+    pq.write_table(pa.table(texts | {"meta": label}), path)
+    columns = {"label": "meta.label"}
+    assert read("label-studio", [path], tmp_path, columns=columns, max_bad_share=0.7)
+    lines = rejected(tmp_path)
+    assert lines and all("the label is a value that cannot be read (" in line["reason"] for line in lines)
+
+
+def test_an_item_that_is_nested_too_deeply_is_a_bad_row(tmp_path):
+    deep = json.dumps(LOG | {"label": "bad"})[:-1] + f', "x": {"[" * 5000}{"]" * 5000}}}'
+    control = f'{{"from_name": {"[" * 5000}{"]" * 5000}, "value": 1}}'
+    task = f'{{"data": {json.dumps(LOG)}, "annotations": [{{"result": [{control}]}}]}}'
+    assert "it is nested too deeply; 1 of 1 rows" in problem("label-studio", write(tmp_path / "a.json", [task]))
+    path = write(tmp_path / "b.json", [LOG | {"label": "bad"}, deep])
+    assert len(read("label-studio", [path], tmp_path, max_bad_share=0.5)) == 1
+    assert [(line["row"], line["reason"]) for line in rejected(tmp_path)] == [(2, "it is nested too deeply")]
+
+
 def test_too_many_bad_rows_stop_and_leave_the_list(tmp_path):
     path = write(tmp_path / "a.jsonl", [LOG, LOG | {"response": ""}, LOG, {"secret words": 1}])
     message = problem("negatives", path, max_bad_share=0.49)

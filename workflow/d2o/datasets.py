@@ -345,10 +345,35 @@ def _parquet(path: Path, reading: Reading | None) -> Iterator[tuple[int, Any]]:
     with pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as table:
         columns = _columns(path, reading, table.schema_arrow.names)
         batches = table.iter_batches(batch_size=1024, columns=columns)
-        given = (row for batch in batches for row in batch.to_pylist())
+        given = (row for batch in batches for row in _as_python(batch))
         yield from enumerate(
             tqdm(given, f"reading {path.name}", table.metadata.num_rows, unit=" rows", mininterval=2), 1
         )
+
+
+# Errors of a value that Arrow holds and Python cannot: a day after the year 9999, an unknown time zone, two fields of
+# one name in an object.
+_NO_VALUE = (OverflowError, ValueError, LookupError, NotImplementedError)
+
+
+def _as_python(batch: pa.RecordBatch) -> list[dict[str, Any]]:
+    """The rows of a batch. A value that Python cannot hold is a `BadRow`: only a row whose format reads it is bad."""
+    try:
+        return batch.to_pylist()
+    except UnicodeDecodeError:
+        raise
+    except _NO_VALUE:
+        columns = [[_value(cell) for cell in column] for column in batch.columns]
+        return [dict(zip(batch.schema.names, cells, strict=True)) for cells in zip(*columns, strict=True)]
+
+
+def _value(cell: pa.Scalar) -> Any:
+    try:
+        return cell.as_py()
+    except UnicodeDecodeError:
+        raise
+    except _NO_VALUE as error:
+        return BadRow(f"a value that cannot be read ({texts.line(error)})")
 
 
 class _CountedFile(io.FileIO):

@@ -23,7 +23,8 @@ Messages = list[dict[str, str]]
 
 
 class BadRow(ValueError):
-    """A row that does not follow its format. The message states why and does not quote the row."""
+    """A row that does not follow its format, or a value in it that cannot be read. The message states why and does
+    not quote the row."""
 
 
 class LeftOut(ValueError):
@@ -95,7 +96,10 @@ def flat(row: Any, format: str) -> Row:
     if not isinstance(row, dict):
         raise BadRow(f"{_kind(row)}, not an object")
     form = FORMATS[format]
-    return form.flat(row) if form.flat else row
+    try:
+        return form.flat(row) if form.flat else row
+    except RecursionError:
+        raise BadRow("it is nested too deeply") from None
 
 
 def named(row: Row, columns: Mapping[str, str]) -> Row:
@@ -107,13 +111,18 @@ def named(row: Row, columns: Mapping[str, str]) -> Row:
 def has(row: Row, name: str) -> bool:
     """Whether a row has a column of this name."""
     outer, _, inner = name.partition(".")
-    return name in row or (bool(inner) and isinstance(row.get(outer), dict) and has(row[outer], inner))
+    if name in row or not inner:
+        return name in row
+    value = row.get(outer)
+    return isinstance(value, BadRow) or (isinstance(value, dict) and has(value, inner))
 
 
 def at(row: Row, name: str) -> Any:
     """The value of a column that a row has."""
     outer, _, inner = name.partition(".")
-    return row[name] if name in row else at(row[outer], inner)
+    if name in row:
+        return row[name]
+    return row[outer] if isinstance(row[outer], BadRow) else at(row[outer], inner)
 
 
 # Published data sets -----------------------------------------------------------------------------
@@ -524,6 +533,8 @@ def _dialogue(row: Row, key: str) -> Messages:
 def _value(row: Row, key: str) -> Any:
     if key not in row:
         raise BadRow(f"no `{key}`")
+    if isinstance(row[key], BadRow):
+        raise BadRow(f"`{key}` is {row[key]}")
     return row[key]
 
 
@@ -576,6 +587,8 @@ def _choice(row: Row, key: str) -> int | None:
 
 def _kind(value: Any) -> str:
     names = {type(None): "null", bool: "true or false", str: "a text", list: "a list", dict: "an object"}
+    if isinstance(value, BadRow):
+        return str(value)
     return names.get(type(value), "a number")
 
 
