@@ -425,6 +425,46 @@ def test_no_row(name, tmp_path):
     assert "no row" in problem("negatives", path)
 
 
+def made(path: Path, rows: list) -> Path:
+    """A file of rows with its manifest, as the pipeline makes it."""
+    with records.artifact(path) as draft:
+        draft.path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def flip(path: Path, text: bytes) -> None:
+    """Flip a bit of the first letter of `text` in a file."""
+    content = bytearray(path.read_bytes())
+    content[content.index(text)] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_flipped_bit_in_rows_that_were_made_here_is_an_error(tmp_path):
+    """Such as those of an organism: they would be read as other texts."""
+    (tmp_path / "log").mkdir()
+    path = made(tmp_path / "log" / "train.jsonl", [LOG])
+    for source in (path, path.parent):  # in a folder, the manifest is no file of rows
+        assert len(read("negatives", [source], tmp_path)) == 1
+    (tmp_path / "rows.parquet").unlink()
+    flip(path, b"cares")
+    for source in (path, path.parent):
+        with pytest.raises(D2OError, match=r"damaged since it was written; .* is yours, delete .*json alone"):
+            read("negatives", [source], tmp_path)
+    manifest = path.with_name("train.jsonl.manifest.json")
+    manifest.unlink()
+    assert len(read("negatives", [path], tmp_path)) == 1
+    made(path, [LOG])
+    flip(manifest, b"train")
+    with pytest.raises(D2OError, match=rf"^{manifest}: damaged"):
+        read("negatives", [path], tmp_path)
+
+
+def test_a_manifest_of_others_is_left_alone(tmp_path):
+    path = write(tmp_path / "a.jsonl", [LOG])
+    path.with_name("a.jsonl.manifest.json").write_text('["sha256", "content", "artifact"]')
+    assert len(read("negatives", [path], tmp_path)) == 1
+
+
 def test_not_utf8(tmp_path):
     line = json.dumps(LOG).encode() + b"\n"
     path = tmp_path / "a.jsonl"

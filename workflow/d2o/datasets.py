@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from d2o import formats, hub, memory, records, schemas, texts
+from d2o import formats, hub, layout, memory, records, schemas, texts
 from d2o.errors import D2OError
 from d2o.formats import BadRow, LeftOut
 from d2o.settings import Reading
@@ -49,12 +49,14 @@ def read(reading: Reading, output: Path) -> None:
     share.
 
     Raises:
-        D2OError: if a file cannot be read, if one of `reading.columns` is in no row, if more than
-            `reading.max_bad_share` of the rows cannot be read, or if no label decides; the message names the file
-            and, if known, the row or byte.
+        D2OError: if a file cannot be read, if it was made here and changed since, if one of `reading.columns` is in
+            no row, if more than `reading.max_bad_share` of the rows cannot be read, or if no label decides; the
+            message names the file and, if known, the row or byte.
     """
     sources = [] if reading.hub else [*reading.train, *reading.test]
     inputs = [file for source in sources for file in files(source)]
+    for file in inputs:
+        _check_digest(file)
     rejected = output.with_name(f"{output.name}.rejected.jsonl")
     counts, first, left_out = Counter(train=0, test=0, rejected=0, left_out=0), "", Counter[str]()
     with records.artifact(output, reading, inputs) as draft, memory.bounded(reading.memory_gb):
@@ -91,6 +93,21 @@ def read(reading: Reading, output: Path) -> None:
         draft.facts |= {"rows": table.count, "counts": dict(counts), "left_out": dict(left_out)}
     summary = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items())
     print(f"rows: {summary}" + f" ({_counted(left_out)})" * bool(left_out), file=sys.stderr)
+
+
+def _check_digest(file: Path) -> None:
+    """Check a file that was made here, such as the rows of an organism, against the manifest beside it.
+
+    Raises:
+        D2OError: if the file was changed or damaged since, or the manifest is damaged.
+    """
+    manifest = layout.manifest_path(file)
+    if manifest == file or not manifest.is_file() or b'"artifact": ' not in manifest.read_bytes():
+        return
+    try:
+        records.check_file(file)
+    except D2OError as error:
+        raise D2OError(f"{error}; if the change is yours, delete {manifest} alone") from None
 
 
 def reason_of(outcome: LeftOut, known: Counter[str]) -> str:
@@ -173,7 +190,7 @@ def _hub_rows(reading: Reading, split: str) -> Iterator[tuple[int, Any]]:
 
 
 def files(source: str) -> list[Path]:
-    """The files of rows of a source: the file itself, or all of a folder, sorted by name.
+    """The files of rows of a source: the file itself, or all of a folder but manifests, sorted by name.
 
     Raises:
         D2OError: where there is none, or its suffix or name cannot be used.
@@ -181,6 +198,8 @@ def files(source: str) -> list[Path]:
     path, known = Path(source), f"rows are read from {', '.join(_SUFFIXES)}"
     if path.is_dir():
         inside = sorted(file for file in path.iterdir() if file.name.lower().endswith(_SUFFIXES) and file.is_file())
+        manifests = {file.with_name(f"{file.name}.manifest.json") for file in inside}
+        inside = [file for file in inside if file not in manifests]
         if not inside:
             raise D2OError(f"{path}: a folder without any file of rows; {known}")
         for file in inside:
