@@ -610,6 +610,16 @@ def test_a_name_that_is_not_utf8_is_told_before_it_is_read(tmp_path):
         datasets.files(str(tmp_path))
 
 
+@pytest.mark.parametrize("name", ["\x1b[2Ja.jsonl", "a\n.jsonl", "a\u202elnosj.jsonl"])
+def test_a_name_that_would_change_the_terminal_is_refused(name, tmp_path):
+    write(tmp_path / name, [LOG])
+    with pytest.raises(
+        D2OError, match=r"/a?\\u[0-9a-f]{4}.*: a name with characters that are not seen; give"
+    ) as error:
+        datasets.files(str(tmp_path))
+    assert str(error.value).isprintable()
+
+
 def test_no_picture_is_fetched_from_where_a_row_says(monkeypatch):
     """The README of a Hub data set declares the types of all columns, also of unused ones."""
     import datasets as library

@@ -145,6 +145,19 @@ def test_what_is_no_gguf_file_is_told_in_a_line(content, tmp_path):
         models._convert_gguf(tmp_path / "a.gguf", tmp_path / "out")
 
 
+def test_no_name_in_a_gguf_file_changes_the_terminal(tmp_path):
+    import gguf
+
+    written = gguf.GGUFWriter(tmp_path / "a.gguf", "\x1b[2J\x1b]0;mine\x07")
+    written.write_header_to_file()
+    written.write_kv_data_to_file()
+    written.write_tensors_to_file()
+    written.close()
+    with pytest.raises(D2OError, match=r"a\.gguf: not a GGUF file .*\\u001b\[2J.*; fetch it again$") as error:
+        models._convert_gguf(tmp_path / "a.gguf", tmp_path / "out")
+    assert str(error.value).isprintable()
+
+
 def test_a_killed_writer_leaves_no_final_name(tmp_path):
     code = (
         "import sys, time; from pathlib import Path; from d2o import records, schemas\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 from pathlib import Path
@@ -272,6 +273,19 @@ def refused(reward: Reward, folder: Path, match: str) -> None:
 def test_classifier_of_several_labels_is_refused(tiny_model, tmp_path, outputs):
     reward = classifier(tmp_path / "given", tiny_model, outputs)
     refused(reward, tmp_path / "reward", rf"{outputs} outputs")
+
+
+@pytest.mark.parametrize("key", ["id2label", "architectures"])
+def test_no_name_in_a_configuration_changes_the_terminal(key, tiny_model, tmp_path):
+    reward = classifier(tmp_path / "given", tiny_model, 1)
+    path = tmp_path / "given" / "config.json"
+    clear = "\x1b[2J"
+    config = json.loads(path.read_text()) | {key: {"0": clear} if key == "id2label" else [clear]}
+    path.write_text(json.dumps(config))
+    head = {"label": "safe"} if key == "id2label" else {"score_weights": "none"}
+    with pytest.raises(D2OError, match=r"\\u001b\[2J") as error:
+        rewards.make(reward.model_copy(update=head), None, None, None, tmp_path / "reward")
+    assert str(error.value).isprintable()
 
 
 def test_language_model_without_a_head_is_refused(tiny_model, tmp_path):

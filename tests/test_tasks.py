@@ -234,6 +234,31 @@ def test_a_subject_of_an_odd_name_is_refused_where_it_is_asked_for(tmp_path, sub
     assert records.read_manifest(tmp_path / "out")["subjects"] == {"good": {"dev": 1, "test": 1}}
 
 
+CLEAR = "\x1b[2J"
+
+
+@pytest.mark.parametrize(
+    ("files", "subjects"),
+    [
+        ({f"{CLEAR}/dev/law_dev.csv": "", f"{CLEAR}/test/law_test.csv": "q?"}, []),  # not six columns
+        ({f"{CLEAR}/dev/law_dev.csv": b"\xff"}, []),
+        ({f"a/dev/{CLEAR}_dev.csv": "", f"b/dev/{CLEAR}_dev.csv": ""}, []),
+        ({f"dev/{CLEAR}_dev.csv": ""}, ["law"]),
+        ({f"dev/{CLEAR}_dev.csv": ""}, []),
+        ({f"{CLEAR}/dev/law_dev.csv": "q?,1,2,3,4,A\n" * 9}, ["law"]),  # damaged below
+    ],
+)
+def test_no_name_in_a_zip_changes_the_terminal(tmp_path, files, subjects):
+    path = tmp_path / "m.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content or "q?,1,2,3,4,A\n")
+    path.write_bytes(path.read_bytes().replace(b"q?,1,2,3,4,A\n" * 9, b"x" * 117))
+    with pytest.raises(D2OError, match=r"\\u001b\[2J") as error:
+        questions.fetch(Task(path=str(path), subjects=subjects), tmp_path / "out")
+    assert str(error.value).isprintable()
+
+
 def test_a_file_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(records, "LARGEST", 1 << 20)
     with zipfile.ZipFile(tmp_path / "m.zip", "w", zipfile.ZIP_DEFLATED) as archive:

@@ -205,6 +205,11 @@ def files(source: str) -> list[Path]:
         for file in inside:
             if not texts.is_unicode(str(file)):
                 raise D2OError(f"{texts.visible(str(file))}: its name is not UTF-8; give the file another one")
+            if texts.visible(file.name) != file.name:  # Snakemake, too, writes it to the terminal
+                raise D2OError(
+                    f"{path}/{texts.visible(file.name)}: a name with characters that are not seen; give the file "
+                    f"another one"
+                )
         return inside
     if not path.name.lower().endswith(_SUFFIXES):
         raise D2OError(f"{path}: unknown suffix; {known}")

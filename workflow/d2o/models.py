@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from d2o import hub, model_folders, records
+from d2o import hub, model_folders, records, texts
 from d2o.chat import templates
 from d2o.errors import D2OError
 from d2o.settings import Model
@@ -63,14 +63,16 @@ def _convert_gguf(path: Path, folder: Path) -> str:
     print(f"models: converting {path.name} to bf16 safetensors", file=sys.stderr, flush=True)
     try:
         weights = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     except Exception as error:  # a damaged file may cause any error in the library
-        reason = " ".join(str(error).split())
-        raise D2OError(f"{path}: not a GGUF file that transformers can read ({reason}); fetch it again") from None
+        raise D2OError(
+            f"{path}: not a GGUF file that transformers can read ({texts.line(error)}); fetch it again"
+        ) from None
     # The weights are plain now; a leftover quantisation record would make every loader dequantise again.
     weights.hf_quantizer, weights.is_quantized = None, False
     del weights.config.quantization_config
     weights.to(torch.bfloat16).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return path.name
 
 

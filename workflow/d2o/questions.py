@@ -26,6 +26,7 @@ import pyarrow as pa
 from d2o import harness, hub, memory, records, schemas
 from d2o.errors import D2OError
 from d2o.settings import Questions
+from d2o.texts import line, visible
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -118,7 +119,7 @@ def _local_splits(source: Questions, cache: str, task: ConfigurableTask, _: dict
         return harness.load_files(forms.pop(), files, cache)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         _pass_on_memory_error(error)
-        reason = " ".join(str(error.__cause__ or error).split())
+        reason = line(error.__cause__ or error)
         names = ", ".join(dict.fromkeys(map(str, files.values())))
         raise D2OError(f"{names}: cannot be read ({reason}); mend the file") from None
 
@@ -136,7 +137,7 @@ def _hub_splits(source: Questions, task: ConfigurableTask, options: dict[str, An
         return hub.patiently(path, load)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         _pass_on_memory_error(error)
-        reason = " ".join(str(error).split())
+        reason = line(error)
         raise D2OError(
             f"{path} of {task.config.task}: not fetched ({reason}); check the revision, the network and HF_TOKEN, "
             "or name local files in `data`"
@@ -172,11 +173,13 @@ def _select(subjects: Iterable[str], wanted: list[str], origin: str) -> list[str
     for subject in chosen:
         if subject not in subjects:
             close = difflib.get_close_matches(subject, subjects, n=3, cutoff=0.4)
-            raise D2OError(f"{origin}: no subject {subject!r}; there are: {', '.join(close or subjects)}")
+            raise D2OError(
+                f"{origin}: no subject {subject!r}; there are: {', '.join(map(visible, close or subjects))}"
+            )
         if not _SUBJECT.fullmatch(subject):
             raise D2OError(
-                f"{origin}: {subject!r} cannot name a subject: letters, digits, _ and - can; rename its files, "
-                f"or name the others in `subjects`"
+                f"{origin}: '{visible(subject)}' cannot name a subject: letters, digits, _ and - can; rename its "
+                f"files, or name the others in `subjects`"
             )
     return chosen
 
@@ -195,8 +198,10 @@ def local(source: Path) -> Readers:
         split, subject = _CSV.fullmatch(name).groups()
         splits = readers.setdefault(subject, {})
         if split in splits:
-            raise D2OError(f"{source}: two files {split}/{subject}_{split}.csv in different folders; keep one")
-        splits[split] = partial(_parse, content, f"{source}/{name}")
+            raise D2OError(
+                f"{source}: two files {split}/{visible(subject)}_{split}.csv in different folders; keep one"
+            )
+        splits[split] = partial(_parse, content, f"{source}/{visible(name)}")
     return readers
 
 
@@ -211,7 +216,7 @@ def _files(source: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
             with zipfile.ZipFile(source) as archive:
                 members = [member for member in archive.infolist() if _CSV.fullmatch(member.filename)]
         except (zipfile.BadZipFile, NotImplementedError) as error:
-            raise D2OError(f"{source}: {error}; fetch or pack it again") from None
+            raise D2OError(f"{source}: {line(error)}; fetch or pack it again") from None
         if sum(member.file_size for member in members) > records.LARGEST:
             raise D2OError(f"{source}: unpacks to more than {records.LARGEST >> 20} MiB; is it the right file?")
         yield from ((member.filename, partial(_unpacked, source, member.filename)) for member in members)
@@ -222,7 +227,7 @@ def _files(source: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
 def _unpacked(source: Path, name: str) -> bytes:
     try:
         with zipfile.ZipFile(source) as archive, archive.open(name) as file:
-            return records.read_packed(file, f"{source}: {name}")
+            return records.read_packed(file, f"{source}: {visible(name)}")
     except (
         zipfile.BadZipFile,
         zlib.error,
@@ -233,7 +238,9 @@ def _unpacked(source: Path, name: str) -> bytes:
         NotImplementedError,
     ) as error:
         # The last two: encrypted, or packed in a way that Python does not know.
-        raise D2OError(f"{source}: {name} cannot be unpacked ({error}); fetch or pack the file again") from None
+        raise D2OError(
+            f"{source}: {visible(name)} cannot be unpacked ({line(error)}); fetch or pack the file again"
+        ) from None
 
 
 def _parse(content: Callable[[], bytes], origin: str) -> Multiple:
@@ -273,7 +280,7 @@ def _hub(source: Questions) -> Readers:
             return hub.patiently(source.hub, ask)
         except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
             _pass_on_memory_error(error)
-            reason = " ".join(str(error).split())
+            reason = line(error)
             raise D2OError(
                 f"{source.hub}@{source.revision}: not fetched ({reason}); check the id, the revision, the "
                 "network and HF_TOKEN, or give a local `path`"
@@ -291,7 +298,9 @@ def _hub(source: Questions) -> Readers:
 def _checked(row: dict[str, Any], origin: str) -> dict[str, Any]:
     """A question of the Hub, without the columns that are not needed."""
     if not set(QUESTION.names) <= row.keys():
-        raise D2OError(f"{origin}: columns {', '.join(row)}; expected {', '.join(QUESTION.names)}, as in cais/mmlu")
+        raise D2OError(
+            f"{origin}: columns {', '.join(map(visible, row))}; expected {', '.join(QUESTION.names)}, as in cais/mmlu"
+        )
     if len(row["choices"]) != 4 or row["answer"] not in range(4):
         raise D2OError(f"{origin}: expected four choices and an answer from 0 to 3")
     return {name: row[name] for name in QUESTION.names}

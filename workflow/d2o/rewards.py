@@ -23,6 +23,7 @@ from d2o import devices, dtypes, hub, model_folders, records, reward_inputs, sch
 from d2o.chat import Messages
 from d2o.errors import D2OError
 from d2o.settings import Reward
+from d2o.texts import visible
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -72,15 +73,17 @@ def _check_head(folder: Path, name: str, label: str | None) -> None:
     if label is not None:
         known = list(config.get("id2label", {}).values())
         if label not in known:
-            raise D2OError(f"{folder}: no label {label!r}; set `label` to one of: {', '.join(known) or 'none'}")
+            names = ", ".join(visible(str(name)) for name in known) or "none"
+            raise D2OError(f"{folder}: no label {label!r}; set `label` to one of: {names}")
         return
     if reward_inputs.is_classifier(architectures):
         outputs = config.get("num_labels") or len(config.get("id2label", ("two", "by default")))
     elif (weights := reward_inputs.head_weights(folder, f"{name}.weight")) is not None:
         outputs = len(weights)
     else:
+        names = ", ".join(map(visible, architectures)) or "an unnamed architecture"
         raise D2OError(
-            f"{folder}: {', '.join(architectures) or 'an unnamed architecture'} is no sequence classifier, and "
+            f"{folder}: {names} is no sequence classifier, and "
             f"the checkpoint has no {name}.weight; name the head's weights in score_weights"
         )
     if outputs != 1:
