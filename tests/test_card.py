@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -131,6 +132,50 @@ def test_a_models_own_card_or_licence_file_states_it(results, tmp_path):
     assert card._own_licence(tmp_path) == "that of its file LICENSE.txt"
     (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n# Model")
     assert card._own_licence(tmp_path) == "mit"
+
+
+BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
+    f"{new}: &{new} [{','.join([f'*{old}'] * 9)}]\n" for old, new in pairwise("abcdefghijk")
+)
+MERGES = "- &a {x: y}\n" + "".join(
+    f"- &{new} {{<<: [{','.join([f'*{old}'] * 9)}]}}\n" for old, new in pairwise("abcdefghijk")
+)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "licence"),
+    [
+        ("license: " + "[" * 2000, None),
+        ("license: [" + "[" * 900 + "]" * 900 + "]", None),
+        (BOMB + "license: *k", None),
+        (BOMB + "license: mit", "mit"),
+        ("license:\n" + BOMB.replace("\n", "\n  "), None),
+        ("license:\n" + MERGES, None),
+        ("license: {name: mit}", None),
+        ("license: [[mit]]", None),
+        ("license: ~", None),
+        ("license:", None),
+        ("license:\n" + "- mit\n" * 999, None),
+        ("language: en\nlicense:\n- mit\n- apache-2.0\ntags:\n- a", "mit, apache-2.0"),
+        ("license: 'a\n  b' # no\ntags: [license]", "a b"),
+        ("license: other\nlicense_name: mine\nlicense_link: LICENSE", "mine"),
+        ("tags: |\n  license: mit", None),
+        ("license: mit\r\ntags: a\r", "mit"),
+    ],
+)
+def test_of_a_models_card_the_licence_is_read_and_nothing_else(metadata, licence, tmp_path):
+    """It is read last, after all training: what it cannot be read from is no licence."""
+    (tmp_path / "README.md").write_bytes(f"---\n{metadata}\n---\nlicense: text".encode())
+    assert card._own_licence(tmp_path) == licence
+
+
+def test_a_models_card_need_not_be_utf8_nor_have_metadata(tmp_path):
+    for content, licence in [
+        (b"\xff\xfe", None), (b"license: mit", None), (b"---\nlicense: mit", None), (b"", None),
+        (b"---\nname: M\xfcller\nlicense: mit\n---\n", "mit"), (b"\xef\xbb\xbf---\nlicense: mit\n---\n", "mit"),
+    ]:  # fmt: skip
+        (tmp_path / "README.md").write_bytes(content)
+        assert card._own_licence(tmp_path) == licence
 
 
 def test_all_that_came_before_is_named(monkeypatch):

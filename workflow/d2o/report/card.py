@@ -27,6 +27,11 @@ NOT_ASKED = "licence not asked: the Hub is not reached"
 _PIPELINE = "[D2O](https://arxiv.org/abs/2403.03419)'s pipeline"
 # A licence identifier that the Hub accepts, such as apache-2.0; any other licence appears in the text only.
 _IDENTIFIER = re.compile(r"[a-z0-9]+([.+-][a-z0-9]+)*")
+# The metadata at the start of a card; in them a key of the licence, whose value may go on in lines that are indented.
+_METADATA = re.compile(r"\s*---[ \t]*\n(.*?)^---[ \t]*$", re.DOTALL | re.MULTILINE)
+_LICENCE_KEY = re.compile(r"^(license|license_name):(.*(?:\n(?:[ \t]+|-[ \t]).*)*)", re.MULTILINE)
+# Maximum characters of its value.
+_LONGEST = 2000
 
 
 @dataclass(frozen=True)
@@ -209,19 +214,33 @@ def _lack(material: Material) -> str:
 
 def _own_licence(folder: Path) -> str | None:
     """The licence that a model's own card or a licence file in its folder states; None where neither does."""
-    import yaml
-    from huggingface_hub import ModelCard
-
     card = folder / "README.md"
-    if card.exists():
-        try:
-            data = ModelCard.load(card, ignore_metadata_errors=True).data
-        except (ValueError, yaml.YAMLError):
-            data = {}
-        if stated := hub.stated(data):
-            return stated
+    if card.is_file() and (stated := hub.stated(_licence_keys(card.read_text("utf-8-sig", "replace")))):
+        return stated
     files = sorted(path.name for path in folder.glob("*") if path.name.lower().startswith(("license", "licence")))
     return f"that of its file {files[0]}" if files else None
+
+
+def _licence_keys(text: str) -> dict[str, str | list[str]]:
+    """The keys of the licence in a card's metadata, where they are a text or a list of texts.
+
+    Nothing else of the metadata is read: aliases and nesting in a few bytes of YAML may take any memory.
+    """
+    import yaml
+
+    block = _METADATA.match(text)
+    keys = {}
+    for entry in _LICENCE_KEY.finditer(block[1] if block else ""):
+        if len(entry[2]) > _LONGEST:
+            continue
+        try:
+            value = yaml.load(entry[2], yaml.BaseLoader)  # merges nothing, and every scalar is a text
+        except (ValueError, RecursionError, yaml.YAMLError):
+            continue
+        names = value if isinstance(value, list) else [value]
+        if all(isinstance(name, str) and name not in ("", "~", "null") for name in names):
+            keys[entry[1]] = value
+    return keys
 
 
 def _on_the_hub(s: Settings, run: Any) -> dict[str, list[str]]:
