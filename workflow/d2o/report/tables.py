@@ -14,6 +14,7 @@ from d2o import runs, statistics
 from d2o.metrics import EXACT, HUMAN, HUMAN_METRICS, PEOPLE, SCORED, STYLE, TASKS, WHOLE, Metric, together
 from d2o.settings import Experiment, Settings
 from d2o.statistics import NOTHING, Sample
+from d2o.texts import visible
 
 GROUPS = (EXACT, SCORED, PEOPLE, TASKS, HUMAN, STYLE)
 COMPARED = (
@@ -397,8 +398,21 @@ def _grid(measured: Measured, block: Block, group: str, prompts: str, metrics: l
 
 
 def as_csv(parts: Sequence[pd.DataFrame], columns: Sequence[str]) -> str:
-    """A table as CSV: one line per estimate; shares as fractions, NaN left empty."""
-    return together(parts, columns).to_csv(columns=columns, index=False, float_format="%.6g", lineterminator="\n")
+    """A table as CSV: one line per estimate; shares as fractions, NaN left empty.
+
+    A text that a spreadsheet would take for a formula, such as a harm category, has an apostrophe before it. Control
+    characters are escaped: a bare carriage return would begin a row.
+    """
+    table = together(parts, columns)
+    for name in table.select_dtypes(exclude=["number", "bool"]):
+        table[name] = table[name].map(_as_text)
+    return table.to_csv(columns=columns, index=False, float_format="%.6g", lineterminator="\n")
+
+
+def _as_text(cell: Any) -> Any:
+    if not isinstance(cell, str):
+        return cell
+    return "'" * cell.startswith(("=", "+", "-", "@")) + visible(cell)
 
 
 def table_csv(measured: Measured) -> str:
