@@ -620,6 +620,14 @@ def test_a_name_that_would_change_the_terminal_is_refused(name, tmp_path):
     assert str(error.value).isprintable()
 
 
+def test_a_name_with_braces_is_refused(tmp_path):
+    """To Snakemake it is a pattern."""
+    path = write(tmp_path / "{x}.jsonl", [LOG])
+    for source in (path, tmp_path):
+        with pytest.raises(D2OError, match=r"/\{x\}\.jsonl: a name with braces; give the file another one$"):
+            datasets.files(str(source))
+
+
 def test_no_picture_is_fetched_from_where_a_row_says(monkeypatch):
     """The README of a Hub data set declares the types of all columns, also of unused ones."""
     import datasets as library

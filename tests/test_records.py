@@ -158,6 +158,21 @@ def test_no_name_in_a_gguf_file_changes_the_terminal(tmp_path):
     assert str(error.value).isprintable()
 
 
+BROKEN = [b'{"a": ', b"[1]", b'{"a": "M\xfcller"}', b"[" * 100_000, b""]
+
+
+@pytest.mark.parametrize("content", BROKEN)
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "model.safetensors"])
+def test_a_broken_file_of_a_model_is_named(name, content, tiny_model, tmp_path):
+    shutil.copytree(tiny_model, tmp_path / "given")
+    (tmp_path / "given" / name).write_bytes(content)
+    with pytest.raises(
+        D2OError, match=rf"given/{name}: (not JSON|not an object|no whole safe).*; fetch the model"
+    ) as error:
+        models.fetch(Model(path=str(tmp_path / "given")), None, tmp_path / "model")
+    assert "\n" not in str(error.value) and not (tmp_path / "model").exists()
+
+
 def test_a_killed_writer_leaves_no_final_name(tmp_path):
     code = (
         "import sys, time; from pathlib import Path; from d2o import records, schemas\n"

@@ -288,6 +288,24 @@ def test_no_name_in_a_configuration_changes_the_terminal(key, tiny_model, tmp_pa
     assert str(error.value).isprintable()
 
 
+@pytest.mark.parametrize("content", [b'{"a": ', b"[1]", b'{"a": "M\xfcller"}', b""])
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "model.safetensors"])
+def test_a_broken_file_of_a_reward_model_is_named(name, content, tiny_model, tmp_path):
+    reward = classifier(tmp_path / "given", tiny_model, 1)
+    (tmp_path / "given" / name).write_bytes(content)
+    refused(
+        reward, tmp_path / "reward", rf"given/{name}: (not JSON|not an object|no whole safetensors file).*; fetch"
+    )
+
+
+@pytest.mark.parametrize("wrong", [{"id2label": ["safe"]}, {"architectures": "Llama"}, {"architectures": [1]}])
+def test_a_configuration_of_another_form_is_told(wrong, tiny_model, tmp_path):
+    reward = classifier(tmp_path / "given", tiny_model, 1)
+    path = tmp_path / "given" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | wrong))
+    refused(reward, tmp_path / "reward", r"/config\.json: `architectures` is no list of texts, or `id2label` no obj")
+
+
 def test_language_model_without_a_head_is_refused(tiny_model, tmp_path):
     refused(Reward(source={"path": str(tiny_model)}), tmp_path / "reward", r"no score\.weight; name .* score_weights")
 

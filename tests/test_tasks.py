@@ -234,6 +234,37 @@ def test_a_subject_of_an_odd_name_is_refused_where_it_is_asked_for(tmp_path, sub
     assert records.read_manifest(tmp_path / "out")["subjects"] == {"good": {"dev": 1, "test": 1}}
 
 
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["a" * 101], r"m\.zip: 'a{101}' cannot name a subject: up to 100 letters"),
+        (["a" * 60_000], r"m\.zip: 'a{120}' cannot name a subject: up to 100 letters"),
+        (["logs", "Logs"], r"m\.zip: the subjects (logs and Logs|Logs and logs) are one name where a file system"),
+    ],
+)
+def test_a_subject_that_cannot_name_a_file_everywhere_is_refused(tmp_path, names, message):
+    with zipfile.ZipFile(tmp_path / "m.zip", "w") as archive:
+        for split, name in product(questions.SPLITS, [*names, "a" * 100]):
+            archive.writestr(f"{split}/{name}_{split}.csv", "q?,1,2,3,4,A\n")
+    with pytest.raises(D2OError, match=message):
+        questions.fetch(Task(path=str(tmp_path / "m.zip")), tmp_path / "out")
+    questions.fetch(Task(path=str(tmp_path / "m.zip"), subjects=["a" * 100]), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"choices": None}, {"choices": "abcd"}, {"choices": ["a"] * 3}, {"choices": ["a", "b", "c", None]},
+        {"answer": None}, {"answer": 4}, {"answer": 1.0}, {"answer": [1]}, {"question": None},
+    ],
+)  # fmt: skip
+def test_a_question_of_the_hub_that_is_none_is_told(wrong):
+    row = {"question": "q?", "choices": ["a", "b", "c", "d"], "answer": 3}
+    assert questions._checked(row | {"more": 1}, "a/mmlu: law, test, row 1") == row
+    with pytest.raises(D2OError, match=r"^a/mmlu: law, test, row 1: expected "):
+        questions._checked(row | wrong, "a/mmlu: law, test, row 1")
+
+
 CLEAR = "\x1b[2J"
 
 

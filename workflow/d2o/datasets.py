@@ -203,19 +203,31 @@ def files(source: str) -> list[Path]:
         if not inside:
             raise D2OError(f"{path}: a folder without any file of rows; {known}")
         for file in inside:
-            if not texts.is_unicode(str(file)):
-                raise D2OError(f"{texts.visible(str(file))}: its name is not UTF-8; give the file another one")
-            if texts.visible(file.name) != file.name:  # Snakemake, too, writes it to the terminal
-                raise D2OError(
-                    f"{path}/{texts.visible(file.name)}: a name with characters that are not seen; give the file "
-                    f"another one"
-                )
+            _check_name(file)
         return inside
     if not path.name.lower().endswith(_SUFFIXES):
         raise D2OError(f"{path}: unknown suffix; {known}")
     if not path.is_file():
         raise D2OError(f"{path}: no such file; give a file or a folder of rows")
+    _check_name(path)
     return [path]
+
+
+def _check_name(file: Path) -> None:
+    """Check that Snakemake can take a file: braces are its wildcards, and it writes names to the terminal.
+
+    Raises:
+        D2OError: where it cannot.
+    """
+    reason = ""
+    if not texts.is_unicode(str(file)):
+        reason = "its name is not UTF-8"
+    elif texts.visible(file.name) != file.name:
+        reason = "a name with characters that are not seen"
+    elif {*"{}"} & {*file.name}:
+        reason = "a name with braces"
+    if reason:
+        raise D2OError(f"{texts.visible(str(file))}: {reason}; give the file another one")
 
 
 def file_rows(path: Path, reading: Reading | None = None) -> Iterator[tuple[int, Any]]:

@@ -37,6 +37,7 @@ def fetch(model: Model, run: Path | None, folder: Path) -> None:
             draft.facts["source"] = _convert_gguf(_packaged(model), draft.path)
         else:
             source = run or hub.locate(model)
+            model_folders.check_source(source)
             model_folders.link(source, draft.path)
             draft.facts["source"] = str(source)
         draft.facts["trust_remote_code"] = model_folders.trusts_code(run) if run else model.trust_remote_code
@@ -79,7 +80,7 @@ def _convert_gguf(path: Path, folder: Path) -> str:
 def _settle_tokenizer(folder: Path, template: str | None, context: int | None) -> None:
     """Write the context length, and a named template if there is one, into the folder's own tokenizer."""
     path = folder / "tokenizer_config.json"
-    config = json.loads(path.read_text()) if path.exists() else {}
+    config = model_folders.read_object(path) if path.exists() else {}
     if context:
         config["model_max_length"] = context
     if template:

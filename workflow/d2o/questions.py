@@ -18,6 +18,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +45,7 @@ _LONGEST = 1 << 17
 # Maximum GB that reading the questions of a task may take. The largest tasks of the harness have some hundred MB.
 _MEMORY = 4.0
 # Names of subjects become names of files, of tasks and a part of the prompt.
-_SUBJECT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+_SUBJECT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 _CSV = re.compile(r"(?:.*/)?(dev|test)/([^./][^/]*)_\1\.csv")
 _FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 
@@ -178,8 +179,14 @@ def _select(subjects: Iterable[str], wanted: list[str], origin: str) -> list[str
             )
         if not _SUBJECT.fullmatch(subject):
             raise D2OError(
-                f"{origin}: '{visible(subject)}' cannot name a subject: letters, digits, _ and - can; rename its "
-                f"files, or name the others in `subjects`"
+                f"{origin}: '{visible(subject)[:120]}' cannot name a subject: up to 100 letters, digits, _ and - "
+                f"can; rename its files, or name the others in `subjects`"
+            )
+    for first, second in pairwise(sorted(chosen, key=str.lower)):
+        if first.lower() == second.lower():
+            raise D2OError(
+                f"{origin}: the subjects {first} and {second} are one name where a file system ignores case; rename "
+                f"the files of one, or name one of them in `subjects`"
             )
     return chosen
 
@@ -301,6 +308,11 @@ def _checked(row: dict[str, Any], origin: str) -> dict[str, Any]:
         raise D2OError(
             f"{origin}: columns {', '.join(map(visible, row))}; expected {', '.join(QUESTION.names)}, as in cais/mmlu"
         )
-    if len(row["choices"]) != 4 or row["answer"] not in range(4):
-        raise D2OError(f"{origin}: expected four choices and an answer from 0 to 3")
-    return {name: row[name] for name in QUESTION.names}
+    question, choices, answer = (row[name] for name in QUESTION.names)
+    if not isinstance(question, str) or not isinstance(choices, list) or not isinstance(answer, int):
+        raise D2OError(
+            f"{origin}: expected a question that is a text, a list of choices and the number of the answer"
+        )
+    if len(choices) != 4 or not all(isinstance(choice, str) for choice in choices) or answer not in range(4):
+        raise D2OError(f"{origin}: expected four choices that are texts, and an answer from 0 to 3")
+    return {"question": question, "choices": choices, "answer": answer}

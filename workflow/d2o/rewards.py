@@ -8,7 +8,6 @@ accuracy on pairs of answers to one prompt there.
 
 from __future__ import annotations
 
-import json
 import math
 import random
 from collections.abc import Iterable, Mapping, Sequence
@@ -57,6 +56,7 @@ def make(reward: Reward, backbone: Path | None, rows: Path | None, negatives: Pa
 def _link(reward: Reward, folder: Path) -> Path:
     """Fill `folder` with links to the checkpoint, which is not copied. Returns the folder of the checkpoint."""
     located = hub.locate(reward.source)
+    model_folders.check_source(located)
     _check_head(located, reward.score_weights, reward.label)
     folder.mkdir()
     model_folders.link(located, folder)
@@ -65,19 +65,18 @@ def _link(reward: Reward, folder: Path) -> Path:
 
 def _check_head(folder: Path, name: str, label: str | None) -> None:
     """Check, without loading the model, that the head of a checkpoint has the output `label`, or just one output."""
-    path = folder / "config.json"
-    if not path.exists():
-        raise D2OError(f"{folder}: no config.json; is it a Hugging Face model folder?")
-    config = json.loads(path.read_text())
-    architectures = config.get("architectures") or []
+    config = model_folders.configuration(folder)
+    architectures, labels = config.get("architectures") or [], config.get("id2label") or {}
+    if not _is_list_of_texts(architectures) or not isinstance(labels, dict):
+        raise D2OError(f"{folder}/config.json: `architectures` is no list of texts, or `id2label` no object; mend it")
     if label is not None:
-        known = list(config.get("id2label", {}).values())
+        known = list(labels.values())
         if label not in known:
             names = ", ".join(visible(str(name)) for name in known) or "none"
             raise D2OError(f"{folder}: no label {label!r}; set `label` to one of: {names}")
         return
     if reward_inputs.is_classifier(architectures):
-        outputs = config.get("num_labels") or len(config.get("id2label", ("two", "by default")))
+        outputs = config.get("num_labels") or len(labels) or 2  # two by default
     elif (weights := reward_inputs.head_weights(folder, f"{name}.weight")) is not None:
         outputs = len(weights)
     else:
@@ -90,6 +89,10 @@ def _check_head(folder: Path, name: str, label: str | None) -> None:
         raise D2OError(
             f"{folder}: the head has {outputs} outputs and a score is one: choose another model, or set `label`"
         )
+
+
+def _is_list_of_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(one, str) for one in value)
 
 
 # Human labels ------------------------------------------------------------------------------------
