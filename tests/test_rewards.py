@@ -252,10 +252,12 @@ def test_source_is_linked_not_copied(tiny_model, tmp_path):
     reward = classifier(tmp_path / "given", tiny_model, 1, max_shard_size="200KB")
     for name in records.ABOUT:
         (tmp_path / "given" / name).write_text('{"of": "the source"}')
+    (tmp_path / "given" / "pytorch_model.bin").write_bytes(b"a pickle, which may run code")
     rewards.make(reward, None, None, None, tmp_path / "reward")
     files = [path for path in (tmp_path / "reward").iterdir() if path.name not in records.ABOUT]
     assert {path.name for path in files} >= {"config.json", "tokenizer.json", "model.safetensors.index.json"}
     assert all(path.is_symlink() and path.exists() for path in files)
+    assert not (tmp_path / "reward" / "pytorch_model.bin").exists()
     facts = records.read_manifest(tmp_path / "reward")
     assert facts["source"] == str(tmp_path / "given")
     weights = [name for name in facts["content"] if name.endswith(".safetensors")]
