@@ -332,6 +332,9 @@ def test_a_table_of_any_schema_is_compared_with_its_manifest(tmp_path):
     with records.artifact(table) as draft:
         records.write_table(draft.path, schemas.SCORES, [{"prompt_id": "p", "sample": 0, "score": 0.5}])
     assert records.read_any(table, ["score"])["score"].to_pylist() == [0.5]
+    with pytest.raises(D2OError, match=r"t\.parquet: no table with sum") as error:
+        records.read_any(table, ["sum"])
+    assert "\n" not in str(error.value)
     table.write_bytes(table.read_bytes().replace(b"score", b"scora"))
     with pytest.raises(D2OError, match=r"t\.parquet: gone or damaged since it was written"):
         records.read_any(table, ["scora"])

@@ -109,7 +109,8 @@ def read_any(path: str | os.PathLike, columns: Sequence[str]) -> pa.Table:
     except FileNotFoundError:
         raise D2OError(f"{path}: no such file; make it with: snakemake {path}") from None
     except (pa.ArrowException, OSError, KeyError, UnicodeDecodeError) as error:
-        raise D2OError(f"{path}: no table with {', '.join(columns)} ({error}); delete it and run again") from None
+        why = " ".join(str(error).split())
+        raise D2OError(f"{path}: no table with {', '.join(columns)} ({why}); delete it and run again") from None
 
 
 def _writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
