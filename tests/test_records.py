@@ -359,7 +359,12 @@ def test_what_a_manifest_says_is_no_terminal_code(tmp_path):
     shown = subprocess.run([sys.executable, "-m", "d2o", "show", tmp_path / "a.txt"], capture_output=True, text=True)
     verified = subprocess.run([sys.executable, "-m", "d2o", "verify", tmp_path], capture_output=True, text=True)
     assert "u009b2J" in shown.stdout and "u202e" in shown.stdout and "u001b[2Jgone: is gone" in verified.stdout
-    assert not {"\x9b", "\x1b", "\u202e"} & {*shown.stdout, *verified.stdout, *verified.stderr}
+    missing = subprocess.run(
+        [sys.executable, "-m", "d2o", "show", tmp_path / "\x1b[2J"], capture_output=True, text=True
+    )
+    assert missing.stderr.startswith("error: ") and "u001b[2J: no manifest" in missing.stderr
+    printed = (shown.stdout, verified.stdout, verified.stderr, missing.stderr)
+    assert not {"\x9b", "\x1b", "\u202e"} & {*"".join(printed)}
 
 
 def test_a_damaged_line_is_never_read_as_another():

@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from d2o import killed, settings
+from d2o import killed, settings, texts
 from d2o.errors import D2OError
 from d2o.settings import docs
 
@@ -41,7 +41,7 @@ def main() -> None:
     try:
         app()
     except D2OError as error:
-        sys.exit("\n".join(f"error: {line}" for line in str(error).splitlines()))
+        sys.exit("\n".join(f"error: {texts.visible(line)}" for line in str(error).splitlines()))
 
 
 def _command(section: type[settings.Section] | None = None):
@@ -527,10 +527,9 @@ def show(path: Annotated[Path, typer.Argument(help="an artifact, or its manifest
     import json
 
     from d2o import records
-    from d2o.texts import visible
 
     lines = json.dumps(records.read_manifest(path), indent=2, ensure_ascii=False).splitlines()
-    typer.echo("\n".join(map(visible, lines)))
+    typer.echo("\n".join(map(texts.visible, lines)))
 
 
 @app.command()
