@@ -207,8 +207,8 @@ def test_how_jobs_run_makes_nothing_again_and_reaches_the_next_ones(restored):
 def test_snapshots_are_answered_and_scored(restored):
     methods = CONFIG["methods"] | {"dpo": CONFIG["methods"]["dpo"] | {"train": {"snapshots": [1, 2]}}}
     restored.configure(restored.config | {"methods": methods})
-    per_model = {"answer_prompts": 3, "compute_heldout_logprobs": 3, "score_responses": 3}
-    assert restored.would_run() == {"train_method": 1, "answer_questions": 1, "write_report": 1} | per_model
+    per_model = {"answer_prompts": 3, "answer_questions": 3, "compute_heldout_logprobs": 3, "score_responses": 3}
+    assert restored.would_run() == {"train_method": 1, "write_report": 1} | per_model
     path = "results/demo/tiny/dpo/seed0/step2/responses.parquet"
     assert "--model results/demo/tiny/dpo/seed0/step2/model/manifest.json" in restored.snakemake("-n", "-p", path)
 

@@ -306,11 +306,26 @@ def made(tmp_path: Path, chosen: settings.Settings, **kind) -> tuple[Path, Page,
     return output.parent, page, table
 
 
+BLANK = (
+    b'<svg xmlns="http://www.w3.org/2000/svg" width="72pt" height="72pt" viewBox="0 0 72 72"><g id="figure_1"/></svg>'
+)
+
+
 @pytest.fixture(autouse=True)
-def svg_alone(monkeypatch):
-    """A report made in one test has no real PDF and PNG; reports that tests share are made before, and have them."""
-    draw = figures.render
-    monkeypatch.setattr(figures, "render", lambda *what: draw(*what) if what[1] == "svg" else b" " * 200)
+def undrawn(request, monkeypatch):
+    """A report made in one test has blank figures, and with the fixture `svgs` real SVG files alone; reports that
+    tests share are made before, and have all."""
+    draw, real = figures.render, "svgs" in request.fixturenames
+
+    def render(figure: Figure, kind: str) -> bytes:
+        return draw(figure, kind) if kind == "svg" and real else BLANK.ljust(200)
+
+    monkeypatch.setattr(figures, "render", render)
+
+
+@pytest.fixture
+def svgs():
+    """For tests that look into the figures of a report that they make."""
 
 
 @pytest.fixture(scope="module")
@@ -639,7 +654,7 @@ def test_every_file_has_a_manifest_and_the_page_names_its_inputs(full):
     assert records.read_manifest(folder / "figures/methods.svg")["settings"]["experiments"]["demo"]
 
 
-def test_the_same_artifacts_give_the_same_files(tmp_path):
+def test_the_same_artifacts_give_the_same_files(tmp_path, svgs):
     chosen = config(methods=["initial", "npo"], seeds=[0], judges=[], tasks=[])
     folder, _, _ = made(tmp_path, chosen)
     first = {
@@ -649,7 +664,7 @@ def test_the_same_artifacts_give_the_same_files(tmp_path):
     assert first == {name: next(folder.rglob(name)).read_bytes() for name in first}
 
 
-def test_snapshots_are_plotted_against_their_steps(tmp_path):
+def test_snapshots_are_plotted_against_their_steps(tmp_path, svgs):
     """From the initial model to the final one, in order of the steps, the seeds pooled; methods without none."""
     folder, page, _ = made(tmp_path, config(methods=["initial", "dpo", "d2o-steps"], judges=[], tasks=["mmlu"]))
     with (folder / "course.csv").open() as file:
@@ -853,7 +868,7 @@ def test_the_sheets_of_online_rounds(tmp_path):
     assert "d2o-online: online from step 10 on; every 10 steps fresh answers of the policy replace 50 % of" in html
 
 
-def test_the_scores_that_a_method_filters_its_pool_by(tmp_path):
+def test_the_scores_that_a_method_filters_its_pool_by(tmp_path, svgs):
     chosen = config(methods=["d2o-best"], rewards=[], judges=[], tasks=[])
     assert chosen.rewards.keys() == {"harm"} and chosen.models.keys() == {"smol"}
     made = Results(tmp_path, chosen)
