@@ -1,4 +1,4 @@
-# make demo       the whole chain on SmolLM2, about ten minutes on two cores with AVX-512 after the install
+# make demo       the whole chain on SmolLM2, six to eleven minutes on two cores with AVX-512 after the install
 # make test       linters, unit, contract and pipeline tests; with D2O_TEST_SLURM=1 and as root, those on a real
 #                 Slurm too, which they install by apt-get; with D2O_TEST_CHROMIUM=1 those in Chromium likewise, which
 #                 run anyway where there is one
