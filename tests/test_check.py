@@ -32,6 +32,7 @@ def test_the_whole_check_passes_here():
     assert steps == ["1 CPU rank, fp32", "1 CPU rank, bf16", "2 CPU ranks, bf16"]
 
 
+@pytest.mark.slow
 def test_an_attention_that_sees_other_keys_fails_the_kernel_and_the_forward(model, monkeypatch):
     """Responses do not see the last key of their prompt: one of seven hundred in the longest."""
     branches = attention._branches
@@ -61,6 +62,7 @@ def test_a_gradient_that_lacks_a_part_fails_the_kernel(monkeypatch):
 
 
 @pytest.mark.parametrize("fault", ["rate", "norm"])
+@pytest.mark.slow
 def test_a_step_that_differs_fails(model, tmp_path, monkeypatch, fault):
     truth = check._Change(1.0, torch.ones(4))
     other = truth._replace(norm=1.1) if fault == "norm" else truth._replace(weights=truth.weights * 1.5)

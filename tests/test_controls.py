@@ -43,6 +43,7 @@ def null_values(rng: np.random.Generator, prompts: int = 40) -> pd.DataFrame:
     return pd.concat(parts).assign(dataset="d", model="m", prompts="test", stratum="")
 
 
+@pytest.mark.slow
 def test_tables_of_nothing_have_no_arrows_and_intervals_that_hold_it():
     rng = np.random.default_rng(0)
     arrows, primary, held = 0, [], []

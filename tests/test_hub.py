@@ -134,6 +134,7 @@ def test_a_revision_may_be_a_pull_request(hub, tmp_path):
 
 
 @pytest.mark.parametrize("away", ["silent", "gone"])
+@pytest.mark.slow
 def test_a_hub_that_is_away_is_told_in_a_line(tmp_path, away):
     """Whichever HTTP library the Hub's client uses; a Hub that does not answer is not waited for forever."""
     server = socket.create_server(("127.0.0.1", 0))
@@ -195,6 +196,7 @@ _HEAD = b"HTTP/1.1 %d X\r\nContent-Type: application/json\r\n"
     (_pours, _HEAD % 307 + b"Location: /other\r\n\r\n", "a reply of more than 1,000,000 bytes"),
     (_pours, _HEAD % 200 + b"Content-Encoding: deflate\r\n\r\n" + _PACKED, "a reply of more than 1,000,000 bytes"),
 ])  # fmt: skip
+@pytest.mark.slow
 def test_a_hub_whose_reply_has_no_end_is_told_in_a_line(tmp_path, answer, begin, reason):
     """Each byte arrives in time."""
 
@@ -235,6 +237,7 @@ def serving(serve: Callable[[socket.socket], None]) -> Iterator[str]:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
+@pytest.mark.slow
 def test_a_file_may_take_longer_and_be_larger_than_other_replies(hub, tmp_path):
     """700 bytes in three seconds."""
     code = (
@@ -266,6 +269,7 @@ def test_no_message_holds_the_token_or_a_terminals_commands(hub, tmp_path):
         assert "\\u001b[31mbad credentials Bearer ***" in line and SECRET not in line
 
 
+@pytest.mark.slow
 def test_half_a_file_is_not_taken(hub, tmp_path):
     """The connection ends before the file does."""
     code = "from d2o import hub; from d2o.settings import Source; hub.locate(Source(hub='a/half', revision='main'))"

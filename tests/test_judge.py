@@ -346,6 +346,7 @@ def _hangs(request: BaseHTTPRequestHandler) -> None:
 
 # Retries after silence are not tested here; without a limit of its own, a slow drip lasts as long as all tries may.
 @pytest.mark.parametrize(("answer", "retries"), [(_drips, 20), (_hangs, 0)])
+@pytest.mark.slow
 def test_one_question_without_an_end_blocks_nothing(serve, tables, tmp_path, monkeypatch, answer, retries):
     monkeypatch.setattr(judge, "RETRIES", retries)
     monkeypatch.setattr(judge, "_PATIENCE", 4)
@@ -374,7 +375,7 @@ def test_an_error_is_not_read_to_its_end(serve, tables, tmp_path, answer):
     tracemalloc.stop()
     assert verdicts["p2", "initial-first"]["reason"] == "refused"
     assert verdicts["p1", "initial-first"]["verdict"] == "method"
-    assert peak < 30_000_000
+    assert peak < 150_000_000  # one part of 64 KB may unpack to 66 MB; all of them to 660
 
 
 def test_a_reply_that_is_packed_unasked_is_read(serve, tables, tmp_path):

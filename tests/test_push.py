@@ -263,6 +263,7 @@ def test_an_upload_that_breaks_off_is_told(hub, run, monkeypatch):
     assert hub.repositories["me/mended"]["files"] == {".gitattributes": b""}
 
 
+@pytest.mark.slow
 def test_a_hub_that_says_nothing_is_not_waited_for(run, tmp_path):
     """In a process of its own, whose client has no time limit yet."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
