@@ -12,6 +12,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Thread
 from types import SimpleNamespace
 
@@ -147,8 +148,7 @@ def test_a_hub_that_is_away_is_told_in_a_line(tmp_path, away):
         "print(hub.lacking('a/b', 'main', 'model'), hub.lacking('a/b', 'main', 'dataset'), sep='\\n')\n"
         "try:\n    hub.locate(Source(hub='a/b', revision='main'))\nexcept D2OError as error:\n    print(error)"
     )
-    variables = os.environ | {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
-    done = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True)
+    done = asking(address, tmp_path, code)
     assert done.returncode == 0, done.stderr[-2000:]
     one, other, fetched = done.stdout.splitlines()
     assert one == other and one.startswith("a/b@main: the Hub is not reached (")
@@ -214,12 +214,17 @@ def test_a_hub_whose_reply_has_no_end_is_told_in_a_line(tmp_path, answer, begin,
         "print(open('/proc/self/status').read().partition('VmHWM:')[2].split()[0])"
     )
     with serving(serve) as address:
-        variables = os.environ | {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
-        done = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, timeout=60)
+        done = asking(address, tmp_path, code)
     lacking, fetched, peak = done.stdout.splitlines()
     assert lacking == f"a/b@main: the Hub is not reached ({reason}); check the network, or give a local `path`"
     assert fetched.startswith("a/b@main: not in the Hub's cache and not fetched (")
     assert int(peak) < 500_000  # kilobytes
+
+
+def asking(address: str, home: Path, code: str, **more: str) -> subprocess.CompletedProcess[str]:
+    """Run Python code that asks a Hub at an address, with an empty cache."""
+    variables = os.environ | {"HF_ENDPOINT": address, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0"} | more
+    return subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, timeout=60)
 
 
 @contextlib.contextmanager
@@ -245,8 +250,7 @@ def test_a_file_may_take_longer_and_be_larger_than_other_replies(hub, tmp_path):
         "hub._PATIENCE, hub._SPANS, hub._LARGEST = 1, 2, 500\n"
         "print(hub.locate(Source(hub='a/slow', revision='main')))"
     )
-    variables = os.environ | {"HF_ENDPOINT": hub[0], "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
-    done = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True)
+    done = asking(hub[0], tmp_path, code)
     assert COMMIT in done.stdout, done.stderr[-2000:]
     (weights,) = tmp_path.glob(f"hub/models--a--slow/snapshots/{COMMIT}/model.safetensors")
     assert weights.read_bytes() == b"weights" * 100
@@ -259,9 +263,7 @@ def test_no_message_holds_the_token_or_a_terminals_commands(hub, tmp_path):
         "print(hub.lacking('a/barred', 'main', 'model'))\n"
         "try:\n    hub.locate(Source(hub='a/barred', revision='main'))\nexcept D2OError as error:\n    print(error)"
     )
-    variables = os.environ | {"HF_ENDPOINT": hub[0], "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
-    variables["HF_TOKEN"] = SECRET
-    done = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True)
+    done = asking(hub[0], tmp_path, code, HF_TOKEN=SECRET)
     lines = done.stdout.splitlines()
     assert len(lines) == 2, done.stderr[-2000:]
     for line in lines:
@@ -273,16 +275,14 @@ def test_no_message_holds_the_token_or_a_terminals_commands(hub, tmp_path):
 def test_half_a_file_is_not_taken(hub, tmp_path):
     """The connection ends before the file does."""
     code = "from d2o import hub; from d2o.settings import Source; hub.locate(Source(hub='a/half', revision='main'))"
-    variables = os.environ | {"HF_ENDPOINT": hub[0], "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
-    done = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True)
+    done = asking(hub[0], tmp_path, code)
     assert "D2OError: a/half@main: not in the Hub's cache and not fetched (" in done.stderr
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
 def test_a_file_of_another_digest_is_not_taken(hub, tmp_path):
     code = "from d2o import hub; from d2o.settings import Source; hub.locate(Source(hub='a/forged', revision='main'))"
-    variables = os.environ | {"HF_ENDPOINT": hub[0], "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
-    done = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True)
+    done = asking(hub[0], tmp_path, code)
     blob = tmp_path / "hub" / "models--a--forged" / "blobs" / ("0" * 64)
     assert f"D2OError: a/forged@main: model.safetensors is not the file of the Hub; delete {blob}" in done.stderr
 
@@ -295,8 +295,7 @@ def test_a_hub_that_wants_fewer_requests_is_waited_for(hub, tmp_path):
         "print(hub.lacking('a/busy', 'main', 'model'))\n"
         "print(hub.locate(Source(hub='a/busy', revision='main')))"
     )
-    variables = os.environ | {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
-    done = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True)
+    done = asking(address, tmp_path, code)
     lacking, folder = done.stdout.splitlines()
     assert lacking == "None" and COMMIT in folder, done.stderr[-2000:]
     assert done.stderr.count("a/busy: the Hub wants fewer requests; waiting 2 s") == asked.count(BUSY) - 2 == 1
