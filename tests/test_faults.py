@@ -101,6 +101,11 @@ class Run:
                 second = Run(self._project, log="second.log")
                 refused = second.wait(300) == 1 and "cannot be locked" in second.printed()
                 assert refused or self.wait(0) is not None, second.printed()[-2000:]  # or the first run has ended
+            case "disk":  # full until the run ends
+                ballast = self._project.folder / "results" / "ballast"
+                fill(ballast, random.randrange(1 << 20))
+                self.wait(300)
+                ballast.unlink()
             case "bit" | "page":
                 files = sorted((self._project.folder / "results").rglob("*"))
                 if whole := [path for path in files if keeps_data(path)]:
@@ -112,7 +117,7 @@ VICTIMS = ("snakemake", "stage", "SIGTERM", "everything", "table", "clock", "sec
 # A small sample has only these faults, which most users will meet.
 SAMPLE = ("stage", "SIGTERM", "disk", "everything")
 SAMPLED = len(SAMPLE) >= FAULTS
-# Faults after which Snakemake goes on to its end, or to the job that fails.
+# Faults after which the run goes on, to its end or to the job that fails; others may strike it on the way.
 HARMLESS = ("table", "clock", "second", "bit", "page")
 # Faults after which a table may be gone: it vanished, or was deleted because a message asked for it.
 GONE = ("table", "bit", "page")
@@ -154,12 +159,12 @@ def disturbed(undisturbed, tiny_model, tmp_path):
         subprocess.run(["umount", "-l", disk], check=True)
 
 
-def fill(project: Project, free: int) -> Path:
-    """Leave `free` bytes on the disk of results; returns the file that takes up the rest."""
-    ballast = project.folder / "results" / "ballast"
+def fill(ballast: Path, free: int) -> None:
+    """Leave at most `free` bytes on the disk of a file, which takes up the rest."""
     with ballast.open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(ballast.parent).free - free)
-    return ballast
+        while (left := shutil.disk_usage(ballast.parent).free - free) > 0:
+            with suppress(OSError):  # a job has taken them meanwhile
+                os.posix_fallocate(file.fileno(), ballast.stat().st_size, left)
 
 
 def _parent(process: psutil.Process) -> int | None:
@@ -253,32 +258,25 @@ def test_whatever_dies_the_same_command_ends_with_the_same(undisturbed, disturbe
         victims = SAMPLE if SAMPLED else VICTIMS
         if not (project.folder / "results").is_mount():
             victims = [victim for victim in victims if victim != "disk"]
-        over = False
-        while len(struck) < FAULTS and not over:
+        run, before = Run(project), len(struck)
+        # Until a run ends by itself: it was done, or met what a fault has damaged.
+        while len(struck) < FAULTS and run.wait(after := chance.uniform(2, 30)) is None:
             dealt = dealt or chance.sample(victims, len(victims))
-            victim, after = dealt[-1], chance.uniform(2, 40)
-            ballast = fill(project, chance.randrange(1 << 20)) if victim == "disk" else None
-            run = Run(project, *["--no-hooks"] * (victim == "disk"))  # a hook would report it before the first job
-            if victim == "disk":
-                over = run.wait(300) == 0  # the rest of the run had room
-                fault = {"doing": "full" if "No space left" in run.printed() else "-"}
-                # Or it met first what an earlier fault has damaged.
-                expected_end = fault["doing"] == "full" or re.search(f"GB are free|{DELETE}", run.printed())
-                assert over or expected_end, run.printed()[-3000:]
-                ballast.unlink()
-            elif run.wait(after) is None:
-                fault = {"after": round(after, 1), "doing": run.strike(victim, chance)}
-                ended = run.wait(300 if victim in HARMLESS else 120)
-                assert ended is not None, fault
-                over = ended == 0
-                if chance.random() < 0.5:  # else processes that Snakemake left meet the next run
-                    psutil.wait_procs(run.stages(), timeout=120)
-                subprocess.run([*ALL, "--unlock"], cwd=project.folder, capture_output=True)
-            else:
-                over = True
-                break
-            struck.append({"victim": dealt.pop(), **fault})
-            print(json.dumps(struck[-1]), flush=True)
+            victim = dealt.pop()
+            fault = {"victim": victim, "after": round(after, 1), "doing": run.strike(victim, chance)}
+            struck.append(fault)
+            print(json.dumps(fault), flush=True)
+            if victim in HARMLESS:
+                continue
+            ended = run.wait(120)
+            assert ended is not None, fault
+            if victim == "disk" and ended != 0 and not any(one["victim"] in GONE for one in struck[before:]):
+                assert re.search("No space left|GB are free", run.printed()), run.printed()[-3000:]
+            if chance.random() < 0.5:  # else processes that Snakemake left meet the next run
+                psutil.wait_procs(run.stages(), timeout=120)
+            subprocess.run([*ALL, "--unlock"], cwd=project.folder, capture_output=True)
+            run = Run(project)
+        assert run.wait(600) is not None, run.printed()[-3000:]
         mended(project)
         there = made(project)
         vanished = {name for name in expected if name.endswith(".parquet") and name not in there}
