@@ -185,16 +185,23 @@ def finished(project: Project) -> None:
         run = Run(project)
         if run.wait(300) == 0:
             return
-        printed = run.printed()
-        if "--unlock" in printed:
-            subprocess.run([*ALL, "--unlock"], cwd=project.folder, check=True, capture_output=True)
-        elif "another process is at work here" in printed:  # processes of a killed Snakemake
-            psutil.wait_procs(run.stages(), timeout=120)
-        elif told := re.search(f"(?:error: |^)(\\S+): .*{DELETE}", printed, re.MULTILINE):
-            delete(project, *told.groups())
-        else:
-            pytest.fail(printed[-4000:])
-    pytest.fail(f"it never ends: {printed[-4000:]}")
+        if not remedied(project, run):
+            pytest.fail(run.printed()[-4000:])
+    pytest.fail(f"it never ends: {run.printed()[-4000:]}")
+
+
+def remedied(project: Project, run: Run) -> bool:
+    """Do what the message of a run that failed asks for; False where it asks for nothing."""
+    printed = run.printed()
+    if "--unlock" in printed:
+        subprocess.run([*ALL, "--unlock"], cwd=project.folder, check=True, capture_output=True)
+    elif "another process is at work here" in printed:  # processes of a killed Snakemake
+        psutil.wait_procs(run.stages(), timeout=120)
+    elif told := re.search(f"(?:error: |^)(\\S+): .*{DELETE}", printed, re.MULTILINE):
+        delete(project, *told.groups())
+    else:
+        return False
+    return True
 
 
 # The remedy for a damaged file, or for a table that has vanished from a folder whose manifest Snakemake knows.
@@ -259,8 +266,12 @@ def test_whatever_dies_the_same_command_ends_with_the_same(undisturbed, disturbe
         if not (project.folder / "results").is_mount():
             victims = [victim for victim in victims if victim != "disk"]
         run, before = Run(project), len(struck)
-        # Until a run ends by itself: it was done, or met what a fault has damaged.
-        while len(struck) < FAULTS and run.wait(after := chance.uniform(2, 30)) is None:
+        while len(struck) < FAULTS and (ended := run.wait(after := chance.uniform(2, 30))) != 0:
+            if ended:  # it met what a fault has left
+                if not remedied(project, run):
+                    break
+                run = Run(project)
+                continue
             dealt = dealt or chance.sample(victims, len(victims))
             victim = dealt.pop()
             fault = {"victim": victim, "after": round(after, 1), "doing": run.strike(victim, chance)}
