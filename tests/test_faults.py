@@ -99,7 +99,8 @@ class Run:
                         os.utime(path, 2 * (random.uniform(9e8, 2.2e9),), follow_symlinks=False)
             case "second":  # Snakemake in the same folder
                 second = Run(self._project, log="second.log")
-                refused = second.wait(300) == 1 and "cannot be locked" in second.printed()
+                # Or it looked at a folder just when the first run put it in its place.
+                refused = second.wait(300) == 1 and re.search("cannot be locked|concurrent process", second.printed())
                 assert refused or self.wait(0) is not None, second.printed()[-2000:]  # or the first run has ended
             case "disk":  # full until the run ends
                 ballast = self._project.folder / "results" / "ballast"
