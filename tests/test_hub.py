@@ -34,6 +34,8 @@ REFUSED = {
     "/api/datasets/a/rows/revision/old": (404, "RevisionNotFound"),
     "/api/models/a/barred/revision/main": (403, "Barred"),
 }
+# A data set whose files are refused after its revision was told.
+BARRED = f"/api/datasets/a/barred/tree/{COMMIT}"
 SECRET = "hf_planted"
 # The first requests to it are refused, with the seconds to wait in the Hub's own header.
 BUSY = "/api/models/a/busy/revision/main"
@@ -59,6 +61,10 @@ ANSWERS = {
     "/api/models/a/named/revision/main": {"id": "a/named", "cardData": {"license": "other", "license_name": "mine"}},
     "/api/datasets/a/two/revision/main": {"id": "a/two", "cardData": {"license": ["mit", "cc0-1.0"]}},
     "/api/datasets/a/plain/revision/main": {"id": "a/plain"},
+    **{
+        f"/api/datasets/a/barred/revision/{revision}": {"id": "a/barred", "sha": COMMIT, "siblings": []}
+        for revision in ("main", COMMIT)
+    },
     "/api/models/a/bin/auth-check": {},
 }
 
@@ -78,8 +84,8 @@ def hub():
                 self.send_header("Content-Length", "0")
                 self.end_headers()
                 return
-            if self.path in REFUSED:
-                status, code = REFUSED[self.path]
+            if self.path in REFUSED or self.path.startswith(BARRED):
+                status, code = REFUSED.get(self.path, (403, "Barred"))
                 self.send_response(status)
                 self.send_header("X-Error-Code", code)
                 if status == 403:
@@ -89,6 +95,8 @@ def hub():
                 return
             content = json.dumps(ANSWERS[self.path]).encode() if self.path in ANSWERS else FILES.get(name)
             self.send_response(404 if content is None else 200)
+            if content is None:
+                self.send_header("X-Error-Code", "EntryNotFound")
             slow = self.path.startswith("/a/slow/")
             self.send_header("Content-Length", str(len(content or b"") * (100 if slow else 1)))
             # The Hub's cache takes the ETag of a large file for its SHA-256.
@@ -100,7 +108,7 @@ def hub():
                     self.wfile.write((content or b"")[: 3 if self.path.startswith("/a/half/") else None])
                     time.sleep(0.03 * slow)
 
-        do_HEAD = do_GET
+        do_HEAD = do_POST = do_GET
 
         def log_message(self, *_):
             pass
@@ -258,16 +266,35 @@ def test_a_file_may_take_longer_and_be_larger_than_other_replies(hub, tmp_path):
 
 def test_no_message_holds_the_token_or_a_terminals_commands(hub, tmp_path):
     """Which a Hub's own message may echo."""
-    code = (
-        "from d2o import hub; from d2o.errors import D2OError; from d2o.settings import Source\n"
-        "print(hub.lacking('a/barred', 'main', 'model'))\n"
-        "try:\n    hub.locate(Source(hub='a/barred', revision='main'))\nexcept D2OError as error:\n    print(error)"
-    )
+    task = {"task": "barred", "dataset_path": "a/barred", "output_type": "multiple_choice", "test_split": "test",
+            "doc_to_text": "q", "doc_to_choice": ["a", "b"], "doc_to_target": 0}  # fmt: skip
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "barred.yaml").write_text(yaml.safe_dump(task))
+    code = f"""
+from pathlib import Path
+from d2o import datasets, hub, questions
+from d2o.errors import D2OError
+from d2o.settings import Questions, Reading, Source
+
+print(hub.lacking("a/barred", "main", "model"))
+barred = dict(hub="a/barred", revision="main")
+task = Questions(task="barred", include={str(tmp_path / "tasks")!r}, revision="main")
+for refused in (
+    lambda: hub.locate(Source(**barred)),
+    lambda: list(datasets.rows(Reading(format="negatives", train=["train"], **barred))),
+    lambda: questions.fetch(Questions(**barred), Path("barred")),
+    lambda: questions.fetch(task, Path("barred")),
+):
+    try:
+        refused()
+    except D2OError as error:
+        print(error)
+"""
     done = asking(hub[0], tmp_path, code, HF_TOKEN=SECRET)
     lines = done.stdout.splitlines()
-    assert len(lines) == 2, done.stderr[-2000:]
+    assert len(lines) == 5, done.stderr[-2000:]
     for line in lines:
-        assert line.startswith("a/barred@main: ") and line.isprintable()
+        assert line.startswith("a/barred") and line.isprintable()
         assert "\\u001b[31mbad credentials Bearer ***" in line and SECRET not in line
 
 

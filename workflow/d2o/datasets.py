@@ -184,7 +184,7 @@ def _hub_rows(reading: Reading, split: str) -> Iterator[tuple[int, Any]]:
         raise _too_large(f"{reading.hub}, split {split}", number) from error
     except Exception as error:  # any error that a repository's files cause (a script, odd YAML), or the network
         raise D2OError(
-            f"{reading.hub}, split {split}, revision {reading.revision}: {texts.line(error)}; "
+            f"{reading.hub}, split {split}, revision {reading.revision}: {hub.reason(error)}; "
             f"check hub, name, revision and splits, and that the Hub can be reached"
         ) from None
 

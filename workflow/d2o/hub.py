@@ -148,7 +148,7 @@ def lacking(repository: str, revision: str, kind: Literal["model", "dataset"]) -
     except Exception as error:  # of the HTTP library that the Hub's client uses, or of an invalid reply
         if _seconds_to_wait(error) is not None:
             return None  # a limit on requests does not mean that the repository is missing
-        return f"{name}: the Hub is not reached ({_reason(error)}); check the network, or give a local `path`"
+        return f"{name}: the Hub is not reached ({reason(error)}); check the network, or give a local `path`"
     if kind == "model" and not any(file.rfilename.endswith(".safetensors") for file in files):
         return (
             f"{name}: no .safetensors file; other formats can run code: convert it, or name a revision that has one"
@@ -199,7 +199,7 @@ def _download(source: Source) -> Path:
         folder = Path(patiently(source.hub, download))
     except Exception as error:  # as above
         raise D2OError(
-            f"{source.hub}@{source.revision}: not in the Hub's cache and not fetched ({_reason(error)}); "
+            f"{source.hub}@{source.revision}: not in the Hub's cache and not fetched ({reason(error)}); "
             f"check the id, the network and HF_TOKEN, or give a local `path`"
         ) from None
     for file in folder.glob("*.safetensors"):
@@ -241,7 +241,7 @@ def _seconds_to_wait(error: BaseException | None) -> int | None:
     return None
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     """Why the Hub gave nothing, in a line without the token; without queries of addresses, which may be signed."""
     from huggingface_hub import get_token
 

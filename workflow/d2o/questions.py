@@ -138,9 +138,8 @@ def _hub_splits(source: Questions, task: ConfigurableTask, options: dict[str, An
         return hub.patiently(path, load)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         _pass_on_memory_error(error)
-        reason = line(error)
         raise D2OError(
-            f"{path} of {task.config.task}: not fetched ({reason}); check the revision, the network and HF_TOKEN, "
+            f"{path} of {task.config.task}: not fetched ({hub.reason(error)}); check the revision, the network and HF_TOKEN, "
             "or name local files in `data`"
         ) from None
 
@@ -287,9 +286,8 @@ def _hub(source: Questions) -> Readers:
             return hub.patiently(source.hub, ask)
         except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
             _pass_on_memory_error(error)
-            reason = line(error)
             raise D2OError(
-                f"{source.hub}@{source.revision}: not fetched ({reason}); check the id, the revision, the "
+                f"{source.hub}@{source.revision}: not fetched ({hub.reason(error)}); check the id, the revision, the "
                 "network and HF_TOKEN, or give a local `path`"
             ) from None
 
