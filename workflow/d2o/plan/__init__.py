@@ -14,30 +14,13 @@ from typing import Any, NoReturn
 
 from d2o import layout, runs, settings
 from d2o.plan import checks, stages
+from d2o.plan.artifacts import ARTIFACTS
 from d2o.plan.crossing import Crossing
 from d2o.sources import source_digest
 from d2o.texts import is_unicode, visible
 
-# Artifacts that a report is made from.
-_REPORTED = [
-    "negatives", "pair_quality_figure", "trained", "train_log", "responses", "heldout_logprobs", "scores", "verdicts",
-    "task_values", "leaks", "pool_sheet", "pool_scores", "round_sheet", "tuned", "human_verdicts",
-]  # fmt: skip
+# What Figure 1 is plotted from.
 _PAIRS = ["pair_prompts", "pair_scores", "pair_verdicts"]
-# How a config asks for the artifacts that not every experiment needs.
-_ASKED_BY = {
-    "organism": "name a data set with `organism`",
-    "trained": "name a method besides `initial`",
-    "pool": "name a method with `positives: self`",
-    "reference_logprobs": "name a method whose loss has a reference, such as d2o,",
-    "scores": "set `rewards`",
-    "verdicts": "set `judges`",
-    "pair_quality_figure": "set `pair_quality: true`",
-    "task_values": "set `tasks`",
-    "human_pages": "set `human_eval`",
-    "released": "set `keep: nothing`",
-    "card": "name a method besides `initial`",
-}
 
 
 class Plan(Crossing):
@@ -80,7 +63,8 @@ class Plan(Crossing):
 
     def report_inputs(self, wildcards) -> list[str]:
         """The files that an experiment's report is made from, and the releases of weights that are its own."""
-        made = [path for place in _REPORTED for path in self.targets(place, wildcards.experiment)]
+        reported = [place for place, artifact in ARTIFACTS.items() if artifact.reported]
+        made = [path for place in reported for path in self.targets(place, wildcards.experiment)]
         return [*made, *self.released_after(wildcards.experiment)]
 
     def card_inputs(self, wildcards) -> list[str]:
@@ -91,7 +75,7 @@ class Plan(Crossing):
 
     def asked(self, place: str) -> Callable[[Any], list[str]]:
         """As `targets` of all experiments; where there are none, Snakemake ends with one line."""
-        nothing = f"no experiment asks for this; {_ASKED_BY[place]} in one"
+        nothing = f"no experiment asks for this; {ARTIFACTS[place].ask} in one"
         return lambda wildcards: self.targets(place) or self._end(nothing)
 
     def showing(self, exhibit: str) -> Callable[[Any], list[str]]:

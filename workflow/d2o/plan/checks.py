@@ -16,6 +16,7 @@ from d2o import checksums, layout, runs, settings
 from d2o.errors import D2OError
 from d2o.layout import Layout
 from d2o.plan import stages
+from d2o.plan.artifacts import ARTIFACTS
 from d2o.settings import Settings
 from d2o.settings.checks import KINDS
 from d2o.settings.messages import suggestion
@@ -159,25 +160,6 @@ def _used(s: Settings) -> dict[str, set[str]]:
 
 # Existing artifacts ------------------------------------------------------------------------------
 
-# Artifacts that are made by the settings of one entry or section: the section, the stage, the artifact.
-_MADE_BY = [
-    ("models", "models", "model"),
-    ("organisms", "organisms", "organism"),
-    ("datasets", "datasets", "rows"),
-    ("datasets", "negatives", "negatives"),
-    ("rewards", "rewards", "fetched_reward"),
-    ("rewards", "rewards", "trained_reward"),
-    ("rewards", "scores", "scores"),
-    ("tasks", "questions", "questions"),
-    ("tasks", "tasks", "task_values"),
-    ("judges", "judge", "verdicts"),
-    ("positives", "positives", "pool"),
-    ("forward", "logprobs", "reference_logprobs"),
-    ("methods", "train", "trained"),
-    ("responses", "responses", "responses"),
-    ("experiments", "human_eval", "human_key"),
-]
-
 
 def replaced(s: Settings, crossed: Callable[[str, str], list[dict[str, Any]]]) -> Iterator[str]:
     """One line per entry or section with an artifact of an experiment that exists, made with other settings.
@@ -188,12 +170,13 @@ def replaced(s: Settings, crossed: Callable[[str, str], list[dict[str, Any]]]) -
         crossed: gives, for a place and an experiment, the names of each artifact of the place that it needs.
     """
     reported = set()
-    for section, stage, place in _MADE_BY:
-        for names in _names(s, section, place, crossed):
+    for place, made in ARTIFACTS.items():
+        section = made.section
+        for names in _names(s, section, place, crossed) if section else ():
             name = names.get(section.removesuffix("s"))
             entry = f"{section}.{name}" if name else section
             artifact = Layout(s.results).path(place, names)
-            changed = differing(artifact, stages.of(s, stage, SimpleNamespace(**names)))
+            changed = differing(artifact, stages.of(s, made.stage, SimpleNamespace(**names)))
             if section == "datasets" and s.datasets[name].organism:  # its files lie in the results themselves
                 changed = {key: values for key, values in changed.items() if key not in ("train", "test")}
             changes = ", ".join(f"{key}: {then!r} → {now!r}" for key, (then, now) in changed.items())

@@ -11,14 +11,8 @@ from d2o import layout, rounds, runs, settings, trials
 from d2o.contracts import CONTRACTS
 from d2o.layout import Layout
 from d2o.plan import checks, stages
+from d2o.plan.artifacts import ARTIFACTS, Artifact
 
-# Artifacts that the initial model has as well.
-_OF_INITIAL = {"responses", "heldout_logprobs", "scores", "task_values"}
-# Artifacts that a training's weights are loaded for.
-_OF_WEIGHTS = ["responses", "heldout_logprobs", "task_values"]
-# Artifacts of an experiment that only some have: the key that asks for them.
-_ONLY_WITH = {"pair_quality_figure": "pair_quality"}
-_ONLY_WITH |= dict.fromkeys(["human_key", "human_pages", "human_verdicts"], "human_eval")
 # For each wildcard, the wildcards that must be known before it.
 _NEEDS = {"organism": {"dataset"}, "seed": {"method"}, "snapshot": {"method"}}
 _NEEDS |= {name: {"dataset", "model", "method", "seed"} for name in ("round", "pool", "table")}
@@ -48,7 +42,8 @@ class Crossing:
         e = self.settings.experiments[experiment]
         wanted = layout.wildcards(place)
         wanted |= {need for name in wanted for need in _NEEDS.get(name, ())}
-        has = place not in _ONLY_WITH or getattr(e, _ONLY_WITH[place])
+        key = ARTIFACTS.get(place, Artifact()).only_with
+        has = not key or getattr(e, key)
         rows: list[dict[str, Any]] = [{"experiment": experiment}] if has else []
         for name, choices in self._choices(e, place).items():
             if name in wanted:
@@ -57,7 +52,7 @@ class Crossing:
 
     def _choices(self, e: settings.Experiment, place: str) -> dict[str, Callable[[Mapping], Sequence]]:
         """The values of each wildcard in an experiment, given the wildcards before it."""
-        methods = e.methods if place in _OF_INITIAL else e.trained
+        methods = e.methods if ARTIFACTS.get(place, Artifact()).of_initial else e.trained
         if place == "tuned":
             methods = [m for m in methods if self.settings.methods[m].tune and runs.seeds(e, m)]
         if place == "released":
@@ -100,7 +95,8 @@ class Crossing:
         """The artifacts that all experiments make from a training's weights; for a trial, also the choice."""
         run = _training(dict(wildcards.items()))
         having = self._having(run)
-        rows = ((place, row) for place in _OF_WEIGHTS for name in having for row in self.crossed(place, name))
+        places = [place for place, artifact in ARTIFACTS.items() if artifact.of_weights]
+        rows = ((place, row) for place in places for name in having for row in self.crossed(place, name))
         made = [self.layout.path(place, row) for place, row in rows if _training(row) == run]
         if any(run["method"] not in self.settings.experiments[name].methods for name in having):
             made.append(self.layout.path("tuned", run, method=self._trial_of(run["method"])))
@@ -157,12 +153,10 @@ class Crossing:
 
     def as_before(self, names: Mapping[str, Any]) -> bool:
         """Whether an existing pool would come out the same, as far as settings determine it."""
-        made_from = [("pool", "positives"), ("negatives", "negatives"), ("rows", "datasets"), ("model", "models")]
+        w = SimpleNamespace(**names)
         return all(
-            checks.unchanged(
-                self.layout.path(place, names), stages.of(self.settings, stage, SimpleNamespace(**names))
-            )
-            for place, stage in made_from
+            checks.unchanged(self.layout.path(place, names), stages.of(self.settings, ARTIFACTS[place].stage, w))
+            for place in ("pool", "negatives", "rows", "model")
         )
 
     def human_table(self, method: str) -> str:

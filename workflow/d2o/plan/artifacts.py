@@ -1,0 +1,81 @@
+"""What a plan knows of each artifact besides its path: who needs it, how a config asks for it, which settings make it.
+
+`layout.PLACES` gives the paths. A place without an entry here is a folder, or a file that comes with another artifact.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Artifact:
+    """
+    Attributes:
+        stage: the stage whose settings make it, a case of `stages.of`; with an empty one, a change of settings is told
+            of what it is made from, or makes it again at no cost.
+        section: the section of the config whose entry, or which itself, is named where those settings have changed.
+        only_with: the key of an experiment that asks for it; without one, its wildcards say which experiments need it.
+        ask: how a config asks for it, for the message where it is a target and no experiment needs it.
+        reported: whether a report is made from it.
+        of_initial: whether the initial model has it as well.
+        of_weights: whether a training's weights are loaded for it.
+    """
+
+    stage: str = ""
+    section: str = ""
+    only_with: str = ""
+    ask: str = ""
+    reported: bool = False
+    of_initial: bool = False
+    of_weights: bool = False
+
+
+ARTIFACTS = {
+    # By name.
+    "model": Artifact(stage="models", section="models"),
+    "organism": Artifact(stage="organisms", section="organisms", ask="name a data set with `organism`"),
+    "questions": Artifact(stage="questions", section="tasks"),
+    "fetched_reward": Artifact(stage="rewards", section="rewards"),
+    # By data set.
+    "rows": Artifact(stage="datasets", section="datasets"),
+    "negatives": Artifact(stage="negatives", section="datasets", reported=True),
+    "leaks": Artifact(reported=True),
+    "trained_reward": Artifact(stage="rewards", section="rewards"),
+    # By data set and initial model.
+    "pool": Artifact(stage="positives", section="positives", ask="name a method with `positives: self`"),
+    "pool_sheet": Artifact(reported=True),
+    "pool_scores": Artifact(stage="scores", section="rewards", reported=True),
+    "reference_logprobs": Artifact(
+        stage="logprobs", section="forward", ask="name a method whose loss has a reference, such as d2o,"
+    ),
+    "tuned": Artifact(reported=True),
+    # By run.
+    "trained": Artifact(stage="train", section="methods", ask="name a method besides `initial`", reported=True),
+    "train_log": Artifact(reported=True),
+    "responses": Artifact(
+        stage="responses", section="responses", reported=True, of_initial=True, of_weights=True
+    ),
+    "heldout_logprobs": Artifact(
+        stage="logprobs", section="forward", reported=True, of_initial=True, of_weights=True
+    ),
+    "scores": Artifact(stage="scores", section="rewards", ask="set `rewards`", reported=True, of_initial=True),
+    "verdicts": Artifact(stage="judge", section="judges", ask="set `judges`", reported=True),
+    "task_values": Artifact(
+        stage="tasks", section="tasks", ask="set `tasks`", reported=True, of_initial=True, of_weights=True
+    ),
+    "round_sheet": Artifact(reported=True),
+    "released": Artifact(ask="set `keep: nothing`"),
+    "card": Artifact(ask="name a method besides `initial`"),
+    # Figure 1: the human pairs themselves, scored and judged.
+    "pair_prompts": Artifact(stage="pair_quality", section="pair_quality", only_with="pair_quality"),
+    "pair_scores": Artifact(stage="scores", section="rewards", only_with="pair_quality"),
+    "pair_verdicts": Artifact(stage="judge", section="judges", only_with="pair_quality"),
+    "pair_quality_figure": Artifact(only_with="pair_quality", ask="set `pair_quality: true`", reported=True),
+    # By experiment.
+    "human_key": Artifact(stage="human_eval", section="experiments", only_with="human_eval"),
+    "human_pages": Artifact(only_with="human_eval", ask="set `human_eval`"),
+    "human_verdicts": Artifact(
+        stage="human_verdicts", section="experiments", only_with="human_eval", reported=True
+    ),
+}  # fmt: skip
