@@ -1,6 +1,6 @@
-"""What a plan knows of each artifact besides its path: who needs it, how a config asks for it, which settings make it.
+"""What a plan knows of each artifact besides its path: who needs it, how one asks for it, which settings make it.
 
-`layout.PLACES` gives the paths. A place without an entry here is a folder, or a file that comes with another artifact.
+`layout.PLACES` gives the paths. A place without an entry is a folder, or a file that comes with another artifact.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ from dataclasses import dataclass
 class Artifact:
     """
     Attributes:
-        stage: the stage whose settings make it, a case of `stages.of`; with an empty one, a change of settings is told
-            of what it is made from, or makes it again at no cost.
-        section: the section of the config whose entry, or which itself, is named where those settings have changed.
-        only_with: the key of an experiment that asks for it; without one, its wildcards say which experiments need it.
-        ask: how a config asks for it, for the message where it is a target and no experiment needs it.
+        stage: the stage whose settings make it, a case of `stages.of`. Without one, a change of settings is told of
+            what it is made from, or it is made again at no cost.
+        section: the section of the config that is named where those settings have changed, or an entry of it.
+        only_with: the key of an experiment that asks for it. Without one, every experiment with the names in its path
+            needs it.
+        ask: how a config asks for it: for the message where it is a target that no experiment needs.
         reported: whether a report is made from it.
         of_initial: whether the initial model has it as well.
         of_weights: whether a training's weights are loaded for it.
