@@ -14,6 +14,9 @@ Messages = Sequence[Mapping[str, str]]
 
 # Tokens of this form control a template, whether or not a tokenizer calls them special.
 _CONTROL = re.compile(r"<[|｜].+[|｜]>|\[\|.+\|\]", re.DOTALL)
+_ANYTHING = re.compile(".+", re.DOTALL)
+# A word joiner: invisible, and no part of any token.
+_JOINER = "\u2060"
 
 
 def load_tokenizer(folder: Path):
@@ -52,23 +55,43 @@ def as_data(tokenizer, text: str) -> str:
     """A text with its special tokens broken up, so that the tokenizer reads them as plain text.
 
     A word joiner (U+2060) breaks up whatever the tokenizer would read as a special token, or as another marker that
-    its template writes. So no prompt and no answer can end its turn, or begin another role's, by `<|im_end|>`.
+    its template writes. So no prompt and no answer can end its turn, or begin another role's, by `<|im_end|>`; nor by
+    what the tokenizer's normalisation makes one, such as `［SEP］` in full-width characters.
     """
-    return break_up(_special(tokenizer), text)
+    special, joiner = _special(tokenizer)
+    text = break_up(special, text, joiner)
+    normalizer = _normalizer(tokenizer)
+    if normalizer is None or not special.search(normalizer.normalize_str(text)):
+        return text
+    from tokenizers import NormalizedString, Regex
+
+    whole = NormalizedString(text)
+    normalizer.normalize(whole)
+    parts = whole.split(Regex(special.pattern), "isolated")
+    return "".join(
+        break_up(_ANYTHING, part.original, joiner) if special.fullmatch(part.normalized) else part.original
+        for part in parts
+    )
 
 
-def break_up(pattern: re.Pattern[str], text: str) -> str:
-    """A text with a word joiner (U+2060) after the first character of each match."""
-    return pattern.sub(lambda token: f"{token[0][0]}\u2060{token[0][1:]}", text)
+def break_up(pattern: re.Pattern[str], text: str, joiner: str = _JOINER) -> str:
+    """A text with a word joiner (U+2060), or another text, after the first character of each match."""
+    return pattern.sub(lambda token: f"{token[0][0]}{joiner}{token[0][1:]}", text)
 
 
 def broken_up(tokenizer, text: str) -> bool:
     """Whether `as_data` changes a text."""
-    return _special(tokenizer).search(text) is not None
+    return as_data(tokenizer, text) != text
+
+
+def _normalizer(tokenizer):
+    """What a fast tokenizer does to a text before it splits it, or None."""
+    return getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
 
 
 @lru_cache(maxsize=8)
-def _special(tokenizer) -> re.Pattern[str]:
+def _special(tokenizer) -> tuple[re.Pattern[str], str]:
+    """A pattern of the tokens that texts must not hold, and what breaks them up: a space where joiners are removed."""
     written = str(tokenizer.chat_template)
 
     def controls(content: str) -> bool:
@@ -80,7 +103,9 @@ def _special(tokenizer) -> re.Pattern[str]:
 
     names = [t.content for t in tokenizer.added_tokens_decoder.values() if t.special or controls(t.content)]
     longest_first = sorted((name for name in names if len(name) > 1), key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+    normalizer = _normalizer(tokenizer)
+    kept = normalizer is None or _JOINER in normalizer.normalize_str(f"a{_JOINER}b")
+    return re.compile("|".join(map(re.escape, longest_first)) or "(?!)"), _JOINER if kept else " "
 
 
 def prompt_text(tokenizer, messages: Messages) -> str:
