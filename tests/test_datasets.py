@@ -8,8 +8,10 @@ import json
 import lzma
 import os
 import random
+import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -532,6 +534,16 @@ def test_a_small_file_takes_no_more_memory_than_the_config_says(name, write, tmp
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT)
     assert f"D2OError: {path}: after row 0: it unpacks to more memory than `memory_gb` of its" in done.stderr
     assert not (tmp_path / "out.parquet").exists()
+
+
+def test_white_space_without_an_end_is_read_at_once(tmp_path):
+    """Two kilobytes of gzip took half a second, and a megabyte would have taken minutes."""
+    path = tmp_path / "a.json.gz"
+    path.write_bytes(gzip.compress(b" " * 20_000_000))
+    began = time.monotonic()
+    with pytest.raises(D2OError, match=re.escape(str(path))):
+        read("negatives", [path], tmp_path)
+    assert time.monotonic() - began < 3
 
 
 def test_damaged_inside(tmp_path):

@@ -277,6 +277,14 @@ def test_a_busy_server_is_asked_again(serve, tables, tmp_path):
     assert verdicts["p0", "initial-first"]["verdict"] == "method"
 
 
+def test_a_link_in_place_of_the_partial_file_is_not_followed(serve, tables, tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    (tmp_path / ".v.parquet.partial.jsonl").symlink_to(tmp_path / "thesis.txt")
+    with pytest.raises(D2OError, match=r"partial\.jsonl: a link, where a file of our own should be; delete it"):
+        run(serve(honest).settings(), tables, tmp_path / "v.parquet")
+    assert (tmp_path / "thesis.txt").read_text() == "mine"
+
+
 # A reply that ends before its stated length.
 CUT = b"cut"
 ODD = {
@@ -291,7 +299,7 @@ ODD = {
 }
 
 
-@pytest.mark.parametrize("odd", [*ODD, 403, 404, 413, 429, 500])
+@pytest.mark.parametrize("odd", [*ODD, 401, 403, 404, 413, 429, 500])
 def test_one_odd_reply_is_an_unread_verdict_and_blocks_nothing(serve, tables, tmp_path, monkeypatch, odd):
     monkeypatch.setattr(judge, "RETRIES", 0)
 

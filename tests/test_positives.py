@@ -197,6 +197,18 @@ def one_start(monkeypatch):
     return asked
 
 
+def test_a_link_in_place_of_a_growing_file_is_not_followed(tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine, without a line's end")
+    (tmp_path / "sampled").mkdir()
+    (tmp_path / "sampled" / "1-of-1.jsonl").symlink_to(tmp_path / "thesis.txt")
+    with (
+        pytest.raises(D2OError, match=r"1-of-1\.jsonl: a link, where a file of our own should be; delete it"),
+        Sampled(tmp_path / "sampled", "1-of-1", set()),
+    ):
+        pass
+    assert (tmp_path / "thesis.txt").read_text() == "mine, without a line's end"
+
+
 def test_only_what_is_missing_is_sampled(model, tmp_path, one_start):
     prompts = negatives_table(tmp_path / "a", 4)
     small = sampled_and_merged(stage(k=2), model, prompts, tmp_path / "a")

@@ -25,7 +25,7 @@ import torch.distributed as dist
 from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
 from safetensors.torch import load_file
 
-from d2o import chat, groups, progress, records, rounds, schemas
+from d2o import chat, checksums, groups, progress, records, rounds, schemas
 from d2o.contracts import CONTRACTS
 from d2o.errors import D2OError
 from d2o.groups import Group, Response
@@ -42,7 +42,7 @@ from d2o.settings import (
     TrainStage,
     execution_keys,
 )
-from d2o.train import Inputs, data, run, schedule, watch
+from d2o.train import Inputs, data, references, run, schedule, watch
 from d2o.train import checkpoints as checkpointing
 from d2o.weights import ADAPTER
 from rows import asked, human_row, pooled
@@ -864,6 +864,34 @@ def test_weights_of_a_checkpoint_are_mapped_not_copied(tiny_model, tmp_path):
         dist.destroy_process_group()
     assert loaded[0]["module"].sum() == 50_000_000
     assert anonymous() - before < 50  # of 200
+
+
+@pytest.mark.parametrize("damage", [None, "digit", "empty", "short", "list", "gone"])
+def test_log_probs_that_are_kept_for_a_resume_are_no_others_when_damaged(tmp_path, monkeypatch, capfd, damage):
+    """Of the probe, and of KTO's mismatched pairs: a digit of these would be another gradient."""
+    pairs, kept = [group(3, 2, 4), group(5, 1)], tmp_path / "mismatched.json"
+    counted = []
+    monkeypatch.setattr(references, "response_logprobs", lambda *_: counted.append(1) or [-1.5, -2.25, -3.125])
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        first = references.initial_logprobs(None, pairs, kept, 100)
+        text = kept.read_text()
+        match damage:
+            case "digit":
+                kept.write_text(text.replace("2.25", "2.75"))
+            case "empty":
+                kept.write_text("")
+            case "short":  # of other groups
+                records.write_json(kept, checksums.seal({"logprobs": first[:2]}))
+            case "list":
+                kept.write_text("[-1.5, -2.25, -3.125]\n")
+            case "gone":
+                kept.unlink()
+        assert references.initial_logprobs(None, pairs, kept, 100) == first == [-1.5, -2.25, -3.125]
+    finally:
+        dist.destroy_process_group()
+    assert len(counted) == (1 if damage is None else 2) and kept.read_text() == text
+    assert ("damaged; its log-probs are computed again" in capfd.readouterr().err) == (damage not in (None, "gone"))
 
 
 def test_odd_things_in_a_checkpoint_end_no_training(tmp_path):

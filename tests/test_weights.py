@@ -69,7 +69,9 @@ def test_the_same_training_brings_them_back(tmp_path):
     run = trained(tmp_path / "seed0", TRAININGS)
     manifests = {path: path.read_bytes() for path in run.rglob("manifest.json")}
     weights.release("nothing", run)
-    again = trained(run / "again", {"model": "end", "step2/model": "middle"})
+    again = trained(run / "again", {"model": "end", "step2/model": "middle", "tensorboard": ""})
+    with records.artifact(again / "train.jsonl") as draft:
+        draft.path.write_text("")
     weights.restore(run)
     assert there(run) == ["model", "step2/model"] and not again.exists()
     assert {path: path.read_bytes() for path in manifests} == manifests, "made once, whatever came back"
@@ -77,6 +79,15 @@ def test_the_same_training_brings_them_back(tmp_path):
     weights.release("nothing", run)
     assert there(run) == [] and not list(run.glob("restored*")), "or Snakemake would never restore them again"
     assert verify.verify(run)[0] == []
+
+
+def test_what_the_second_training_did_not_write_stays(tmp_path):
+    run = trained(tmp_path / "seed0", {"model": "end"})
+    weights.release("nothing", run)
+    thesis = trained(run / "again", {"model": "end"}) / "thesis.txt"
+    thesis.write_text("mine")
+    weights.restore(run)
+    assert there(run) == ["model"] and list((run / "again").iterdir()) == [thesis]
 
 
 def test_snapshots_that_are_no_longer_asked_for_do_not_come_back(tmp_path):

@@ -33,6 +33,8 @@ from d2o.settings import Reading
 
 # Maximum bytes of a line: a small packed file may unpack to a line that does not fit in memory.
 _LONGEST = 64 << 20
+# Bytes in which a JSON array begins.
+_BEGINNING = 1 << 16
 _TEXTS = (".jsonl", ".json", ".csv", ".tsv")
 _SUFFIXES = (*(kind + packed for kind in _TEXTS for packed in ("", ".gz", ".xz")), ".parquet")
 # Maximum number of reasons that are counted separately: labels may be anything.
@@ -280,11 +282,9 @@ def _json(path: Path) -> Iterator[tuple[int, Any]]:
     """The items of a file that is a JSON array, or else its JSON lines."""
     with _unpacked(path) as file:
         start = file.tell()
-        first = file.read(1)
-        while first.isspace():
-            first = file.read(1)
+        beginning = file.read(_BEGINNING).lstrip()
         file.seek(start)
-        if first == b"[":
+        if beginning.startswith(b"["):
             yield from _items(path, file)
         else:
             yield from _parsed_lines(path, file)

@@ -19,7 +19,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from d2o import chat, checksums, records, schemas, texts
+from d2o import chat, checksums, locks, records, schemas, texts
 from d2o.errors import D2OError
 from d2o.settings import Judge
 
@@ -167,7 +167,7 @@ def _replies(judge: Judge, questions: list[str], partial: Path) -> dict[str | No
     if missing := {key: text for key, text in keys.items() if key not in done}:
         _estimate(judge, missing.values())
         with (
-            partial.open("a") as file,
+            locks.appended(partial) as file,
             tqdm(total=len(keys), initial=len(done), desc="verdicts", unit="verdict", mininterval=2) as bar,
         ):
             file.write("\n")  # ends the line that a killed job may have left unfinished
@@ -297,7 +297,7 @@ async def _verdict(client, judge: Judge, text: str) -> tuple[str | None, str]:
     for addition in ("", REMINDER):
         try:
             reply = await _complete(client, judge, text + addition)
-        except (openai.RateLimitError, openai.AuthenticationError):
+        except openai.RateLimitError:
             raise
         except Exception as error:  # also one of the HTTP library
             if not isinstance(error, openai.BadRequestError | openai.UnprocessableEntityError):

@@ -1,4 +1,7 @@
-"""A file lock (flock), so that one process at a time works on a path; the end of the process frees it."""
+"""A file lock (flock), so that one process at a time works on a path; the end of the process frees it.
+
+And opening a file of ours that grows: no link at its place is followed.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ def hold(path: Path) -> IO | None:
     beside = _beside(path)
     beside.parent.mkdir(parents=True, exist_ok=True)
     while True:
-        file = _opened(beside)
+        file = appended(beside)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -45,14 +48,18 @@ def hold(path: Path) -> IO | None:
     return file
 
 
-def _opened(path: Path) -> IO:
-    """The file of a lock; in results of somebody else it might be a link to any file of this user."""
+def appended(path: Path) -> IO:
+    """A file of ours, open for reading and appending.
+
+    Raises:
+        D2OError: where it is a link: in results of somebody else it might lead to any file of this user.
+    """
     try:
         return open(path, "a+", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o666))
     except OSError as error:
         if error.errno != errno.ELOOP:
             raise
-        raise D2OError(f"{path}: a link, where a lock should be; delete it") from None
+        raise D2OError(f"{path}: a link, where a file of our own should be; delete it") from None
 
 
 def held(path: Path) -> bool:

@@ -139,8 +139,8 @@ def _hub_splits(source: Questions, task: ConfigurableTask, options: dict[str, An
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         _pass_on_memory_error(error)
         raise D2OError(
-            f"{path} of {task.config.task}: not fetched ({hub.reason(error)}); check the revision, the network and HF_TOKEN, "
-            "or name local files in `data`"
+            f"{path} of {task.config.task}: not fetched ({hub.reason(error)}); check the revision, the network and "
+            "HF_TOKEN, or name local files in `data`"
         ) from None
 
 

@@ -214,6 +214,7 @@ def artifact(
             _mark(draft.path)
             write_json(draft.path / "manifest.json", checksums.seal(record))
             sync(draft.path)
+            check_ours(target)  # once more: the body may have taken hours
             _replace_folder(draft.path, target)
         else:
             sync(draft.path)
@@ -308,6 +309,7 @@ def _mark(folder: Path) -> None:
 def _replace_folder(draft: Path, target: Path) -> None:
     aside = _put_aside(target)
     draft.rename(target)
+    sync_names(target.parent)  # before the old one goes
     _remove(aside)
 
 

@@ -34,6 +34,8 @@ def verify(folder: Path) -> tuple[list[str], str]:
         problems += lines
     counted = [f"{counts[what]:,} {what}" for what in ("artifacts", "files", "not whole")]
     line = ", ".join(counted) + f"; {counts['released']:,} files of weights were released" * bool(counts["released"])
+    if problems:
+        line += "; what no target needs any more is made again by its name: snakemake --cores all FILE"
     return problems, line
 
 

@@ -6,6 +6,7 @@ Their manifest and all that was made from them stay: nothing is made again.
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 
 from d2o import model_folders, records
@@ -15,7 +16,9 @@ from d2o.layout import PLACES
 # The adapter of a training with LoRA, in its model folder.
 ADAPTER = "adapter"
 # In a run's folder: the list of released files, the list of restored files, and the folder of the second training.
-RELEASED, RESTORED, _AGAIN = (Path(PLACES[place]).name for place in ("released", "restored", "again"))
+RELEASED, RESTORED, _AGAIN, _LOG = (
+    Path(PLACES[place]).name for place in ("released", "restored", "again", "again_log")
+)
 
 
 def release(keep: str, run: Path) -> None:
@@ -37,8 +40,8 @@ def restore(run: Path) -> None:
     """Bring back the weights that were released, from a second training with the same settings.
 
     Args:
-        run: the folder of the first training; its subfolder `again/` holds the second, which is removed. `RESTORED`
-            lists the restored files.
+        run: the folder of the first training; its subfolder `again/` holds the second. What the second has written
+            is removed. `RESTORED` lists the restored files.
     Raises:
         D2OError: where the second training gave other weights.
     """
@@ -62,7 +65,17 @@ def restore(run: Path) -> None:
                 restored.append(str(file.relative_to(run)))
     with records.artifact(run / RESTORED) as draft:
         records.write_json(draft.path, {"restored": restored})
-    records.remove_folder(again)
+    _remove_training(again)
+
+
+def _remove_training(run: Path) -> None:
+    """Remove what a training has left in its folder; other files stay, and then the folder."""
+    records.discard(run / _LOG)
+    for folder in [folder for folder in run.rglob("*") if records.is_ours(folder)]:
+        records.remove_folder(folder)
+    for folder in (*run.glob("step*"), run):
+        with suppress(OSError):  # it is not empty
+            folder.rmdir()
 
 
 def lacking(model: Path) -> str | None:

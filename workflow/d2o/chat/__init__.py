@@ -91,7 +91,7 @@ def _normalizer(tokenizer):
 
 @lru_cache(maxsize=8)
 def _special(tokenizer) -> tuple[re.Pattern[str], str]:
-    """A pattern of the tokens that texts must not hold, and what breaks them up: a space where joiners are removed."""
+    """A pattern of the tokens that no text may hold, and what breaks them up: a space where joiners are removed."""
     written = str(tokenizer.chat_template)
 
     def controls(content: str) -> bool:

@@ -40,8 +40,8 @@ class Sampled:
 
     def __enter__(self) -> Sampled:
         self._lock = locks.hold(self._own)
+        self._file, self._synced = locks.appended(self._own), time.monotonic()
         _drop_broken_end(self._own)
-        self._file, self._synced = self._own.open("a"), time.monotonic()
         return self
 
     def __exit__(self, *_) -> None:
@@ -81,7 +81,7 @@ def _rows(path: Path) -> Iterator[dict]:
 
 def _drop_broken_end(path: Path) -> None:
     """Cut off the line that a killed job left half-written."""
-    data = path.read_bytes() if path.exists() else b""
+    data = path.read_bytes()
     if (whole := data.rfind(b"\n") + 1) < len(data):
         print(f"{path}: the last line is broken; its answer is sampled again", file=sys.stderr)
         os.truncate(path, whole)

@@ -140,6 +140,8 @@ class Checkpoints:
                 records.sync(self.folder / LOG)
                 records.write_json(folder / _WHOLE, digests)
                 records.sync(folder / _WHOLE)
+                records.sync_names(folder)
+                records.sync_names(self.folder)  # before an older one goes
         except OSError as error:
             raise D2OError(
                 f"{folder}: the checkpoint could not be written ({error}); make room or mend the disk, and the same "

@@ -6,7 +6,7 @@ point are log-probs of mismatched pairs, which exist only once the groups are in
 
 from __future__ import annotations
 
-import json
+import sys
 from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from d2o import records
+from d2o import checksums, records
 from d2o.errors import D2OError
 from d2o.groups import Group, Response, packs
 from d2o.settings import MovingAverages
@@ -142,9 +142,28 @@ def response_logprobs(engine: Engine, groups: Sequence[Group], tokens: int) -> l
 
 
 def initial_logprobs(engine: Engine, groups: Sequence[Group], kept: Path, tokens: int) -> list[float]:
-    """As `response_logprobs`, to be called before the first step; kept in a file, which a resume reads."""
-    logprobs = json.loads(kept.read_text()) if kept.exists() else response_logprobs(engine, groups, tokens)
-    dist.barrier()
+    """As `response_logprobs`, while the weights are still the initial model's; kept in a file for a resume.
+
+    A damaged file is replaced: its log-probs are computed again.
+    """
+    read = [_logprobs(kept, groups) if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(read)
+    if read[0] is not None:
+        return read[0]
+    logprobs = response_logprobs(engine, groups, tokens)
     if dist.get_rank() == 0:
-        records.write_json(kept, logprobs)
+        records.write_json(kept, checksums.seal({"logprobs": logprobs}))
+        records.sync(kept)
     return logprobs
+
+
+def _logprobs(kept: Path, groups: Sequence[Group]) -> list[float] | None:
+    """The log-probs in a file, one for each response of the groups; None where it is missing or damaged."""
+    try:
+        logprobs = checksums.unsealed(kept.read_text(errors="replace"))["logprobs"]
+        whole = len(logprobs) == sum(len(group.responses) for group in groups)
+    except (OSError, TypeError, KeyError):
+        whole = False
+    if kept.exists() and not whole:
+        print(f"train: {kept}: damaged; its log-probs are computed again", file=sys.stderr)
+    return logprobs if whole else None

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from d2o import checksums, records
+from d2o import checksums, locks, records
 from d2o.errors import D2OError
 from d2o.groups import Group
 from d2o.losses import Side
@@ -231,7 +231,7 @@ class Watch:
         self._history.append(record)
         raised = alarms(self._history, self._limits)
         if self._active:
-            with self._path.open("a") as file:
+            with locks.appended(self._path) as file:
                 file.write(checksums.sealed(record))
             numbers = {k: v for k, v in record.items() if k != "step" and v is not None}
             for tracker in self._trackers:
