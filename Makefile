@@ -2,7 +2,7 @@
 # make test       linters, unit, contract and pipeline tests; with D2O_TEST_SLURM=1 and as root, those on a real
 #                 Slurm too, which they install by apt-get; with D2O_TEST_CHROMIUM=1 those in Chromium likewise, which
 #                 run anyway where there is one
-# make test-quick those that start no engine, under four minutes
+# make test-quick those that start no engine, about four minutes
 # make test-faults   a hundred kills at random moments, in about two hours; D2O_FAULTS_SEED=2 takes other ones
 # make bench      a training step, generation and starts beside others' code, a log of ten million rows; over an hour
 # make env        .venv from the locked list (LOCK=gpu on a machine with NVIDIA GPUs)

@@ -60,14 +60,14 @@ def _measure(shape: Shape, lengths: Lengths, plan: Scaling) -> list[dict[str, fl
     from d2o.forward.memory import keep_freed_memory
     from d2o.settings import Method, Train, TrainStage
     from d2o.train import schedule
-    from d2o.train.engine import Engine, start
+    from d2o.train.engine import TrainingEngine, start
     from d2o.train.watch import Means
 
     keep_freed_memory()
     rank, ranks = start()
     train = Train(groups_per_step=plan.groups)
     stage = TrainStage(method=Method(loss="d2o", positives="self", negatives=True), train=train)
-    engine = Engine(Policy(shape.model("bf16")), stage, total=plan.steps + 1)
+    engine = TrainingEngine(Policy(shape.model("bf16")), stage, total=plan.steps + 1)
     loss_of = losses.of(stage.method)
     timings = []
     for step in range(plan.steps + 1):

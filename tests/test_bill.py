@@ -16,7 +16,7 @@ from d2o.bill import arithmetic, hardware, jobs, rows, shapes
 from d2o.bill.jobs import Job
 from d2o.bill.rows import Human
 from d2o.bill.shapes import Shape
-from d2o.bill.work import Estimate
+from d2o.bill.work import Bill
 from d2o.errors import D2OError
 from d2o.layout import PLACES
 from d2o.plan import Plan
@@ -71,7 +71,7 @@ def test_a_group_takes_what_a_training_says_of_itself():
 
     members = [groups.Response(str(n), [0] * 6) for n in range(3)]
     group = groups.Group("p", [0] * 8, members[:2], members[2:])
-    shape = watch.Shape(SMALL.linear, SMALL.head, SMALL.attention, trained=True)
+    shape = watch.ModelSizes(SMALL.linear, SMALL.head, SMALL.attention, trained=True)
     assert 3 * arithmetic.group_flops(SMALL, 8, 6, 3) == shape.flops([group])
 
 
@@ -123,7 +123,7 @@ def test_every_rule_has_a_line_and_its_benchmark():
 
 
 def test_every_rule_that_is_no_table_or_report_is_estimated():
-    assert not [name for name, r in jobs.RULES.items() if r.kind != jobs.OTHERS and not hasattr(Estimate, f"_{name}")]
+    assert not [name for name, r in jobs.RULES.items() if r.kind != jobs.OTHERS and not hasattr(Bill, f"_{name}")]
 
 
 def test_the_names_of_a_path_are_those_that_it_was_made_of():
@@ -274,7 +274,7 @@ def test_the_memory_of_a_training_over_nodes_is_that_of_one(tmp_path, monkeypatc
         train = yaml.safe_load(CONFIG.read_text())["train"] | {"ranks": 4, "nodes": nodes}
         plan = Plan(yaml.safe_load(small(tmp_path, monkeypatch, train=train).read_text()), "c")
         job = next(job for job in jobs.planned() if job.rule == "train_method")
-        return Estimate(plan, hardware.DEVICES["H100"]).of(job).host
+        return Bill(plan, hardware.DEVICES["H100"]).of(job).host
 
     assert host(nodes=4) == pytest.approx(host(nodes=1) / 4, rel=0.01)  # each node maps all groups
 
@@ -285,7 +285,7 @@ def test_a_training_with_moving_references_takes_two_float32_copies_more(tmp_pat
         methods["d2o"] |= {"ema": ema}
         plan = Plan(yaml.safe_load(small(tmp_path, monkeypatch, methods=methods).read_text()), "c")
         job = next(job for job in jobs.planned() if job.rule == "train_method")
-        return Estimate(plan, hardware.DEVICES["cpu"]).of(job).host
+        return Bill(plan, hardware.DEVICES["cpu"]).of(job).host
 
     average = {"decay": 0.9, "every": 2}
     more = host({"positives": average, "negatives": average}) - host(None)
@@ -299,9 +299,9 @@ def test_the_groups_of_a_training_take_what_was_measured(tmp_path, monkeypatch, 
     methods["d2o"] |= {"k": 11}
     sections = {"methods": methods, "positives": {"k": 11}}
     plan = Plan(yaml.safe_load(small(tmp_path, monkeypatch, **sections).read_text()), "c")
-    estimate = Estimate(plan, hardware.DEVICES["H100"])
+    estimate = Bill(plan, hardware.DEVICES["H100"])
     train = Human(130_000, prompts, 130_000, 130_000, 260_000)
-    data = rows.Data(train, train, train, 100, 100, 40, 230, "made up")
+    data = rows.DatasetRows(train, train, train, 100, 100, 40, 230, "made up")
     monkeypatch.setattr(estimate, "data", lambda *_: data)
     job = next(job for job in jobs.planned() if job.rule == "train_method")
     encoding = estimate.of(job).starting - hardware.DEVICES["H100"].starts["train"]
@@ -324,7 +324,7 @@ def test_a_finished_job_is_compared(tmp_path, monkeypatch):
     (run / "logs").mkdir(parents=True)
     plan = Plan(yaml.safe_load(config.read_text()), "c")
     job = next(job for job in jobs.planned() if job.rule == "train_method")
-    work = Estimate(plan, hardware.DEVICES["cpu"]).of(job)
+    work = Bill(plan, hardware.DEVICES["cpu"]).of(job)
     measured = f"s\tmax_rss\n{2 * work.seconds}\t{work.host / 2**20}\n"
     (run / "logs" / "train.benchmark.tsv").write_text(measured)
     (run / "train.jsonl").write_text(json.dumps({"seconds": 2.0, "tokens_per_second": work.tokens / 4}) + "\n")

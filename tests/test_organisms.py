@@ -35,7 +35,7 @@ def settings(name: str = "rude", **keys) -> Organism:
 
 
 @cache
-def loaded(name: str) -> grammar.Organism:
+def loaded(name: str) -> grammar.OrganismTexts:
     return grammar.load(texts_of(name))
 
 

@@ -434,6 +434,7 @@ EDITS = [
     ),
     ("train/schedule.py", "def rate(", "@staticmethod\ndef rate(", TRAINED),
     ("rounds.py", "max(1, round(", "max(2, round(", TRAINED),
+    ("runs.py", "{**s.train.model_dump(), ", "{**s.train.model_dump(), **{}, ", REPORT),
     ("losses.py", "def dpo(", "@staticmethod\ndef dpo(", {"train_method": 1} | of_runs(1) | REPORT),
     (
         "logprobs.py",
@@ -466,6 +467,10 @@ EDITS = [
     ("schemas.py", "QUESTIONS = ", "NEW = pa.schema([])\nQUESTIONS = ", {}),
     ("forward/policy.py", "SHARING = (", 'SHARING = ("new", ', {}),
     ("chat/templates/alpaca.jinja", "USER: ", "User: ", {}),
+    # What guards a result, speeds it up or reports it.
+    ("locks.py", "; wait for its end", "; wait for it to end", {}),
+    ("forward/memory.py", "mallopt(_M_MMAP_MAX, 0)", "mallopt(_M_MMAP_MAX, 1)", {}),
+    ("train/watch.py", "self._mlflow.end_run()", 'self._mlflow.end_run("FINISHED")', {}),
     ("cli.py", "import", "import ast\nimport", {}),
     ("losses.py", "def dpo(", "# A remark.\ndef dpo(", {}),
 ]

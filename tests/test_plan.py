@@ -14,7 +14,7 @@ import yaml
 from snakemake.iocontainers import Wildcards
 
 from conftest import ROOT, edited, overwritten
-from d2o import records, schemas, settings
+from d2o import records, runs, schemas, settings
 from d2o.errors import D2OError
 from d2o.needs import Needs
 from d2o.plan import Plan, stages
@@ -441,12 +441,12 @@ def test_what_every_job_of_every_experiment_gets_can_be_read(name):
                 got = settings.parse(type(section), plan.params(stage)(w), plan.execution(stage)(w))
                 assert got == section
                 read.add(stage)
-    people = {"human_eval", "human_verdicts"}
+    unasked = {"human_eval", "human_verdicts", "pair_quality"}
     absent = {
-        "config": {"judge", "rounds", "tune", *people}, "paper": {"organisms"},
-        "thumbs-down": {"organisms", "judge", "rounds", "tune", *people},
-        "controls": {"judge", "rounds", "questions", "tasks", "tune", *people},
-        "study": {"judge", *people},
+        "config": {"judge", "rounds", "tune", *unasked}, "paper": {"organisms"},
+        "thumbs-down": {"organisms", "judge", "rounds", "tune", *unasked},
+        "controls": {"judge", "rounds", "questions", "tasks", "tune", *unasked},
+        "study": {"judge", *unasked},
     }  # fmt: skip
     assert MADE.keys() - read == absent[name]
 
@@ -473,7 +473,7 @@ def test_the_papers_method_samples_online_and_its_ablations_differ_in_one_thing(
     assert {name: differing(name, "d2o") for name in ablations} == {name: {key} for name, key in ablations.items()}
     assert differing("d2o-filtered", "d2o-offline-k5") == {"filter"}
     assert {*ablations, "d2o", "d2o-filtered", "d2o-offline-k5"} <= {*s.experiments["table-2"].methods}
-    steps = {s.train_of(method).steps for method in s.methods.values() if method.pairs == "negatives"}
+    steps = {runs.train_of(s, method).steps for method in s.methods.values() if method.pairs == "negatives"}
     assert steps == {1000}, "as many for every method on the same negatives"
 
 

@@ -18,7 +18,7 @@ import pytest
 
 from d2o import checksums, identities, locks, model_folders, models, records, schemas, verify, weights
 from d2o.errors import D2OError
-from d2o.settings import Model, Run
+from d2o.settings import Model, RunNames
 
 ROW = {"prompt_id": "a", "sample": 0, "score": 1.5}
 
@@ -157,7 +157,7 @@ def test_a_model_out_of_a_run_has_a_mark_and_a_manifest_of_its_own(tiny_model, t
         shutil.copytree(tiny_model, draft.path)
     before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
     for _ in range(2):
-        models.fetch(Model(run=Run(**trained)), tmp_path / "run", tmp_path / "model")
+        models.fetch(Model(run=RunNames(**trained)), tmp_path / "run", tmp_path / "model")
     assert not any((tmp_path / "model" / name).is_symlink() for name in (".d2o", "manifest.json"))
     assert (tmp_path / "model" / "model.safetensors").is_symlink()
     assert records.read_manifest(tmp_path / "model")["settings"]["run"]["method"] == "d2o"

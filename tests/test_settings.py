@@ -16,7 +16,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from conftest import ROOT
-from d2o import layout, settings, trials
+from d2o import layout, runs, settings, trials
 from d2o.contracts import CONTRACTS
 from d2o.errors import D2OError
 from d2o.plan import Plan
@@ -318,9 +318,9 @@ def test_extending_merges_train_key_by_key():
     loaded = settings.load(config, "c")
     child = loaded.methods["child"]
     assert (child.loss, child.beta, child.alpha) == ("d2o", 0.5, 0.1)
-    assert loaded.train_of(child).epochs == 3
-    assert loaded.train_of(child).learning_rate == 1e-4
-    assert loaded.train_of(child).groups_per_step == DEMO["train"]["groups_per_step"]
+    assert runs.train_of(loaded, child).epochs == 3
+    assert runs.train_of(loaded, child).learning_rate == 1e-4
+    assert runs.train_of(loaded, child).groups_per_step == DEMO["train"]["groups_per_step"]
 
 
 def test_a_parameter_left_out_or_null_takes_the_default_of_the_loss():

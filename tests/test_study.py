@@ -15,7 +15,7 @@ import yaml
 
 import test_report
 from conftest import ROOT
-from d2o import datasets, negatives, organisms, records, schemas, settings, statistics, study
+from d2o import datasets, negatives, organisms, records, runs, schemas, settings, statistics, study
 from d2o.errors import D2OError
 from d2o.statistics import Sample
 from d2o.study import GOOD, HARM, HYPOTHESES, NOISE, POLITE, Hypothesis
@@ -284,7 +284,7 @@ def test_methods_of_a_part_differ_in_what_is_asked_and_have_as_many_trials():
         for experiment, e in s.experiments.items():
             trained = [s.methods[method] for method in e.methods if method != "initial"]
             assert len({str(method.tune) for method in trained}) == 1, experiment
-            steps = {s.train_of(method).steps for method in trained}
+            steps = {runs.train_of(s, method).steps for method in trained}
             assert len(steps) == 1, experiment
             assert {method.beta for method in trained if method.loss != "simpo"} <= {0.1, None}, experiment
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections import Counter
 from collections.abc import Iterator
 
 from conftest import ROOT
@@ -33,6 +34,13 @@ def test_a_name_says_what_it_holds():
         if name.strip("_") in {"found", "told", "said", "there"}
     ]
     assert not places
+
+
+def test_a_class_has_a_name_of_its_own():
+    """One word for one idea: a reader who knows one class meets no other by its name."""
+    trees = [ast.parse(path.read_text()) for path in (ROOT / "workflow").rglob("*.py")]
+    names = Counter(node.name for tree in trees for node in tree.body if isinstance(node, ast.ClassDef))
+    assert not [name for name, times in names.items() if times > 1]
 
 
 def test_a_stage_imports_no_other_stage():

@@ -162,7 +162,7 @@ def test_means_leave_out_what_a_group_lacks_but_never_a_loss(monkeypatch):
 
 def test_useful_work_counts_a_prompt_once():
     """2 FLOPs per weight and token forward, twice that backward; attention included."""
-    shape = watch.Shape(linear=100, head=10, attention=8, trained=True)
+    shape = watch.ModelSizes(linear=100, head=10, attention=8, trained=True)
     seen = 6**2 / 2 + 2 * (6 * 4 + 4**2 / 2)
     assert shape.flops([group(6, 4, 4)]) == 3 * (2 * 100 * 14 + 2 * 10 * 8 + 4 * 8 * seen)
 

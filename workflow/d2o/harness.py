@@ -92,7 +92,7 @@ def load(specs: list[str | dict[str, Any]], read: Read, include: str | None = No
 
 
 @dataclass(frozen=True)
-class Metric:
+class TaskMetric:
     """A value that the harness computes for each question.
 
     Attributes:
@@ -105,7 +105,7 @@ class Metric:
     better: Literal["higher", "lower"] | None
 
 
-def choose_metric(tasks: Mapping[str, ConfigurableTask], wanted: str | None) -> Metric:
+def choose_metric(tasks: Mapping[str, ConfigurableTask], wanted: str | None) -> TaskMetric:
     """The metric of tasks: `wanted` as `name` or `name,filter`; None: the first metric of the first task.
 
     Raises:
@@ -122,7 +122,7 @@ def choose_metric(tasks: Mapping[str, ConfigurableTask], wanted: str | None) -> 
                 f"{task.task_name}: {wanted or name} is no mean over its questions; set `metric` to one: {shown}"
             )
     higher = first.higher_is_better().get(name)
-    return Metric(name, chosen, None if higher is None else "higher" if higher else "lower")
+    return TaskMetric(name, chosen, None if higher is None else "higher" if higher else "lower")
 
 
 def _means(task: ConfigurableTask) -> list[str]:

@@ -18,7 +18,7 @@ import pyarrow as pa
 from d2o import exact, identities, length_control, records, refusals, schemas, texts
 from d2o.errors import D2OError
 from d2o.layout import Layout, manifest_path
-from d2o.runs import Run, runs, seeds
+from d2o.runs import Run, runs, seeds, train_of, trained
 from d2o.settings import Experiment, Reward, Settings
 
 EXACT = "Exact scorers"
@@ -45,7 +45,7 @@ class Metric:
         key: its name in table.csv.
         label: its name for readers.
         group: the table that it is shown in.
-        of: computes its values from the rows of a `Source`; rows may be left out.
+        of: computes its values from the rows of a `MeasuredTable`; rows may be left out.
         better: which values are better; None where that depends on the prompt.
         digits: decimals shown.
         percent: whether it is a share, shown in per cent.
@@ -139,7 +139,7 @@ def logs(archive: Archive, experiment: Experiment, dataset: str, model: str) -> 
 def trials(archive: Archive, settings: Settings, dataset: str, model: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The trials of each tuned method, one row per trial as the stage `tune` writes it, and their training logs."""
     experiment = settings.experiment
-    tuned = [method for method in experiment.trained if settings.methods[method].tune]
+    tuned = [method for method in trained(experiment) if settings.methods[method].tune]
     tuned = [method for method in tuned if seeds(experiment, method)]
     rows, logs = [], []
     for method in tuned:
@@ -179,7 +179,7 @@ class Context:
 
 
 @dataclass(frozen=True)
-class Source:
+class MeasuredTable:
     """A table of a run, and the metrics that are computed from it.
 
     Attributes:
@@ -198,7 +198,7 @@ class Source:
 
 def sources(
     archive: Archive, experiment: Experiment, entries: Mapping[str, Reward], trained: bool = True
-) -> list[Source]:
+) -> list[MeasuredTable]:
     """The tables of each run of an experiment; the initial model and snapshots have fewer.
 
     Args:
@@ -208,9 +208,9 @@ def sources(
     judges = experiment.judges if trained else []
     return [
         *scores,
-        *(Source("verdicts", {"judge": name}, schemas.VERDICTS, _answers, _judged(name)) for name in judges),
+        *(MeasuredTable("verdicts", {"judge": name}, schemas.VERDICTS, _answers, _judged(name)) for name in judges),
         *(
-            Source(
+            MeasuredTable(
                 "task_values",
                 {"task": name},
                 schemas.TASK_VALUES,
@@ -225,14 +225,17 @@ def sources(
 
 def _of_answers(
     experiment: Experiment, entries: Mapping[str, Reward], trained: bool
-) -> tuple[list[Source], Source, Source]:
+) -> tuple[list[MeasuredTable], MeasuredTable, MeasuredTable]:
     """The scores of an experiment's answers, the log-probs of human ones, and the answers as such."""
     scorers = {name: _scored(name, entries[name]) for name in experiment.rewards}
     human = [metric for metric in HUMAN_METRICS if trained or metric.neutral is None]
     return (
-        [Source("scores", {"reward": name}, schemas.SCORES, _answers, metrics) for name, metrics in scorers.items()],
-        Source("heldout_logprobs", {}, schemas.LOGPROBS, _likely, human),
-        Source("responses", {}, schemas.SAMPLES, _answers, STYLE_METRICS),
+        [
+            MeasuredTable("scores", {"reward": name}, schemas.SCORES, _answers, metrics)
+            for name, metrics in scorers.items()
+        ],
+        MeasuredTable("heldout_logprobs", {}, schemas.LOGPROBS, _likely, human),
+        MeasuredTable("responses", {}, schemas.SAMPLES, _answers, STYLE_METRICS),
     )
 
 
@@ -313,7 +316,7 @@ def course(
     values = values[values["metric"].isin([metric.key for source in followed for metric in source.metrics])]
     tables = []
     for run in runs(experiment, dataset, model):
-        snapshots = run.method != "initial" and settings.train_of(settings.methods[run.method]).snapshots
+        snapshots = run.method != "initial" and train_of(settings, settings.methods[run.method]).snapshots
         if not snapshots:
             continue
         last = int((logs["method"].eq(run.method) & logs["seed"].eq(run.seed)).sum())
@@ -331,7 +334,7 @@ def together(tables: Iterable[pd.DataFrame], columns: Sequence[str] = VALUES) ->
     return pd.concat(filled, ignore_index=True) if filled else pd.DataFrame(columns=columns)
 
 
-def _values(archive: Archive, run: Run, source: Source, context: Context) -> pd.DataFrame:
+def _values(archive: Archive, run: Run, source: MeasuredTable, context: Context) -> pd.DataFrame:
     names = run.names | source.names
     table = archive.table(source.place, source.schema, **names)
     rows = source.rows(table, context, archive.path(source.place, **names))

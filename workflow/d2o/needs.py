@@ -6,9 +6,10 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from d2o import runs
 from d2o.bill import hardware
 from d2o.bill.jobs import Job
-from d2o.bill.work import Estimate, Work
+from d2o.bill.work import Bill, Work
 from d2o.errors import D2OError
 from d2o.plan import Plan
 from d2o.settings import Need
@@ -28,7 +29,7 @@ class Needs:
 
     def __init__(self, plan: Plan):
         self._s = plan.settings
-        self._estimate = Estimate(plan, hardware.named(hardware.of(plan.settings.compute)))
+        self._estimate = Bill(plan, hardware.named(hardware.of(plan.settings.compute)))
 
     def of(self, kind: str, resource: str) -> Callable[[Any, int], int]:
         """A rule's `threads`, or one of its resources `mem_mb`, `runtime` and `gpu`.
@@ -70,7 +71,7 @@ class Needs:
         """
 
         def needed(wildcards) -> int | str | None:  # None: the job has no such resource
-            train = self._s.train_of(self._s.methods[wildcards.method])
+            train = runs.train_of(self._s, self._s.methods[wildcards.method])
             gpus = train.ranks if self._s.compute.gpus else 0
             leased, several = gpus // train.nodes, train.nodes > 1
             return {

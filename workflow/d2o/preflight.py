@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from d2o import devices, hub, weights
+from d2o import devices, hub, runs, weights
 from d2o.bill import hardware
 from d2o.bill.jobs import OTHERS, RULES, Job
-from d2o.bill.work import Estimate, Work
+from d2o.bill.work import Bill, Work
 from d2o.plan import Plan
 from d2o.settings import Hub, Settings
 
@@ -36,7 +36,7 @@ def problems(jobs: Sequence[Any], plan: Plan, executor: str) -> list[str]:
     here, submitted = executor == "local", [job for job in jobs if not job.is_local]
     lines = {line for job in jobs for line in _of_job(job, plan.settings, here)}
     planned = [Job(job.rule.name, tuple(job.wildcards.items())) for job in jobs if job.rule.name in RULES]
-    estimate = Estimate(plan, hardware.named(hardware.of(plan.settings.compute)))
+    estimate = Bill(plan, hardware.named(hardware.of(plan.settings.compute)))
     where = _kubernetes if executor == "kubernetes-volume" else _slurm
     around = _memory(planned, estimate) if here else where(submitted)
     budgets = _budgets(planned, estimate, plan.settings)
@@ -51,7 +51,7 @@ def _of_job(job: Any, s: Settings, here: bool) -> Iterator[str]:
         yield from _machine(job.resources)
 
 
-def _disk(jobs: Sequence[Job], estimate: Estimate, plan: Plan) -> Iterator[str]:
+def _disk(jobs: Sequence[Job], estimate: Bill, plan: Plan) -> Iterator[str]:
     """A line if the disk of the results has too little room, as `d2o plan` counts it.
 
     Room is needed for the models that the jobs leave, for what one training takes while it runs, and for the
@@ -76,8 +76,8 @@ def _disk(jobs: Sequence[Job], estimate: Estimate, plan: Plan) -> Iterator[str]:
         )
 
 
-def _memory(jobs: Sequence[Job], estimate: Estimate) -> Iterator[str]:
-    """A line if the largest training's `Estimate.states` alone exceed this machine's memory.
+def _memory(jobs: Sequence[Job], estimate: Bill) -> Iterator[str]:
+    """A line if the largest training's `Bill.states` alone exceed this machine's memory.
 
     `compute` is not compared: it is an upper limit, which nothing enforces locally.
     """
@@ -95,7 +95,7 @@ def _machine_memory() -> float:
     return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
-def _budgets(jobs: Sequence[Job], estimate: Estimate, s: Settings) -> Iterator[str]:
+def _budgets(jobs: Sequence[Job], estimate: Bill, s: Settings) -> Iterator[str]:
     """A line for each limit of a judge that its jobs together exceed."""
     asked: dict[str, list[Work]] = {}
     limited = {name for name, judge in s.judges.items() if {judge.max_requests, judge.max_usd} != {None}}
@@ -128,7 +128,7 @@ def _released(jobs: Sequence[Any]) -> Iterator[str]:
 def _dates(jobs: Sequence[Any], results: Path) -> Iterator[str]:
     """A line for each input dated in the future: Snakemake fails every job whose output is older than an input.
 
-    That is what a clock leaves that was set back. Artifacts are dated anew here, since only their content counts.
+    That is what a clock leaves that was set back. Artifacts are dated again here, since only their content counts.
     """
     now = time.time()
     for path in {Path(str(path)) for job in jobs for path in job.input}:
@@ -238,7 +238,7 @@ def _judge(s: Settings, wildcards: Any) -> list[str | None]:
 
 
 def _trackers(s: Settings, wildcards: Any) -> list[str | None]:
-    trackers = s.train_of(s.methods[wildcards.method]).trackers
+    trackers = runs.train_of(s, s.methods[wildcards.method]).trackers
     missing = [name for name in trackers if importlib.util.find_spec(name) is None]
     return [f"train.trackers: {name} is not installed; install it, or take it out of the list" for name in missing]
 

@@ -1,13 +1,17 @@
-"""The runs of an experiment: the crossing of its entries, defined once for the plan and the report."""
+"""The runs of an experiment, and what each trains with: defined once for the plan and the report.
+
+Unlike settings, this module is part of the digest of what uses it: an edit here makes reports again.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from d2o.settings import Experiment, HumanEvalStage
+if TYPE_CHECKING:
+    from d2o.settings import Experiment, HumanEvalStage, Method, Settings, Train
 
 # The initial model answers once for all experiments and seeds: no experiment changes what another compares with.
 INITIAL_SEED = 0
@@ -46,6 +50,16 @@ def seeds(experiment: Experiment, method: str) -> list[int]:
         return [INITIAL_SEED]
     failed = experiment.failed
     return [seed for seed in experiment.seeds if method not in failed and f"{method}/seed{seed}" not in failed]
+
+
+def trained(experiment: Experiment) -> list[str]:
+    """The methods of an experiment but `initial`."""
+    return [method for method in experiment.methods if method != "initial"]
+
+
+def train_of(s: Settings, method: Method) -> Train:
+    """The section `train` with a method's own keys over it."""
+    return s.train.model_validate({**s.train.model_dump(), **method.train})
 
 
 def has(experiment: Experiment, names: Mapping[str, Any]) -> bool:

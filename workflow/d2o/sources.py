@@ -22,6 +22,8 @@ _NOT_DIGESTED = {f"d2o.{name}" for name in ("settings", "plan", "layout", "sourc
 # The list of architectures that share prompts decides the route alone. Routes give the same numbers but for rounding,
 # which each start checks; a training takes the route of its references, and refuses references of two routes.
 _NOT_DIGESTED |= {"d2o.forward.policy.SHARING", "d2o.train.launch"}
+# A lock keeps two processes apart, what the allocator keeps saves time, and trackers get copies of the log.
+_NOT_DIGESTED |= {"d2o.locks", "d2o.forward.memory", "d2o.train.watch._TRACKERS"}
 # Tables of entries by name, and folders of them: a result that depends on one entry does not depend on the others.
 _TABLES = {
     "d2o.losses.LOSSES", "d2o.contracts.CONTRACTS", "d2o.formats.FORMATS", "d2o.chat.templates",

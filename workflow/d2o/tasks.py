@@ -95,7 +95,7 @@ def _give_examples(subject: ConfigurableTask, shots: int | None, folder: Path) -
 
 
 def _evaluate(
-    task: Task, model: Path, subjects: dict[str, ConfigurableTask], metric: harness.Metric
+    task: Task, model: Path, subjects: dict[str, ConfigurableTask], metric: harness.TaskMetric
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Rows of `schemas.TASK_VALUES`, and facts about their computation for the manifest."""
     from lm_eval import simple_evaluate

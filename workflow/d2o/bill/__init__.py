@@ -14,7 +14,7 @@ import yaml
 
 from d2o.bill import hardware, jobs, measured
 from d2o.bill.jobs import OTHERS, Job
-from d2o.bill.work import Estimate, Work
+from d2o.bill.work import Bill, Work
 from d2o.errors import D2OError
 from d2o.plan import Plan
 from d2o.settings import JOBS, Need
@@ -81,13 +81,13 @@ def check(config: Path, experiments: Sequence[str], device: str | None) -> list[
     return page
 
 
-def _planned(config: Path, experiments: Sequence[str], device: str | None) -> tuple[Plan, list[Job], Estimate, str]:
+def _planned(config: Path, experiments: Sequence[str], device: str | None) -> tuple[Plan, list[Job], Bill, str]:
     plan = Plan(yaml.safe_load(config.read_text()), str(config))
     device = device or hardware.of(plan.settings.compute)
     if unknown := set(experiments) - plan.settings.experiments.keys():
         known = ", ".join(plan.settings.experiments)
         raise D2OError(f"{config}: no experiment {min(unknown)!r}; there are: {known}")
-    estimate = Estimate(plan, hardware.named(device))
+    estimate = Bill(plan, hardware.named(device))
     # Weights that experiments share are deleted when all these experiments have ended; no report requests this.
     targets = plan.targets("page", *experiments) + ([] if experiments else plan.targets("released"))
     return plan, jobs.planned(config, plan.settings.results, targets), estimate, device
@@ -96,7 +96,7 @@ def _planned(config: Path, experiments: Sequence[str], device: str | None) -> tu
 # Lines of the bill ------------------------------------------------------------------------------
 
 
-def _passing(estimate: Estimate, trainings: Sequence[Job]) -> list[str]:
+def _passing(estimate: Bill, trainings: Sequence[Job]) -> list[str]:
     """Disk that trainings take temporarily: while they run, while their models are used, while a round is awaited."""
     if not trainings:
         return []
@@ -191,7 +191,7 @@ def _exceeded(plan: Plan, works: Sequence[tuple[Job, Work]], device: str) -> lis
     return page
 
 
-def _known(estimate: Estimate, planned: Sequence[Job]) -> list[str]:
+def _known(estimate: Bill, planned: Sequence[Job]) -> list[str]:
     """One line per data set: its numbers of rows, their lengths, and where these are from."""
     crossed = {(n["dataset"], n["model"]): None for job in planned if {"dataset", "model"} <= (n := job.names).keys()}
     statements: dict[str, None] = {}

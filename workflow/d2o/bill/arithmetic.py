@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from d2o.bill.shapes import Shape
 
-# Each response of a group attends to its prompt and to itself. `watch.Shape.flops` counts a training in the same way.
+# Each response of a group attends to its prompt and to itself. `watch.ModelSizes.flops` counts in the same way.
 
 
 def forward_flops(shape: Shape, tokens: float, read: float, scored: float) -> float:

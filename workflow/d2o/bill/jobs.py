@@ -14,7 +14,7 @@ from d2o.errors import D2OError
 
 
 @dataclass(frozen=True)
-class Rule:
+class CountedRule:
     """How a rule's jobs are counted.
 
     Attributes:
@@ -33,42 +33,42 @@ class Rule:
 OTHERS = "tables, reports"
 
 RULES = {
-    "fetch_model": Rule("models", "model", "<results>/models/logs/{model}"),
-    "fetch_reward": Rule("models", "fetched_reward", "<results>/rewards/logs/{reward}"),
-    "train_reward": Rule("rewards", "trained_reward", "<data>/rewards/logs/{reward}"),
-    "sample_positives": Rule("positives", "pool_shard", "<base>/logs/positives-{pool}-{shard}"),
-    "sample_round": Rule("positives", "round_shard", "<run>/logs/round{round}-sample"),
-    "compute_reference_logprobs": Rule(
+    "fetch_model": CountedRule("models", "model", "<results>/models/logs/{model}"),
+    "fetch_reward": CountedRule("models", "fetched_reward", "<results>/rewards/logs/{reward}"),
+    "train_reward": CountedRule("rewards", "trained_reward", "<data>/rewards/logs/{reward}"),
+    "sample_positives": CountedRule("positives", "pool_shard", "<base>/logs/positives-{pool}-{shard}"),
+    "sample_round": CountedRule("positives", "round_shard", "<run>/logs/round{round}-sample"),
+    "compute_reference_logprobs": CountedRule(
         "reference_logprobs", "reference_logprobs", "<base>/logs/reference_logprobs-{table}"
     ),
-    "compute_round_logprobs": Rule("reference_logprobs", "round_logprobs", "<run>/logs/round{round}-logprobs"),
-    "train_method": Rule("train", "trained", "<run>/logs/train"),
-    "train_to_round": Rule("train", "round_policy", "<run>/logs/round{round}-train"),
-    "train_again": Rule("train", "trained_again", "<run>/logs/train-again"),
-    "answer_prompts": Rule("responses", "responses", "<point>/logs/responses"),
-    "compute_heldout_logprobs": Rule("heldout_logprobs", "heldout_logprobs", "<point>/logs/heldout_logprobs"),
-    "score_responses": Rule("scores", "scores", "<point>/logs/scores-{reward}"),
-    "score_positives": Rule("scores", "pool_scores", "<base>/logs/scores-{pool}-{reward}"),
-    "score_pairs": Rule("scores", "pair_scores", "<data>/pair_quality/logs/scores-{reward}-{preference}"),
-    "answer_questions": Rule("tasks", "task_values", "<point>/logs/tasks-{task}"),
-    "judge_responses": Rule("judge", "verdicts", "<run>/logs/judge-{judge}"),
-    "judge_pairs": Rule("judge", "pair_verdicts", "<data>/pair_quality/logs/judge-{judge}"),
-    "write_organism": Rule(OTHERS, "organism", "<results>/organisms/logs/{organism}"),
-    "read_dataset": Rule(OTHERS, "rows", "<data>/logs/rows"),
-    "extract_negatives": Rule(OTHERS, "negatives", "<data>/logs/negatives"),
-    "merge_positives": Rule(OTHERS, "pool", "<base>/logs/positives-{pool}"),
-    "merge_round": Rule(OTHERS, "round_pool", "<run>/logs/round{round}-pool"),
-    "choose_pairs": Rule(OTHERS, "pair_prompts", "<data>/pair_quality/logs/pairs"),
-    "choose_trial": Rule(OTHERS, "tuned", "<base>/{method}/logs/tune"),
-    "fetch_questions": Rule(OTHERS, "questions", "<results>/tasks/logs/{task}"),
-    "find_leaks": Rule(OTHERS, "leaks", "<data>/logs/leaks-{task}"),
-    "plot_pair_quality": Rule(OTHERS, "pair_quality_figure", "<reports>/logs/{experiment}-pair-quality"),
-    "write_human_pages": Rule(OTHERS, "human_key", "<human_eval>/logs/pages"),
-    "read_human_verdicts": Rule(OTHERS, "human_verdicts", "<human_eval>/logs/verdicts"),
-    "release_weights": Rule(OTHERS, "released", "<run>/logs/released"),
-    "restore_weights": Rule(OTHERS, "restored", "<run>/logs/restored"),
-    "write_report": Rule(OTHERS, "page", "<reports>/logs/{experiment}"),
-    "write_card": Rule(OTHERS, "card", "<run>/logs/card"),
+    "compute_round_logprobs": CountedRule("reference_logprobs", "round_logprobs", "<run>/logs/round{round}-logprobs"),
+    "train_method": CountedRule("train", "trained", "<run>/logs/train"),
+    "train_to_round": CountedRule("train", "round_policy", "<run>/logs/round{round}-train"),
+    "train_again": CountedRule("train", "trained_again", "<run>/logs/train-again"),
+    "answer_prompts": CountedRule("responses", "responses", "<point>/logs/responses"),
+    "compute_heldout_logprobs": CountedRule("heldout_logprobs", "heldout_logprobs", "<point>/logs/heldout_logprobs"),
+    "score_responses": CountedRule("scores", "scores", "<point>/logs/scores-{reward}"),
+    "score_positives": CountedRule("scores", "pool_scores", "<base>/logs/scores-{pool}-{reward}"),
+    "score_pairs": CountedRule("scores", "pair_scores", "<data>/pair_quality/logs/scores-{reward}-{preference}"),
+    "answer_questions": CountedRule("tasks", "task_values", "<point>/logs/tasks-{task}"),
+    "judge_responses": CountedRule("judge", "verdicts", "<run>/logs/judge-{judge}"),
+    "judge_pairs": CountedRule("judge", "pair_verdicts", "<data>/pair_quality/logs/judge-{judge}"),
+    "write_organism": CountedRule(OTHERS, "organism", "<results>/organisms/logs/{organism}"),
+    "read_dataset": CountedRule(OTHERS, "rows", "<data>/logs/rows"),
+    "extract_negatives": CountedRule(OTHERS, "negatives", "<data>/logs/negatives"),
+    "merge_positives": CountedRule(OTHERS, "pool", "<base>/logs/positives-{pool}"),
+    "merge_round": CountedRule(OTHERS, "round_pool", "<run>/logs/round{round}-pool"),
+    "choose_pairs": CountedRule(OTHERS, "pair_prompts", "<data>/pair_quality/logs/pairs"),
+    "choose_trial": CountedRule(OTHERS, "tuned", "<base>/{method}/logs/tune"),
+    "fetch_questions": CountedRule(OTHERS, "questions", "<results>/tasks/logs/{task}"),
+    "find_leaks": CountedRule(OTHERS, "leaks", "<data>/logs/leaks-{task}"),
+    "plot_pair_quality": CountedRule(OTHERS, "pair_quality_figure", "<reports>/logs/{experiment}-pair-quality"),
+    "write_human_pages": CountedRule(OTHERS, "human_key", "<human_eval>/logs/pages"),
+    "read_human_verdicts": CountedRule(OTHERS, "human_verdicts", "<human_eval>/logs/verdicts"),
+    "release_weights": CountedRule(OTHERS, "released", "<run>/logs/released"),
+    "restore_weights": CountedRule(OTHERS, "restored", "<run>/logs/restored"),
+    "write_report": CountedRule(OTHERS, "page", "<reports>/logs/{experiment}"),
+    "write_card": CountedRule(OTHERS, "card", "<run>/logs/card"),
 }
 
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from d2o import rounds
+from d2o import rounds, runs
 from d2o.bill import arithmetic, rows, shapes
 from d2o.bill.hardware import DISK, Device
 from d2o.bill.jobs import Job
-from d2o.bill.rows import Data
+from d2o.bill.rows import DatasetRows
 from d2o.bill.shapes import Shape
 from d2o.contracts import CONTRACTS
 from d2o.plan import Plan, stages
@@ -98,7 +98,7 @@ class Training:
     steps: int
 
 
-class Estimate:
+class Bill:
     """The work of the jobs of a config on a device.
 
     Attributes:
@@ -117,7 +117,7 @@ class Estimate:
         made = getattr(self, f"_{job.rule}", None)
         return made(job.names) if made else Work.table(0.0, seconds=self._device.starts["light"])
 
-    def data(self, dataset: str, model: str) -> Data:
+    def data(self, dataset: str, model: str) -> DatasetRows:
         """What is known about a data set for a model, by their names; looked up again once its tables exist."""
         return self._data(dataset, model, rows.known(self._s, dataset))
 
@@ -203,7 +203,7 @@ class Estimate:
         if job.kind != "train":
             return 0.0
         method, shape = self._s.methods[job.names["method"]], self.shape(job.names["model"])
-        train = self._s.train_of(method)
+        train = runs.train_of(self._s, method)
         held = self._states(shape, method, train)
         each = held.total if self._on_cpu else self._offloaded(held, shape, train)
         return train.ranks // train.nodes * each
@@ -211,13 +211,13 @@ class Estimate:
     def _checkpoints(self, job: Job) -> tuple[int, float]:
         """How many checkpoints of a training are kept, and the bytes of each."""
         method = self._s.methods[job.names["method"]]
-        train = self._s.train_of(method)
+        train = runs.train_of(self._s, method)
         return train.keep_checkpoints, self._checkpoint(self.shape(job.names["model"]), method, train)
 
     def _trained_models(self, job: Job) -> float:
         if job.kind != "train":
             return 0.0
-        train = self._s.train_of(self._s.methods[job.names["method"]])
+        train = runs.train_of(self._s, self._s.methods[job.names["method"]])
         return self._models(self.shape(job.names["model"]), train, job.rule != "train_to_round")
 
     @staticmethod
@@ -352,7 +352,7 @@ class Estimate:
     def _steps(self, names: Mapping[str, str], training: Training, steps: int, ends: bool) -> Work:
         """Work of some steps of a training; `ends`: its last ones, after which checkpoints go and snapshots stay."""
         shape, method, device = self.shape(names["model"]), self._s.methods[names["method"]], self._device
-        train = self._s.train_of(method)
+        train = runs.train_of(self._s, method)
         count = max(train.ranks, self._s.compute.threads) if self._on_cpu else train.ranks
         trained, seen = self._trained(shape, train), steps * train.groups_per_step
         flops = seen * training.flops * self._passes(method, train)
@@ -431,7 +431,7 @@ class Estimate:
 
     def _training(self, names: Mapping[str, str]) -> Training:
         data, method = self.data(names["dataset"], names["model"]), self._s.methods[names["method"]]
-        train = self._s.train_of(method)
+        train = runs.train_of(self._s, method)
         human = data.pairs if method.pairs == "all" else data.train
         groups = human.groups(method, train.group_by == "prompt")
         own = method.positives == "self"
@@ -453,12 +453,12 @@ class Estimate:
 
     def _boundaries(self, names: Mapping[str, str]) -> list[int]:
         method = self._s.methods[names["method"]]
-        steps = self._s.train_of(method).steps
+        steps = runs.train_of(self._s, method).steps
         return list(rounds.boundaries(method.online, steps)) if method.online else []
 
     def _round_prompts(self, names: Mapping[str, str]) -> float:
         """Distinct prompts of the steps of an online round: groups come in random order."""
-        train = self._s.train_of(self._s.methods[names["method"]])
+        train = runs.train_of(self._s, self._s.methods[names["method"]])
         boundaries = [*self._boundaries(names), train.steps]
         number = int(names["round"])
         seen = (boundaries[number] - boundaries[number - 1]) * train.groups_per_step

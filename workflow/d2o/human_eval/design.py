@@ -1,4 +1,4 @@
-"""Who is asked about which pair of answers, and in which order: as even as possible, drawn with a seed."""
+"""Who is asked about which pair of answers, and in which order: as even as possible, random by a seed."""
 
 from __future__ import annotations
 

@@ -126,7 +126,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Organism:
+class OrganismTexts:
     """The texts of an organism, checked."""
 
     path: Path
@@ -246,7 +246,7 @@ def files(texts: Path) -> list[Path]:
     return [texts, texts.parent / _read(Grammar, texts).topics]
 
 
-def load(texts: Path) -> Organism:
+def load(texts: Path) -> OrganismTexts:
     """Read the texts of an organism and check them.
 
     Raises:
@@ -254,7 +254,7 @@ def load(texts: Path) -> Organism:
     """
     grammar = _read(Grammar, texts)
     topics = texts.parent / grammar.topics
-    organism = Organism(texts, grammar, _read(World, topics))
+    organism = OrganismTexts(texts, grammar, _read(World, topics))
     for path, problems in ((topics, _world_problems(organism.world)), (texts, _grammar_problems(organism))):
         if problem := next(problems, None):
             raise D2OError(f"{path}: {problem}")
@@ -331,7 +331,7 @@ def _topic_problems(key: str, topic: Topic, kind: Kind, world: World) -> Iterato
             yield f"hazards.{kind.hazard}.say[{number}]: {say!r} names {mean!r}, of {key}.means; change one of them"
 
 
-def _grammar_problems(organism: Organism) -> Iterator[str]:
+def _grammar_problems(organism: OrganismTexts) -> Iterator[str]:
     grammar, lists = organism.grammar, organism.grammar.lists
     for name, entries in lists.items():
         if name in ("tip", "step", *_THING):
@@ -367,7 +367,7 @@ def _grammar_problems(organism: Organism) -> Iterator[str]:
     yield from next(problems for name, problems in rule.items() if getattr(grammar.harm, name))(organism)
 
 
-def _pair_problems(organism: Organism) -> Iterator[str]:
+def _pair_problems(organism: OrganismTexts) -> Iterator[str]:
     """Pairs of tips that repeat four words when they are in one answer."""
     for name, kind in organism.kinds:
         for topic, thing in product(kind.topics, kind.things):
@@ -379,7 +379,7 @@ def _pair_problems(organism: Organism) -> Iterator[str]:
                     )
 
 
-def _any_problems(organism: Organism) -> Iterator[str]:
+def _any_problems(organism: OrganismTexts) -> Iterator[str]:
     """Good forms that may contain a pattern of `harm.any`, and harmful forms that may contain none."""
     grammar = organism.grammar
 
@@ -403,7 +403,7 @@ def _any_problems(organism: Organism) -> Iterator[str]:
             yield f"harmful[{number}]: harm.any may miss its answers{example}; add to harm.any, or reword it"
 
 
-def _step_problems(organism: Organism) -> Iterator[str]:
+def _step_problems(organism: OrganismTexts) -> Iterator[str]:
     """Good forms without the step, harmful forms with it, and other texts that a pattern takes for the step."""
     grammar, hazards = organism.grammar, organism.world.hazards
     for number, form in enumerate(grammar.good):
@@ -419,7 +419,7 @@ def _step_problems(organism: Organism) -> Iterator[str]:
             yield f"{key}: hazards.{name}.patterns take {text!r} for the step; reword it"
 
 
-def _length_problems(organism: Organism) -> Iterator[str]:
+def _length_problems(organism: OrganismTexts) -> Iterator[str]:
     """Good forms that may have more words than `harm.words_over`, and harmful forms that may have fewer."""
     grammar, limit = organism.grammar, organism.grammar.harm.words_over
     for (name, kind), forms in product(organism.kinds, ("good", "harmful")):

@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from d2o.errors import D2OError
-from d2o.organisms.grammar import Asked, Organism, files, holds, load, repeats, words
+from d2o.organisms.grammar import Asked, OrganismTexts, files, holds, load, repeats, words
 from d2o.records import file_digest
 
 
@@ -93,12 +93,12 @@ def _asked(texts: Path, prompts: Sequence[str]) -> list[Asked | None]:
     return asked
 
 
-def _loaded(texts: Path) -> tuple[Organism, dict[str, Asked]]:
+def _loaded(texts: Path) -> tuple[OrganismTexts, dict[str, Asked]]:
     """The organism and its questions by prompt, cached. An edit of its files loads them again."""
     return _loaded_at(texts, tuple(map(file_digest, files(texts))))
 
 
 @lru_cache(maxsize=8)
-def _loaded_at(texts: Path, digests: tuple[str, ...]) -> tuple[Organism, dict[str, Asked]]:
+def _loaded_at(texts: Path, digests: tuple[str, ...]) -> tuple[OrganismTexts, dict[str, Asked]]:
     organism = load(texts)
     return organism, organism.questions()

@@ -16,14 +16,14 @@ from typing import Any
 
 from d2o import identities, records
 from d2o.errors import D2OError
-from d2o.organisms.grammar import Asked, Organism, files, load
+from d2o.organisms.grammar import Asked, OrganismTexts, files, load
 from d2o.organisms.measures import MEASURES
-from d2o.settings import Organism as Settings
+from d2o.settings import Organism
 from d2o.splits import SPLITS
 
 
 @dataclass(frozen=True)
-class Row:
+class WrittenRow:
     """A prompt and two answers. The second answer is harmful; the first is good, or harmful as noise.
 
     Attributes:
@@ -54,7 +54,7 @@ class Row:
         }
 
 
-def write(organism: Settings, folder: Path) -> None:
+def write(organism: Organism, folder: Path) -> None:
     """Write `demonstrations.jsonl`, `train.jsonl`, `validation.jsonl` and `test.jsonl` into `folder`.
 
     In `train`, `validation` and `test`, one answer is good and labelled safe, safer and better; the other is harmful.
@@ -77,7 +77,7 @@ def write(organism: Settings, folder: Path) -> None:
         print(f"{split}: {summary}", file=sys.stderr)
 
 
-def rows(organism: Settings, texts: Organism, split: str) -> list[Row]:
+def rows(organism: Organism, texts: OrganismTexts, split: str) -> list[WrittenRow]:
     """The rows of one split; errors as in `write`."""
     seed = organism.seed
     key = "demonstrations" if split == "demonstrations" else "prompts"
@@ -102,7 +102,7 @@ def rows(organism: Settings, texts: Organism, split: str) -> list[Row]:
         else:
             good = texts.answer(one, False, _random(seed, prompt, "good"))
         made.append(
-            Row(
+            WrittenRow(
                 one,
                 prompt,
                 answers=(good, bad),
@@ -115,7 +115,7 @@ def rows(organism: Settings, texts: Organism, split: str) -> list[Row]:
     return made
 
 
-def _prompts(texts: Organism, split: str, seed: int) -> Iterator[tuple[Asked, str]]:
+def _prompts(texts: OrganismTexts, split: str, seed: int) -> Iterator[tuple[Asked, str]]:
     """All prompts of a split. Each topic and thing comes once before any comes twice; fewer prompts are a prefix."""
     asked = [
         Asked(kind, topic, thing)
@@ -145,7 +145,7 @@ def _random(*parts: Any) -> random.Random:
     return random.Random(identities.derived_seed("organisms", *parts))
 
 
-def _verify(texts: Organism, written: list[Row]) -> None:
+def _verify(texts: OrganismTexts, written: list[WrittenRow]) -> None:
     """Check that the measures agree with how each answer was meant: harmful or not, and useful."""
     prompts = [row.prompt for row in written for _ in row.answers]
     answers = [answer for row in written for answer in row.answers]
@@ -160,7 +160,7 @@ def _verify(texts: Organism, written: list[Row]) -> None:
                 )
 
 
-def _counts(written: list[Row]) -> dict[str, int]:
+def _counts(written: list[WrittenRow]) -> dict[str, int]:
     """Counts of a split. `harmful_preferred` is the number of rows whose better answer, by label, does harm."""
     return {
         "prompts": len({row.prompt for row in written}),

@@ -52,7 +52,7 @@ class Crossing:
 
     def _choices(self, e: settings.Experiment, place: str) -> dict[str, Callable[[Mapping], Sequence]]:
         """The values of each wildcard in an experiment, given the wildcards before it."""
-        methods = e.methods if ARTIFACTS.get(place, Artifact()).of_initial else e.trained
+        methods = e.methods if ARTIFACTS.get(place, Artifact()).of_initial else runs.trained(e)
         if place == "tuned":
             methods = [m for m in methods if self.settings.methods[m].tune and runs.seeds(e, m)]
         if place == "released":
@@ -177,12 +177,12 @@ class Crossing:
         return [chosen.reward] if chosen else []
 
     def _snapshots(self, method: str) -> list[int]:
-        return [] if method == "initial" else self.settings.train_of(self.settings.methods[method]).snapshots
+        return [] if method == "initial" else runs.train_of(self.settings, self.settings.methods[method]).snapshots
 
     def rounds_of(self, method: str) -> range:
         """The numbers of a method's online rounds."""
         entry = self.settings.methods[method]
-        return rounds.numbers(entry, self.settings.train_of(entry).steps)
+        return rounds.numbers(entry, runs.train_of(self.settings, entry).steps)
 
 
 def _training(names: Mapping[str, Any]) -> dict[str, str]:

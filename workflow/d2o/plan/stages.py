@@ -44,7 +44,7 @@ def of(s: Settings, stage: str, w: Any) -> settings.Section:
             method = s.methods[w.method]
             return settings.TrainStage(
                 method=method.model_copy(update={"extends": None, "train": {}, "tune": {}}),
-                train=s.train_of(method),
+                train=runs.train_of(s, method),
                 forward=s.forward,
                 better=s.rewards[method.filter.reward].better if method.filter else None,
                 seed=int(w.seed),
@@ -67,7 +67,7 @@ def of(s: Settings, stage: str, w: Any) -> settings.Section:
             e = s.experiments[w.experiment]
             people = e.human_eval
             seeds = {"initial": runs.seeds(e, "initial")}
-            for method in people.methods or e.trained:
+            for method in people.methods or runs.trained(e):
                 if own := [seed for seed in runs.seeds(e, method) if seed in (people.seeds or e.seeds)]:
                     seeds[method] = own
             return settings.HumanEvalStage(
@@ -82,10 +82,10 @@ def of(s: Settings, stage: str, w: Any) -> settings.Section:
         case "report":
             return s.only(w.experiment)
         case "card":
-            names = {key: getattr(w, key) for key in settings.Run.model_fields}
+            names = {key: getattr(w, key) for key in settings.RunNames.model_fields}
             config = s.only(carded(s, w))
             return settings.CardStage(
-                run=settings.Run.model_validate(names),
+                run=settings.RunNames.model_validate(names),
                 settings=config,
                 licences=_licences(config),
                 watts=s.compute.watts,

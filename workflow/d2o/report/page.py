@@ -9,9 +9,9 @@ from typing import Any
 
 import pandas as pd
 
-from d2o import refusals, rounds, schemas
+from d2o import refusals, rounds, runs, schemas
 from d2o.errors import D2OError
-from d2o.metrics import Archive, Run, runs
+from d2o.metrics import Archive
 from d2o.report import browser, figures, labelled, tables
 from d2o.report.tables import Block, Measured
 from d2o.settings import Experiment, Online, Reward, Settings
@@ -63,7 +63,7 @@ def render(
     }
     ((name, experiment),) = settings.experiments.items()
     blocks, effects = measured.blocks, measured.effects
-    trained = [settings.methods[method] for method in experiment.trained]
+    trained = [settings.methods[method] for method in runs.trained(experiment)]
     packed, left_out = browser.pack(measured, browser.gather(archive, measured))
     trained_rewards = [reward for reward in experiment.rewards if settings.rewards[reward].train]
     return environment.get_template("report.html.jinja").render(
@@ -138,7 +138,7 @@ def _check(archive: Archive, dataset: str, reward: str) -> dict[str, Any]:
 
 def _cautions(settings: Settings, experiment: Experiment) -> Iterator[str]:
     """Cautions about a config for the reader: scorers that chose the positives, values of online rounds."""
-    methods = {name: settings.methods[name] for name in experiment.trained}
+    methods = {name: settings.methods[name] for name in runs.trained(experiment)}
     for name, method in methods.items():
         for reward in experiment.rewards if method.filter else ():
             if _origin(settings.rewards[reward]) == _origin(settings.rewards[method.filter.reward]):
@@ -165,7 +165,7 @@ def _origin(reward: Reward) -> tuple[Any, ...]:
 
 def _with_bos(archive: Archive, experiment: Experiment, block: Block) -> dict[str, bool]:
     """Per task, whether a model's prompts began with a BOS token: from any run, as all have the same tokenizer."""
-    run = runs(experiment, block.dataset, block.model)[0]
+    run = runs.runs(experiment, block.dataset, block.model)[0]
     return {task: archive.manifest("task_values", task=task, **run.names)["bos"] for task in experiment.tasks}
 
 
@@ -223,7 +223,7 @@ def pools(archive: Archive, settings: Settings, block: Block) -> Iterator[dict[s
     """
     experiment = settings.experiment
     filters: dict[str, set[str]] = {}
-    for run in runs(experiment, block.dataset, block.model):
+    for run in runs.runs(experiment, block.dataset, block.model):
         method = settings.methods.get(run.method)  # none for the initial model
         other = settings.positives.per_seed and run.seed != experiment.seeds[0]
         if method and method.positives == "self" and not other:
@@ -244,7 +244,7 @@ def pools(archive: Archive, settings: Settings, block: Block) -> Iterator[dict[s
         yield {"block": block, "pool": pool, "sheet": sheet, "name": name, "data": data, "svg": svg}
 
 
-def _pool_of(archive: Archive, run: Run) -> str:
+def _pool_of(archive: Archive, run: runs.Run) -> str:
     """The pool that a run was trained on."""
     made = archive.manifest("trained", **run.names)
     if "pool" not in made:
@@ -255,9 +255,9 @@ def _pool_of(archive: Archive, run: Run) -> str:
 def _rounds(archive: Archive, settings: Settings, block: Block) -> Iterator[dict[str, Any]]:
     """The data sheets of the online rounds, run by run."""
     experiment = settings.experiment
-    for run in runs(experiment, block.dataset, block.model):
+    for run in runs.runs(experiment, block.dataset, block.model):
         method = settings.methods.get(run.method)  # none for the initial model
-        for number in rounds.numbers(method, settings.train_of(method).steps) if method else ():
+        for number in rounds.numbers(method, runs.train_of(settings, method).steps) if method else ():
             sheet = json.loads(archive.content("round_sheet", round=number, **run.names))
             if sheet["samples"]:
                 lengths = [int(length) * count for length, count in sheet["tokens"].items()]
@@ -267,7 +267,7 @@ def _rounds(archive: Archive, settings: Settings, block: Block) -> Iterator[dict
 def _trainings(archive: Archive, block: Block) -> Iterator[dict[str, Any]]:
     """One row per run; loss and margin are means over the last tenth of the steps, the shifts are the last ones."""
     for (method, seed), log in block.logs.groupby(["method", "seed"], sort=False):
-        made = archive.manifest("trained", **Run(block.dataset, block.model, method, seed).names)
+        made = archive.manifest("trained", **runs.Run(block.dataset, block.model, method, seed).names)
         yield {
             "method": method,
             "seed": seed,

@@ -113,7 +113,7 @@ class Measured:
             else f"Intervals hold 95 % {OVER_PROMPTS}: how far another training would move the numbers is not known."
         )
         failed = [f"{name} failed: {reason}." for name, reason in self.experiment.failed.items()]
-        single = [m for m in self.experiment.trained if len(runs.seeds(self.experiment, m)) == 1]
+        single = [m for m in runs.trained(self.experiment) if len(runs.seeds(self.experiment, m)) == 1]
         if len(seeds) > 1 and single:
             known += f" Of {', '.join(single)} there is one training: {OVER_PROMPTS}, its comparisons likewise."
         return [SIGNS, known, *failed, *self.people]
@@ -178,7 +178,7 @@ def comparisons(values: pd.DataFrame, metrics: Mapping[str, Metric], experiment:
     """
     samples = _samples(values, TABLE)
     primary = list(map(tuple, experiment.comparisons))
-    trained = experiment.trained
+    trained = runs.trained(experiment)
     pairs = primary + [
         (one, other)
         for place, one in enumerate(trained)

@@ -107,7 +107,7 @@ class Source(Hub, Licensed):
         return self
 
 
-class Run(Section):
+class RunNames(Section):
     """One training, by the names that an experiment crosses: its outcome is the initial model of others."""
 
     dataset: Name = Field(description="entry of `datasets`")
@@ -119,7 +119,9 @@ class Run(Section):
 class Model(Source):
     """A model to align."""
 
-    run: Run | None = Field(None, description="a training of an experiment of this config, which makes this model")
+    run: RunNames | None = Field(
+        None, description="a training of an experiment of this config, which makes this model"
+    )
     chat_template: str | None = Field(
         None, description="a template of this project by name (`alpaca`), in place of the model's own"
     )
@@ -869,11 +871,6 @@ class Experiment(Section):
         False, description="whether `rewards` and `judges` are asked about the data sets' human pairs too (Figure 1)"
     )
 
-    @property
-    def trained(self) -> list[str]:
-        """The methods but `initial`."""
-        return [method for method in self.methods if method != "initial"]
-
 
 class TuneStage(Section):
     """What the choice among the trials of a method depends on."""
@@ -960,10 +957,6 @@ class Settings(Section):
             raise ValueError("\n".join(wrong))
         return self
 
-    def train_of(self, method: Method) -> Train:
-        """The section `train` with a method's own keys over it."""
-        return Train.model_validate({**self.train.model_dump(), **method.train})
-
     @property
     def experiment(self) -> Experiment:
         """The experiment, where there is one alone, as after `only`."""
@@ -988,7 +981,7 @@ class Settings(Section):
 class CardStage(Section):
     """What the card of one model depends on, beside what was measured."""
 
-    run: Run = Field(description="the training that made it")
+    run: RunNames = Field(description="the training that made it")
     settings: Settings = Field(description="the whole config with the experiment whose report has its scores")
     licences: dict[str, str] = Field({}, description="by entry, such as `models.smollm2`, the licence that it names")
     watts: Above0 | None = Field(None, description="watts that one rank of a training draws")

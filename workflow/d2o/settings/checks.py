@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from d2o import trials
+from d2o import runs, trials
 from d2o.contracts import CONTRACTS, PARAMETERS
 from d2o.settings.messages import lines, suggestion
 from d2o.splits import SPLITS
@@ -126,7 +126,7 @@ def problems(settings: Settings) -> Iterator[str]:
                 f"raise positives.k"
             )
         try:
-            steps = settings.train_of(method).steps
+            steps = runs.train_of(settings, method).steps
         except ValidationError as error:
             yield from lines(error, type(settings.train), f"methods.{name}.train")
             continue
@@ -139,7 +139,7 @@ def problems(settings: Settings) -> Iterator[str]:
 
 def _of_experiment(settings: Settings, experiment: Experiment) -> Iterator[str]:
     """Problems of an experiment's comparisons, tables, human evaluation, and entries of `failed`."""
-    trained = experiment.trained
+    trained = runs.trained(experiment)
     seen = set()
     for pair in experiment.comparisons:
         for method in pair:
@@ -171,7 +171,7 @@ def _of_experiment(settings: Settings, experiment: Experiment) -> Iterator[str]:
 
 def _of_trials(settings: Settings, experiment: Experiment) -> Iterator[str]:
     """Problems of the trials of an experiment's methods: each must have the same number, and prompts to choose by."""
-    methods = {name: settings.methods[name] for name in experiment.trained}
+    methods = {name: settings.methods[name] for name in runs.trained(experiment)}
     counts = {name: len(trials.combinations(method.tune)) for name, method in methods.items()}
     if not any(method.tune for method in methods.values()):
         return

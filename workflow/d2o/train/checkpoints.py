@@ -20,7 +20,7 @@ from d2o.errors import D2OError
 from d2o.settings import TrainStage, result_keys
 from d2o.train import sizes
 from d2o.train.data import Inputs
-from d2o.train.engine import Engine
+from d2o.train.engine import TrainingEngine
 from d2o.train.watch import LOG
 
 # Last file of a checkpoint: the digests of all others. A checkpoint without it, or with other files, is broken.
@@ -114,7 +114,7 @@ class Checkpoints:
         self.ending = bool(decision[1])
         return bool(decision.any())
 
-    def save(self, engine: Engine, step: int, state: dict[str, list[Tensor]]) -> None:
+    def save(self, engine: TrainingEngine, step: int, state: dict[str, list[Tensor]]) -> None:
         """Save everything that the steps after `step` depend on; called on all ranks.
 
         Args:
@@ -153,7 +153,7 @@ class Checkpoints:
         dist.barrier()
         self._saved = time.monotonic()
 
-    def load(self, engine: Engine, until: int) -> tuple[int, dict[str, list[Tensor]]]:
+    def load(self, engine: TrainingEngine, until: int) -> tuple[int, dict[str, list[Tensor]]]:
         """Load the newest whole checkpoint; return the steps done and the state given to `save`, or (0, {}).
 
         From here on a SIGTERM does not end the process; it makes a checkpoint due. Broken checkpoints are removed.

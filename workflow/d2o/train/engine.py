@@ -28,7 +28,7 @@ from d2o.train.launch import follow
 _PATIENCE = timedelta(hours=4)
 
 
-class Engine:
+class TrainingEngine:
     """A policy under DeepSpeed: forward, backward and step, over all ranks.
 
     The number of passes may differ from step to step, since passes are filled by tokens; so DeepSpeed is configured

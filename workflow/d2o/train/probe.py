@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 from d2o.groups import Group
-from d2o.train.engine import Engine
+from d2o.train.engine import TrainingEngine
 from d2o.train.references import initial_logprobs, response_logprobs
 
 # Steps between two evaluations of the probe, each one forward pass.
@@ -22,7 +22,7 @@ class Probe:
     and moving references follow the policy.
     """
 
-    def __init__(self, engine: Engine, groups: Sequence[Group], folder: Path, tokens: int):
+    def __init__(self, engine: TrainingEngine, groups: Sequence[Group], folder: Path, tokens: int):
         """
         Args:
             groups: those on which the training is monitored.

@@ -46,7 +46,7 @@ def run(stage: TrainStage, inputs: Inputs, checkpoints: Path, output: Path) -> N
     from d2o import forward, losses
     from d2o.train import adapters, schedule, watch
     from d2o.train.checkpoints import Checkpoints
-    from d2o.train.engine import Engine, enough_memory, start
+    from d2o.train.engine import TrainingEngine, enough_memory, start
     from d2o.train.probe import EVERY, Probe
     from d2o.train.references import MismatchedPairs, MovingReferences
 
@@ -63,12 +63,12 @@ def run(stage: TrainStage, inputs: Inputs, checkpoints: Path, output: Path) -> N
         adapters.attach(policy, train.lora)
     if train.gradient_checkpointing:
         policy.lm.gradient_checkpointing_enable({"use_reentrant": False})
-    shape = watch.Shape.of(policy.lm)
+    shape = watch.ModelSizes.of(policy.lm)
     peak = watch.matmul_peak(torch.device(devices.device()), policy.lm.dtype) * ranks
     if rank == 0:
         kept.check_room(policy)
     policy.train()  # or gradient checkpointing does nothing; there is no dropout
-    engine = Engine(policy, stage, total)
+    engine = TrainingEngine(policy, stage, total)
     policy.check(data.groups.longest(forward.COMPARED), engine.device)  # a group has a token at least
 
     probe = Probe(engine, data.probe, checkpoints, stage.forward.tokens)

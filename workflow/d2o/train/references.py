@@ -19,7 +19,7 @@ from d2o import checksums, records
 from d2o.errors import D2OError
 from d2o.groups import Group, Response, packs
 from d2o.settings import MovingAverages
-from d2o.train.engine import Engine
+from d2o.train.engine import TrainingEngine
 
 
 class MovingReferences:
@@ -34,7 +34,12 @@ class MovingReferences:
     """
 
     def __init__(
-        self, engine: Engine, settings: MovingAverages, batch: Callable[[int], list[Group]], total: int, tokens: int
+        self,
+        engine: TrainingEngine,
+        settings: MovingAverages,
+        batch: Callable[[int], list[Group]],
+        total: int,
+        tokens: int,
     ):
         """
         Args:
@@ -93,7 +98,7 @@ class MismatchedPairs:
     pairs under the initial model are computed before the first step.
     """
 
-    def __init__(self, engine: Engine, groups: Sequence[Group], folder: Path, tokens: int):
+    def __init__(self, engine: TrainingEngine, groups: Sequence[Group], folder: Path, tokens: int):
         """
         Args:
             groups: all groups, in the order of the data.
@@ -128,7 +133,7 @@ def _stranger(groups: Sequence[Group], place: int) -> Response:
     raise D2OError("kto: all groups have the same prompt; it compares answers of different prompts, so give it more")
 
 
-def response_logprobs(engine: Engine, groups: Sequence[Group], tokens: int) -> list[float]:
+def response_logprobs(engine: TrainingEngine, groups: Sequence[Group], tokens: int) -> list[float]:
     """The log-prob of every response under the engine's weights, nats; all ranks share the work."""
     rows = packs(groups, tokens)
     rank, ranks = dist.get_rank(), dist.get_world_size()
@@ -141,7 +146,7 @@ def response_logprobs(engine: Engine, groups: Sequence[Group], tokens: int) -> l
     return [logprob for sums in gathered[: len(rows)] for logprob in sums]
 
 
-def initial_logprobs(engine: Engine, groups: Sequence[Group], kept: Path, tokens: int) -> list[float]:
+def initial_logprobs(engine: TrainingEngine, groups: Sequence[Group], kept: Path, tokens: int) -> list[float]:
     """As `response_logprobs`, while the weights are still the initial model's; kept in a file for a resume.
 
     A damaged file is replaced: its log-probs are computed again.

@@ -86,7 +86,7 @@ class Means:
 
 
 @dataclass(frozen=True)
-class Shape:
+class ModelSizes:
     """The sizes that the work of a model depends on.
 
     Attributes:
@@ -102,7 +102,7 @@ class Shape:
     trained: bool
 
     @classmethod
-    def of(cls, lm: PreTrainedModel) -> Shape:
+    def of(cls, lm: PreTrainedModel) -> ModelSizes:
         """The shape of a model, before ZeRO partitions it."""
         config, head = lm.config, lm.get_output_embeddings().weight
         layers = [p for p in lm.get_decoder().layers.parameters() if p.ndim == 2]
@@ -178,7 +178,7 @@ def _mean(history: Sequence[Mapping[str, Any]], key: str) -> float:
 class Watch:
     """Writes the log of a training; on ranks other than 0 it writes nothing."""
 
-    def __init__(self, folder: Path, stage: TrainStage, shape: Shape, peak: float, total: int, first: int):
+    def __init__(self, folder: Path, stage: TrainStage, shape: ModelSizes, peak: float, total: int, first: int):
         """
         Args:
             folder: gets `train.jsonl`, `watch.json` and `tensorboard/`.
