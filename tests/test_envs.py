@@ -7,8 +7,10 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 
 import pytest
+import yaml
 
 from conftest import ROOT
 
@@ -78,6 +80,13 @@ def test_make_keeps_the_lock_that_is_installed_and_one_stamp(tmp_path):
     assert b"install.sh" not in planned.stdout
     assert [path.name for path in (tmp_path / ".venv").glob(".installed-*")] == [".installed-gpu"]
     assert (installs("env", "LOCK=cpu"), installs("env")) == (["cpu"], [])
+
+
+def test_what_is_cited_is_what_is_installed():
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert (cited["version"], cited["license"]) == (project["version"], project["license"])
+    assert cited["preferred-citation"]["identifiers"] == [{"type": "other", "value": "arXiv:2403.03419"}]
 
 
 def steps(machine: str) -> list[tuple[str, str]]:

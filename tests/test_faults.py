@@ -42,6 +42,17 @@ ROUNDS = {"datasets": ["demo"], "models": ["tiny"], "methods": ["initial", "onli
           "keep": "nothing"}  # fmt: skip
 ONLINE = {"extends": "d2o", "online": {"start": 4, "every": 6, "share": 0.5}}
 ALL = [sys.executable, "-m", "snakemake", "--cores", "2", "all"]
+# Every Python process of a run loads this: while a file of this name lies beside the Snakefile, no fsync succeeds.
+FLAG = "no-fsync"
+PATCH = f"""
+import os
+fsync = os.fsync
+def failing(handle):
+    if os.path.exists({FLAG!r}):
+        raise OSError(5, "Input/output error")
+    fsync(handle)
+os.fsync = failing
+"""
 
 
 class Run:
@@ -50,9 +61,13 @@ class Run:
     def __init__(self, project: Project, *files: str, log: str = "printed.log"):
         self._project = project
         self._log = (project.folder / log).open("w+")
+        patched = project.folder / "patched"
+        patched.mkdir(exist_ok=True)
+        (patched / "sitecustomize.py").write_text(PATCH)
+        path = os.pathsep.join([str(patched), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
         self._process = subprocess.Popen(
             [*ALL, *files], cwd=project.folder, stdout=self._log, stderr=subprocess.STDOUT,
-            start_new_session=True, env=os.environ | KEYS | {"OMP_NUM_THREADS": "1"},
+            start_new_session=True, env=os.environ | KEYS | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path},
         )  # fmt: skip
 
     def wait(self, seconds: float | None = None) -> int | None:
@@ -111,6 +126,10 @@ class Run:
                 fill(ballast, random.randrange(1 << 20))
                 self.wait(300)
                 ballast.unlink()
+            case "fsync":  # fails until the run ends
+                (self._project.folder / FLAG).touch()
+                self.wait(300)
+                (self._project.folder / FLAG).unlink()
             case "bit" | "page":
                 files = sorted((self._project.folder / "results").rglob("*"))
                 if whole := [path for path in files if keeps_data(path)]:
@@ -118,12 +137,14 @@ class Run:
         return doing
 
 
-VICTIMS = ("snakemake", "stage", "SIGTERM", "everything", "table", "clock", "second", "bit", "page", "disk")
+VICTIMS = ("snakemake", "stage", "SIGTERM", "everything", "table", "clock", "second", "bit", "page", "disk", "fsync")
 # A small sample has only these faults, which most users will meet.
 SAMPLE = ("stage", "SIGTERM", "disk", "everything")
 SAMPLED = len(SAMPLE) >= FAULTS
 # Faults after which the run goes on, to its end or to the job that fails; others may strike it on the way.
 HARMLESS = ("table", "clock", "second", "bit", "page")
+# What a run says that ends of a fault of the disk.
+REASONS = {"disk": "No space left|GB are free", "fsync": "Input/output error"}
 # Faults after which a table may be gone: it vanished, or was deleted because a message asked for it.
 GONE = ("table", "bit", "page")
 
@@ -284,6 +305,7 @@ def test_whatever_dies_the_same_command_ends_with_the_same(undisturbed, disturbe
         project = disturbed()
         victims = SAMPLE if SAMPLED else VICTIMS
         if not (project.folder / "results").is_mount():
+            print("no disk is filled: this user may mount none")
             victims = [victim for victim in victims if victim != "disk"]
         run, before = Run(project), len(struck)
         while len(struck) < FAULTS and (ended := run.wait(after := chance.uniform(2, 30))) != 0:
@@ -301,10 +323,10 @@ def test_whatever_dies_the_same_command_ends_with_the_same(undisturbed, disturbe
                 continue
             ended = run.wait(120)
             assert ended is not None, fault
-            if victim == "disk" and ended != 0:
+            if victim in REASONS and ended != 0:
                 # Or it met first what an earlier fault has damaged.
                 earlier = f"|{DELETE}" if any(one["victim"] in GONE for one in struck[before:]) else ""
-                assert re.search("No space left|GB are free" + earlier, run.printed()), run.printed()[-3000:]
+                assert re.search(REASONS[victim] + earlier, run.printed()), run.printed()[-3000:]
             if chance.random() < 0.5:  # else processes that Snakemake left meet the next run
                 psutil.wait_procs(run.stages(), timeout=120)
             subprocess.run([*ALL, "--unlock"], cwd=project.folder, capture_output=True)
