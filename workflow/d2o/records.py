@@ -186,7 +186,8 @@ def artifact(
         settings: pydantic section, or plain data, that determined the content.
         inputs: files it was made from; their SHA-256 goes into the manifest.
     Raises:
-        D2OError: as `check_ours`, and where another process is making `target`; both before the body runs.
+        D2OError: where another process is making `target`, before the body runs; and as `check_ours`, before it and
+            after it.
     """
     if Path(target).is_dir():
         check_ours(Path(target))

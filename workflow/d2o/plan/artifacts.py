@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Artifact:
-    """
+    """One kind of artifact.
+
     Attributes:
         stage: the stage whose settings make it, a case of `stages.of`. Without one, a change of settings is told of
             what it is made from, or it is made again at no cost.
@@ -80,3 +81,8 @@ ARTIFACTS = {
         stage="human_verdicts", section="experiments", only_with="human_eval", reported=True
     ),
 }  # fmt: skip
+
+
+def of(place: str) -> Artifact:
+    """What is known of a place of `layout.PLACES`: of one without an entry, nothing."""
+    return ARTIFACTS.get(place, Artifact())

@@ -170,13 +170,13 @@ def replaced(s: Settings, crossed: Callable[[str, str], list[dict[str, Any]]]) -
         crossed: gives, for a place and an experiment, the names of each artifact of the place that it needs.
     """
     reported = set()
-    for place, made in ARTIFACTS.items():
-        section = made.section
+    for place, known in ARTIFACTS.items():
+        section = known.section
         for names in _names(s, section, place, crossed) if section else ():
             name = names.get(section.removesuffix("s"))
             entry = f"{section}.{name}" if name else section
             artifact = Layout(s.results).path(place, names)
-            changed = differing(artifact, stages.of(s, made.stage, SimpleNamespace(**names)))
+            changed = differing(artifact, stages.of(s, known.stage, SimpleNamespace(**names)))
             if section == "datasets" and s.datasets[name].organism:  # its files lie in the results themselves
                 changed = {key: values for key, values in changed.items() if key not in ("train", "test")}
             changes = ", ".join(f"{key}: {then!r} → {now!r}" for key, (then, now) in changed.items())

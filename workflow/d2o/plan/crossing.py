@@ -10,8 +10,8 @@ from typing import Any, get_args
 from d2o import layout, rounds, runs, settings, trials
 from d2o.contracts import CONTRACTS
 from d2o.layout import Layout
-from d2o.plan import checks, stages
-from d2o.plan.artifacts import ARTIFACTS, Artifact
+from d2o.plan import artifacts, checks, stages
+from d2o.plan.artifacts import ARTIFACTS
 
 # For each wildcard, the wildcards that must be known before it.
 _NEEDS = {"organism": {"dataset"}, "seed": {"method"}, "snapshot": {"method"}}
@@ -42,7 +42,7 @@ class Crossing:
         e = self.settings.experiments[experiment]
         wanted = layout.wildcards(place)
         wanted |= {need for name in wanted for need in _NEEDS.get(name, ())}
-        key = ARTIFACTS.get(place, Artifact()).only_with
+        key = artifacts.of(place).only_with
         has = not key or getattr(e, key)
         rows: list[dict[str, Any]] = [{"experiment": experiment}] if has else []
         for name, choices in self._choices(e, place).items():
@@ -52,7 +52,7 @@ class Crossing:
 
     def _choices(self, e: settings.Experiment, place: str) -> dict[str, Callable[[Mapping], Sequence]]:
         """The values of each wildcard in an experiment, given the wildcards before it."""
-        methods = e.methods if ARTIFACTS.get(place, Artifact()).of_initial else runs.trained(e)
+        methods = e.methods if artifacts.of(place).of_initial else runs.trained(e)
         if place == "tuned":
             methods = [m for m in methods if self.settings.methods[m].tune and runs.seeds(e, m)]
         if place == "released":
