@@ -3,7 +3,7 @@
 #                 Slurm too, which they install by apt-get; with D2O_TEST_CHROMIUM=1 those in Chromium likewise, which
 #                 run anyway where there is one
 # make test-quick those that start no engine, about four minutes
-# make test-faults   a hundred kills at random moments, in about two hours; D2O_FAULTS_SEED=2 takes other ones
+# make test-faults   a hundred faults at random moments, in about 50 minutes; D2O_FAULTS_SEED=2 takes other ones
 # make bench      a training step, generation and starts beside others' code, a log of ten million rows; over an hour
 # make env        .venv from the locked list (LOCK=gpu on a machine with NVIDIA GPUs)
 .PHONY: env demo test test-quick test-faults bench lint lock settings
