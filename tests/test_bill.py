@@ -301,7 +301,7 @@ def test_the_groups_of_a_training_take_what_was_measured(tmp_path, monkeypatch, 
     plan = Plan(yaml.safe_load(small(tmp_path, monkeypatch, **sections).read_text()), "c")
     estimate = Bill(plan, hardware.DEVICES["H100"])
     train = Human(130_000, prompts, 130_000, 130_000, 260_000)
-    data = rows.DatasetRows(train, train, train, 100, 100, 40, 230, "made up")
+    data = rows.DatasetSize(train, train, train, 100, 100, 40, 230, "made up")
     monkeypatch.setattr(estimate, "data", lambda *_: data)
     job = next(job for job in jobs.planned() if job.rule == "train_method")
     encoding = estimate.of(job).starting - hardware.DEVICES["H100"].starts["train"]

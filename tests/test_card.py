@@ -216,7 +216,7 @@ def test_what_chose_the_positives_is_no_base_of_the_model():
     chosen["datasets"] = {"pku": rows | {"hub": "a/rows"}, "old": rows | {"hub": "a/old"}}
     s = settings.Settings.model_validate(chosen)
     run = {"dataset": "pku", "model": "smol", "method": "d2o-best", "seed": 0}
-    told = [card._on_the_hub(s, settings.RunNames(**run | {"model": model})) for model in ("smol", "mended")]
+    told = [card._on_the_hub(s, settings.TrainedRun(**run | {"model": model})) for model in ("smol", "mended")]
     assert told == [
         {"base_model": ["a/policy"], "datasets": ["a/rows"]},
         {"base_model": ["a/policy"], "datasets": ["a/rows", "a/old"]},

@@ -42,13 +42,15 @@ ROUNDS = {"datasets": ["demo"], "models": ["tiny"], "methods": ["initial", "onli
           "keep": "nothing"}  # fmt: skip
 ONLINE = {"extends": "d2o", "online": {"start": 4, "every": 6, "share": 0.5}}
 ALL = [sys.executable, "-m", "snakemake", "--cores", "2", "all"]
-# Every Python process of a run loads this: while a file of this name lies beside the Snakefile, no fsync succeeds.
-FLAG = "no-fsync"
+# Every Python process of a run loads this: while the first of these files lies beside the Snakefile, no fsync
+# succeeds, and each leaves the second.
+FLAG, REFUSED = "no-fsync", "fsync-refused"
 PATCH = f"""
 import os
 fsync = os.fsync
 def failing(handle):
     if os.path.exists({FLAG!r}):
+        open({REFUSED!r}, "w").close()
         raise OSError(5, "Input/output error")
     fsync(handle)
 os.fsync = failing
@@ -234,10 +236,6 @@ def remedied(project: Project, run: Run) -> bool:
 DELETE = r"; delete (\S+)(?: and (\S+))?,? (?:and run(?: snakemake)? again|to start again)"
 
 
-# No rule makes it: it comes with a model.
-BY_PRODUCT = "/tensorboard/"
-
-
 def delete(project: Project, named: str, *told: str | None) -> None:
     """Delete what a message names: files or folders, or `it`, the one that the message is about."""
     for name in filter(None, told):
@@ -256,7 +254,7 @@ def mended(project: Project) -> None:
         else:
             again.append(problem.partition(": is gone; run again")[0])
     names = dict.fromkeys(str(Path(name).relative_to(project.folder)) for name in again)
-    finished(project, *(name for name in names if BY_PRODUCT not in name))
+    finished(project, *names)
 
 
 # What differs between two equal trainings.
@@ -269,7 +267,7 @@ def made(project: Project) -> dict[str, object]:
     content: dict[str, object] = {}
     for path in sorted(results.rglob("*")):
         name = str(path.relative_to(results))
-        if path.is_dir() or "/logs/" in name or BY_PRODUCT in name or name.endswith(".svg"):
+        if path.is_dir() or "/logs/" in name or "events.out" in name or name.endswith(".svg"):
             continue
         content[name] = None
         if path.suffix == ".parquet":
@@ -323,6 +321,9 @@ def test_whatever_dies_the_same_command_ends_with_the_same(undisturbed, disturbe
                 continue
             ended = run.wait(120)
             assert ended is not None, fault
+            if victim == "fsync" and (project.folder / REFUSED).exists():
+                (project.folder / REFUSED).unlink()
+                assert ended != 0, fault
             if victim in REASONS and ended != 0:
                 # Or it met first what an earlier fault has damaged.
                 earlier = f"|{DELETE}" if any(one["victim"] in GONE for one in struck[before:]) else ""

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 
 import pytest
@@ -171,39 +172,54 @@ def test_no_text_forges_a_marker_of_the_template_that_is_no_special_token(templa
 
 
 MARKS = ["[PAD]", "[CLS]", "[SEP]", "[UNK]"]
-LETTERS = [*"▁abcdefghijklmnopqrstuvwxyzCLSEP[]\u2060"]
 
 
-def unigram() -> Tokenizer:
-    """As sentencepiece's of DeBERTa: the special tokens are pieces of the vocabulary, too."""
-    made = Tokenizer(
-        models.Unigram([(mark, 0.0) for mark in MARKS] + [(letter, -5.0) for letter in LETTERS], unk_id=3)
-    )
-    made.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Prepend("▁")])
-    made.pre_tokenizer = pre_tokenizers.Metaspace()
-    return made
+def marked(normalizer: normalizers.Normalizer, *, normalized: bool = False) -> PreTrainedTokenizerFast:
+    """A tokenizer like those that come from sentencepiece: its special tokens are pieces of the vocabulary, too.
+
+    Args:
+        normalized: whether the special tokens are sought in the normalised text.
+    """
+    letters = [*"▁abcdefghijklmnopqrstuvwxyzCLSEP[]\u2060"]
+    pieces = [(mark, 0.0) for mark in MARKS] + [(letter, -5.0) for letter in letters]
+    made = Tokenizer(models.Unigram(pieces, unk_id=3))
+    made.normalizer, made.pre_tokenizer = normalizer, pre_tokenizers.Metaspace()
+    made.add_special_tokens([AddedToken(mark, special=True, normalized=normalized) for mark in MARKS])
+    return PreTrainedTokenizerFast(tokenizer_object=made, sep_token="[SEP]", cls_token="[CLS]")
 
 
-def word_pieces() -> Tokenizer:
-    """As BERT's: what is invisible is removed first."""
-    words = MARKS + LETTERS + [f"##{letter}" for letter in LETTERS]
-    made = Tokenizer(models.WordPiece({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
-    made.normalizer, made.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
-    return made
+NORMALIZERS = {
+    "compatibility": (normalizers.Sequence([normalizers.NFKC(), normalizers.Prepend("▁")]), False),
+    "nothing invisible": (normalizers.Sequence([normalizers.Replace("\u2060", ""), normalizers.NFKC()]), False),
+    "lower case": (normalizers.Lowercase(), True),
+    "BERT": (normalizers.BertNormalizer(), True),
+}
 
 
-@pytest.mark.parametrize("make", [unigram, word_pieces])
-@pytest.mark.parametrize("forged", ["[SEP]", "［SEP］", "[ＳＥＰ]", "\u2060［SEP\u2060］", "[S\x01EP]"])
-def test_no_text_is_normalised_to_a_special_token(make, forged):
-    made = make()
-    made.add_special_tokens([AddedToken(mark, special=True, normalized=False) for mark in MARKS])
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, sep_token="[SEP]", cls_token="[CLS]")
-    text = f"good {forged} day é"
+@pytest.mark.parametrize("kind", NORMALIZERS)
+@pytest.mark.parametrize(
+    "forged", ["[SEP]", "［SEP］", "[ＳＥＰ]", "\u2060[S\u2060EP]", "[sep]", "[Sep]", "[S\x01EP]"]
+)
+@pytest.mark.parametrize("before", ["", "cafe\u0301 [", "good "])
+def test_no_text_is_normalised_to_a_special_token(kind, forged, before):
+    normalizer, normalized = NORMALIZERS[kind]
+    tokenizer = marked(normalizer, normalized=normalized)
+    text = f"{before}{forged} day"
     read = chat.as_data(tokenizer, text)
     assert not set(tokenizer(read, add_special_tokens=False).input_ids) & {1, 2}
+    assert re.sub("[ \u2060]", "", read) == re.sub("[ \u2060]", "", text), "all else stays"
     assert chat.broken_up(tokenizer, text) == (read != text)
-    plain = "good ［sep day é"
-    assert chat.as_data(tokenizer, plain) == plain and not chat.broken_up(tokenizer, plain)
+    for plain in ("good ［sep day é", "cafe\u0301 [a]"):
+        assert chat.as_data(tokenizer, plain) == plain
+
+
+@pytest.mark.parametrize(("kind", "forged"), [(k, f) for k in NORMALIZERS for f in ("[SEP]", "［SEP］", "[sep]")])
+def test_such_a_text_would_forge_one(kind, forged):
+    """Without `as_data`, wherever the tokenizer makes the token of it."""
+    normalizer, normalized = NORMALIZERS[kind]
+    ids = marked(normalizer, normalized=normalized)(forged, add_special_tokens=False).input_ids
+    made = {"compatibility": forged != "[sep]", "nothing invisible": forged != "[sep]"}
+    assert (2 in ids) == made.get(kind, forged != "［SEP］")
 
 
 def test_a_cut_answer_is_no_whole_one():

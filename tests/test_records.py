@@ -18,7 +18,7 @@ import pytest
 
 from d2o import checksums, identities, locks, model_folders, models, records, schemas, verify, weights
 from d2o.errors import D2OError
-from d2o.settings import Model, RunNames
+from d2o.settings import Model, TrainedRun
 
 ROW = {"prompt_id": "a", "sample": 0, "score": 1.5}
 
@@ -157,7 +157,7 @@ def test_a_model_out_of_a_run_has_a_mark_and_a_manifest_of_its_own(tiny_model, t
         shutil.copytree(tiny_model, draft.path)
     before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
     for _ in range(2):
-        models.fetch(Model(run=RunNames(**trained)), tmp_path / "run", tmp_path / "model")
+        models.fetch(Model(run=TrainedRun(**trained)), tmp_path / "run", tmp_path / "model")
     assert not any((tmp_path / "model" / name).is_symlink() for name in (".d2o", "manifest.json"))
     assert (tmp_path / "model" / "model.safetensors").is_symlink()
     assert records.read_manifest(tmp_path / "model")["settings"]["run"]["method"] == "d2o"
@@ -376,6 +376,13 @@ def test_a_link_in_results_leads_no_write_elsewhere(name, tmp_path):
     assert (tmp_path / "thesis.txt").read_text() == "mine"
 
 
+def test_a_draft_of_a_small_file_follows_no_link(tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    (tmp_path / ".train.jsonl.tmp").symlink_to(tmp_path / "thesis.txt")
+    records.write_text(tmp_path / "train.jsonl", "steps")
+    assert (tmp_path / "thesis.txt").read_text() == "mine" and (tmp_path / "train.jsonl").read_text() == "steps"
+
+
 def test_what_a_manifest_says_is_no_terminal_code(tmp_path):
     with records.artifact(tmp_path / "a.txt", {"name": "\x9b2J\x1b[2J\u202e"}) as draft:
         draft.path.write_text("x")
@@ -466,6 +473,20 @@ def test_damage_is_found_and_the_way_out_told(results, name, damage):
         way_out = f"; run again, or delete {path}.manifest.json if nothing that is asked for needs it"
     assert line.startswith(f"{path}: ") and line.endswith(way_out)
     assert "1 not whole; what no target needs any more is made again by its name" in counted
+
+
+@pytest.mark.parametrize("name", ["step2/model", "tensorboard"])
+def test_what_comes_with_a_model_is_made_again_with_it(results, name):
+    """No rule makes a snapshot or TensorBoard's files: deleting their own manifest would make nothing again."""
+    folder = results / "seed0" / name
+    with records.artifact(folder) as draft:
+        draft.path.mkdir()
+        (draft.path / "file").write_text("x")
+    (folder / "file").write_text("y")
+    way_out = f"delete {results}/seed0/model/manifest.json and run again"
+    assert verify.verify(results)[0] == [f"{folder}/file: damaged; {way_out}"]
+    with pytest.raises(D2OError, match=re.escape(way_out)):
+        records.check_content(folder)
 
 
 @pytest.mark.parametrize("name", ["t.parquet", "seed0/model"])

@@ -894,6 +894,33 @@ def test_log_probs_that_are_kept_for_a_resume_are_no_others_when_damaged(tmp_pat
     assert ("damaged; its log-probs are computed again" in capfd.readouterr().err) == (damage not in (None, "gone"))
 
 
+def test_a_checkpoint_is_on_disk_before_an_older_one_goes(tiny_model, tmp_path, monkeypatch):
+    """Its files and their names: else a power cut could leave neither."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    (tiny_model / "manifest.json").write_text("{}")
+    inputs = Inputs(tiny_model, tiny_model / "config.json")
+    kept = checkpointing.Checkpoints(tmp_path / "kept", stage(DPO, keep_checkpoints=1), inputs)
+    (kept.folder / "train.jsonl").write_text("")
+    synced, removed = [], []
+    remove, sync_names = records.remove_folder, records.sync_names
+    monkeypatch.setattr(records, "sync_names", lambda folder: synced.append(folder.name) or sync_names(folder))
+    monkeypatch.setattr(
+        records, "remove_folder", lambda folder: removed.append((folder.name, *synced)) or remove(folder)
+    )
+
+    def save(folder: Path, tag: str, **_) -> None:
+        (folder / tag).mkdir()
+        (folder / tag / "weights.pt").write_bytes(b"1")
+
+    try:
+        for step in (1, 2):
+            synced.clear()
+            kept.save(SimpleNamespace(deepspeed=SimpleNamespace(save_checkpoint=save)), step, {})
+    finally:
+        dist.destroy_process_group()
+    assert removed == [("step1", "step2", "kept")]
+
+
 def test_odd_things_in_a_checkpoint_end_no_training(tmp_path):
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:

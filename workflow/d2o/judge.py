@@ -19,7 +19,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from d2o import chat, checksums, locks, records, schemas, texts
+from d2o import chat, checksums, growing, records, schemas, texts
 from d2o.errors import D2OError
 from d2o.settings import Judge
 
@@ -167,7 +167,7 @@ def _replies(judge: Judge, questions: list[str], partial: Path) -> dict[str | No
     if missing := {key: text for key, text in keys.items() if key not in done}:
         _estimate(judge, missing.values())
         with (
-            locks.appended(partial) as file,
+            growing.appended(partial) as file,
             tqdm(total=len(keys), initial=len(done), desc="verdicts", unit="verdict", mininterval=2) as bar,
         ):
             file.write("\n")  # ends the line that a killed job may have left unfinished

@@ -158,8 +158,14 @@ def manifest_path(artifact: str | os.PathLike) -> Path:
 
 
 def made_again(manifest: Path) -> Path:
-    """The path to delete so that Snakemake makes an artifact again: the manifest of a folder, or the file itself."""
-    return manifest if manifest.name == "manifest.json" else described(manifest)
+    """The path to delete so that Snakemake makes an artifact again: the manifest of a folder, or the file itself.
+
+    A snapshot and TensorBoard's files come with the model of their run, so its manifest is the one to delete.
+    """
+    if manifest.name != "manifest.json":
+        return described(manifest)
+    come_with = re.fullmatch(r"(.*/)?(?:step\d+/model|tensorboard)/manifest\.json", manifest.as_posix())
+    return Path(f"{come_with[1] or ''}model/manifest.json") if come_with else manifest
 
 
 def described(manifest: Path) -> Path:

@@ -1,7 +1,4 @@
-"""A file lock (flock), so that one process at a time works on a path; the end of the process frees it.
-
-And opening a file of ours that grows: no link at its place is followed.
-"""
+"""A file lock (flock), so that one process at a time works on a path; the end of the process frees it."""
 
 from __future__ import annotations
 
@@ -12,6 +9,7 @@ import socket
 from pathlib import Path
 from typing import IO
 
+from d2o import growing
 from d2o.errors import D2OError
 
 
@@ -26,7 +24,7 @@ def hold(path: Path) -> IO | None:
     beside = _beside(path)
     beside.parent.mkdir(parents=True, exist_ok=True)
     while True:
-        file = appended(beside)
+        file = growing.appended(beside)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -46,20 +44,6 @@ def hold(path: Path) -> IO | None:
     file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
     file.flush()
     return file
-
-
-def appended(path: Path) -> IO:
-    """A file of ours, open for reading and appending.
-
-    Raises:
-        D2OError: where it is a link: in results of somebody else it might lead to any file of this user.
-    """
-    try:
-        return open(path, "a+", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o666))
-    except OSError as error:
-        if error.errno != errno.ELOOP:
-            raise
-        raise D2OError(f"{path}: a link, where a file of our own should be; delete it") from None
 
 
 def held(path: Path) -> bool:

@@ -18,7 +18,7 @@ import pyarrow as pa
 from d2o import exact, identities, length_control, records, refusals, schemas, texts
 from d2o.errors import D2OError
 from d2o.layout import Layout, manifest_path
-from d2o.runs import Run, runs, seeds, train_of, trained
+from d2o.runs import Run, runs, seeds, train_of
 from d2o.settings import Experiment, Reward, Settings
 
 EXACT = "Exact scorers"
@@ -131,15 +131,15 @@ class Archive:
 
 def logs(archive: Archive, experiment: Experiment, dataset: str, model: str) -> pd.DataFrame:
     """The training logs of each run, one row per step, with `method` and `seed`; errors as `Archive.log`."""
-    trained = [run for run in runs(experiment, dataset, model) if run.method != "initial"]
-    rows = [{"method": run.method, "seed": run.seed} | row for run in trained for row in archive.log(run)]
+    trainings = [run for run in runs(experiment, dataset, model) if run.method != "initial"]
+    rows = [{"method": run.method, "seed": run.seed} | row for run in trainings for row in archive.log(run)]
     return pd.DataFrame(rows).reindex(columns=["method", "seed", "step", "epoch", *LOGGED, *SPENT])
 
 
 def trials(archive: Archive, settings: Settings, dataset: str, model: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The trials of each tuned method, one row per trial as the stage `tune` writes it, and their training logs."""
     experiment = settings.experiment
-    tuned = [method for method in trained(experiment) if settings.methods[method].tune]
+    tuned = [name for name in experiment.methods if name in settings.methods and settings.methods[name].tune]
     tuned = [method for method in tuned if seeds(experiment, method)]
     rows, logs = [], []
     for method in tuned:

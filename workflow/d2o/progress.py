@@ -27,7 +27,7 @@ _BLOCKS = "▁▂▃▄▅▆▇█"
 
 
 @dataclass(frozen=True)
-class Unfinished:
+class UnfinishedTraining:
     """A training that is not over.
 
     Attributes:
@@ -56,7 +56,7 @@ def _step(records: Sequence[dict[str, Any]]) -> float:
     return sum(recent) / max(len(recent), 1)
 
 
-def trainings(results: Path) -> list[Unfinished]:
+def trainings(results: Path) -> list[UnfinishedTraining]:
     """The trainings of a folder of results, and of such folders in it, that have begun and are not over.
 
     Raises:
@@ -71,7 +71,7 @@ def trainings(results: Path) -> list[Unfinished]:
     return [training for training in entries if training]
 
 
-def read(folder: Path, name: str) -> Unfinished | None:
+def read(folder: Path, name: str) -> UnfinishedTraining | None:
     """The training whose checkpoints lie in a folder; None where it has just ended, and they are gone.
 
     A line that is being written is left out.
@@ -88,7 +88,7 @@ def read(folder: Path, name: str) -> Unfinished | None:
         except ValueError:
             break
     active = locks.held(folder) or age < max(_STEPS * _step(records), _SECONDS)
-    return Unfinished(name, active, state["steps"], state["alarms"], records)
+    return UnfinishedTraining(name, active, state["steps"], state["alarms"], records)
 
 
 def sparkline(values: Iterable[float | None], width: int = 24) -> str:
@@ -102,7 +102,7 @@ def sparkline(values: Iterable[float | None], width: int = 24) -> str:
     return "".join(_BLOCKS[round((value - low) / reach * (len(_BLOCKS) - 1))] for value in means)
 
 
-def table(trainings: Sequence[Unfinished]) -> Table:
+def table(trainings: Sequence[UnfinishedTraining]) -> Table:
     """One row per training: progress, time left, speed, curves of loss and margin, and alarms."""
     from rich.table import Table
     from rich.text import Text

@@ -246,14 +246,13 @@ def check_content(folder: Path) -> None:
     """
     for name, digest in read_manifest(folder).get("content", {}).items():
         file = folder / name
+        again = made_again(folder / "manifest.json")
         if not file.exists():
-            raise D2OError(f"{file}: gone since it was written; delete {folder}/manifest.json and run again")
+            raise D2OError(f"{file}: gone since it was written; delete {again} and run again")
         if file_digest(file) != digest:
             # Or the same damaged file would be linked again.
             linked = f"{file.resolve()} and " if file.is_symlink() else ""
-            raise D2OError(
-                f"{file}: damaged since it was written; delete {linked}{folder}/manifest.json and run again"
-            )
+            raise D2OError(f"{file}: damaged since it was written; delete {linked}{again} and run again")
 
 
 def check_file(file: Path) -> Path:
@@ -363,11 +362,16 @@ def file_digest(path: str | os.PathLike) -> str:
 
 
 def write_json(path: Path, data: Any, own: str = "") -> None:
-    """Write a small JSON file whole or not at all; `own` is part of the temporary name where several may write it."""
+    """Write a small JSON file; `own` as of `write_text`."""
+    write_text(path, json.dumps(data, indent=2, ensure_ascii=False, default=str) + "\n", own)
+
+
+def write_text(path: Path, text: str, own: str = "") -> None:
+    """Write a small file whole or not at all; `own` is part of the temporary name where several may write it."""
     temporary = path.with_name(f".{path.name}{own}.tmp")
     temporary.unlink(missing_ok=True)  # what a killed writer left, or a link that leads elsewhere
     with temporary.open("x") as file:
-        file.write(json.dumps(data, indent=2, ensure_ascii=False, default=str) + "\n")
+        file.write(text)
     temporary.replace(path)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from d2o import model_folders, records
 from d2o.errors import D2OError
-from d2o.layout import PLACES
+from d2o.layout import PLACES, made_again
 
 # The adapter of a training with LoRA, in its model folder.
 ADAPTER = "adapter"
@@ -62,6 +62,7 @@ def restore(run: Path) -> None:
             if source.exists() and not file.exists():
                 file.parent.mkdir(exist_ok=True)
                 source.rename(file)
+                records.sync_names(file.parent)
                 restored.append(str(file.relative_to(run)))
     with records.artifact(run / RESTORED) as draft:
         records.write_json(draft.path, {"restored": restored})
@@ -71,8 +72,10 @@ def restore(run: Path) -> None:
 def _remove_training(run: Path) -> None:
     """Remove what a training has left in its folder; other files stay, and then the folder."""
     records.discard(run / _LOG)
-    for folder in [folder for folder in run.rglob("*") if records.is_ours(folder)]:
-        records.remove_folder(folder)
+    made = ("model", "step*/model", "tensorboard", "checkpoints")
+    for folder in [folder for at in made for folder in run.glob(at)]:
+        if records.is_ours(folder) and not folder.is_symlink():
+            records.remove_folder(folder)
     for folder in (*run.glob("step*"), run):
         with suppress(OSError):  # it is not empty
             folder.rmdir()
@@ -88,7 +91,7 @@ def lacking(model: Path) -> str | None:
         return str(error)
     run = _run_of(model)
     if run is None:
-        return f"{model}: its weights are gone; delete {manifest} and run again"
+        return f"{model}: its weights are gone; delete {made_again(manifest)} and run again"
     if model.name == "policy":
         return f"{model}: its weights were released; delete {manifest}, and the round is trained again"
     return f"{model}: its weights were released; train it again: snakemake --cores all {run / RESTORED}"

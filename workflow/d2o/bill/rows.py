@@ -61,7 +61,7 @@ class Human:
 
 
 @dataclass(frozen=True)
-class DatasetRows:
+class DatasetSize:
     """One data set as one model reads it.
 
     Attributes:
@@ -94,7 +94,7 @@ _PUBLIC = {
 _UNKNOWN = (Human(10_000, 10_000, 10_000, 10_000, 20_000), 10_000, (200, 400))
 
 
-def of(s: Settings, dataset: str, model: str) -> DatasetRows:
+def of(s: Settings, dataset: str, model: str) -> DatasetSize:
     """What is known about a data set, or else assumed."""
     if known(s, dataset):
         return _read(_tables(s, dataset), Path(Layout(s.results).path("model", model=model)).parent, s)
@@ -110,12 +110,12 @@ def _tables(s: Settings, dataset: str) -> list[Path]:
     return [Path(Layout(s.results).path(name, dataset=dataset)) for name in ("negatives", "pairs", "prompts")]
 
 
-def _read(tables: Sequence[Path], model: Path, s: Settings) -> DatasetRows:
+def _read(tables: Sequence[Path], model: Path, s: Settings) -> DatasetSize:
     negatives, pairs = records.read_any(tables[0], [*_COUNTED, "messages"]), records.read_any(tables[1], _COUNTED)
     origins = records.read_any(tables[2], ["origin"])["origin"].to_pylist()
     trained = pc.equal(negatives["split"], "train")
     prompt, answer = _lengths(_some(negatives), model, s)
-    return DatasetRows(
+    return DatasetSize(
         _human(negatives.filter(trained)),
         _human(pairs.filter(pc.equal(pairs["split"], "train"))),
         _human(negatives.filter(pc.invert(trained))),
@@ -172,7 +172,7 @@ def _lengths(rows: Sequence[Mapping[str, Any]], model: Path, s: Settings) -> tup
     return prompt + TEMPLATE, min(answer, longest)
 
 
-def _assumed(s: Settings, dataset: Dataset) -> DatasetRows:
+def _assumed(s: Settings, dataset: Dataset) -> DatasetSize:
     train, pairs, (prompt, answer) = _PUBLIC.get(dataset.hub or "", _UNKNOWN)
     known = f"about, as {dataset.hub} was published" if dataset.hub in _PUBLIC else "assumed"
     if dataset.organism:
@@ -201,7 +201,7 @@ def _assumed(s: Settings, dataset: Dataset) -> DatasetRows:
     evaluated = float(sum(map(_count, dataset.evaluation_prompts)))
     longest = s.forward.max_response_tokens
     share = train.safe / max(train.positives, 1)
-    return DatasetRows(
+    return DatasetSize(
         train,
         Human(pairs, train.prompts, pairs, share * pairs, 2 * pairs),
         train.scaled(tested + dataset.validation_prompts),

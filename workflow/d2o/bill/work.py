@@ -12,7 +12,7 @@ from d2o import rounds, runs
 from d2o.bill import arithmetic, rows, shapes
 from d2o.bill.hardware import DISK, Device
 from d2o.bill.jobs import Job
-from d2o.bill.rows import DatasetRows
+from d2o.bill.rows import DatasetSize
 from d2o.bill.shapes import Shape
 from d2o.contracts import CONTRACTS
 from d2o.plan import Plan, stages
@@ -117,7 +117,7 @@ class Bill:
         made = getattr(self, f"_{job.rule}", None)
         return made(job.names) if made else Work.table(0.0, seconds=self._device.starts["light"])
 
-    def data(self, dataset: str, model: str) -> DatasetRows:
+    def data(self, dataset: str, model: str) -> DatasetSize:
         """What is known about a data set for a model, by their names; looked up again once its tables exist."""
         return self._data(dataset, model, rows.known(self._s, dataset))
 

@@ -14,7 +14,6 @@ Messages = Sequence[Mapping[str, str]]
 
 # Tokens of this form control a template, whether or not a tokenizer calls them special.
 _CONTROL = re.compile(r"<[|｜].+[|｜]>|\[\|.+\|\]", re.DOTALL)
-_ANYTHING = re.compile(".+", re.DOTALL)
 # A word joiner: invisible, and no part of any token.
 _JOINER = "\u2060"
 
@@ -58,20 +57,12 @@ def as_data(tokenizer, text: str) -> str:
     its template writes. So no prompt and no answer can end its turn, or begin another role's, by `<|im_end|>`; nor by
     what the tokenizer's normalisation makes one, such as `［SEP］` in full-width characters.
     """
-    special, joiner = _special(tokenizer)
+    special, firsts, joiner = _special(tokenizer)
     text = break_up(special, text, joiner)
     normalizer = _normalizer(tokenizer)
     if normalizer is None or not special.search(normalizer.normalize_str(text)):
         return text
-    from tokenizers import NormalizedString, Regex
-
-    whole = NormalizedString(text)
-    normalizer.normalize(whole)
-    parts = whole.split(Regex(special.pattern), "isolated")
-    return "".join(
-        break_up(_ANYTHING, part.original, joiner) if special.fullmatch(part.normalized) else part.original
-        for part in parts
-    )
+    return "".join(c if firsts.isdisjoint(normalizer.normalize_str(c)) else c + joiner for c in text)
 
 
 def break_up(pattern: re.Pattern[str], text: str, joiner: str = _JOINER) -> str:
@@ -90,8 +81,11 @@ def _normalizer(tokenizer):
 
 
 @lru_cache(maxsize=8)
-def _special(tokenizer) -> tuple[re.Pattern[str], str]:
-    """A pattern of the tokens that no text may hold, and what breaks them up: a space where joiners are removed."""
+def _special(tokenizer) -> tuple[re.Pattern[str], frozenset[str], str]:
+    """What no text may hold: a pattern of these tokens, their first characters, and what to put after one.
+
+    The last is a word joiner, or a space where the tokenizer removes joiners.
+    """
     written = str(tokenizer.chat_template)
 
     def controls(content: str) -> bool:
@@ -102,10 +96,15 @@ def _special(tokenizer) -> tuple[re.Pattern[str], str]:
         return bool(_CONTROL.fullmatch(content)) or (content.startswith(("<", "[")) and content in written)
 
     names = [t.content for t in tokenizer.added_tokens_decoder.values() if t.special or controls(t.content)]
-    longest_first = sorted((name for name in names if len(name) > 1), key=len, reverse=True)
-    normalizer = _normalizer(tokenizer)
-    kept = normalizer is None or _JOINER in normalizer.normalize_str(f"a{_JOINER}b")
-    return re.compile("|".join(map(re.escape, longest_first)) or "(?!)"), _JOINER if kept else " "
+    joiner, normalizer = _JOINER, _normalizer(tokenizer)
+    if normalizer is not None:
+        joiner = _JOINER if _JOINER in normalizer.normalize_str(f"a{_JOINER}b") else " "
+        # These are sought in the normalised text.
+        normalised = [t.content for t in tokenizer.added_tokens_decoder.values() if t.normalized]
+        names += [normalizer.normalize_str(name).strip("▁ ") for name in normalised if name in names]
+    longest_first = sorted({name for name in names if len(name) > 1}, key=len, reverse=True)
+    pattern = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+    return pattern, frozenset(name[0] for name in longest_first), joiner
 
 
 def prompt_text(tokenizer, messages: Messages) -> str:

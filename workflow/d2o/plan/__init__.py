@@ -99,8 +99,13 @@ class Plan(Crossing):
         raise SystemExit(f"{self.origin}: {message}")
 
     def pair_inputs(self, wildcards) -> list[str]:
-        """The inputs of Figure 1: tables of scores and verdicts of the human pairs of an experiment's data sets."""
-        return [path for place in _PAIRS for path in self.targets(place, wildcards.experiment)]
+        """The inputs of Figure 1: tables of scores and verdicts of the human pairs of an experiment's data sets.
+
+        Snakemake ends with one line where the experiment has none.
+        """
+        tables = [path for place in _PAIRS for path in self.targets(place, wildcards.experiment)]
+        ask = ARTIFACTS["pair_quality_figure"].ask
+        return tables or self._end(f"experiments.{wildcards.experiment} has no such figure; {ask} in it")
 
     def compared_by_people(self, wildcards) -> list[str]:
         """The files that the pages of a human evaluation are made from: the prompts, and all answers to them."""

@@ -82,10 +82,10 @@ def of(s: Settings, stage: str, w: Any) -> settings.Section:
         case "report":
             return s.only(w.experiment)
         case "card":
-            names = {key: getattr(w, key) for key in settings.RunNames.model_fields}
+            names = {key: getattr(w, key) for key in settings.TrainedRun.model_fields}
             config = s.only(carded(s, w))
             return settings.CardStage(
-                run=settings.RunNames.model_validate(names),
+                run=settings.TrainedRun.model_validate(names),
                 settings=config,
                 licences=_licences(config),
                 watts=s.compute.watts,

@@ -12,7 +12,7 @@ import time
 from collections.abc import Container, Iterator
 from pathlib import Path
 
-from d2o import checksums, locks
+from d2o import checksums, growing, locks
 from d2o.generation import Completion
 
 # Seconds between two fsyncs: a killed process loses nothing, a power failure at most the answers of this time.
@@ -40,7 +40,7 @@ class Sampled:
 
     def __enter__(self) -> Sampled:
         self._lock = locks.hold(self._own)
-        self._file, self._synced = locks.appended(self._own), time.monotonic()
+        self._file, self._synced = growing.appended(self._own), time.monotonic()
         _drop_broken_end(self._own)
         return self
 

@@ -107,7 +107,7 @@ class Source(Hub, Licensed):
         return self
 
 
-class RunNames(Section):
+class TrainedRun(Section):
     """One training, by the names that an experiment crosses: its outcome is the initial model of others."""
 
     dataset: Name = Field(description="entry of `datasets`")
@@ -119,7 +119,7 @@ class RunNames(Section):
 class Model(Source):
     """A model to align."""
 
-    run: RunNames | None = Field(
+    run: TrainedRun | None = Field(
         None, description="a training of an experiment of this config, which makes this model"
     )
     chat_template: str | None = Field(
@@ -981,7 +981,7 @@ class Settings(Section):
 class CardStage(Section):
     """What the card of one model depends on, beside what was measured."""
 
-    run: RunNames = Field(description="the training that made it")
+    run: TrainedRun = Field(description="the training that made it")
     settings: Settings = Field(description="the whole config with the experiment whose report has its scores")
     licences: dict[str, str] = Field({}, description="by entry, such as `models.smollm2`, the licence that it names")
     watts: Above0 | None = Field(None, description="watts that one rank of a training draws")

@@ -63,7 +63,7 @@ def run(stage: TrainStage, inputs: Inputs, checkpoints: Path, output: Path) -> N
         adapters.attach(policy, train.lora)
     if train.gradient_checkpointing:
         policy.lm.gradient_checkpointing_enable({"use_reentrant": False})
-    shape = watch.ModelSizes.of(policy.lm)
+    model_sizes = watch.ModelSizes.of(policy.lm)
     peak = watch.matmul_peak(torch.device(devices.device()), policy.lm.dtype) * ranks
     if rank == 0:
         kept.check_room(policy)
@@ -81,7 +81,7 @@ def run(stage: TrainStage, inputs: Inputs, checkpoints: Path, output: Path) -> N
     if moving and state:
         moving.restore(state)
     loss_of = losses.of(method)
-    log = watch.Watch(checkpoints, stage, shape, peak, total, first)
+    log = watch.Watch(checkpoints, stage, model_sizes, peak, total, first)
 
     for step in range(first, data.until):
         members = data.batch(step)

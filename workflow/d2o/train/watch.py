@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from d2o import checksums, locks, records
+from d2o import checksums, growing, records
 from d2o.errors import D2OError
 from d2o.groups import Group
 from d2o.losses import Side
@@ -103,7 +103,7 @@ class ModelSizes:
 
     @classmethod
     def of(cls, lm: PreTrainedModel) -> ModelSizes:
-        """The shape of a model, before ZeRO partitions it."""
+        """The sizes of a model, before ZeRO partitions it."""
         config, head = lm.config, lm.get_output_embeddings().weight
         layers = [p for p in lm.get_decoder().layers.parameters() if p.ndim == 2]
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -178,11 +178,11 @@ def _mean(history: Sequence[Mapping[str, Any]], key: str) -> float:
 class Watch:
     """Writes the log of a training; on ranks other than 0 it writes nothing."""
 
-    def __init__(self, folder: Path, stage: TrainStage, shape: ModelSizes, peak: float, total: int, first: int):
+    def __init__(self, folder: Path, stage: TrainStage, sizes: ModelSizes, peak: float, total: int, first: int):
         """
         Args:
             folder: gets `train.jsonl`, `watch.json` and `tensorboard/`.
-            shape: of the model.
+            sizes: of the model.
             peak: FLOP/s of all ranks together.
             total: steps of the whole training.
             first: steps done; later lines of an interrupted run are dropped, as their steps are run again.
@@ -191,7 +191,7 @@ class Watch:
         """
         from tqdm import tqdm
 
-        self._limits, self._shape, self._peak = stage.train.alarms, shape, peak
+        self._limits, self._sizes, self._peak = stage.train.alarms, sizes, peak
         self._active = dist.get_rank() == 0
         self._path, self._state, self._total = folder / LOG, folder / STATE, total
         present = first and self._path.exists()
@@ -201,9 +201,7 @@ class Watch:
         self._began = time.monotonic()
         dist.barrier()
         if self._active:
-            draft = self._path.with_name(f".{self._path.name}.tmp")
-            draft.write_text("".join(lines))
-            draft.replace(self._path)
+            records.write_text(self._path, "".join(lines))
             self._tell({})
             self._trackers = [_TensorBoard(folder / "tensorboard", first)]
             self._trackers += [_TRACKERS[name](stage, folder / f"{name}.run") for name in stage.train.trackers]
@@ -225,13 +223,13 @@ class Watch:
         record = {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in record.items()} | {
             "seconds": round(seconds, 3),
             "tokens_per_second": round(sum(group.tokens for group in members) / seconds, 1),
-            "utilisation": round(self._shape.flops(members) / seconds / self._peak, 4),
+            "utilisation": round(self._sizes.flops(members) / seconds / self._peak, 4),
             "memory_gb": round(peak_memory() / 1e9, 3),
         }
         self._history.append(record)
         raised = alarms(self._history, self._limits)
         if self._active:
-            with locks.appended(self._path) as file:
+            with growing.appended(self._path) as file:
                 file.write(checksums.sealed(record))
             numbers = {k: v for k, v in record.items() if k != "step" and v is not None}
             for tracker in self._trackers:
@@ -299,7 +297,7 @@ class _WandB:
         """
         known = kept.read_text() if kept.exists() else None
         self._run = _installed("wandb").init(config=stage.model_dump(), id=known, resume="allow" if known else None)
-        kept.write_text(self._run.id)
+        records.write_text(kept, self._run.id)
 
     def log(self, numbers: Mapping[str, float], step: int) -> None:
         self._run.log(dict(numbers), step=step)
@@ -316,7 +314,7 @@ class _MLflow:
         """
         self._mlflow = _installed("mlflow")
         run = self._mlflow.start_run(run_id=kept.read_text() if kept.exists() else None)
-        kept.write_text(run.info.run_id)
+        records.write_text(kept, run.info.run_id)
         self._mlflow.log_dict(stage.model_dump(), "settings.json")
 
     def log(self, numbers: Mapping[str, float], step: int) -> None:
