@@ -818,3 +818,12 @@ def test_every_rule_depends_on_sources_that_are_there():
     assert all(source_digest(f"d2o.{stage}") for stage in STAGES_OF_RULES)
     with pytest.raises(ValueError, match=r"no module d2o\.likelihoods"):
         source_digest("d2o.likelihoods")
+
+
+def test_a_figure_that_its_experiment_does_not_ask_for_ends_in_a_line():
+    """Named by its path, it would start with no tables."""
+    (name, experiment), *_ = CONFIG["experiments"].items()
+    asking = CONFIG | {"experiments": {name: experiment | {"pair_quality": True}}}
+    assert Plan(asking, "c").pair_inputs(wildcards(experiment=name))
+    with pytest.raises(SystemExit, match=f"c: experiments.{name} has no such figure; set `pair_quality: true` in it"):
+        Plan(CONFIG, "c").pair_inputs(wildcards(experiment=name))
