@@ -293,8 +293,9 @@ for refused in (
     done = asking(hub[0], tmp_path, code, HF_TOKEN=SECRET)
     lines = done.stdout.splitlines()
     assert len(lines) == 5, done.stderr[-2000:]
-    for line in lines:
-        assert line.startswith("a/barred") and line.isprintable()
+    model, rows = "a/barred@main: ", "a/barred, split train, revision main: "
+    for line, begins in zip(lines, [model, model, rows, model, "a/barred of barred: "], strict=True):
+        assert line.startswith(begins) and line.isprintable()
         assert "\\u001b[31mbad credentials Bearer ***" in line and SECRET not in line
 
 

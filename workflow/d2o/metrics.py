@@ -18,7 +18,7 @@ import pyarrow as pa
 from d2o import exact, identities, length_control, records, refusals, schemas, texts
 from d2o.errors import D2OError
 from d2o.layout import Layout, manifest_path
-from d2o.runs import Run, runs, seeds, train_of
+from d2o.runs import Run, runs, seeds, train_of, trained
 from d2o.settings import Experiment, Reward, Settings
 
 EXACT = "Exact scorers"
@@ -139,7 +139,7 @@ def logs(archive: Archive, experiment: Experiment, dataset: str, model: str) -> 
 def trials(archive: Archive, settings: Settings, dataset: str, model: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The trials of each tuned method, one row per trial as the stage `tune` writes it, and their training logs."""
     experiment = settings.experiment
-    tuned = [name for name in experiment.methods if name in settings.methods and settings.methods[name].tune]
+    tuned = [method for method in trained(experiment) if settings.methods[method].tune]
     tuned = [method for method in tuned if seeds(experiment, method)]
     rows, logs = [], []
     for method in tuned:
@@ -197,15 +197,16 @@ class MeasuredTable:
 
 
 def sources(
-    archive: Archive, experiment: Experiment, entries: Mapping[str, Reward], trained: bool = True
+    archive: Archive, experiment: Experiment, entries: Mapping[str, Reward], complete: bool = True
 ) -> list[MeasuredTable]:
     """The tables of each run of an experiment; the initial model and snapshots have fewer.
 
     Args:
         entries: the config's `rewards`.
+        complete: whether of the end of a training.
     """
-    scores, *others = _of_answers(experiment, entries, trained)
-    judges = experiment.judges if trained else []
+    scores, *others = _of_answers(experiment, entries, complete)
+    judges = experiment.judges if complete else []
     return [
         *scores,
         *(MeasuredTable("verdicts", {"judge": name}, schemas.VERDICTS, _answers, _judged(name)) for name in judges),
@@ -224,11 +225,11 @@ def sources(
 
 
 def _of_answers(
-    experiment: Experiment, entries: Mapping[str, Reward], trained: bool
+    experiment: Experiment, entries: Mapping[str, Reward], complete: bool
 ) -> tuple[list[MeasuredTable], MeasuredTable, MeasuredTable]:
     """The scores of an experiment's answers, the log-probs of human ones, and the answers as such."""
     scorers = {name: _scored(name, entries[name]) for name in experiment.rewards}
-    human = [metric for metric in HUMAN_METRICS if trained or metric.neutral is None]
+    human = [metric for metric in HUMAN_METRICS if complete or metric.neutral is None]
     return (
         [
             MeasuredTable("scores", {"reward": name}, schemas.SCORES, _answers, metrics)
@@ -281,7 +282,7 @@ def single(archive: Archive, experiment: Experiment, entries: Mapping[str, Rewar
         D2OError: as `observe`, and where there is no such metric, it has no better direction, or it compares with the
             initial model.
     """
-    scores, *others = _of_answers(experiment, entries, trained=True)
+    scores, *others = _of_answers(experiment, entries, complete=True)
     choosable = [(s, m) for s in (*scores, *others) for m in s.metrics if m.key == key and m.better]
     if not choosable or choosable[0][1].neutral is not None:
         raise D2OError(f"{key}: no metric of trained models by themselves that says which values are better")
@@ -310,7 +311,7 @@ def course(
     context = _context(archive, experiment, dataset, model)
     followed = [
         replace(s, metrics=[m for m in s.metrics if m.course])
-        for s in sources(archive, experiment, settings.rewards, trained=False)
+        for s in sources(archive, experiment, settings.rewards, complete=False)
     ]
     followed = [source for source in followed if source.metrics]
     values = values[values["metric"].isin([metric.key for source in followed for metric in source.metrics])]

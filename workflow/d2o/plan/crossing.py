@@ -11,7 +11,6 @@ from d2o import layout, rounds, runs, settings, trials
 from d2o.contracts import CONTRACTS
 from d2o.layout import Layout
 from d2o.plan import artifacts, checks, stages
-from d2o.plan.artifacts import ARTIFACTS
 
 # For each wildcard, the wildcards that must be known before it.
 _NEEDS = {"organism": {"dataset"}, "seed": {"method"}, "snapshot": {"method"}}
@@ -95,7 +94,7 @@ class Crossing:
         """The artifacts that all experiments make from a training's weights; for a trial, also the choice."""
         run = _training(dict(wildcards.items()))
         having = self._having(run)
-        places = [place for place, artifact in ARTIFACTS.items() if artifact.of_weights]
+        places = [place for place, artifact in artifacts.ARTIFACTS.items() if artifact.of_weights]
         rows = ((place, row) for place in places for name in having for row in self.crossed(place, name))
         made = [self.layout.path(place, row) for place, row in rows if _training(row) == run]
         if any(run["method"] not in self.settings.experiments[name].methods for name in having):
@@ -155,7 +154,7 @@ class Crossing:
         """Whether an existing pool would come out the same, as far as settings determine it."""
         w = SimpleNamespace(**names)
         return all(
-            checks.unchanged(self.layout.path(place, names), stages.of(self.settings, ARTIFACTS[place].stage, w))
+            checks.unchanged(self.layout.path(place, names), stages.of(self.settings, artifacts.of(place).stage, w))
             for place in ("pool", "negatives", "rows", "model")
         )
 
